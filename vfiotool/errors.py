@@ -1,0 +1,136 @@
+"""Every error that vfiotool raises, and the one table that explains a kernel's errno.
+
+An error says what failed and why in its message, and what to do in ``hint``. ``exit_status`` is what
+the command line returns for it: 1 failed, 2 usage, 3 refused by a safety rule, 4 not supported here,
+5 blocked by a holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+
+class VfioToolError(Exception):
+    """Base of all errors of this package; ``hint`` tells a person what to do about it."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SelectorError(VfioToolError, ValueError):
+    """An address or other selector that cannot be understood, or that matches more than was meant."""
+
+    exit_status = 2
+
+
+class DeviceNotFoundError(VfioToolError):
+    """No PCI device, or no IOMMU group, answers to the given name."""
+
+
+class UnsupportedError(VfioToolError):
+    """This kernel or machine lacks what the operation needs."""
+
+    exit_status = 4
+
+
+class RefusedError(VfioToolError):
+    """A safety rule forbids the operation; ``reasons`` has a line for each."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, *, reasons: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reasons = tuple(reasons)
+
+
+class GroupNotViableError(VfioToolError):
+    """The kernel will not give the group to userspace while ``blockers`` (addresses) have their drivers."""
+
+    def __init__(self, message: str, *, blockers: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.blockers = tuple(blockers)
+
+
+class BindError(VfioToolError):
+    """A step of a plan failed: ``step`` describes it, ``state`` says what became of the devices."""
+
+    def __init__(self, message: str, *, step: str, state: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.step = step
+        self.state = state
+
+
+class BlockedError(VfioToolError):
+    """A driver did not let go in time; ``holders`` has one line for each process that holds the device."""
+
+    exit_status = 5
+
+    def __init__(self, message: str, *, holders: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.holders = tuple(holders)
+
+
+class ClosedError(VfioToolError, ValueError):
+    """A handle was used after ``close()``."""
+
+
+class LabError(VfioToolError):
+    """The virtual lab could not be prepared: no kernel, no QEMU, no module."""
+
+
+class KernelError(VfioToolError, OSError):
+    """The kernel refused an operation.
+
+    ``operation`` is the kernel's own name for it (``"VFIO_GROUP_SET_CONTAINER"``, ``"write"``),
+    ``subject`` what it was asked of (a path, a group, an address), ``errno`` its answer.
+    """
+
+    def __init__(self, code: int, operation: str, subject: str, *, hint: str = "") -> None:
+        cause, remedy = explain(operation, code)
+        name = errno.errorcode.get(code, str(code))
+        message = f"{operation} on {subject} failed: {cause} ({name})"
+        VfioToolError.__init__(self, message, hint=hint or remedy)
+        self.errno = code
+        self.strerror = os.strerror(code)
+        self.operation = operation
+        self.subject = subject
+
+
+class DmaMapError(KernelError):
+    """The kernel refused to map or unmap ``size`` bytes at ``iova``."""
+
+    def __init__(self, code: int, operation: str, subject: str, *, iova: int, size: int) -> None:
+        super().__init__(code, operation, subject)
+        self.iova = iova
+        self.size = size
+
+
+# (operation, errno) -> (cause, remedy). An operation of "" holds for all that have no row of their own.
+# The kernels give different numbers for the same cause, so a cause can stand more than once.
+_CAUSES: dict[tuple[str, int], tuple[str, str]] = {
+    ("", errno.EPERM): (
+        "the kernel does not permit it",
+        "run it as root, or with CAP_SYS_ADMIN",
+    ),
+    ("", errno.EACCES): ("permission denied", "run it as root, or ask for access to the node"),
+    ("", errno.ENOENT): ("it does not exist", "list what is there with 'vfiotool list'"),
+    ("", errno.ENODEV): ("the device is gone, or the driver does not know it", ""),
+    ("", errno.EBUSY): ("it is in use", "'vfiotool groups' names the processes that hold a group"),
+    ("", errno.ENOTTY): ("this kernel does not know the operation", ""),
+    ("", errno.ENOMEM): ("the kernel has no memory for it, or the memlock limit is too low", ""),
+}
+
+
+def explain(operation: str, code: int) -> tuple[str, str]:
+    """Return ``(cause, remedy)`` for an errno of an operation; the remedy may be empty."""
+    known = _CAUSES.get((operation, code)) or _CAUSES.get(("", code))
+    return known or (os.strerror(code), "")
