@@ -1,0 +1,175 @@
+"""IOMMU groups: what the kernel isolates together, and whether userspace may have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vfiotool.errors import DeviceNotFoundError
+from vfiotool.host import guard
+from vfiotool.host.devices import Device
+from vfiotool.host.era import Era, detect_era
+from vfiotool.host.holders import Holder, find_holders
+from vfiotool.host.isolation import why_together
+from vfiotool.host.tree import Tree, decode
+
+GROUPS = "/sys/kernel/iommu_groups"
+_GUARDED = ("type", "reserved_regions")
+_BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A device whose driver keeps its group from userspace."""
+
+    address: str
+    driver: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedRegion:
+    """A range of IO virtual addresses, both ends included, that must not be mapped."""
+
+    start: int
+    end: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One IOMMU group at one moment.
+
+    ``type`` is the kernel's name of its default domain. ``node`` is ``None`` until a device of the
+    group is on a VFIO driver. ``holders`` has the processes that this user may look at.
+    ``why`` tells what ties its devices together, a line for each cause.
+    """
+
+    id: int
+    type: str | None
+    viable: bool
+    blockers: tuple[Blocker, ...]
+    devices: tuple[str, ...]
+    reserved_regions: tuple[ReservedRegion, ...] | None
+    node: str | None
+    holders: tuple[Holder, ...]
+    why: tuple[str, ...]
+    unavailable: tuple[str, ...]
+
+
+def group_ids(tree: Tree) -> list[int]:
+    """Return the numbers of all groups, in order. They can be sparse, and they change."""
+    return sorted(int(name) for name in tree.find_names(GROUPS) if name.isdecimal())
+
+
+def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) -> list[Group]:
+    """Read the groups of these numbers; ``devices`` are those of the machine.
+
+    A group that is gone meanwhile is left out.
+    """
+    members: dict[int, list[Device]] = {}
+    for device in devices:
+        if device.iommu_group is not None:
+            members.setdefault(device.iommu_group, []).append(device)
+    present = [number for number in wanted if tree.exists(f"{GROUPS}/{number}")]
+    guarded = guard.read_all(
+        tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED]
+    )
+    era = detect_era(tree)
+    holders = find_holders(tree)
+    return [
+        _read_group(tree, number, tuple(members.get(number, ())), era, holders, guarded)
+        for number in present
+    ]
+
+
+def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> Group:
+    """Read one group.
+
+    Raises:
+        DeviceNotFoundError: there is no such group.
+    """
+    found = read_groups(tree, [number], devices)
+    if not found:
+        raise DeviceNotFoundError(
+            f"there is no IOMMU group {number}", hint="'vfiotool groups' shows all groups"
+        )
+    return found[0]
+
+
+def blockers(devices: Iterable[Device], era: Era) -> tuple[Blocker, ...]:
+    """Return the devices that make their group not viable, by the rules of the era.
+
+    Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
+    ``driver_managed_dma`` takes the group for itself (commit 70693f470848).
+    """
+    return tuple(
+        Blocker(device.address, device.driver, _reason(device.driver))
+        for device in devices
+        if device.driver is not None and not _is_harmless(device, device.driver, era)
+    )
+
+
+def is_vfio_driver(driver: str | None) -> bool:
+    """Say whether a driver is vfio-pci or one of its variants (``mlx5_vfio_pci``, …)."""
+    return driver is not None and "vfio" in driver
+
+
+def is_bridge(device: Device) -> bool:
+    """Say whether a device is a PCI-to-PCI or CardBus bridge: those have a header of their own type."""
+    return device.class_code >> 8 in _BRIDGE_CLASSES
+
+
+def _is_harmless(device: Device, driver: str, era: Era) -> bool:
+    if is_vfio_driver(driver) or driver == "pci-stub":
+        return True
+    return driver == "pcieport" if era.has_dma_owner else is_bridge(device)
+
+
+def _reason(driver: str) -> str:
+    return f"its driver {driver} does DMA of its own, and the group shares one address space"
+
+
+def _read_group(
+    tree: Tree,
+    number: int,
+    devices: tuple[Device, ...],
+    era: Era,
+    holders: Mapping[str, tuple[Holder, ...]],
+    guarded: Mapping[str, guard.Answer],
+) -> Group:
+    domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
+    regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
+    blocking = blockers(devices, era)
+    node = f"/dev/vfio/{number}"
+    nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
+    texts = {"type": domain_type, "reserved_regions": regions}
+    return Group(
+        id=number,
+        type=domain_type,
+        viable=not blocking,
+        blockers=blocking,
+        devices=tuple(device.address for device in devices),
+        reserved_regions=None if regions is None else _regions(regions),
+        node=node if tree.exists(node) else None,
+        holders=tuple(holder for path in nodes for holder in holders.get(path, ())),
+        why=why_together(tree, [device.address for device in devices]),
+        unavailable=tuple(name for name, text in texts.items() if text is None),
+    )
+
+
+def _text(answer: guard.Answer) -> str | None:
+    return decode(answer) if isinstance(answer, bytes) else None
+
+
+def _regions(text: str) -> tuple[ReservedRegion, ...]:
+    """Parse lines of ``0xSTART 0xEND TYPE``; others are passed over."""
+    regions = []
+    for line in text.splitlines():
+        start, _, rest = line.partition(" ")
+        end, _, kind = rest.partition(" ")
+        try:
+            regions.append(ReservedRegion(int(start, 16), int(end, 16), kind.strip()))
+        except ValueError:
+            continue
+    return tuple(regions)

@@ -1,0 +1,135 @@
+"""Reads that may never return, bounded.
+
+Some attributes take the device's lock: ``driver_override``, ``uevent`` and ``sriov_numvfs`` block,
+uninterruptibly, while an unbind of that device waits for its holder (seen on 6.1; on 6.12 only the
+last). A thread that is stuck so would keep its process from ever ending; therefore a child reads,
+and is left behind where it gets stuck.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+
+from vfiotool.host.tree import Tree
+
+STALL_SECONDS = 0.25
+TOTAL_SECONDS = 1.0
+
+Answer = bytes | OSError | None
+"""What a guarded read gave: the content, the kernel's error, or ``None`` where it did not return."""
+
+_HEADER = struct.Struct("=iI")  # errno (0 where it was read), length of the content
+_MAX_FD = 1 << 20
+_left_behind: list[int] = []
+
+
+def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, Answer]:
+    """Read files of which each may block, in about ``TOTAL_SECONDS`` at most.
+
+    After a read that blocks, the other files of its folder are not tried: they are behind the same
+    lock. Thread-safe, but for the bookkeeping of children that were left behind.
+    """
+    _reap()
+    answers: dict[str, Answer] = dict.fromkeys(paths)
+    waiting = list(paths)
+    deadline = time.monotonic() + TOTAL_SECONDS
+    while waiting and time.monotonic() < deadline:
+        done = _read_until_stall(tree, waiting, answers, deadline)
+        if done == len(waiting):
+            break
+        folder = waiting[done].rpartition("/")[0] + "/"
+        waiting = [path for path in waiting[done + 1 :] if not path.startswith(folder)]
+    return answers
+
+
+def _read_until_stall(
+    tree: Tree, paths: list[str], answers: dict[str, Answer], deadline: float
+) -> int:
+    """Fill in answers, in order; return how many came before one did not."""
+    pid, fd = _start_reader([tree.path(path) for path in paths])
+    received = 0
+    try:
+        for path in paths:
+            limit = min(time.monotonic() + STALL_SECONDS, deadline)
+            header = _receive(fd, _HEADER.size, limit)
+            if header is None:
+                break
+            code, length = _HEADER.unpack(header)
+            content = _receive(fd, length, limit + STALL_SECONDS)
+            if content is None:
+                break
+            answers[path] = OSError(code, os.strerror(code), path) if code else content
+            received += 1
+    finally:
+        os.close(fd)
+        if received == len(paths):
+            os.waitpid(pid, 0)
+        else:
+            _left_behind.append(pid)
+    return received
+
+
+def _start_reader(paths: list[str]) -> tuple[int, int]:
+    read_fd, write_fd = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forks in threaded processes; this child makes system calls only.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        os.close(write_fd)
+        return pid, read_fd
+    try:
+        # A child that is stuck must not hold its parent's pipes open: their readers would wait too.
+        os.dup2(write_fd, 0)
+        os.closerange(1, _MAX_FD)
+        for path in paths:
+            _send(*_read(path))
+    finally:
+        os._exit(0)
+
+
+def _read(path: str) -> tuple[int, bytes]:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        content = b""
+        while chunk := os.read(fd, 65536):
+            content += chunk
+        os.close(fd)
+    except OSError as error:
+        return error.errno or -1, b""
+    return 0, content
+
+
+def _send(code: int, content: bytes) -> None:
+    message = _HEADER.pack(code, len(content)) + content
+    while message:
+        message = message[os.write(0, message) :]
+
+
+def _receive(fd: int, size: int, limit: float) -> bytes | None:
+    content = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(content) < size:
+        ready = poll.poll(max(0.0, limit - time.monotonic()) * 1000)
+        chunk = os.read(fd, size - len(content)) if ready else b""
+        if not chunk:
+            return None
+        content += chunk
+    return content
+
+
+def _reap() -> None:
+    """Collect children that were left behind and have ended since."""
+    for pid in _left_behind[:]:
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            ended = pid
+        if ended:
+            _left_behind.remove(pid)

@@ -1,0 +1,144 @@
+"""From what a person types to addresses: the ``ADDRESS`` of every verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from vfiotool.errors import DeviceNotFoundError, SelectorError
+from vfiotool.host.details import disks, interfaces
+from vfiotool.host.devices import addresses, device_path
+from vfiotool.host.tree import Tree
+from vfiotool.pci.address import is_address, parse_address
+from vfiotool.pci.names import PciNames
+
+_FORMS = (
+    "use an address (0000:03:00.0, 03:00.0), a glob (0000:03:*), vendor:device (8086:10d3), "
+    "group:N, a network interface, a block or NVMe device, or a class name (see 'vfiotool list')"
+)
+
+
+def select(tree: Tree, selectors: Iterable[str]) -> list[str]:
+    """Return the addresses that the selectors name, each once, in the order of the selectors.
+
+    Raises:
+        SelectorError: a selector is malformed.
+        DeviceNotFoundError: a selector matches nothing.
+    """
+    present = addresses(tree)
+    chosen: dict[str, None] = {}
+    for selector in selectors:
+        chosen.update(dict.fromkeys(_matches(tree, selector, present)))
+    return list(chosen)
+
+
+def select_meant(tree: Tree, selectors: Sequence[str], *, several: bool) -> list[str]:
+    """Return what the selectors name, each of which must name one device unless ``several`` is meant.
+
+    Raises:
+        SelectorError: also where a selector matches more than one device and that was not meant.
+        DeviceNotFoundError: a selector matches nothing.
+    """
+    present = addresses(tree)
+    chosen: dict[str, None] = {}
+    for selector in selectors:
+        found = _matches(tree, selector, present)
+        if len(found) > 1 and not several:
+            raise SelectorError(
+                f"'{selector}' matches {len(found)} devices: {', '.join(found)}",
+                hint="name one of them, or add --all if you mean them all",
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def _matches(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    found = _search(selector)(tree, selector, present)
+    if not found:
+        raise DeviceNotFoundError(
+            f"no PCI device matches '{selector}'", hint="'vfiotool list' shows all devices"
+        )
+    return found
+
+
+def _search(selector: str) -> Callable[[Tree, str, Sequence[str]], list[str]]:
+    """Choose how to look, by the form of the selector alone."""
+    if not selector or not selector.isprintable() or "/" in selector:
+        raise SelectorError(f"{selector!r} is not a way to name a device", hint=_FORMS)
+    if any(character in selector for character in "*?["):
+        return _by_glob
+    if selector.startswith("group:"):
+        return _by_group
+    if is_address(selector):
+        return _by_address
+    if _ids(selector) is not None:
+        return _by_ids
+    if ":" in selector:
+        parse_address(selector)  # it was meant as one: say what is wrong with it
+    return _by_name
+
+
+def _by_address(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    address = parse_address(selector)
+    return [address] if address in present else []
+
+
+def _by_glob(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    from fnmatch import fnmatchcase
+
+    pattern = selector.lower()
+    return [address for address in present if fnmatchcase(address, pattern)]
+
+
+def _by_group(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    number = selector.removeprefix("group:")
+    if not number.isdecimal():
+        raise SelectorError(f"'{selector}' is not a group", hint="a group looks like group:7")
+    links = {address: tree.find_link(f"{device_path(address)}/iommu_group") for address in present}
+    return [address for address, group in links.items() if group == str(int(number))]
+
+
+def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    wanted = _ids(selector)
+    return [address for address in present if (_number(tree, address, "vendor"), _number(tree, address, "device")) == wanted]
+
+
+def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    """Find an interface, a disk or NVMe device (or a part of one), else a class by its name."""
+    carried = [
+        address
+        for address in present
+        if selector in interfaces(tree, address)
+        or any(_is_part_of(selector, disk) for disk in disks(tree, address))
+    ]
+    return carried or _by_class(tree, selector, present)
+
+
+def _by_class(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    names, wanted = PciNames.of_this_machine(), selector.lower()
+    return [
+        address
+        for address in present
+        if wanted == names.pci_class(_number(tree, address, "class")).lower()
+    ]
+
+
+def _is_part_of(name: str, disk: str) -> bool:
+    """``sda1`` is a part of ``sda``, ``nvme0n1p2`` of ``nvme0n1``; ``nvme10`` is none of ``nvme1``."""
+    rest = name.removeprefix(disk).removeprefix("p")
+    return name == disk or (name.startswith(disk) and rest.isdecimal() and name[len(disk)] in "p"
+                            ) or (name.startswith(disk) and disk[-1].isalpha() and rest.isdecimal())
+
+
+def _ids(selector: str) -> tuple[int, int] | None:
+    vendor, _, device = selector.partition(":")
+    if len(vendor) != 4 or len(device) != 4:
+        return None
+    try:
+        return int(vendor, 16), int(device, 16)
+    except ValueError:
+        return None
+
+
+def _number(tree: Tree, address: str, name: str) -> int:
+    """Return a number of a device, or -1 where the device is gone meanwhile."""
+    return int(tree.find(f"{device_path(address)}/{name}") or "-1", 0)

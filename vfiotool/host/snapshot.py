@@ -1,0 +1,31 @@
+"""The whole machine at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vfiotool.host import pending
+from vfiotool.host.devices import Device, addresses, read_devices
+from vfiotool.host.groups import Group, group_ids, read_groups
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All PCI devices and IOMMU groups, each in order."""
+
+    devices: tuple[Device, ...]
+    groups: tuple[Group, ...]
+
+
+def snapshot(tree: Tree | None = None, *, state_dir: str = pending.STATE_DIR) -> Snapshot:
+    """Read all devices and groups of this machine, or of another one's tree.
+
+    A device or group that goes away meanwhile is left out. What blocks is bounded: see ``guard``.
+    """
+    tree = tree or Tree()
+    devices = read_devices(
+        tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir
+    )
+    return Snapshot(tuple(devices), tuple(read_groups(tree, group_ids(tree), devices)))

@@ -1,0 +1,128 @@
+"""Configuration space, decoded from bytes. Nothing here trusts the device: every offset is bounded."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+HEADER_SIZE = 64
+STANDARD_SIZE = 256
+EXTENDED_SIZE = 4096
+
+_STATUS = 0x06
+_STATUS_CAP_LIST = 0x10
+_HEADER_TYPE = 0x0E
+_CAPABILITY_POINTER = {0: 0x34, 1: 0x34, 2: 0x14}
+
+# PCI Code and ID Assignment Specification, "Capability IDs" and "Extended Capability IDs".
+CAPABILITY_NAMES = {
+    0x01: "Power Management",
+    0x02: "AGP",
+    0x03: "Vital Product Data",
+    0x04: "Slot Identification",
+    0x05: "MSI",
+    0x06: "CompactPCI Hot Swap",
+    0x07: "PCI-X",
+    0x08: "HyperTransport",
+    0x09: "Vendor Specific",
+    0x0A: "Debug Port",
+    0x0C: "Hot-Plug Controller",
+    0x0D: "Bridge Subsystem Vendor",
+    0x0E: "AGP 8x",
+    0x0F: "Secure Device",
+    0x10: "PCI Express",
+    0x11: "MSI-X",
+    0x12: "SATA",
+    0x13: "Advanced Features",
+    0x14: "Enhanced Allocation",
+    0x15: "Flattening Portal Bridge",
+}
+EXTENDED_CAPABILITY_NAMES = {
+    0x01: "Advanced Error Reporting",
+    0x02: "Virtual Channel",
+    0x03: "Device Serial Number",
+    0x04: "Power Budgeting",
+    0x05: "Root Complex Link Declaration",
+    0x07: "Root Complex Event Collector",
+    0x08: "Multi-Function Virtual Channel",
+    0x09: "Virtual Channel (MFVC)",
+    0x0B: "Vendor Specific",
+    0x0D: "Access Control Services",
+    0x0E: "Alternative Routing-ID",
+    0x0F: "Address Translation Services",
+    0x10: "SR-IOV",
+    0x12: "Multicast",
+    0x13: "Page Request Interface",
+    0x15: "Resizable BAR",
+    0x16: "Dynamic Power Allocation",
+    0x17: "TPH Requester",
+    0x18: "Latency Tolerance Reporting",
+    0x19: "Secondary PCI Express",
+    0x1B: "Process Address Space ID",
+    0x1D: "Downstream Port Containment",
+    0x1E: "L1 PM Substates",
+    0x1F: "Precision Time Measurement",
+    0x23: "Designated Vendor Specific",
+    0x24: "VF Resizable BAR",
+    0x25: "Data Link Feature",
+    0x26: "Physical Layer 16.0 GT/s",
+    0x27: "Lane Margining",
+    0x2A: "Physical Layer 32.0 GT/s",
+    0x2E: "Data Object Exchange",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One capability: its id, the offset of its header in bytes, and a name for people."""
+
+    id: int
+    offset: int
+    extended: bool
+    name: str
+
+
+def header_type(config: bytes) -> int | None:
+    """Return the header type without its multifunction bit: 0 endpoint, 1 bridge, 2 CardBus."""
+    return config[_HEADER_TYPE] & 0x7F if len(config) > _HEADER_TYPE else None
+
+
+def capabilities(config: bytes) -> tuple[Capability, ...]:
+    """List the capabilities in the order of their chains, standard ones first.
+
+    A chain ends at the first header that lies outside its space, is not aligned, or was seen
+    before, so that a broken device yields a short list and not a loop. Fewer than 256 bytes
+    (all that the kernel shows to an unprivileged reader is 64) yield an empty one.
+
+    Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3.
+    """
+    if len(config) < STANDARD_SIZE or config[:2] == b"\xff\xff":
+        return ()
+    return tuple(_standard(config) + _extended(config))
+
+
+def _standard(config: bytes) -> list[Capability]:
+    if not config[_STATUS] & _STATUS_CAP_LIST:
+        return []
+    found: dict[int, Capability] = {}
+    offset = config[_CAPABILITY_POINTER.get(header_type(config) or 0, 0x34)] & 0xFC
+    while HEADER_SIZE <= offset < STANDARD_SIZE and offset not in found:
+        number = config[offset]
+        name = CAPABILITY_NAMES.get(number, f"Capability {number:02x}")
+        found[offset] = Capability(number, offset, extended=False, name=name)
+        offset = config[offset + 1] & 0xFC
+    return list(found.values())
+
+
+def _extended(config: bytes) -> list[Capability]:
+    found: dict[int, Capability] = {}
+    offset, end = STANDARD_SIZE, min(len(config), EXTENDED_SIZE)
+    while STANDARD_SIZE <= offset <= end - 4 and offset not in found:
+        (header,) = struct.unpack_from("<I", config, offset)
+        if header in (0, 0xFFFFFFFF):
+            break
+        number = header & 0xFFFF
+        name = EXTENDED_CAPABILITY_NAMES.get(number, f"Extended capability {number:04x}")
+        found[offset] = Capability(number, offset, extended=True, name=name)
+        offset = header >> 20 & 0xFFC
+    return list(found.values())
