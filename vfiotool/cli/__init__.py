@@ -6,24 +6,21 @@ import importlib
 import os
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from vfiotool.cli.settings import Settings
 from vfiotool.errors import VfioToolError
+from vfiotool.host.pending import STATE_DIR
 
 # verb -> (module:attribute, short help). The help stands here so that `vfiotool --help` imports no verb.
 VERBS: dict[str, tuple[str, str]] = {
+    "list": ("vfiotool.cli.see:list_devices", "List PCI devices."),
+    "groups": ("vfiotool.cli.see:list_groups", "List IOMMU groups and what blocks or holds them."),
+    "show": ("vfiotool.cli.see:show_device", "Show all about one device."),
     "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
 }
-
-
-@dataclass(slots=True)
-class Settings:
-    """What the global options say; verbs get it as the click context's object."""
-
-    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -47,11 +44,24 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--sysroot",
+    type=click.Path(exists=True, file_okay=False),
+    default="/",
+    help="Read the /sys and /proc below this folder instead of this machine's.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False),
+    default=STATE_DIR,
+    show_default=True,
+    help="Where the journal is kept.",
+)
 @click.version_option(package_name="vfiotool", message="%(prog)s %(version)s")
 @click.pass_obj
-def cli(settings: Settings, debug: bool) -> None:
+def cli(settings: Settings, debug: bool, sysroot: str, state_dir: str) -> None:
     """See, bind, drive and prove PCI devices through VFIO."""
-    settings.debug = debug
+    settings.debug, settings.sysroot, settings.state_dir = debug, sysroot, state_dir
 
 
 def main(args: list[str] | None = None) -> None:

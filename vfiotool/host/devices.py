@@ -96,18 +96,18 @@ def read_devices(
     return devices
 
 
-def read_device(tree: Tree, address: str, names: PciNames) -> Device:
-    """Read one device.
+def find_device(devices: Iterable[Device], address: str) -> Device:
+    """Return the device at an address.
 
     Raises:
-        DeviceNotFoundError: there is none at this address.
+        DeviceNotFoundError: there is none.
     """
-    found = read_devices(tree, [address], names)
-    if not found:
-        raise DeviceNotFoundError(
-            f"there is no PCI device at {address}", hint="'vfiotool list' shows all devices"
-        )
-    return found[0]
+    for device in devices:
+        if device.address == address:
+            return device
+    raise DeviceNotFoundError(
+        f"there is no PCI device at {address}", hint="'vfiotool list' shows all devices"
+    )
 
 
 class _Reader:

@@ -14,6 +14,10 @@ from vfiotool.host.isolation import why_together
 from vfiotool.host.tree import Tree, decode
 
 GROUPS = "/sys/kernel/iommu_groups"
+TURN_ON_IOMMU = (
+    "turn VT-d or AMD-Vi on in the firmware, and on Intel boot with intel_iommu=on on the kernel's "
+    "command line"
+)
 _GUARDED = ("type", "reserved_regions")
 _BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
 
@@ -72,14 +76,11 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) ->
         if device.iommu_group is not None:
             members.setdefault(device.iommu_group, []).append(device)
     present = [number for number in wanted if tree.exists(f"{GROUPS}/{number}")]
-    guarded = guard.read_all(
-        tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED]
-    )
+    guarded = guard.read_all(tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED])
     era = detect_era(tree)
     holders = find_holders(tree)
     return [
-        _read_group(tree, number, tuple(members.get(number, ())), era, holders, guarded)
-        for number in present
+        _read_group(tree, number, tuple(members.get(number, ())), era, holders, guarded) for number in present
     ]
 
 

@@ -47,9 +47,7 @@ def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, Answer]:
     return answers
 
 
-def _read_until_stall(
-    tree: Tree, paths: list[str], answers: dict[str, Answer], deadline: float
-) -> int:
+def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer], deadline: float) -> int:
     """Fill in answers, in order; return how many came before one did not."""
     pid, fd = _start_reader([tree.path(path) for path in paths])
     received = 0

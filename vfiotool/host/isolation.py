@@ -27,11 +27,9 @@ def why_together(tree: Tree, group: Sequence[str]) -> tuple[str, ...]:
     ancestors = {address: _ancestors(tree, address) for address in group}
     involved = dict.fromkeys([*group, *(bridge for chain in ancestors.values() for bridge in chain)])
     configs = _configs(tree, list(involved))
-    return tuple(
-        [
-            *_behind_bridges(group, ancestors, configs),
-            *_multifunction(group, configs),
-        ]
+    return (
+        *_behind_bridges(group, ancestors, configs),
+        *_multifunction(group, configs),
     )
 
 
@@ -44,10 +42,7 @@ def _ancestors(tree: Tree, address: str) -> list[str]:
 def _configs(tree: Tree, addresses: list[str]) -> dict[str, bytes]:
     paths = {f"{device_path(address)}/config": address for address in addresses}
     answers = guard.read_all(tree, list(paths))
-    return {
-        paths[path]: answer if isinstance(answer, bytes) else b""
-        for path, answer in answers.items()
-    }
+    return {paths[path]: answer if isinstance(answer, bytes) else b"" for path, answer in answers.items()}
 
 
 def _behind_bridges(

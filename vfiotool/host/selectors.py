@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
-from vfiotool.host.details import disks, interfaces
 from vfiotool.host.devices import addresses, device_path
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage import find_carriers
 from vfiotool.pci.address import is_address, parse_address
 from vfiotool.pci.names import PciNames
 
@@ -99,34 +99,23 @@ def _by_group(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     wanted = _ids(selector)
-    return [address for address in present if (_number(tree, address, "vendor"), _number(tree, address, "device")) == wanted]
+    return [
+        address
+        for address in present
+        if (_number(tree, address, "vendor"), _number(tree, address, "device")) == wanted
+    ]
 
 
 def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
-    """Find an interface, a disk or NVMe device (or a part of one), else a class by its name."""
-    carried = [
-        address
-        for address in present
-        if selector in interfaces(tree, address)
-        or any(_is_part_of(selector, disk) for disk in disks(tree, address))
-    ]
-    return carried or _by_class(tree, selector, present)
+    """Find what carries an interface, a disk or a partition of this name, else a class."""
+    return find_carriers(tree, selector) or _by_class(tree, selector, present)
 
 
 def _by_class(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     names, wanted = PciNames.of_this_machine(), selector.lower()
     return [
-        address
-        for address in present
-        if wanted == names.pci_class(_number(tree, address, "class")).lower()
+        address for address in present if wanted == names.pci_class(_number(tree, address, "class")).lower()
     ]
-
-
-def _is_part_of(name: str, disk: str) -> bool:
-    """``sda1`` is a part of ``sda``, ``nvme0n1p2`` of ``nvme0n1``; ``nvme10`` is none of ``nvme1``."""
-    rest = name.removeprefix(disk).removeprefix("p")
-    return name == disk or (name.startswith(disk) and rest.isdecimal() and name[len(disk)] in "p"
-                            ) or (name.startswith(disk) and disk[-1].isalpha() and rest.isdecimal())
 
 
 def _ids(selector: str) -> tuple[int, int] | None:

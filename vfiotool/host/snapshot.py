@@ -25,7 +25,5 @@ def snapshot(tree: Tree | None = None, *, state_dir: str = pending.STATE_DIR) ->
     A device or group that goes away meanwhile is left out. What blocks is bounded: see ``guard``.
     """
     tree = tree or Tree()
-    devices = read_devices(
-        tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir
-    )
+    devices = read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)
     return Snapshot(tuple(devices), tuple(read_groups(tree, group_ids(tree), devices)))

@@ -52,6 +52,7 @@ def _number(text: str, part: str, *, digits: int, limit: int) -> int:
     value = int(part, 16)
     if value >= limit:
         raise SelectorError(
-            f"'{text}' is not a PCI address: {part} is too large (at most {limit - 1:x})", hint=_HINT
+            f"'{text}' is not a PCI address: {part} is too large (at most {limit - 1:x})",
+            hint=_HINT,
         )
     return value

@@ -1,0 +1,26 @@
+"""What the global options say, and the options that verbs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.tree import Tree
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@dataclass(slots=True)
+class Settings:
+    """The global options; verbs get them as the click context's object."""
+
+    debug: bool = False
+    sysroot: str = "/"
+    state_dir: str = STATE_DIR
+
+    @property
+    def tree(self) -> Tree:
+        """The machine to look at."""
+        return Tree(self.sysroot)

@@ -1,0 +1,1 @@
+"""How what is known is shown: JSON documents and tables. No logic, no I/O but printing."""

@@ -1,0 +1,171 @@
+"""Tables for a terminal, by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vfiotool.host.details import Details
+from vfiotool.host.devices import Device
+from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_vfio_driver
+
+_NONE = "-"
+
+
+def print_devices(devices: Iterable[Device]) -> None:
+    """Print a line for each device."""
+    table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
+    for device in devices:
+        table.add_row(
+            device.address,
+            f"{device.vendor_id:04x}:{device.device_id:04x}",
+            _text(device.iommu_group),
+            _driver(device),
+            _name(device),
+        )
+    _print(table)
+
+
+def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
+    """Print each group with its devices, what blocks it and who holds it."""
+    by_address = {device.address: device for device in devices}
+    table = _table("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE")
+    notes = []
+    for group in groups:
+        columns = [str(group.id), group.type or _NONE, "yes" if group.viable else "no"]
+        for address in group.devices:
+            device = by_address.get(address)
+            if device is not None:
+                table.add_row(*columns, address, _driver(device), _name(device))
+                columns = ["", "", ""]
+        notes += [f"group {group.id}: {line}" for line in group_notes(group)]
+    _print(table)
+    for note in notes:
+        _print(Text(note))
+
+
+def group_notes(group: Group) -> list[str]:
+    """Return what a person should know of a group, and what to do about it."""
+    notes = [f"shared: {line}" for line in group.why]
+    notes += [
+        f"not viable: {blocker.address} has driver {blocker.driver}; {blocker.reason}. "
+        f"Free it with 'vfiotool unbind {blocker.address}' or bind it too"
+        for blocker in group.blockers
+    ]
+    notes += [
+        f"held: {holder.node} by pid {holder.pid} ({holder.comm}), fd {holder.fd}" for holder in group.holders
+    ]
+    return notes
+
+
+def print_details(details: Details) -> None:
+    """Print all about one device."""
+    _print(Text(f"{details.device.address} {_name(details.device)}", style="bold"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for label, value in _facts(details):
+        table.add_row(Text(label), Text(value))
+    _print(table)
+
+
+def _facts(details: Details) -> Iterable[tuple[str, str]]:
+    device = details.device
+    ids = f"{device.vendor_id:04x}:{device.device_id:04x} rev {device.revision:02x}"
+    yield "id", f"{ids}, class {device.class_code:06x}"
+    subsystem = f"{device.subsystem_vendor_id:04x}:{device.subsystem_device_id:04x}"
+    yield "subsystem", subsystem
+    yield "driver", _text(device.driver)
+    yield "override", _text(device.driver_override)
+    yield "power", _text(device.power_state)
+    yield "resets", _list(device.reset_methods)
+    yield "numa node", _text(device.numa_node)
+    if device.sriov_totalvfs:
+        yield "vfs", f"{_text(device.sriov_numvfs)} of {device.sriov_totalvfs}: {_list(device.vfs)}"
+    if device.physfn:
+        yield "vf of", device.physfn
+    if details.link:
+        link = details.link
+        now = f"{link.get('current_link_speed', '?')} x{link.get('current_link_width', '?')}"
+        most = f"{link.get('max_link_speed', '?')} x{link.get('max_link_width', '?')}"
+        yield "link", f"{now}, at most {most}"
+    yield from _group_facts(details)
+    for bar in details.bars:
+        prefetch = ", prefetchable" if bar.prefetchable else ""
+        yield f"bar {bar.index}", f"{bar.start:#x}, {bar.size:#x} bytes, {bar.type}{prefetch}"
+    for capability in details.capabilities or ():
+        kind = "extended" if capability.extended else "standard"
+        yield (
+            f"cap {capability.offset:#05x}",
+            f"{capability.name} ({kind}, id {capability.id:#04x})",
+        )
+    for usage in details.usage:
+        yield usage.kind, f"{usage.name}: {usage.detail}"
+    if device.blocked:
+        yield "blocked", "an unbind is pending until its holder lets go"
+    if device.unavailable:
+        yield "unavailable", ", ".join(device.unavailable)
+    yield "to free it", how_to_free(details)
+
+
+def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
+    group = details.group
+    if group is None:
+        yield "iommu group", f"{_NONE} (no IOMMU is on, or it does not cover this device)"
+        return
+    viable = "viable" if group.viable else "not viable"
+    yield (
+        "iommu group",
+        f"{group.id} ({viable}, type {group.type or _NONE}, {_text(details.iommu)})",
+    )
+    yield "group has", _list(group.devices)
+    for note in group_notes(group):
+        yield "", note
+
+
+def how_to_free(details: Details) -> str:
+    """Return the command that hands a device to userspace, or gives it back."""
+    device, group = details.device, details.group
+    if group is None:
+        return TURN_ON_IOMMU
+    if is_vfio_driver(device.driver):
+        return f"it is on {device.driver}: 'vfiotool restore {device.address}' gives it back"
+    if len(group.devices) > 1:
+        return f"'vfiotool bind --group {device.address}' hands the whole group over"
+    return f"'vfiotool bind {device.address}' hands it over"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading != "DEVICE", overflow="fold")
+    return table
+
+
+def _print(renderable: Table | Text) -> None:
+    """Print; a pipe gets each line whole, a terminal gets them folded to its width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    console.print(renderable, soft_wrap=isinstance(renderable, Text))
+
+
+_PIPE_WIDTH = 200
+
+
+def _driver(device: Device) -> str:
+    return "blocked" if device.blocked else _text(device.driver)
+
+
+def _name(device: Device) -> str:
+    return f"{device.vendor} {device.device}"
+
+
+def _text(value: str | int | None) -> str:
+    return _NONE if value is None else str(value)
+
+
+def _list(values: Sequence[str] | None) -> str:
+    return " ".join(values) if values else _NONE
