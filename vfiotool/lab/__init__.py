@@ -1,0 +1,1 @@
+"""Virtual hardware: kernels, machines and the guests that run commands on them."""

@@ -1,0 +1,289 @@
+"""The machine's own apt, with state of its own: it fetches from any suite and installs nothing.
+
+Proxies, credentials and timeouts stay those of /etc/apt. Sources, lists and caches are private, and
+so are the rules on signatures: whatever the machine allows, nothing unsigned is accepted here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from vfiotool.errors import LabError, UnsupportedError
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_HELPER = "/usr/lib/apt/apt-helper"
+_SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # not on the PATH of Debian's ordinary users
+
+# Hooks are cleared because apt runs them after any update, and they act on the machine's own state.
+# Index targets are cleared because only Packages is of use, and others are large.
+_CONFIG = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear Acquire::IndexTargets;
+Acquire::IndexTargets::deb::Packages {{
+  MetaKey "$(COMPONENT)/binary-$(ARCHITECTURE)/Packages"; flatMetaKey "Packages";
+  ShortDescription "Packages"; Description "$(RELEASE)/$(COMPONENT) $(ARCHITECTURE) Packages";
+  flatDescription "$(RELEASE) Packages";
+}};
+Acquire::Languages "none";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+APT::Get::AllowUnauthenticated "false";
+APT::Default-Release "";
+APT::Update::Error-Mode "any";
+Dir::State "{directory}";
+Dir::State::lists "lists";
+Dir::State::status "{directory}/status";
+Dir::Cache "{directory}";
+Dir::Cache::archives "archives";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+"""
+
+_OFFLINE = re.compile(r"resolv|connect|unreachable|timed out|Connection failed", re.IGNORECASE)
+_UNSIGNED = re.compile(r"NO_PUBKEY|not signed|GPG error|signature|Hash Sum mismatch", re.IGNORECASE)
+_GONE = re.compile(r"does not have a Release file|404|no longer has a Release")
+_FULL = re.compile(r"No space left|enough free space|Disk quota")
+
+
+class Progress(Protocol):
+    """What is told how far the work has come."""
+
+    def update(self, description: str, fraction: float | None) -> None:
+        """Take what is being done now, and how much of it is done (0 to 1; None: not known)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One Debian suite on one mirror."""
+
+    uri: str
+    suite: str
+
+    def line(self, architecture: str) -> str:
+        """Return it as a line of sources.list(5), tied to the keys of Debian's archive alone."""
+        options = f"arch={architecture}"
+        if os.path.exists(KEYRING):
+            options += f" signed-by={KEYRING}"
+        return f"deb [{options}] {self.uri} {self.suite} main\n"
+
+
+def architecture() -> str:
+    """Return dpkg's name of this machine's architecture; UnsupportedError where there is no dpkg."""
+    return _query([tool("dpkg"), "--print-architecture"]).strip()
+
+
+def tool(name: str) -> str:
+    """Return the path of a program, looking in the sbin directories too; UnsupportedError if absent."""
+    path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + _SBIN)
+    if path is None:
+        raise UnsupportedError(
+            f"'{name}' is not on this machine, and the lab's kernels are fetched with it",
+            hint="the lab needs Debian's apt, dpkg and kmod",
+        )
+    return path
+
+
+class Apt:
+    """apt whose state is in ``directory``, with the given sources or, by default, the machine's.
+
+    Not for use by two processes at once: its user holds a lock, whose descriptor every apt inherits,
+    so that the lock lasts until an apt that outlives a killed vfiotool is done.
+    """
+
+    def __init__(self, directory: str, lock: int, sources: Sequence[Source] | None = None) -> None:
+        self.directory = directory
+        self._lock = lock
+        self._config = os.path.join(directory, "apt.conf")
+        for part in ("lists/partial", "archives/partial"):
+            os.makedirs(os.path.join(directory, part), exist_ok=True)
+        self._write("status", "")
+        config = _CONFIG.format(directory=directory)
+        if os.geteuid() == 0:  # apt's own user cannot enter root's cache, and warns about it
+            config += 'APT::Sandbox::User "root";\n'
+        if sources is not None:
+            here = architecture()
+            self._write("sources.list", "".join(source.line(here) for source in sources))
+            config += f'Dir::Etc::SourceList "{directory}/sources.list";\n'
+            config += 'Dir::Etc::SourceParts "/dev/null";\n'
+        self._write("apt.conf", config)
+
+    def _write(self, name: str, text: str) -> None:
+        with open(os.path.join(self.directory, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _argv(self, program: str, *arguments: str) -> list[str]:
+        return [tool(program), "-c", self._config, *arguments]
+
+    def update(self, progress: Progress | None, description: str) -> None:
+        """Fetch the package lists; LabError if any of them, or its signature, is not to be had."""
+        self._acquire(self._argv("apt-get", "update"), self.directory, progress, description)
+
+    def mirrors(self) -> dict[str, str]:
+        """Return the sources' URIs by the label in their signed Release file ("Debian", …)."""
+        return _mirrors(self._argv("apt-get"))
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of all packages that begin with ``prefix``."""
+        return _query(self._argv("apt-cache", "pkgnames", prefix)).split()
+
+    def show(self, packages: Sequence[str]) -> list[dict[str, str]]:
+        """Return the control fields of each package's candidate version."""
+        if not packages:
+            return []
+        text = _query(self._argv("apt-cache", "show", "--no-all-versions", *packages))
+        return [_fields(stanza) for stanza in text.split("\n\n") if stanza.strip()]
+
+    def suite(self, package: str, version: str) -> str:
+        """Return the suite that offers this version of a package."""
+        for line in _query(self._argv("apt-cache", "madison", package)).splitlines():
+            _name, offered, where = (part.strip() for part in line.split("|"))
+            if offered == version:
+                return where.split()[1].rpartition("/")[0]
+        return ""
+
+    def download(
+        self, packages: Mapping[str, str], directory: str, progress: Progress | None, what: str
+    ) -> list[str]:
+        """Fetch package versions into ``directory`` and return the files' paths.
+
+        What an earlier, interrupted call left there is continued where the server allows it
+        (apt asks with Range and If-Range), and every file's hash is checked against the signed lists.
+        """
+        os.makedirs(directory, exist_ok=True)
+        wanted = [f"{name}={version}" for name, version in packages.items()]
+        # In a directory without the files: apt-get names only those that are yet to be fetched.
+        uris = _query(self._argv("apt-get", "--print-uris", "download", *wanted), self.directory)
+        files = re.findall(r"^'(\S+)' (\S+) \d+ (\S+)$", uris, re.MULTILINE)
+        if len(files) != len(wanted):
+            raise LabError(f"apt does not know where to fetch {' '.join(wanted)}", hint=_AGAIN)
+        paths = [os.path.join(directory, name) for _uri, name, _hash in files]
+        triples = [
+            part for (uri, _, digest), path in zip(files, paths, strict=True)
+            for part in (uri, path, digest)
+        ]  # fmt: skip
+        argv = [_HELPER, "-c", self._config, "download-file", *triples]
+        self._acquire(argv, directory, progress, what)
+        return paths
+
+    def _acquire(
+        self, argv: list[str], directory: str, progress: Progress | None, description: str
+    ) -> None:
+        """Run an apt that fetches; an interrupt stops it in a way that lets it be continued."""
+        log = os.path.join(self.directory, "log")
+        read_end, write_end = os.pipe()
+        with open(read_end, encoding="utf-8", errors="replace") as status, open(log, "w+") as output:
+            try:
+                process = subprocess.Popen(
+                    [*argv, "-o", f"APT::Status-Fd={write_end}"],
+                    cwd=directory,
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(write_end, self._lock),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(write_end)
+            try:
+                _follow(status, progress, description)
+                code = process.wait()
+            except BaseException:
+                _interrupt(process)
+                raise
+            output.seek(0)
+            if code:
+                raise _error(f"apt failed while {description}", output.read())
+
+
+def machine_mirrors() -> dict[str, str]:
+    """Return the mirrors that the machine's own, already fetched, package lists come from, by label."""
+    return _mirrors([tool("apt-get")])
+
+
+def _mirrors(apt_get: list[str]) -> dict[str, str]:
+    shape = "$(LABEL)|$(REPO_URI)"
+    found: dict[str, str] = {}
+    for line in _query([*apt_get, "indextargets", "--format", shape]).splitlines():
+        label, _, uri = line.partition("|")
+        found.setdefault(label, uri)
+    return found
+
+
+def _follow(status: IO[str], progress: Progress | None, description: str) -> None:
+    """Report apt's ``dlstatus:FILE:PERCENT:TEXT`` lines until it closes the pipe."""
+    if progress is not None:
+        progress.update(description, None)
+    for line in status:
+        parts = line.split(":", 3)
+        if progress is not None and len(parts) == 4 and parts[0] == "dlstatus":
+            progress.update(description, min(float(parts[2]) / 100, 1.0))
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    # On SIGINT apt's methods give the partial file the server's date; without it the server would
+    # send the file from its beginning again. They are in a session of their own: signal all of it.
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=5)
+    except ProcessLookupError:
+        process.wait()
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _query(argv: list[str], directory: str | None = None) -> str:
+    result = subprocess.run(
+        argv, cwd=directory, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    if result.returncode:
+        words = " ".join(argv[3:5] if argv[1:2] == ["-c"] else argv[1:3])
+        raise _error(f"'{os.path.basename(argv[0])} {words}' failed", result.stderr)
+    return result.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+_AGAIN = "fetch again with 'vfiotool lab kernels --refresh'"
+
+
+def _error(what: str, output: str) -> LabError:
+    reasons = re.findall(r"^[EW]: *(.+)$", output, re.MULTILINE)
+    reason = "; ".join(dict.fromkeys(reasons[:3])) or output.strip().rpartition("\n")[2]
+    return LabError(f"{what}: {reason or 'it gave no reason'}", hint=_hint(output))
+
+
+def _hint(output: str) -> str:
+    for pattern, hint in _HINTS:
+        if pattern.search(output):
+            return hint
+    return "see whether 'apt-get update' works on this machine"
+
+
+_HINTS: Sequence[tuple[re.Pattern[str], str]] = (
+    (_FULL, "free some space, or let XDG_CACHE_HOME name a directory that has it"),
+    (_UNSIGNED, "bring the package debian-archive-keyring up to date; nothing unsigned is ever used"),
+    (_GONE, "the mirror does not carry this suite (any more); the other kernels may still be there"),
+    (_OFFLINE, "check the network, and the proxy in /etc/apt/apt.conf.d; what was fetched is kept"),
+)
+
+
+def _fields(stanza: str) -> dict[str, str]:
+    lines: Iterable[str] = stanza.replace("\n ", " ").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,341 @@
+"""Kernels by name: fetched with apt, unpacked into the user's cache, never installed.
+
+``<cache>/kernels/<release>/`` holds ``boot/vmlinuz-<release>`` and ``lib/modules/<release>``, and appears
+in one step when it is whole. ``<cache>/kernels/<name>.json`` says which release a name stands for; as
+long as it does, no network and no apt is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from vfiotool.errors import LabError, SelectorError, UnsupportedError
+from vfiotool.lab import cache
+
+if TYPE_CHECKING:
+    from vfiotool.lab.apt import Apt, Progress
+
+NAMES = ("host", "5.10", "6.1", "6.12", "7")
+
+# Where each kernel is: (label of the mirror's Release file, suite).
+_MAIN, _SECURITY = "Debian", "Debian-Security"
+_SUITES = {
+    "5.10": ((_SECURITY, "bullseye-security"),),
+    "6.1": ((_MAIN, "bookworm"), (_SECURITY, "bookworm-security")),
+    "6.12": ((_MAIN, "trixie"), (_SECURITY, "trixie-security")),
+    "7": ((_MAIN, "forky"),),
+}
+
+# The plain flavour: neither -cloud, -rt, -unsigned nor -dbg.
+_IMAGE = re.compile(r"linux-image-(\d[\w.+~]*(?:-\d[\w.+~]*)?-amd64)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that can be booted: ``modules_root``/lib/modules/``release`` has its modules."""
+
+    name: str
+    release: str
+    image: str
+    modules_root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """What a name stands for: ``release`` and ``path`` are None until they are known."""
+
+    name: str
+    release: str | None
+    cached: bool
+    path: str | None
+    suite: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What a name's JSON file says; ``root`` is "/" for the machine's installed kernel."""
+
+    name: str
+    release: str
+    suite: str
+    packages: dict[str, str]
+    root: str
+
+    @property
+    def kernel(self) -> Kernel:
+        image = os.path.join(self.root, "boot", f"vmlinuz-{self.release}")
+        return Kernel(self.name, self.release, image, self.root)
+
+    def is_whole(self) -> bool:
+        modules = os.path.join(self.root, "lib/modules", self.release, "modules.dep")
+        return os.access(self.kernel.image, os.R_OK) and os.path.exists(modules)
+
+
+def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -> Kernel:
+    """Return the kernel of a name, fetching it first if it is not in the cache.
+
+    With ``refresh`` the newest is looked for again. Safe for several processes and threads at once: one
+    fetches, the others wait and find it done. A KeyboardInterrupt passes through, with nothing half
+    done and with what was fetched kept. Raises SelectorError for an unknown name, UnsupportedError on
+    a machine without apt or not amd64, and LabError for all else (network, signatures, disk).
+    """
+    if name not in NAMES:
+        raise SelectorError(
+            f"there is no kernel named '{name}'", hint=f"the names are {', '.join(NAMES)}"
+        )
+    if not refresh and (known := _cached(name)):
+        return known.kernel
+    try:
+        with cache.locked(f"kernel-{name}", lambda: _waiting(progress, name)) as lock:
+            if not refresh and (known := _cached(name)):
+                return known.kernel
+            return _fetch(name, lock, progress).kernel
+    except OSError as error:
+        raise LabError(
+            f"cannot keep kernel '{name}' in {cache.directory()}: {error.strerror}",
+            hint="let XDG_CACHE_HOME name a directory that you can write to and that has 1 GB free",
+        ) from error
+
+
+def available() -> list[Availability]:
+    """Return what each name stands for, as far as it is known without asking apt."""
+    return [_availability(name) for name in NAMES]
+
+
+def _availability(name: str) -> Availability:
+    if known := _cached(name):
+        return Availability(name, known.release, True, known.root, known.suite)
+    suites = ", ".join(suite for _label, suite in _SUITES.get(name, ()))
+    return Availability(name, None, False, None, suites or "this machine's sources")
+
+
+def _waiting(progress: Progress | None, name: str) -> None:
+    if progress is not None:
+        progress.update(f"waiting for another vfiotool that fetches kernel {name}", None)
+
+
+def _manifest_path(name: str) -> str:
+    return cache.directory("kernels", f"{name}.json")
+
+
+def _recorded(name: str) -> _Manifest | None:
+    value = cache.read_json(_manifest_path(name))
+    try:
+        manifest = _Manifest(**value) if value else None
+    except TypeError:  # written by a version of vfiotool with other fields
+        return None
+    return manifest if manifest and manifest.is_whole() else None
+
+
+def _cached(name: str) -> _Manifest | None:
+    manifest = _recorded(name)
+    if name == "host" and manifest:
+        # The machine may have been given a newer kernel since.
+        return _newest([manifest, *_installed()])
+    return manifest
+
+
+def _installed() -> list[_Manifest]:
+    """Return the kernels in /boot that can be read and have their modules."""
+    prefix = "vmlinuz-"
+    try:
+        images = [entry for entry in os.listdir("/boot") if entry.startswith(prefix)]
+    except OSError:
+        return []
+    found = [_Manifest("host", image[len(prefix) :], "/boot", {}, "/") for image in images]
+    return [manifest for manifest in found if manifest.is_whole()]
+
+
+def _newest(manifests: Iterable[_Manifest]) -> _Manifest | None:
+    return max(manifests, key=lambda manifest: release_key(manifest.release), default=None)
+
+
+def release_key(release: str) -> tuple[object, ...]:
+    """Return a key that orders kernel releases of any origin, release candidates before releases."""
+    numbers = re.match(r"\d+(?:\.\d+)*", release)
+    version = [int(part) for part in numbers[0].split(".")] if numbers else []
+    while version and version[-1] == 0:  # 7.0-rc1 and 7.0.0-1 are of one version
+        version.pop()
+    rest = release[numbers.end() :] if numbers else release
+    final = re.match(r"[-~]rc\d", rest) is None
+    parts = re.findall(r"\d+|[^\d]+", rest)
+    return version, final, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def _fetch(name: str, lock: int, progress: Progress | None) -> _Manifest:
+    from vfiotool.lab import apt
+
+    if (machine := apt.architecture()) != "amd64":
+        raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
+    manifest = _fetch_host(lock, progress) if name == "host" else _fetch_named(name, lock, progress)
+    cache.write_json(_manifest_path(name), asdict(manifest))
+    return manifest
+
+
+def _fetch_named(name: str, lock: int, progress: Progress | None) -> _Manifest:
+    from vfiotool.lab.apt import Apt, Source
+
+    mirrors = _mirrors(name, progress)
+    sources = [Source(mirrors[label], suite) for label, suite in _SUITES[name] if label in mirrors]
+    if not sources:
+        (label, suite), *_ = _SUITES[name]
+        raise LabError(
+            f"kernel {name} is in {suite}, and no apt source of this machine is labelled '{label}'",
+            hint=f"add any suite of the {label} archive to /etc/apt/sources.list.d",
+        )
+    apt = Apt(cache.directory("apt", name), lock, sources)
+    suites = ", ".join(source.suite for source in sources)
+    apt.update(progress, f"reading the package lists of {suites}")
+    image = _newest_image(apt, f"{name}.")
+    if image is None:
+        raise LabError(
+            f"{suites} has no kernel {name}", hint="'vfiotool lab kernels' lists the other kernels"
+        )
+    return _install(name, apt, image, lock, progress)
+
+
+def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
+    """Return the machine's mirrors by label, which only a fetched Release file can tell."""
+    from vfiotool.lab.apt import Apt, machine_mirrors
+
+    mirrors = machine_mirrors()
+    if all(label in mirrors for label, _suite in _SUITES[name]):
+        return mirrors
+    with cache.locked("mirrors", lambda: _waiting(progress, name)) as lock:
+        own = Apt(cache.directory("apt", "mirrors"), lock)
+        try:
+            own.update(progress, "reading this machine's package lists")
+        except LabError:
+            if not (found := own.mirrors()):
+                raise
+            return found
+        return own.mirrors()
+
+
+def _fetch_host(lock: int, progress: Progress | None) -> _Manifest:
+    from vfiotool.lab.apt import Apt
+
+    installed = _newest(_installed())
+    own, failure = Apt(cache.directory("apt", "host"), lock), None
+    try:
+        own.update(progress, "reading this machine's package lists")
+    except LabError as error:  # one broken source must not hide a kernel that another offers
+        failure = error
+    image = _newest_image(own, "")
+    if image and (installed is None or _release(image) > _release(f"{installed.release}")):
+        return _install("host", own, image, lock, progress)
+    if installed:
+        return installed
+    raise failure or LabError(
+        "neither /boot nor this machine's apt sources have a kernel",
+        hint="name one: 'vfiotool lab kernels' lists them",
+    )
+
+
+def _release(image: str) -> tuple[object, ...]:
+    return release_key(image.removeprefix("linux-image-"))
+
+
+def _newest_image(apt: Apt, version: str) -> str | None:
+    """Return the newest linux-image package of the plain flavour whose version so begins."""
+    names = apt.names(f"linux-image-{version}")
+    return max(filter(_IMAGE.fullmatch, names), key=_release, default=None)
+
+
+def _closure(apt: Apt, image: str) -> dict[str, str]:
+    """Return the versions of a kernel's own packages: from 7.0 on, Debian splits it into several."""
+    own = re.compile(rf"\blinux-[a-z]+-{re.escape(image.removeprefix('linux-image-'))}(?![\w.+~-])")
+    packages: dict[str, str] = {}
+    todo = {image}
+    while todo:
+        shown = apt.show(sorted(todo))
+        packages.update((fields["Package"], fields["Version"]) for fields in shown)
+        depends = (name for fields in shown for name in own.findall(fields.get("Depends", "")))
+        todo = set(depends) - packages.keys()
+    return packages
+
+
+def _install(
+    name: str, apt: Apt, image: str, lock: int, progress: Progress | None
+) -> _Manifest:
+    release = image.removeprefix("linux-image-")
+    packages = _closure(apt, image)
+    root = cache.directory("kernels", release)
+    manifest = _Manifest(name, release, apt.suite(image, packages[image]), packages, root)
+    with cache.locked(f"release-{release}", lambda: _waiting(progress, release)):
+        if not _is_unpacked(manifest):
+            downloads = os.path.join(cache.directory("downloads"), release)
+            debs = apt.download(packages, downloads, progress, f"downloading Linux {release}")
+            _unpack(debs, manifest, progress)
+            _remove(downloads)
+    return manifest
+
+
+def _is_unpacked(manifest: _Manifest) -> bool:
+    """Return whether some name already has this very kernel."""
+    recorded = (_recorded(name) for name in NAMES)
+    return any(
+        known and (known.root, known.packages) == (manifest.root, manifest.packages)
+        for known in recorded
+    )
+
+
+def _unpack(debs: list[str], manifest: _Manifest, progress: Progress | None) -> None:
+    """Unpack packages beside their place, index the modules, and move the whole into place."""
+    work = f"{manifest.root}.unpacking"
+    _remove(work)
+    os.makedirs(work)
+    for number, deb in enumerate(debs):
+        if progress is not None:
+            progress.update(f"unpacking Linux {manifest.release}", number / len(debs))
+        _run(["dpkg-deb", "-x", deb, work])
+    _arrange(work, manifest.release)
+    _run(["depmod", "-b", work, manifest.release])
+    old = f"{manifest.root}.old"
+    _remove(old)
+    if os.path.exists(manifest.root):
+        os.rename(manifest.root, old)
+    os.rename(work, manifest.root)
+    _remove(old)
+
+
+def _arrange(root: str, release: str) -> None:
+    """Give old and new packages one layout: boot/vmlinuz-RELEASE, lib/modules, usr/lib -> lib."""
+    usr = os.path.join(root, "usr")
+    if os.path.isdir(os.path.join(usr, "lib/modules")):
+        os.makedirs(os.path.join(root, "lib"), exist_ok=True)
+        os.rename(os.path.join(usr, "lib/modules"), os.path.join(root, "lib/modules"))
+    _remove(usr)
+    os.mkdir(usr)
+    os.symlink("../lib", os.path.join(usr, "lib"))  # some builds of kmod look in usr/lib alone
+    image = os.path.join(root, "lib/modules", release, "vmlinuz")
+    if os.path.exists(image):
+        os.makedirs(os.path.join(root, "boot"), exist_ok=True)
+        os.rename(image, os.path.join(root, "boot", f"vmlinuz-{release}"))
+
+
+def _run(argv: list[str]) -> None:
+    import subprocess
+
+    from vfiotool.lab.apt import tool
+
+    result = subprocess.run(
+        [tool(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
+        raise LabError(
+            f"'{' '.join(argv)}' failed: {reason}",
+            hint="see whether the disk is full; the next run begins this step anew",
+        )
+
+
+def _remove(path: str) -> None:
+    import shutil
+
+    if os.path.lexists(path):
+        shutil.rmtree(path)
