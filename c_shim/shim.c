@@ -37,9 +37,9 @@ int vt_container_check_extension(int container, int extension)
 	return call(container, VFIO_CHECK_EXTENSION, (unsigned long)extension);
 }
 
-int vt_container_set_iommu(int container, int type)
+int vt_container_set_iommu(int container, int iommu)
 {
-	return call(container, VFIO_SET_IOMMU, (unsigned long)type);
+	return call(container, VFIO_SET_IOMMU, (unsigned long)iommu);
 }
 
 int vt_group_status(int group)

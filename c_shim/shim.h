@@ -25,7 +25,7 @@ int vt_container_api_version(int container);
 int vt_container_check_extension(int container, int extension);
 
 /* Choose the IOMMU driver of a container that has a group. */
-int vt_container_set_iommu(int container, int type);
+int vt_container_set_iommu(int container, int iommu);
 
 /* Return the group's VFIO_GROUP_FLAGS_*. */
 int vt_group_status(int group);

@@ -87,6 +87,16 @@ class LabError(VfioToolError):
     """The virtual lab could not be prepared: no kernel, no QEMU, no module."""
 
 
+class GuestLostError(LabError):
+    """A lab guest ended, hung or ran out of time; ``console`` has the last lines that it printed."""
+
+    exit_status = 125
+
+    def __init__(self, message: str, *, console: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.console = console
+
+
 class KernelError(VfioToolError, OSError):
     """The kernel refused an operation.
 
@@ -127,6 +137,71 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ("", errno.EBUSY): ("it is in use", "'vfiotool groups' names the processes that hold a group"),
     ("", errno.ENOTTY): ("this kernel does not know the operation", ""),
     ("", errno.ENOMEM): ("the kernel has no memory for it, or the memlock limit is too low", ""),
+    ("VFIO_SET_IOMMU", errno.EINVAL): (
+        "the container has no group yet, or its IOMMU is set already",
+        "set a group's container first, and the IOMMU once",
+    ),
+    ("VFIO_SET_IOMMU", errno.ENODEV): (
+        "this kernel's VFIO has no IOMMU driver of that type for the group",
+        "load vfio_iommu_type1; 'vfiotool doctor' says whether the machine's IOMMU is on",
+    ),
+    ("VFIO_SET_IOMMU", errno.EPERM): (
+        "the IOMMU does not remap interrupts, so a device could forge them",
+        "turn interrupt remapping on, or, where the device is trusted, load vfio_iommu_type1 with "
+        "allow_unsafe_interrupts=1",
+    ),
+    ("VFIO_GROUP_SET_CONTAINER", errno.EPERM): (
+        "the group is not viable: a device of it is on a host driver",
+        "'vfiotool groups' names the device",
+    ),
+    ("VFIO_GROUP_SET_CONTAINER", errno.EINVAL): ("the group has a container already", ""),
+    ("VFIO_GROUP_UNSET_CONTAINER", errno.EBUSY): (
+        "a device of the group is open",
+        "close the group's devices first",
+    ),
+    ("VFIO_GROUP_UNSET_CONTAINER", errno.EINVAL): ("the group has no container", ""),
+    ("VFIO_GROUP_GET_DEVICE_FD", errno.EINVAL): (
+        "the group has no container, or the container has no IOMMU",
+        "set the group's container, then the container's IOMMU, then open the device",
+    ),
+    ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV): (
+        "the group has no such device on a VFIO driver",
+        "'vfiotool groups' shows the group's devices; 'vfiotool bind' hands one over",
+    ),
+    ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): (
+        "the device is a VF, and its PF's owner asks for a token",
+        "name it as 'ADDRESS vf_token=UUID', with the token that the PF's owner has set",
+    ),
+    ("VFIO_IOMMU_MAP_DMA", errno.EINVAL): (
+        "address, IOVA or size is zero or not a multiple of the IOMMU's page size, or the IOVA is "
+        "outside of the ranges that may be mapped, or no IOMMU is set",
+        "map whole pages (an mmap.mmap is made of them) inside of the container's IOVA ranges",
+    ),
+    ("VFIO_IOMMU_MAP_DMA", errno.EEXIST): (
+        "a part of the range is mapped already",
+        "choose another IOVA, or unmap first",
+    ),
+    ("VFIO_IOMMU_MAP_DMA", errno.EFAULT): (
+        "the memory does not reach that far, or is read-only while the device may write",
+        "map at most the buffer's size, or pass write=False",
+    ),
+    ("VFIO_IOMMU_MAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("VFIO_IOMMU_MAP_DMA", errno.ENOSPC): (
+        "the container takes no more mappings",
+        "map fewer and larger ranges, or raise vfio_iommu_type1's dma_entry_limit",
+    ),
+    ("VFIO_IOMMU_MAP_DMA", errno.ENOMEM): (
+        "the memory that may be locked is used up",
+        "raise the memlock limit ('ulimit -l')",
+    ),
+    ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL): (
+        "IOVA or size is not a multiple of the IOMMU's page size, or the range ends inside of a "
+        "mapping, or no IOMMU is set",
+        "unmap whole mappings, as they were made",
+    ),
+    ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): ("nothing is mapped there", ""),
+    ("VFIO_IOMMU_UNMAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("", errno.EBADMSG): ("its answer does not follow the kernel's own format", ""),
 }
 
 

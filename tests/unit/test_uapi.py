@@ -1,0 +1,162 @@
+"""vfiotool.vfio.uapi against the C header: every size, offset, flag and ioctl number.
+
+A C program made from the ctypes definitions prints what the compiler makes of <linux/vfio.h>. What
+the installed header is too old to know is skipped, item by item.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from vfiotool.vfio import uapi
+
+# How the header spells the members of each enumeration.
+C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
+    uapi.ContainerIoctl: "{}",
+    uapi.GroupIoctl: "{}",
+    uapi.DeviceIoctl: "{}",
+    uapi.IommuType: "VFIO_{}_IOMMU",
+    uapi.Extension: "VFIO_{}",
+    uapi.GroupFlags: "VFIO_GROUP_FLAGS_{}",
+    uapi.DeviceInfoFlags: "VFIO_DEVICE_FLAGS_{}",
+    uapi.RegionInfoFlags: "VFIO_REGION_INFO_FLAG_{}",
+    uapi.IrqInfoFlags: "VFIO_IRQ_INFO_{}",
+    uapi.IrqSetFlags: "VFIO_IRQ_SET_{}",
+    uapi.HotResetInfoFlags: "VFIO_PCI_HOT_RESET_FLAG_{}",
+    uapi.DeviceFeatureFlags: "VFIO_DEVICE_FEATURE_{}",
+    uapi.AtomicCompFlags: "VFIO_PCI_{}",
+    uapi.Type1InfoFlags: "VFIO_IOMMU_INFO_{}",
+    uapi.DmaMapFlags: "VFIO_DMA_MAP_FLAG_{}",
+    uapi.PciRegion: "VFIO_PCI_{}_REGION_INDEX",
+    uapi.PciIrq: "VFIO_PCI_{}_IRQ_INDEX",
+    uapi.DeviceInfoCap: "VFIO_DEVICE_INFO_CAP_{}",
+    uapi.RegionInfoCap: "VFIO_REGION_INFO_CAP_{}",
+    uapi.Type1InfoCap: "VFIO_IOMMU_TYPE1_INFO_CAP_{}",
+}
+# The one constant that the header names unlike its siblings.
+ODD_NAMES = {"VFIO_IOMMU_TYPE1_INFO_CAP_DMA_AVAIL": "VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL"}
+# Since 6.6 the header pads vfio_device_info, which ours leaves out: kernels before it
+# put the first capability where the padding would be.
+ODD_SIZES = {"vfio_device_info": "offsetof(struct vfio_device_info, cap_offset) + sizeof(__u32)"}
+
+
+class Item(NamedTuple):
+    """One number: a C expression, the word the header must know for it, and our value."""
+
+    expression: str
+    needs: str
+    value: int
+
+
+def structures() -> list[type[ctypes.Structure]]:
+    return [
+        kind
+        for kind in vars(uapi).values()
+        if isinstance(kind, type) and issubclass(kind, ctypes.Structure) and kind is not ctypes.Structure
+    ]
+
+
+def enumerations() -> list[type[enum.IntEnum] | type[enum.IntFlag]]:
+    return [
+        kind
+        for kind in vars(uapi).values()
+        if isinstance(kind, type)
+        and issubclass(kind, (enum.IntEnum, enum.IntFlag))
+        and kind not in (enum.IntEnum, enum.IntFlag)
+    ]
+
+
+def structure_items(kind: type[ctypes.Structure]) -> list[Item]:
+    name = kind.__name__
+    size = ODD_SIZES.get(name, f"sizeof(struct {name})")
+    items = [Item(size, name, ctypes.sizeof(kind))]
+    for field, *_ in kind._fields_:
+        ours = getattr(kind, field)
+        member = f"((struct {name} *)0)->{field}"
+        items.append(Item(f"offsetof(struct {name}, {field})", name, ours.offset))
+        items.append(Item(f"sizeof({member})", name, ours.size))
+    return items
+
+
+def all_items() -> list[Item]:
+    items = [Item("VFIO_API_VERSION", "VFIO_API_VERSION", uapi.VFIO_API_VERSION)]
+    for kind in structures():
+        items += structure_items(kind)
+    for enumeration in enumerations():
+        for member in enumeration:
+            spelled = C_NAMES[enumeration].format(member.name)
+            name = ODD_NAMES.get(spelled, spelled)
+            items.append(Item(name, name, member.value))
+    return items
+
+
+def compiler() -> str:
+    name = os.environ.get("CC", "gcc")
+    if shutil.which(name) is None and "VFIOTOOL_REQUIRE_LAB" not in os.environ:
+        pytest.skip(f"no C compiler: {name} is not on PATH")
+    return name
+
+
+class Header(NamedTuple):
+    """What the C compiler says: the words that the header uses, and the value of expressions."""
+
+    version: str
+    words: frozenset[str]
+    values: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
+    """Compile and run one program that prints every item which the installed header knows."""
+    folder: Path = tmp_path_factory.mktemp("uapi")
+    include = "#include <linux/vfio.h>\n#include <linux/version.h>\n#include <stddef.h>\n"
+    text = run(compiler(), "-E", "-dD", "-x", "c", "-", stdin=include)
+    words = frozenset(re.findall(r"\w+", text))
+    known = ["LINUX_VERSION_CODE", *(i.expression for i in all_items() if i.needs in words)]
+    lines = "".join(f'\tprintf("%lld\\n", (long long)({expression}));\n' for expression in known)
+    source = folder / "uapi.c"
+    source.write_text(f"{include}#include <stdio.h>\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n")
+    run(compiler(), "-Wall", "-Wextra", "-Werror", "-o", str(folder / "uapi"), str(source))
+    numbers = [int(line) for line in run(str(folder / "uapi")).split()]
+    code = numbers[0]
+    return Header(f"{code >> 16}.{code >> 8 & 0xFF}", words, dict(zip(known, numbers, strict=True)))
+
+
+def run(*command: str, stdin: str = "") -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("item", all_items(), ids=lambda item: item.expression)
+def test_item_agrees_with_the_c_header(header: Header, item: Item) -> None:
+    if item.needs not in header.words:
+        pytest.skip(f"<linux/vfio.h> of Linux {header.version} has no {item.needs}")
+    assert item.value == header.values[item.expression]
+
+
+def test_the_header_knows_all_but_what_came_after_it(header: Header) -> None:
+    newer = {item.needs for item in all_items()} - header.words
+    assert newer <= {
+        "VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP",  # 6.6
+        "vfio_device_info_cap_pci_atomic_comp",  # 6.6
+        "VFIO_PCI_ATOMIC_COMP32",  # 6.6
+        "VFIO_PCI_ATOMIC_COMP64",  # 6.6
+        "VFIO_PCI_ATOMIC_COMP128",  # 6.6
+        "VFIO_PCI_HOT_RESET_FLAG_DEV_ID",  # 6.6
+        "VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED",  # 6.6
+    }
+
+
+def test_ioctl_numbers_are_unique_for_each_kind_of_fd() -> None:
+    for kind in (uapi.ContainerIoctl, uapi.GroupIoctl, uapi.DeviceIoctl):
+        assert len(kind) == len(kind.__members__)

@@ -1,0 +1,74 @@
+"""A device that VFIO gave to this process."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from vfiotool.errors import KernelError
+from vfiotool.vfio.answer import Answer, ask
+from vfiotool.vfio.handle import Handle
+from vfiotool.vfio.info import DeviceInfo, IrqInfo, RegionInfo, device_info, irq_info, region_info
+from vfiotool.vfio.uapi import DeviceIoctl, vfio_device_info, vfio_irq_info, vfio_region_info
+
+T = TypeVar("T")
+
+
+class Device(Handle):
+    """An open device; ``name`` is its address. Threads may share it, but see ``Handle``.
+
+    While it is open the kernel keeps its group and its container, closed or not.
+    """
+
+    def info(self) -> DeviceInfo:
+        """Return what kind of device it is, and how many regions and interrupts it can have.
+
+        Raises:
+            KernelError: EBADMSG for a malformed answer.
+        """
+        return device_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_INFO, vfio_device_info()))
+
+    def region(self, index: int) -> RegionInfo:
+        """Return where a region is and what may be done with it; the index may be a ``PciRegion``.
+
+        Raises:
+            KernelError: EINVAL, there is no such region; EBADMSG for a malformed answer.
+        """
+        question = vfio_region_info(index=index)
+        return region_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, question))
+
+    def irq(self, index: int) -> IrqInfo:
+        """Return how many interrupts an index has; it may be a ``PciIrq``.
+
+        Raises:
+            KernelError: EINVAL, there is no such index.
+        """
+        question = vfio_irq_info(index=index)
+        return irq_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, question))
+
+    def regions(self) -> tuple[RegionInfo, ...]:
+        """Return the regions that the device has; indexes that it lacks, as VGA, are left out."""
+        return _all(self.region, self.info().num_regions)
+
+    def irqs(self) -> tuple[IrqInfo, ...]:
+        """Return the interrupt indexes that the device has."""
+        return _all(self.irq, self.info().num_irqs)
+
+    def _ask(self, request: DeviceIoctl, question: ctypes.Structure) -> Answer:
+        call = partial(fcntl.ioctl, self.fileno(), int(request))
+        return ask(call, question, request.name, self.name)
+
+
+def _all(read: Callable[[int], T], count: int) -> tuple[T, ...]:
+    found = []
+    for index in range(count):
+        try:
+            found.append(read(index))
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""A VFIO group: the devices that the IOMMU cannot tell apart, owned by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from vfiotool._shim import lib
+from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError
+from vfiotool.host.devices import read_devices
+from vfiotool.host.era import detect_era
+from vfiotool.host.groups import GROUPS, blockers
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+from vfiotool.vfio.container import Container
+from vfiotool.vfio.device import Device
+from vfiotool.vfio.handle import Handle, checked
+from vfiotool.vfio.uapi import GroupFlags, GroupIoctl
+
+
+class Group(Handle):
+    """An open group. Threads may share it, but see ``Handle``.
+
+    Closing it also unsets its container, once its devices are closed too: no order of closing
+    leaves anything behind.
+    """
+
+    def __init__(self, group_id: int) -> None:
+        """Open the group of this number.
+
+        Raises:
+            DeviceNotFoundError: there is no such group.
+            KernelError: ENOENT, none of its devices is on a VFIO driver; EBUSY, it is open already,
+                or one of its devices still is; EACCES, the node is not this user's.
+        """
+        self.id = group_id
+        path = f"/dev/vfio/{group_id}"
+        fd = lib.vt_open(path.encode())
+        if fd == -errno.ENOENT:
+            raise _no_node(group_id, path)
+        super().__init__(checked(fd, "open", path), f"group {group_id}")
+
+    def status(self) -> GroupFlags:
+        """Return whether the group is viable, and whether it has a container."""
+        result = lib.vt_group_status(self.fileno())
+        return GroupFlags(checked(result, GroupIoctl.VFIO_GROUP_GET_STATUS.name, self.name))
+
+    def set_container(self, container: Container) -> None:
+        """Put the group into a container.
+
+        Kernels up to 5.18 would take a group that is not viable, and fail later; this asks first,
+        so all kernels give the same error.
+
+        Raises:
+            GroupNotViableError: a device of the group is on a host driver.
+            KernelError: EINVAL, it has a container already.
+        """
+        self._require_viable()
+        result = lib.vt_group_set_container(self.fileno(), container.fileno())
+        checked(result, GroupIoctl.VFIO_GROUP_SET_CONTAINER.name, self.name)
+
+    def unset_container(self) -> None:
+        """Take the group out of its container.
+
+        Raises:
+            KernelError: EBUSY, a device of it is open; EINVAL, it has no container.
+        """
+        result = lib.vt_group_unset_container(self.fileno())
+        checked(result, GroupIoctl.VFIO_GROUP_UNSET_CONTAINER.name, self.name)
+
+    def open_device(self, address: str) -> Device:
+        """Open a device of the group; its container must have an IOMMU set.
+
+        Raises:
+            GroupNotViableError: a device of the group came onto a host driver meanwhile (≤ 5.18).
+            KernelError: ENODEV, it is not in the group or not on a VFIO driver; EINVAL, no
+                container or no IOMMU; EBUSY, someone else has it; EACCES, it wants a VF token.
+        """
+        name = os.fsencode(address)
+        if b"\0" in name:  # where C would stop reading
+            raise DeviceNotFoundError(f"{address!r} is not the name of a device")
+        fd = lib.vt_group_device_fd(self.fileno(), name)
+        if fd == -errno.EINVAL:
+            self._require_viable()
+        subject = f"{address} of {self.name}"
+        return Device(checked(fd, GroupIoctl.VFIO_GROUP_GET_DEVICE_FD.name, subject), address)
+
+    def _require_viable(self) -> None:
+        if GroupFlags.VIABLE not in self.status():
+            raise _not_viable(self.id)
+
+
+def _no_node(group_id: int, path: str) -> Exception:
+    if not os.path.exists(f"{GROUPS}/{group_id}"):
+        return DeviceNotFoundError(
+            f"there is no IOMMU group {group_id}", hint="'vfiotool groups' shows all groups"
+        )
+    hint = f"no device of group {group_id} is on a VFIO driver: use 'vfiotool bind'"
+    return KernelError(errno.ENOENT, "open", path, hint=hint)
+
+
+def _not_viable(group_id: int) -> GroupNotViableError:
+    tree = Tree()
+    members = tree.find_names(f"{GROUPS}/{group_id}/devices")
+    devices = read_devices(tree, members, PciNames.of_this_machine())
+    found = blockers(devices, detect_era(tree))
+    named = ", ".join(f"{one.address} ({one.driver})" for one in found)
+    return GroupNotViableError(
+        f"group {group_id} is not viable: {named or 'a device of it'} is on a host driver",
+        blockers=[one.address for one in found],
+        hint=f"'vfiotool bind --group group:{group_id}' hands over all of its devices",
+    )

@@ -1,0 +1,79 @@
+"""What every handle of this package shares: it owns one file descriptor, and closes it once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import TracebackType
+from typing import TypeVar
+
+from vfiotool.errors import ClosedError, KernelError
+
+H = TypeVar("H", bound="Handle")
+
+
+class Handle:
+    """Owns a file descriptor of the kernel's; a context manager that closes it.
+
+    Threads may share a handle, since the kernel does its own locking; only ``close()`` must not
+    run while another thread is inside a call.
+    """
+
+    _fd = -1
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.name = name
+
+    @property
+    def closed(self) -> bool:
+        """Say whether ``close()`` was called."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """Return the file descriptor.
+
+        Raises:
+            ClosedError: the handle is closed.
+        """
+        if self._fd < 0:
+            raise ClosedError(f"{self.name} is closed", hint="open it again")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the file descriptor; calls after the first do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self: H) -> H:
+        self.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd {self._fd}"
+        return f"<{type(self).__name__} {self.name}, {state}>"
+
+
+def checked(result: int, operation: str, subject: str) -> int:
+    """Return what a function of the shim returned, or raise the error that it stands for.
+
+    Raises:
+        KernelError: the result is ``-errno``.
+    """
+    if result < 0:
+        raise KernelError(-result, operation, subject)
+    return result
