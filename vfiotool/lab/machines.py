@@ -1,0 +1,174 @@
+"""The lab's machines: which virtual devices sit at which addresses, and which IOMMU guards them.
+
+Every machine has the same devices at the same addresses; only the IOMMU differs. Pure data: what a
+machine is to QEMU, and what a guest must see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vfiotool.errors import SelectorError
+
+DRIVE_SIZE = 16 << 20
+"""Bytes of each NVMe namespace; its content lives in memory and ends with the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of every machine: where it is, what it is, and QEMU's ``-device`` for it.
+
+    ``needs`` names a QEMU device model that not every QEMU has: without it the device is left out.
+    ``drive`` and ``netdev`` name the backend that ``qemu`` refers to.
+    """
+
+    address: str
+    ids: str
+    what: str
+    qemu: str
+    more: tuple[str, ...] = ()
+    drive: str = ""
+    netdev: str = ""
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A named topology: ``qemu`` and ``cmdline`` say how its IOMMU comes to be."""
+
+    name: str
+    what: str
+    qemu: tuple[str, ...] = ()
+    cmdline: str = ""
+    module: str = ""  # a driver that its kernel must have, else the IOMMU is not there
+
+    def arguments(self, models: frozenset[str], drives: Mapping[str, str]) -> list[str]:
+        """QEMU's arguments for IOMMU and devices; ``drives`` gives a file for each drive's name."""
+        arguments = list(self.qemu)
+        for device in devices(models):
+            if device.drive:
+                arguments += ["-blockdev", blockdev(device.drive, drives[device.drive])]
+            if device.netdev:
+                arguments += ["-netdev", f"hubport,id={device.netdev},hubid=0"]
+            for model in (device.qemu, *device.more):
+                arguments += ["-device", model]
+        return arguments
+
+
+def blockdev(name: str, path: str) -> str:
+    """A raw drive over ``path``."""
+    return f"driver=file,node-name={name},filename={path},locking=off"
+
+
+# SR-IOV needs a subsystem, and queues (vq) and vectors (vi) set aside for the four VFs.
+_SUBSYSTEM = "nvme-subsys,id=subsystem,nqn=vfiotool"
+_PF = (
+    "nvme,id=pf,bus=port2,addr=0,serial=lab1,subsys=subsystem,"
+    "sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=26,msix_qsize=27"
+)
+_NIC = "romfile="  # no boot ROM: the firmware would run it, and not every QEMU package has it
+
+DEVICES = (
+    Device("00:02.0", "1b36:000c", "root port", "pcie-root-port,id=port2,addr=2,chassis=2,slot=2"),
+    Device("00:03.0", "1b36:000c", "root port", "pcie-root-port,id=port3,addr=3,chassis=3,slot=3"),
+    Device("00:04.0", "1b36:000c", "root port", "pcie-root-port,id=port4,addr=4,chassis=4,slot=4"),
+    Device("00:05.0", "1b36:000c", "root port", "pcie-root-port,id=port5,addr=5,chassis=5,slot=5"),
+    Device("00:10.0", "1234:11e8", "edu: DMA, MSI and a factorial", "edu,addr=10"),
+    Device("00:11.0", "1b36:0005", "pci-testdev", "pci-testdev,addr=11"),
+    Device("00:12.0", "8086:10d3", "e1000e", f"e1000e,addr=12,netdev=net0,{_NIC}", netdev="net0"),
+    Device("00:13.0", "1b36:0010", "nvme", "nvme,addr=13,serial=lab0,drive=drive0", drive="drive0"),
+    Device(
+        "01:00.0",
+        "1b36:0010",
+        "nvme with up to 4 VFs, in a subsystem",
+        _SUBSYSTEM,
+        more=(_PF, "nvme-ns,bus=pf,drive=drive1,nsid=1"),
+        drive="drive1",
+    ),
+    Device("02:00.0", "1b36:000e", "PCIe-to-PCI bridge", "pcie-pci-bridge,id=pci3,bus=port3,addr=0"),
+    Device(
+        "03:01.0",
+        "8086:100e",
+        "e1000, in a group with 03:02.0",
+        f"e1000,bus=pci3,addr=1,netdev=net1,{_NIC}",
+        netdev="net1",
+    ),
+    Device(
+        "03:02.0",
+        "8086:100e",
+        "e1000, in a group with 03:01.0",
+        f"e1000,bus=pci3,addr=2,netdev=net2,{_NIC}",
+        netdev="net2",
+    ),
+    Device("04:00.0", "104c:8232", "switch, upstream port", "x3130-upstream,id=up,bus=port4,addr=0"),
+    Device(
+        "05:00.0",
+        "104c:8233",
+        "switch, downstream port",
+        "xio3130-downstream,id=down0,bus=up,addr=0,chassis=6,slot=6",
+    ),
+    Device(
+        "05:01.0",
+        "104c:8233",
+        "switch, downstream port",
+        "xio3130-downstream,id=down1,bus=up,addr=1,chassis=7,slot=7",
+    ),
+    Device(
+        "06:00.0",
+        "1b36:0010",
+        "nvme, below the switch",
+        "nvme,bus=down0,addr=0,serial=lab2,drive=drive2",
+        drive="drive2",
+    ),
+    Device(
+        "07:00.0",
+        "8086:10d3",
+        "e1000e, below the switch",
+        f"e1000e,bus=down1,addr=0,netdev=net3,{_NIC}",
+        netdev="net3",
+    ),
+    Device(
+        "08:00.0",
+        "8086:10c9",
+        "igb with up to 7 VFs",
+        f"igb,bus=port5,addr=0,netdev=net4,{_NIC}",
+        netdev="net4",
+        needs="igb",
+    ),
+)
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine(
+            "default",
+            "Intel VT-d with interrupt remapping",
+            ("-device", "intel-iommu,intremap=on,caching-mode=on"),
+            "intel_iommu=on",
+        ),
+        Machine("amd", "AMD-Vi", ("-device", "amd-iommu,intremap=on"), "amd_iommu=on"),
+        Machine(
+            "virtio-iommu",
+            "virtio-iommu (kernels that have its driver, from Debian's 6.12)",
+            ("-device", "virtio-iommu-pci,addr=1e"),
+            module="virtio_iommu",
+        ),
+        Machine("none", "no IOMMU"),
+    )
+}
+
+
+def devices(models: frozenset[str]) -> tuple[Device, ...]:
+    """The devices that a guest sees, where QEMU knows these device models."""
+    return tuple(device for device in DEVICES if not device.needs or device.needs in models)
+
+
+def get(name: str) -> Machine:
+    """Return the machine of that name; SelectorError where there is none."""
+    try:
+        return MACHINES[name]
+    except KeyError:
+        raise SelectorError(
+            f"there is no machine named '{name}'", hint=f"the names are {', '.join(MACHINES)}"
+        ) from None
