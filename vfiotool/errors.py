@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class VfioToolError(Exception):
@@ -42,12 +43,22 @@ class UnsupportedError(VfioToolError):
     exit_status = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a device must not be touched, by which rule, and the option that lifts it, if any may."""
+
+    address: str
+    rule: str
+    reason: str
+    flag: str | None
+
+
 class RefusedError(VfioToolError):
-    """A safety rule forbids the operation; ``reasons`` has a line for each."""
+    """A safety rule forbids the operation; ``reasons`` has each."""
 
     exit_status = 3
 
-    def __init__(self, message: str, *, reasons: Sequence[str], hint: str = "") -> None:
+    def __init__(self, message: str, *, reasons: Sequence[Refusal], hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reasons = tuple(reasons)
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from vfiotool.cli.settings import Settings
-from vfiotool.errors import VfioToolError
+from vfiotool.errors import GuestLostError, VfioToolError
 from vfiotool.host.pending import STATE_DIR
 
 # verb -> (module:attribute, short help). The help stands here so that `vfiotool --help` imports no verb.
@@ -19,6 +19,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("vfiotool.cli.see:list_devices", "List PCI devices."),
     "groups": ("vfiotool.cli.see:list_groups", "List IOMMU groups and what blocks or holds them."),
     "show": ("vfiotool.cli.see:show_device", "Show all about one device."),
+    "bind": ("vfiotool.cli.bind:bind", "Hand devices to a driver, vfio-pci by default."),
+    "unbind": ("vfiotool.cli.bind:unbind", "Leave devices without a driver."),
+    "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
     "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
 }
 
@@ -98,3 +101,5 @@ def report(error: VfioToolError) -> None:
     click.echo(f"error: {error.message}", err=True)
     if error.hint:
         click.echo(f"hint: {error.hint}", err=True)
+    if isinstance(error, GuestLostError) and error.console:
+        click.echo(error.console, err=True)

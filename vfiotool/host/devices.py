@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vfiotool.errors import DeviceNotFoundError
+from vfiotool.errors import DeviceNotFoundError, KernelError
 from vfiotool.host import guard, pending
 from vfiotool.host.tree import Tree, decode
 from vfiotool.pci.address import sort_key
@@ -15,6 +15,14 @@ from vfiotool.pci.names import PciNames
 DEVICES = "/sys/bus/pci/devices"
 _GUARDED = ("driver_override", "sriov_numvfs", "reset_method")
 _GONE = (errno.ENOENT, errno.ENODEV)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Which driver has a device, and which one is wished for it."""
+
+    driver: str | None
+    driver_override: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,11 @@ class Device:
     cdev: str | None
     blocked: bool
     unavailable: tuple[str, ...]
+
+    @property
+    def state(self) -> DeviceState:
+        """What binding changes, and puts back."""
+        return DeviceState(self.driver, self.driver_override)
 
 
 def device_path(address: str) -> str:
@@ -108,6 +121,22 @@ def find_device(devices: Iterable[Device], address: str) -> Device:
     raise DeviceNotFoundError(
         f"there is no PCI device at {address}", hint="'vfiotool list' shows all devices"
     )
+
+
+def read_state(tree: Tree, address: str) -> DeviceState:
+    """Read what binding changes of one device.
+
+    Raises:
+        KernelError: the device is gone, or its override cannot be read.
+        TimeoutError: the device is locked by an unbind that is pending.
+    """
+    path = f"{device_path(address)}/driver_override"
+    answer = guard.read_all(tree, [path])[path]
+    if answer is None:
+        raise TimeoutError(path)
+    if isinstance(answer, OSError):
+        raise KernelError(answer.errno or errno.EIO, "read", path)
+    return DeviceState(tree.find_link(f"{device_path(address)}/driver"), _override(decode(answer)))
 
 
 class _Reader:
@@ -176,7 +205,7 @@ class _Reader:
 
 def _read_device(reader: _Reader, address: str, names: PciNames, *, blocked: bool) -> Device:
     vendor_id, device_id = reader.required("vendor"), reader.required("device")
-    override = reader.text("driver_override")
+    override = _override(reader.text("driver_override"))
     driver = reader.link("driver")
     fields = {
         "iommu_group": _group(reader),
@@ -200,13 +229,18 @@ def _read_device(reader: _Reader, address: str, names: PciNames, *, blocked: boo
         vendor=names.vendor(vendor_id),
         device=names.device(vendor_id, device_id),
         driver=driver,
-        driver_override=None if override == "(null)" else override,
+        driver_override=override,
         is_vf=physfn is not None,
         physfn=physfn,
         blocked=blocked or (reader.stalled and driver is None),
         unavailable=tuple(reader.unavailable),
         **fields,  # type: ignore[arg-type]  # each is of its own field's type
     )
+
+
+def _override(text: str | None) -> str | None:
+    """The kernel prints a null pointer where no override is set."""
+    return None if text == "(null)" else text
 
 
 def _group(reader: _Reader) -> int | None:

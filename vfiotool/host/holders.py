@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vfiotool.host.tree import Tree
+
+DEVICE_DESCRIPTOR = "anon_inode:[vfio-device]"
+"""What the descriptor that a group gave for a device is called; it does not say which device."""
 
 _NODES = "/dev/vfio"
 
@@ -22,15 +26,16 @@ class Holder:
 
 
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
-    """Return the holders of every group and device node, by node.
+    """Return the holders of every group and device node, and of device descriptors, by node.
 
     Without root only the caller's own processes can be looked at. A process that ends meanwhile is
-    passed over. Where no device is on VFIO, no process is looked at.
+    passed over. Where VFIO is not in use, no process is looked at.
     """
     nodes = {f"{_NODES}/{name}" for name in tree.find_names(_NODES) if name != "vfio"}
     nodes |= {f"{_NODES}/devices/{name}" for name in tree.find_names(f"{_NODES}/devices")}
-    if not nodes:
+    if not nodes and not tree.exists(f"{_NODES}/vfio"):
         return {}
+    nodes.add(DEVICE_DESCRIPTOR)
     found: dict[str, list[Holder]] = {}
     for name in tree.find_names("/proc"):
         if name.isdecimal():
@@ -40,14 +45,19 @@ def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
 
 
 def _open_nodes(tree: Tree, pid: int, nodes: set[str]) -> list[Holder]:
+    """List what a process has open of the nodes; nothing where it is not ours to look at or ended."""
     folder = f"/proc/{pid}"
     holders = []
-    try:
+    with contextlib.suppress(OSError):
         for fd in tree.names(f"{folder}/fd"):
-            target = os.readlink(tree.path(f"{folder}/fd/{fd}"))
+            target = _target(tree, f"{folder}/fd/{fd}")
             if target in nodes:
                 holders.append(Holder(pid, tree.read(f"{folder}/comm"), int(fd), target))
-    except OSError:
-        # It is not ours to look at, or it has closed the file or ended: then it holds nothing.
-        pass
     return holders
+
+
+def _target(tree: Tree, path: str) -> str:
+    try:
+        return os.readlink(tree.path(path))
+    except FileNotFoundError:  # it was closed meanwhile
+        return ""

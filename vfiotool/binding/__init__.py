@@ -1,0 +1,1 @@
+"""Change which driver has a device: planned, journalled, verified, and taken back where it fails."""

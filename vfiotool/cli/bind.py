@@ -1,0 +1,147 @@
+"""The verbs that change which driver has a device: bind, unbind and restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vfiotool.binding.operations import UNBIND_SECONDS, Binding
+from vfiotool.binding.plan import Plan
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.errors import RefusedError
+from vfiotool.host.selectors import select_meant
+from vfiotool.render.documents import write_document
+
+Verb = Callable[..., Any]
+
+
+def changing_options(verb: Verb) -> Verb:
+    """Add the options that all verbs of this module have."""
+    options = [
+        click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0.1),
+            default=UNBIND_SECONDS,
+            show_default=True,
+            metavar="S",
+            help="How long a driver may take to let go, in seconds.",
+        ),
+        click.option("--allow-mounted", is_flag=True, help="Take a disk although it is mounted."),
+        click.option("--allow-network", is_flag=True, help="Take a network card although it is up."),
+        json_option,
+    ]
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
+@click.command("bind")
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True)
+@click.option("--driver", default="vfio-pci", show_default=True, help="The driver to bind to.")
+@click.option("--group", is_flag=True, help="Bind every endpoint of the devices' IOMMU groups.")
+@click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices.")
+@changing_options
+@click.pass_obj
+def bind(
+    settings: Settings,
+    /,
+    selectors: tuple[str, ...],
+    driver: str,
+    group: bool,
+    several: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Hand devices to a driver: all of them, or none.
+
+    What each device was is recorded first; 'vfiotool restore' brings it back.
+    """
+    binding = _binding(settings, **options)
+    wanted = select_meant(settings.tree, selectors, several=several)
+    if group:
+        wanted = binding.group_members(wanted)
+    _report("bind", lambda: binding.bind(wanted, driver), as_json, binding.dry_run)
+
+
+@click.command("unbind")
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True)
+@click.option("--group", is_flag=True, help="Unbind every endpoint of the devices' IOMMU groups.")
+@click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices.")
+@changing_options
+@click.pass_obj
+def unbind(
+    settings: Settings,
+    /,
+    selectors: tuple[str, ...],
+    group: bool,
+    several: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Leave devices without a driver."""
+    binding = _binding(settings, **options)
+    wanted = select_meant(settings.tree, selectors, several=several)
+    if group:
+        wanted = binding.group_members(wanted)
+    _report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
+
+
+@click.command("restore")
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Restore every device that is recorded.")
+@changing_options
+@click.pass_obj
+def restore(
+    settings: Settings, /, selectors: tuple[str, ...], everything: bool, as_json: bool, **options: Any
+) -> None:
+    """Bring devices back to the driver and override that they had before vfiotool changed them."""
+    if bool(selectors) == everything:
+        raise click.UsageError("name the devices to restore, or give --all for all that are recorded")
+    binding = _binding(settings, **options)
+    wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
+    _report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
+
+
+def _binding(settings: Settings, **options: Any) -> Binding:
+    if not settings.tree.is_live:
+        raise click.UsageError("--sysroot is for looking: only this machine can be changed")
+    rules = {"mounted": options["allow_mounted"], "network": options["allow_network"]}
+    return Binding(
+        state_dir=settings.state_dir,
+        allowed=[rule for rule, is_allowed in rules.items() if is_allowed],
+        dry_run=options["dry_run"],
+        timeout=options["timeout"],
+    )
+
+
+def _report(verb: str, run: Callable[[], Plan], as_json: bool, dry_run: bool) -> None:
+    """Run a verb and print what it did, or, in a dry run, what it would write."""
+    try:
+        plan = run()
+    except RefusedError as error:
+        if as_json:
+            write_document(verb, {"changed": (), "steps": (), "refused": error.reasons})
+        raise
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        write_document(verb, _document(plan))
+    elif dry_run:
+        for step in plan.steps:
+            click.echo(str(step))
+    else:
+        for change in plan.changes:
+            click.echo(f"{change.address}: {change.before or 'no driver'} -> {change.after or 'no driver'}")
+
+
+def _document(plan: Plan) -> dict[str, Any]:
+    return {
+        "changed": [
+            {"address": change.address, "from": change.before, "to": change.after} for change in plan.changes
+        ],
+        "steps": [{"path": step.path, "value": step.value} for step in plan.steps],
+        "refused": (),
+    }

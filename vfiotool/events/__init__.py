@@ -1,0 +1,1 @@
+"""What the kernel reports as it happens."""

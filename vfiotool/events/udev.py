@@ -1,0 +1,72 @@
+"""The bind and unbind events of PCI devices, from udev or straight from the kernel (pyudev)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import pyudev
+
+_UDEVD_SOCKET = "/run/udev/control"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvent:
+    """One uevent of a PCI device: ``action`` is the kernel's (``add``, ``bind``, ``unbind``, …).
+
+    ``seqnum`` numbers all uevents of this boot; ``driver`` is there for ``bind`` alone.
+    """
+
+    action: str
+    address: str
+    driver: str | None
+    seqnum: int
+
+
+class DeviceEvents:
+    """Receives the events of PCI devices from the moment it is made.
+
+    Listens to udevd, after its rules have run, where there is one, else to the kernel. A handle:
+    close it, or use it as a context manager. Threads must not share it.
+    """
+
+    def __init__(self) -> None:
+        from os.path import exists
+
+        self.source = "udev" if exists(_UDEVD_SOCKET) else "kernel"
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=self.source)
+        self._monitor.filter_by(subsystem="pci")
+        self._monitor.start()
+
+    def __enter__(self) -> DeviceEvents:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening. Any number of times."""
+        self._monitor = None
+
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable when an event waits."""
+        return int(self._monitor.fileno())
+
+    def receive(self, timeout: float) -> Iterator[DeviceEvent]:
+        """Yield events as they come, until none has come by ``timeout`` seconds from now."""
+        deadline = time.monotonic() + timeout
+        while (device := self._monitor.poll(max(0.0, deadline - time.monotonic()))) is not None:
+            yield DeviceEvent(
+                action=device.action,
+                address=device.sys_name,
+                driver=device.properties.get("DRIVER"),
+                seqnum=int(device.properties.get("SEQNUM", 0)),
+            )
+
+    def wait(self, action: str, address: str, timeout: float) -> bool:
+        """Wait for one action of one device, in seconds; events before it are consumed."""
+        return any(event.action == action and event.address == address for event in self.receive(timeout))
