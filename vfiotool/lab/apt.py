@@ -46,7 +46,7 @@ Dir::State::status "{directory}/status";
 Dir::Cache "{directory}";
 Dir::Cache::archives "archives";
 Dir::Cache::pkgcache "pkgcache.bin";
-Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Cache::srcpkgcache "";
 Dir::Etc::Preferences "/dev/null";
 Dir::Etc::PreferencesParts "/dev/null";
 """
@@ -177,9 +177,7 @@ class Apt:
         self._acquire(argv, directory, progress, what)
         return paths
 
-    def _acquire(
-        self, argv: list[str], directory: str, progress: Progress | None, description: str
-    ) -> None:
+    def _acquire(self, argv: list[str], directory: str, progress: Progress | None, description: str) -> None:
         """Run an apt that fetches; an interrupt stops it in a way that lets it be continued."""
         log = os.path.join(self.directory, "log")
         read_end, write_end = os.pipe()
@@ -264,9 +262,9 @@ _AGAIN = "fetch again with 'vfiotool lab kernels --refresh'"
 
 
 def _error(what: str, output: str) -> LabError:
-    reasons = re.findall(r"^[EW]: *(.+)$", output, re.MULTILINE)
-    reason = "; ".join(dict.fromkeys(reasons[:3])) or output.strip().rpartition("\n")[2]
-    return LabError(f"{what}: {reason or 'it gave no reason'}", hint=_hint(output))
+    found = re.search(r"^[EW]: *(.+)$", output, re.MULTILINE)  # the first is the cause of the others
+    reason = found[1] if found else output.strip().rpartition("\n")[2] or "it gave no reason"
+    return LabError(f"{what}: {reason}", hint=_hint(output))
 
 
 def _hint(output: str) -> str:

@@ -57,3 +57,11 @@ def write_json(path: str, value: dict[str, Any]) -> None:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write("\n")
     os.replace(temporary, path)
+
+
+def remove(path: str) -> None:
+    """Remove a directory with all that is in it, if it is there."""
+    import shutil
+
+    if os.path.lexists(path):
+        shutil.rmtree(path)

@@ -17,9 +17,10 @@ from vfiotool.errors import LabError, SelectorError, UnsupportedError
 from vfiotool.lab import cache
 
 if TYPE_CHECKING:
-    from vfiotool.lab.apt import Apt, Progress
+    from vfiotool.lab.apt import Apt, Progress, Source
 
 NAMES = ("host", "5.10", "6.1", "6.12", "7")
+BOOT = "/boot"
 
 # Where each kernel is: (label of the mirror's Release file, suite).
 _MAIN, _SECURITY = "Debian", "Debian-Security"
@@ -84,9 +85,7 @@ def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -
     a machine without apt or not amd64, and LabError for all else (network, signatures, disk).
     """
     if name not in NAMES:
-        raise SelectorError(
-            f"there is no kernel named '{name}'", hint=f"the names are {', '.join(NAMES)}"
-        )
+        raise SelectorError(f"there is no kernel named '{name}'", hint=f"the names are {', '.join(NAMES)}")
     if not refresh and (known := _cached(name)):
         return known.kernel
     try:
@@ -140,10 +139,10 @@ def _cached(name: str) -> _Manifest | None:
 
 
 def _installed() -> list[_Manifest]:
-    """Return the kernels in /boot that can be read and have their modules."""
+    """Return the kernels in BOOT that can be read and have their modules."""
     prefix = "vmlinuz-"
     try:
-        images = [entry for entry in os.listdir("/boot") if entry.startswith(prefix)]
+        images = [entry for entry in os.listdir(BOOT) if entry.startswith(prefix)]
     except OSError:
         return []
     found = [_Manifest("host", image[len(prefix) :], "/boot", {}, "/") for image in images]
@@ -171,23 +170,32 @@ def _fetch(name: str, lock: int, progress: Progress | None) -> _Manifest:
 
     if (machine := apt.architecture()) != "amd64":
         raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
-    manifest = _fetch_host(lock, progress) if name == "host" else _fetch_named(name, lock, progress)
+    state = cache.directory("apt", name)
+    if name == "host":
+        manifest = _fetch_host(apt.Apt(state, lock), progress)
+    else:
+        sources = _sources(name, _mirrors(name, progress))
+        manifest = _fetch_named(name, apt.Apt(state, lock, sources), sources, progress)
     cache.write_json(_manifest_path(name), asdict(manifest))
+    cache.remove(state)
     return manifest
 
 
-def _fetch_named(name: str, lock: int, progress: Progress | None) -> _Manifest:
-    from vfiotool.lab.apt import Apt, Source
+def _sources(name: str, mirrors: dict[str, str]) -> list[Source]:
+    """Return the suites of a kernel that the mirrors have; its security suite may be without one."""
+    from vfiotool.lab.apt import Source
 
-    mirrors = _mirrors(name, progress)
     sources = [Source(mirrors[label], suite) for label, suite in _SUITES[name] if label in mirrors]
     if not sources:
-        (label, suite), *_ = _SUITES[name]
+        label, suite = _SUITES[name][0]
         raise LabError(
             f"kernel {name} is in {suite}, and no apt source of this machine is labelled '{label}'",
             hint=f"add any suite of the {label} archive to /etc/apt/sources.list.d",
         )
-    apt = Apt(cache.directory("apt", name), lock, sources)
+    return sources
+
+
+def _fetch_named(name: str, apt: Apt, sources: list[Source], progress: Progress | None) -> _Manifest:
     suites = ", ".join(source.suite for source in sources)
     apt.update(progress, f"reading the package lists of {suites}")
     image = _newest_image(apt, f"{name}.")
@@ -195,7 +203,7 @@ def _fetch_named(name: str, lock: int, progress: Progress | None) -> _Manifest:
         raise LabError(
             f"{suites} has no kernel {name}", hint="'vfiotool lab kernels' lists the other kernels"
         )
-    return _install(name, apt, image, lock, progress)
+    return _install(name, apt, image, progress)
 
 
 def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
@@ -207,27 +215,29 @@ def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
         return mirrors
     with cache.locked("mirrors", lambda: _waiting(progress, name)) as lock:
         own = Apt(cache.directory("apt", "mirrors"), lock)
-        try:
-            own.update(progress, "reading this machine's package lists")
-        except LabError:
-            if not (found := own.mirrors()):
-                raise
-            return found
-        return own.mirrors()
+        failure = _update_own(own, progress)
+        mirrors = own.mirrors()
+        cache.remove(own.directory)
+    if failure and not mirrors:
+        raise failure
+    return mirrors
 
 
-def _fetch_host(lock: int, progress: Progress | None) -> _Manifest:
-    from vfiotool.lab.apt import Apt
-
-    installed = _newest(_installed())
-    own, failure = Apt(cache.directory("apt", "host"), lock), None
+def _update_own(apt: Apt, progress: Progress | None) -> LabError | None:
+    """Read the machine's own sources; one that is broken must not hide what the others offer."""
     try:
-        own.update(progress, "reading this machine's package lists")
-    except LabError as error:  # one broken source must not hide a kernel that another offers
-        failure = error
-    image = _newest_image(own, "")
-    if image and (installed is None or _release(image) > _release(f"{installed.release}")):
-        return _install("host", own, image, lock, progress)
+        apt.update(progress, "reading this machine's package lists")
+    except LabError as error:
+        return error
+    return None
+
+
+def _fetch_host(apt: Apt, progress: Progress | None) -> _Manifest:
+    installed = _newest(_installed())
+    failure = _update_own(apt, progress)
+    image = _newest_image(apt, "")
+    if image and (installed is None or _release(image) > release_key(installed.release)):
+        return _install("host", apt, image, progress)
     if installed:
         return installed
     raise failure or LabError(
@@ -259,19 +269,17 @@ def _closure(apt: Apt, image: str) -> dict[str, str]:
     return packages
 
 
-def _install(
-    name: str, apt: Apt, image: str, lock: int, progress: Progress | None
-) -> _Manifest:
+def _install(name: str, apt: Apt, image: str, progress: Progress | None) -> _Manifest:
     release = image.removeprefix("linux-image-")
     packages = _closure(apt, image)
     root = cache.directory("kernels", release)
     manifest = _Manifest(name, release, apt.suite(image, packages[image]), packages, root)
     with cache.locked(f"release-{release}", lambda: _waiting(progress, release)):
         if not _is_unpacked(manifest):
-            downloads = os.path.join(cache.directory("downloads"), release)
+            downloads = cache.directory("downloads", release)
             debs = apt.download(packages, downloads, progress, f"downloading Linux {release}")
             _unpack(debs, manifest, progress)
-            _remove(downloads)
+            cache.remove(downloads)
     return manifest
 
 
@@ -279,28 +287,29 @@ def _is_unpacked(manifest: _Manifest) -> bool:
     """Return whether some name already has this very kernel."""
     recorded = (_recorded(name) for name in NAMES)
     return any(
-        known and (known.root, known.packages) == (manifest.root, manifest.packages)
-        for known in recorded
+        known and (known.root, known.packages) == (manifest.root, manifest.packages) for known in recorded
     )
 
 
 def _unpack(debs: list[str], manifest: _Manifest, progress: Progress | None) -> None:
     """Unpack packages beside their place, index the modules, and move the whole into place."""
-    work = f"{manifest.root}.unpacking"
-    _remove(work)
+    work, old = f"{manifest.root}.unpacking", f"{manifest.root}.old"
+    cache.remove(work)
     os.makedirs(work)
-    for number, deb in enumerate(debs):
+    try:
         if progress is not None:
-            progress.update(f"unpacking Linux {manifest.release}", number / len(debs))
-        _run(["dpkg-deb", "-x", deb, work])
-    _arrange(work, manifest.release)
-    _run(["depmod", "-b", work, manifest.release])
-    old = f"{manifest.root}.old"
-    _remove(old)
-    if os.path.exists(manifest.root):
-        os.rename(manifest.root, old)
-    os.rename(work, manifest.root)
-    _remove(old)
+            progress.update(f"unpacking Linux {manifest.release}", None)
+        for deb in debs:
+            _run(["dpkg-deb", "-x", deb, work])
+        _arrange(work, manifest.release)
+        _run(["depmod", "-b", work, manifest.release])
+        cache.remove(old)
+        if os.path.exists(manifest.root):
+            os.rename(manifest.root, old)
+        os.rename(work, manifest.root)
+    finally:
+        cache.remove(work)
+        cache.remove(old)
 
 
 def _arrange(root: str, release: str) -> None:
@@ -309,7 +318,7 @@ def _arrange(root: str, release: str) -> None:
     if os.path.isdir(os.path.join(usr, "lib/modules")):
         os.makedirs(os.path.join(root, "lib"), exist_ok=True)
         os.rename(os.path.join(usr, "lib/modules"), os.path.join(root, "lib/modules"))
-    _remove(usr)
+    cache.remove(usr)
     os.mkdir(usr)
     os.symlink("../lib", os.path.join(usr, "lib"))  # some builds of kmod look in usr/lib alone
     image = os.path.join(root, "lib/modules", release, "vmlinuz")
@@ -332,10 +341,3 @@ def _run(argv: list[str]) -> None:
             f"'{' '.join(argv)}' failed: {reason}",
             hint="see whether the disk is full; the next run begins this step anew",
         )
-
-
-def _remove(path: str) -> None:
-    import shutil
-
-    if os.path.lexists(path):
-        shutil.rmtree(path)
