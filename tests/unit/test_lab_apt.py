@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -379,7 +380,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root = root
         self.limit: int | None = None
-        self.release = threading.Event()
+        self.stalled, self.release = threading.Event(), threading.Event()
         self.requests: list[tuple[str, int, int]] = []  # path, status, first byte
 
     @property
@@ -403,12 +404,15 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         partial = wanted is not None and self.headers.get("If-Range") == modified
         start = int(str(wanted).removeprefix("bytes=").rstrip("-")) if partial else 0
-        self.server.requests.append((self.path, 206 if partial else 200, start))
-        self.send_response(206 if partial else 200)
+        status, sent = (206 if partial else 200), f"{start}-{len(content) - 1}"
+        if partial and start >= len(content):
+            status, sent = 416, "*"
+        self.server.requests.append((self.path, status, start))
+        self.send_response(status)
         self.send_header("Last-Modified", modified)
         self.send_header("Content-Length", str(len(content) - start))
-        if partial:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if status != 200:
+            self.send_header("Content-Range", f"bytes {sent}/{len(content)}")
         self.end_headers()
         self._send(content[start:])
 
@@ -418,6 +422,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         self.wfile.write(body[:limit])
+        self.server.stalled.set()
         self.server.release.wait(60)
         self.close_connection = True
 
@@ -466,6 +471,28 @@ def test_an_interrupted_download_is_continued(server: Server, archive: Archive) 
     assert Path(kernel.image).read_bytes() == content
 
 
+def test_the_download_of_a_killed_vfiotool_goes_on(server: Server, archive: Archive) -> None:
+    content = _big_kernel(archive)
+    server.limit = 1 << 20
+    code = "from vfiotool.lab import apt, kernels; import sys; apt.KEYRING = sys.argv[1]; kernels.get('6.12')"
+    with subprocess.Popen([sys.executable, "-c", code, apt.KEYRING], stderr=subprocess.DEVNULL) as killed:
+        assert server.stalled.wait(60)
+        killed.kill()
+    server.limit = None
+
+    class Waiting:
+        def update(self, description: str, fraction: float | None) -> None:
+            if description.startswith("waiting"):
+                server.release.set()
+
+    kernel = kernels.get("6.12", progress=Waiting())
+
+    assert server.release.is_set()  # apt held the lock for as long as it ran
+    # The killed one's apt was cut off and went on by itself; the next had nothing left to fetch.
+    assert [status for status, _start in server.debs()] == [200, 206, 416]
+    assert Path(kernel.image).read_bytes() == content
+
+
 def test_two_at_once_fetch_one_kernel_once(server: Server, archive: Archive) -> None:
     _big_kernel(archive)
 
@@ -474,3 +501,4 @@ def test_two_at_once_fetch_one_kernel_once(server: Server, archive: Archive) -> 
 
     assert first == second
     assert server.debs() == [(200, 0)]
+    assert [path for path, _, _ in server.requests].count("/dists/trixie/InRelease") == 1

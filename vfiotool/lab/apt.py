@@ -192,6 +192,7 @@ class Apt:
                     stderr=subprocess.STDOUT,
                     pass_fds=(write_end, self._lock),
                     start_new_session=True,
+                    restore_signals=False,  # SIGPIPE stays ignored: it outlives a killed vfiotool
                 )
             finally:
                 os.close(write_end)
