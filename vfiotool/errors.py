@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 
 class VfioToolError(Exception):
@@ -43,22 +42,12 @@ class UnsupportedError(VfioToolError):
     exit_status = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a device must not be touched, by which rule, and the option that lifts it, if any may."""
-
-    address: str
-    rule: str
-    reason: str
-    flag: str | None
-
-
 class RefusedError(VfioToolError):
-    """A safety rule forbids the operation; ``reasons`` has each."""
+    """A safety rule forbids the operation; ``reasons`` has a line for each."""
 
     exit_status = 3
 
-    def __init__(self, message: str, *, reasons: Sequence[Refusal], hint: str = "") -> None:
+    def __init__(self, message: str, *, reasons: Sequence[str], hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reasons = tuple(reasons)
 
@@ -183,10 +172,14 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "the device is a VF, and its PF's owner asks for a token",
         "name it as 'ADDRESS vf_token=UUID', with the token that the PF's owner has set",
     ),
+    ("VFIO_IOMMU_GET_INFO", errno.EINVAL): (
+        "the container has no IOMMU yet",
+        "set a group's container first, then the container's IOMMU",
+    ),
     ("VFIO_IOMMU_MAP_DMA", errno.EINVAL): (
-        "address, IOVA or size is zero or not a multiple of the IOMMU's page size, or the IOVA is "
-        "outside of the ranges that may be mapped, or no IOMMU is set",
-        "map whole pages (an mmap.mmap is made of them) inside of the container's IOVA ranges",
+        "address, IOVA and size are not whole IOMMU pages, or lie outside of the container's IOVA "
+        "ranges, or the container has no IOMMU yet",
+        "map whole pages (an mmap.mmap is made of them) inside of the ranges",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.EEXIST): (
         "a part of the range is mapped already",
@@ -206,8 +199,8 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "raise the memlock limit ('ulimit -l')",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL): (
-        "IOVA or size is not a multiple of the IOMMU's page size, or the range ends inside of a "
-        "mapping, or no IOMMU is set",
+        "IOVA and size are not whole IOMMU pages, or cut through a mapping, or the container has "
+        "no IOMMU yet",
         "unmap whole mappings, as they were made",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): ("nothing is mapped there", ""),

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from vfiotool.binding.machine import Events, Machine
 from vfiotool.binding.plan import DRIVERS, MODPROBE, Plan, Step, steps_between
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
-from vfiotool.host.devices import device_path, read_state
+from vfiotool.host.attributes import device_path
+from vfiotool.host.devices import read_state
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 
 EVENT_SECONDS = 30.0

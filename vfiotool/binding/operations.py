@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from vfiotool.binding.binder import execute
 from vfiotool.binding.journal import Journal, is_driver_name
 from vfiotool.binding.machine import LiveMachine, Machine
-from vfiotool.binding.plan import DRIVERS, Plan, Scene, bound_to, make_plan
-from vfiotool.errors import RefusedError, SelectorError, UnsupportedError, VfioToolError
-from vfiotool.host.devices import Device, DeviceState, addresses, find_device, read_devices
+from vfiotool.binding.plan import DRIVERS, Plan, PlanRefusedError, Scene, bound_to, make_plan
+from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
+from vfiotool.host.attributes import addresses
+from vfiotool.host.devices import Device, DeviceState, find_device, read_devices
 from vfiotool.host.era import detect_era
 from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_bridge, is_vfio_driver, read_groups
 from vfiotool.host.holders import Holder
@@ -115,7 +116,7 @@ class Binding:
         scene = self._look(wanted)
         plan = make_plan(scene, {address: wish(scene.devices[address]) for address in wanted})
         if plan.refusals:
-            raise _refused(plan)
+            raise PlanRefusedError(plan.refusals)
         return plan, scene
 
     def _execute(self, plan: Plan, scene: Scene) -> None:
@@ -191,16 +192,6 @@ def _holders(scene: Scene, address: str) -> Sequence[Holder]:
 
 def _group_of(groups: Mapping[int, Group], device: Device) -> Group | None:
     return None if device.iommu_group is None else groups.get(device.iommu_group)
-
-
-def _refused(plan: Plan) -> RefusedError:
-    reasons = "; ".join(f"{refusal.address}: {refusal.reason}" for refusal in plan.refusals)
-    flags = dict.fromkeys(refusal.flag for refusal in plan.refusals if refusal.flag is not None)
-    return RefusedError(
-        f"refused: {reasons}",
-        reasons=plan.refusals,
-        hint=f"if you mean it, add {' '.join(flags)}" if flags else "no option lifts this",
-    )
 
 
 def _no_group(address: str) -> UnsupportedError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vfiotool.errors import Refusal
-from vfiotool.host.devices import Device, DeviceState, device_path
+from vfiotool.errors import RefusedError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.devices import Device, DeviceState
 from vfiotool.host.era import Era
 from vfiotool.host.groups import Group, blockers, is_bridge, is_vfio_driver
 from vfiotool.host.usage import Usage
@@ -35,6 +36,27 @@ class Step:
         if self.path == MODPROBE:
             return f"{MODPROBE} {self.value}"
         return f"write {self.value!r} to {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a device must not be touched, by which rule, and the option that lifts it, if any may."""
+
+    address: str
+    rule: str
+    reason: str
+    flag: str | None
+
+
+class PlanRefusedError(RefusedError):
+    """Rules forbid a plan; ``refusals`` has them all."""
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        reasons = [f"{refusal.address}: {refusal.reason}" for refusal in refusals]
+        flags = dict.fromkeys(refusal.flag for refusal in refusals if refusal.flag is not None)
+        hint = f"if you mean it, add {' '.join(flags)}" if flags else "no option lifts this"
+        super().__init__(f"refused: {'; '.join(reasons)}", reasons=reasons, hint=hint)
+        self.refusals = tuple(refusals)
 
 
 @dataclass(frozen=True, slots=True)

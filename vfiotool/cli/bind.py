@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS, Binding
-from vfiotool.binding.plan import Plan
+from vfiotool.binding.plan import Plan, PlanRefusedError
 from vfiotool.cli.settings import Settings, json_option
-from vfiotool.errors import RefusedError
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 
@@ -121,9 +120,9 @@ def _report(verb: str, run: Callable[[], Plan], as_json: bool, dry_run: bool) ->
     """Run a verb and print what it did, or, in a dry run, what it would write."""
     try:
         plan = run()
-    except RefusedError as error:
+    except PlanRefusedError as error:
         if as_json:
-            write_document(verb, {"changed": (), "steps": (), "refused": error.reasons})
+            write_document(verb, {"changed": (), "steps": (), "refused": error.refusals})
         raise
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from vfiotool.cli.listing import write_listing
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import SelectorError
+from vfiotool.host.attributes import addresses
 from vfiotool.host.details import read_details
-from vfiotool.host.devices import Device, addresses, find_device, read_devices
+from vfiotool.host.devices import Device, find_device, read_devices
 from vfiotool.host.groups import TURN_ON_IOMMU, group_ids, read_group, read_groups
 from vfiotool.host.selectors import select, select_meant
 from vfiotool.pci.names import PciNames
@@ -22,10 +24,10 @@ def list_devices(settings: Settings, selectors: tuple[str, ...], as_json: bool) 
     """List PCI devices: all, or those that each ADDRESS names."""
     tree = settings.tree
     wanted = select(tree, selectors) if selectors else addresses(tree)
-    devices = read_devices(tree, wanted, PciNames.of_this_machine(), state_dir=settings.state_dir)
     if as_json:
-        write_document("list", {"devices": devices})
+        write_listing(tree, wanted, state_dir=settings.state_dir)
         return
+    devices = read_devices(tree, wanted, PciNames.of_this_machine(), state_dir=settings.state_dir)
     from vfiotool.render.tables import print_devices
 
     print_devices(devices)

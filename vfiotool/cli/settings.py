@@ -16,7 +16,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 class Settings:
     """The global options; verbs get them as the click context's object."""
 
-    debug: bool = False
     sysroot: str = "/"
     state_dir: str = STATE_DIR
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vfiotool.host import guard
-from vfiotool.host.devices import Device, device_path
+from vfiotool.host.attributes import device_path
+from vfiotool.host.devices import Device
 from vfiotool.host.groups import Group, read_group
 from vfiotool.host.tree import Tree, decode
 from vfiotool.host.usage import Usage, read_usage

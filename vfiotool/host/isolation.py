@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from vfiotool.host import guard
-from vfiotool.host.devices import device_path
+from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 from vfiotool.pci import config as pci_config
 from vfiotool.pci.address import is_address

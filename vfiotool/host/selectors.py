@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
-from vfiotool.host.devices import addresses, device_path
+from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import find_carriers
 from vfiotool.pci.address import is_address, parse_address

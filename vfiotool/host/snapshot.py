@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vfiotool.host import pending
-from vfiotool.host.devices import Device, addresses, read_devices
+from vfiotool.host.attributes import addresses
+from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.groups import Group, group_ids, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames

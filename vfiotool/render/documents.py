@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def to_json(value: Any) -> Any:
@@ -20,6 +23,6 @@ def to_json(value: Any) -> Any:
 
 
 def write_document(verb: str, fields: Mapping[str, Any]) -> None:
-    """Write one document to stdout, with its schema first."""
+    """Write one document to stdout, in one line, with its schema first."""
     document = {"schema": f"vfiotool.{verb}/1"} | to_json(fields)
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.write(json.dumps(document) + "\n")

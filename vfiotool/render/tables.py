@@ -42,7 +42,8 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
             if device is not None:
                 table.add_row(*columns, address, _driver(device), _name(device))
                 columns = ["", "", ""]
-        notes += [f"group {group.id}: {line}" for line in group_notes(group)]
+        if len(group.devices) > 1 or group.holders:
+            notes += [f"group {group.id}: {line}" for line in group_notes(group)]
     _print(table)
     for note in notes:
         _print(Text(note))

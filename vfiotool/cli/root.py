@@ -1,0 +1,92 @@
+"""The click command that all verbs hang from, and click's own errors made ours."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from vfiotool.cli.settings import Settings
+from vfiotool.errors import VfioToolError
+from vfiotool.host.pending import STATE_DIR
+
+# verb -> (module:attribute, short help). The help stands here so that `vfiotool --help` imports no verb.
+VERBS: dict[str, tuple[str, str]] = {
+    "list": ("vfiotool.cli.see:list_devices", "List PCI devices."),
+    "groups": ("vfiotool.cli.see:list_groups", "List IOMMU groups and what blocks or holds them."),
+    "show": ("vfiotool.cli.see:show_device", "Show all about one device."),
+    "bind": ("vfiotool.cli.bind:bind", "Hand devices to a driver, vfio-pci by default."),
+    "unbind": ("vfiotool.cli.bind:unbind", "Leave devices without a driver."),
+    "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
+    "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
+}
+
+
+class CommandLineError(VfioToolError):
+    """The words of the command line do not fit the verb."""
+
+    exit_status = 2
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 - the table above is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--sysroot",
+    type=click.Path(exists=True, file_okay=False),
+    default="/",
+    help="Read the /sys and /proc below this folder instead of this machine's.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, resolve_path=True),
+    default=STATE_DIR,
+    show_default=True,
+    help="Where the journal is kept.",
+)
+@click.version_option(package_name="vfiotool", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, debug: bool, sysroot: str, state_dir: str) -> None:
+    """See, bind, drive and prove PCI devices through VFIO."""
+    context.obj = Settings(sysroot=sysroot, state_dir=state_dir)
+
+
+def invoke(args: list[str]) -> int:
+    """Run a command line and return its exit status.
+
+    Raises:
+        VfioToolError: it failed; its ``exit_status`` is the one to exit with.
+        KeyboardInterrupt: the user ended it.
+    """
+    try:
+        result: Any = cli.main(args, prog_name="vfiotool", standalone_mode=False)
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "vfiotool"
+        message = error.format_message().rstrip(".")
+        raise CommandLineError(message[:1].lower() + message[1:], hint=f"see '{path} --help'") from None
+    return result if isinstance(result, int) else 0
