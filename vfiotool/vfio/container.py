@@ -29,7 +29,7 @@ _NO_VFIO = "load it with 'modprobe vfio-pci'; 'vfiotool doctor' says what this m
 
 
 class Container(Handle):
-    """An open container. Threads may share it, but see ``Handle``.
+    """An open container. Threads may share it, but see ``Handle``, and one IOVA is one thread's.
 
     It keeps a hold on every buffer that ``map_dma`` was given, until that is unmapped or the
     container closed. The kernel frees a closed container, and its mappings with it, only when the
@@ -48,10 +48,11 @@ class Container(Handle):
         if fd in (-errno.ENOENT, -errno.ENODEV):
             raise UnsupportedError(f"this kernel has no VFIO: there is no {PATH}", hint=_NO_VFIO)
         super().__init__(checked(fd, "open", PATH), PATH)
-        version = self.api_version()
-        if version != VFIO_API_VERSION:
+        try:
+            self._require_version()
+        except BaseException:
             self.close()
-            raise UnsupportedError(f"this kernel's VFIO has the unknown version {version}")
+            raise
 
     def api_version(self) -> int:
         """Return the version of the kernel's VFIO interface, which is 0."""
@@ -118,22 +119,19 @@ class Container(Handle):
                 no such memory or not writable, EOVERFLOW past 64 bits, ENOSPC no more mappings,
                 ENOMEM the memlock limit.
         """
-        fd = self.fileno()
         flags = DmaMapFlags.READ * read | DmaMapFlags.WRITE * write
         if isinstance(memory, int):
-            address, view = memory, None
-        else:
-            view = memoryview(memory)
+            self._map(memory, iova, size, flags)
+            return
+        view = memoryview(memory)
+        try:
             if view.nbytes < size or (view.readonly and write) or not view.c_contiguous:
                 raise _map_error(errno.EFAULT, iova, size)
-            address = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
-        if not _in_64_bits(address, iova, size):
-            raise _map_error(errno.EOVERFLOW, iova, size)
-        result = lib.vt_dma_map(fd, address, iova, size, flags)
-        if result < 0:
-            raise _map_error(-result, iova, size)
-        if view is not None:
-            self._held[iova] = view
+            self._map(int(ffi.cast("uintptr_t", ffi.from_buffer(view))), iova, size, flags)
+        except BaseException:
+            view.release()  # else the traceback would keep the buffer from being closed
+            raise
+        self._held[iova] = view
 
     def unmap_dma(self, iova: int, size: int) -> int:
         """Undo the mappings that lie in a range, and return how many bytes they had.
@@ -158,11 +156,29 @@ class Container(Handle):
     def close(self) -> None:
         """Close the container and let go of the buffers; calls after the first do nothing."""
         super().close()
-        self._held.clear()
+        while self._held:
+            self._held.popitem()[1].release()
+
+    def _require_version(self) -> None:
+        version = self.api_version()
+        if version != VFIO_API_VERSION:
+            raise UnsupportedError(
+                f"this kernel's VFIO has the unknown version {version}",
+                hint="use a kernel whose VFIO has version 0",
+            )
+
+    def _map(self, address: int, iova: int, size: int, flags: int) -> None:
+        fd = self.fileno()
+        if not (_in_64_bits(address, size) and _in_64_bits(iova, size)):
+            raise _map_error(errno.EOVERFLOW, iova, size)
+        result = lib.vt_dma_map(fd, address, iova, size, flags)
+        if result < 0:
+            raise _map_error(-result, iova, size)
 
 
-def _in_64_bits(*numbers: int) -> bool:
-    return all(0 <= number < 1 << 64 for number in numbers)
+def _in_64_bits(start: int, size: int) -> bool:
+    """Say whether a range ends at 2^64 at the latest; kernels since 7.0 say EOVERFLOW where not."""
+    return start >= 0 and size >= 0 and start + size <= 1 << 64
 
 
 def _map_error(code: int, iova: int, size: int) -> DmaMapError:

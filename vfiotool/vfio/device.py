@@ -38,8 +38,8 @@ class Device(Handle):
         Raises:
             KernelError: EINVAL, there is no such region; EBADMSG for a malformed answer.
         """
-        question = vfio_region_info(index=index)
-        return region_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, question))
+        request = DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO
+        return region_info(self._ask_of(request, vfio_region_info(), index))
 
     def irq(self, index: int) -> IrqInfo:
         """Return how many interrupts an index has; it may be a ``PciIrq``.
@@ -47,8 +47,8 @@ class Device(Handle):
         Raises:
             KernelError: EINVAL, there is no such index.
         """
-        question = vfio_irq_info(index=index)
-        return irq_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, question))
+        request = DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO
+        return irq_info(self._ask_of(request, vfio_irq_info(), index))
 
     def regions(self) -> tuple[RegionInfo, ...]:
         """Return the regions that the device has; indexes that it lacks, as VGA, are left out."""
@@ -57,6 +57,12 @@ class Device(Handle):
     def irqs(self) -> tuple[IrqInfo, ...]:
         """Return the interrupt indexes that the device has."""
         return _all(self.irq, self.info().num_irqs)
+
+    def _ask_of(self, request: DeviceIoctl, question: vfio_region_info | vfio_irq_info, index: int) -> Answer:
+        if not 0 <= index < 1 << 32:  # ctypes would cut it to another index
+            raise KernelError(errno.EINVAL, request.name, self.name)
+        question.index = index
+        return self._ask(request, question)
 
     def _ask(self, request: DeviceIoctl, question: ctypes.Structure) -> Answer:
         call = partial(fcntl.ioctl, self.fileno(), int(request))

@@ -73,12 +73,15 @@ class Group(Handle):
 
         Raises:
             GroupNotViableError: a device of the group came onto a host driver meanwhile (≤ 5.18).
+            DeviceNotFoundError: it is empty or has a NUL.
             KernelError: ENODEV, it is not in the group or not on a VFIO driver; EINVAL, no
                 container or no IOMMU; EBUSY, someone else has it; EACCES, it wants a VF token.
         """
         name = os.fsencode(address)
-        if b"\0" in name:  # where C would stop reading
-            raise DeviceNotFoundError(f"{address!r} is not the name of a device")
+        if not name or b"\0" in name:  # C would stop reading there
+            raise DeviceNotFoundError(
+                f"{address!r} is not the name of a device", hint="give it like 0000:03:00.0"
+            )
         fd = lib.vt_group_device_fd(self.fileno(), name)
         if fd == -errno.EINVAL:
             self._require_viable()

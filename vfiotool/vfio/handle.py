@@ -60,8 +60,9 @@ class Handle:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            lost = repr(self)
             self.close()
+            warnings.warn(f"{lost} was never closed", ResourceWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {self._fd}"

@@ -1,0 +1,629 @@
+"""vfiotool.vfio without a device: the life of a handle, errors, and answers that are hostile.
+
+What the shim would return comes from a fake one; what a kernel really answers is in
+tests/contract/test_vfio.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vfiotool.vfio
+from vfiotool import _shim
+from vfiotool.errors import (
+    ClosedError,
+    DeviceNotFoundError,
+    DmaMapError,
+    GroupNotViableError,
+    KernelError,
+    UnsupportedError,
+    VfioToolError,
+)
+from vfiotool.vfio import Container, Device, Group, GroupDevice, GroupFlags, IommuType, MmapArea
+from vfiotool.vfio.answer import MAX_SIZE, Answer, ask
+from vfiotool.vfio.handle import Handle
+from vfiotool.vfio.info import IovaRange, device_info, irq_info, region_info, type1_info
+from vfiotool.vfio.uapi import (
+    vfio_device_info,
+    vfio_iommu_type1_info,
+    vfio_irq_info,
+    vfio_region_info,
+)
+
+PAGE = mmap.PAGESIZE
+REAL = _shim.lib
+
+
+class FakeShim:
+    """Stands in for the C shim: hands out fds of /dev/null, and answers what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, int] = {}
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def function(*arguments: object) -> int:
+            self.calls.append((name, arguments))
+            if name not in self.answers and name in ("vt_open", "vt_group_device_fd"):
+                return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            return self.answers.get(name, 0)
+
+        return function
+
+    def called(self, name: str) -> list[tuple[object, ...]]:
+        return [arguments for called, arguments in self.calls if called == name]
+
+
+@pytest.fixture
+def shim(monkeypatch: pytest.MonkeyPatch) -> FakeShim:
+    """A shim whose kernel likes everything: groups are viable, type1v2 is there."""
+    fake = FakeShim()
+    fake.answers = {"vt_group_status": GroupFlags.VIABLE, "vt_container_check_extension": 1}
+    monkeypatch.setattr("vfiotool.vfio.container.lib", fake)
+    monkeypatch.setattr("vfiotool.vfio.group.lib", fake)
+    return fake
+
+
+@pytest.fixture
+def container(shim: FakeShim) -> Iterator[Container]:
+    with Container() as opened:
+        yield opened
+
+
+@pytest.fixture
+def group(shim: FakeShim) -> Iterator[Group]:
+    with Group(7) as opened:
+        yield opened
+
+
+def null() -> int:
+    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def open_fds() -> dict[str, str]:
+    """Return what each open fd is, without the one that looks."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+# The life of a handle
+
+
+def test_close_closes_the_fd_once_and_then_does_nothing() -> None:
+    before = open_fds()
+    handle = Handle(null(), "group 7")
+    assert open_fds() != before
+    handle.close()
+    assert open_fds() == before
+    handle.close()
+    assert handle.closed
+
+
+def test_a_second_close_spares_the_next_owner_of_the_number() -> None:
+    handle = Handle(null(), "group 7")
+    number = handle.fileno()
+    handle.close()
+    with Handle(null(), "group 8") as other:
+        assert other.fileno() == number
+        handle.close()
+        os.fstat(other.fileno())
+
+
+def test_with_closes_also_on_error() -> None:
+    handle = Handle(null(), "group 7")
+    with pytest.raises(KeyError), handle:
+        raise KeyError
+    assert handle.closed
+
+
+def test_a_lost_handle_warns_and_is_closed() -> None:
+    before = open_fds()
+    lost = [Handle(null(), "group 7")]
+    with pytest.warns(ResourceWarning, match=r"group 7.*was never closed"):
+        lost.clear()
+    assert open_fds() == before
+
+
+CLOSED_USES: list[tuple[str, Callable[[Container, Group, Device], object]]] = [
+    ("Container.fileno", lambda c, g, d: c.fileno()),
+    ("Container.api_version", lambda c, g, d: c.api_version()),
+    ("Container.check_extension", lambda c, g, d: c.check_extension(IommuType.TYPE1)),
+    ("Container.set_iommu", lambda c, g, d: c.set_iommu(IommuType.TYPE1)),
+    ("Container.set_type1", lambda c, g, d: c.set_type1()),
+    ("Container.type1_info", lambda c, g, d: c.type1_info()),
+    ("Container.map_dma", lambda c, g, d: c.map_dma(PAGE, 0, PAGE)),
+    ("Container.unmap_dma", lambda c, g, d: c.unmap_dma(0, PAGE)),
+    ("Container.__enter__", lambda c, g, d: c.__enter__()),
+    ("Group.status", lambda c, g, d: g.status()),
+    ("Group.set_container", lambda c, g, d: g.set_container(c)),
+    ("Group.unset_container", lambda c, g, d: g.unset_container()),
+    ("Group.open_device", lambda c, g, d: g.open_device("0000:00:10.0")),
+    ("Device.info", lambda c, g, d: d.info()),
+    ("Device.region", lambda c, g, d: d.region(0)),
+    ("Device.regions", lambda c, g, d: d.regions()),
+    ("Device.irq", lambda c, g, d: d.irq(0)),
+    ("Device.irqs", lambda c, g, d: d.irqs()),
+]
+
+
+@pytest.mark.parametrize("use", [use for _, use in CLOSED_USES], ids=[name for name, _ in CLOSED_USES])
+def test_a_closed_handle_says_so_and_reaches_no_kernel(
+    shim: FakeShim, use: Callable[[Container, Group, Device], object]
+) -> None:
+    container, group, device = Container(), Group(7), Device(null(), "0000:00:10.0")
+    for handle in (container, group, device):
+        handle.close()
+    shim.calls.clear()
+    with pytest.raises(ClosedError, match="is closed"):
+        use(container, group, device)
+    assert shim.calls == []
+
+
+def test_a_group_does_not_take_a_closed_container(shim: FakeShim, group: Group) -> None:
+    container = Container()
+    container.close()
+    with pytest.raises(ClosedError):
+        group.set_container(container)
+    assert not shim.called("vt_group_set_container")
+
+
+# Opening, and its errors
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV])
+def test_a_kernel_without_vfio_is_unsupported(shim: FakeShim, code: int) -> None:
+    shim.answers["vt_open"] = -code
+    with pytest.raises(UnsupportedError, match="no VFIO") as caught:
+        Container()
+    assert "modprobe vfio-pci" in caught.value.hint
+
+
+def test_a_container_of_an_unknown_version_is_unsupported_and_closed(shim: FakeShim) -> None:
+    before = open_fds()
+    shim.answers["vt_container_api_version"] = 1
+    with pytest.raises(UnsupportedError, match="version 1"):
+        Container()
+    assert open_fds() == before
+
+
+def test_no_type1_driver_is_unsupported(shim: FakeShim, container: Container) -> None:
+    shim.answers["vt_container_check_extension"] = 0
+    with pytest.raises(UnsupportedError, match="no type1") as caught:
+        container.set_type1()
+    assert "vfio_iommu_type1" in caught.value.hint
+
+
+def test_type1_is_the_second_choice(
+    shim: FakeShim, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "check_extension", lambda kind: kind is IommuType.TYPE1)
+    assert container.set_type1() is IommuType.TYPE1
+    assert shim.called("vt_container_set_iommu") == [(container.fileno(), IommuType.TYPE1)]
+
+
+def test_a_group_that_is_open_elsewhere_is_in_use(shim: FakeShim) -> None:
+    shim.answers["vt_open"] = -errno.EBUSY
+    with pytest.raises(KernelError, match="in use") as caught:
+        Group(7)
+    error = caught.value
+    assert (error.operation, error.subject, error.errno) == ("open", "/dev/vfio/7", errno.EBUSY)
+    assert isinstance(error, OSError)
+
+
+def test_a_missing_group_and_a_group_without_a_node_are_told_apart(
+    shim: FakeShim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shim.answers["vt_open"] = -errno.ENOENT
+    monkeypatch.setattr("vfiotool.vfio.group.GROUPS", str(tmp_path))
+    with pytest.raises(DeviceNotFoundError, match="no IOMMU group 7"):
+        Group(7)
+    (tmp_path / "7").mkdir()
+    with pytest.raises(KernelError, match="/dev/vfio/7") as caught:
+        Group(7)
+    assert caught.value.errno == errno.ENOENT
+    assert "vfiotool bind" in caught.value.hint
+
+
+def test_a_group_that_is_not_viable_is_never_set_to_a_container(
+    shim: FakeShim, container: Container, group: Group
+) -> None:
+    shim.answers["vt_group_status"] = 0
+    with pytest.raises(GroupNotViableError, match="group 7 is not viable") as caught:
+        group.set_container(container)
+    assert "vfiotool bind" in caught.value.hint
+    assert not shim.called("vt_group_set_container")
+
+
+def test_einval_of_a_device_is_explained_by_viability(shim: FakeShim, group: Group) -> None:
+    shim.answers["vt_group_device_fd"] = -errno.EINVAL
+    with pytest.raises(KernelError, match="no container") as caught:
+        group.open_device("0000:00:10.0")
+    assert caught.value.operation == "VFIO_GROUP_GET_DEVICE_FD"
+    shim.answers["vt_group_status"] = GroupFlags.CONTAINER_SET
+    with pytest.raises(GroupNotViableError):
+        group.open_device("0000:00:10.0")
+
+
+@pytest.mark.parametrize("name", ["", "0000:00:10.0\0", "\0"])
+def test_a_name_that_c_would_cut_reaches_no_kernel(shim: FakeShim, group: Group, name: str) -> None:
+    with pytest.raises(DeviceNotFoundError):
+        group.open_device(name)
+    assert not shim.called("vt_group_device_fd")
+
+
+STEPS = (
+    "vt_container_api_version",
+    "vt_group_set_container",
+    "vt_container_check_extension",
+    "vt_container_set_iommu",
+    "vt_group_status",
+    "vt_group_device_fd",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_group_device_that_fails_to_open_leaves_nothing_open(shim: FakeShim, step: str) -> None:
+    before = open_fds()
+    shim.answers[step] = -errno.EIO
+    with pytest.raises(KernelError):
+        GroupDevice("0000:00:10.0", 7)
+    assert open_fds() == before
+
+
+def test_a_group_device_closes_its_three_handles_in_order(
+    shim: FakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    close = Handle.close
+
+    def noted(handle: Handle) -> None:
+        if not handle.closed:
+            order.append(type(handle).__name__)
+        close(handle)
+
+    monkeypatch.setattr(Handle, "close", noted)
+    before = open_fds()
+    with GroupDevice("0000:00:10.0", 7) as opened:
+        assert opened.iommu is IommuType.TYPE1v2
+    opened.close()
+    assert order == ["Device", "Group", "Container"]
+    assert open_fds() == before
+    with pytest.raises(ClosedError), opened:
+        pass
+
+
+# DMA
+
+
+def test_map_passes_the_address_of_the_buffer(shim: FakeShim, container: Container) -> None:
+    with mmap.mmap(-1, PAGE) as memory:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        container.map_dma(memory, 0x1000, PAGE, write=False)
+        container.map_dma(address, 0x2000, PAGE)
+        container.unmap_dma(0, 1 << 20)
+        fd = container.fileno()
+        assert shim.called("vt_dma_map") == [
+            (fd, address, 0x1000, PAGE, 1),
+            (fd, address, 0x2000, PAGE, 3),
+        ]
+        container.close()
+
+
+def test_a_mapped_buffer_is_held_until_it_is_unmapped(shim: FakeShim, container: Container) -> None:
+    first, second = mmap.mmap(-1, PAGE), mmap.mmap(-1, PAGE)
+    container.map_dma(first, 0, PAGE)
+    container.map_dma(second, PAGE, PAGE)
+    shim.answers["vt_dma_unmap"] = 0
+    container.unmap_dma(0, PAGE)
+    with pytest.raises(BufferError):
+        first.close()
+    shim.answers["vt_dma_unmap"] = PAGE
+    assert container.unmap_dma(0, PAGE) == PAGE
+    first.close()
+    with pytest.raises(BufferError):
+        second.close()
+    container.close()
+    second.close()
+
+
+def test_a_buffer_whose_map_failed_is_not_held(shim: FakeShim, container: Container) -> None:
+    shim.answers["vt_dma_map"] = -errno.EEXIST
+    with mmap.mmap(-1, PAGE) as memory, pytest.raises(DmaMapError, match="mapped already") as caught:
+        container.map_dma(memory, 0x1000, PAGE)
+    error = caught.value
+    assert (error.iova, error.size, error.errno) == (0x1000, PAGE, errno.EEXIST)
+    assert error.operation == "VFIO_IOMMU_MAP_DMA"
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "write"),
+    [
+        (bytearray(PAGE), PAGE + 1, True),
+        (bytes(PAGE), PAGE, True),
+        (memoryview(bytearray(2 * PAGE))[::2], PAGE, False),
+    ],
+    ids=["too short", "read-only", "in pieces"],
+)
+def test_memory_that_is_not_all_there_reaches_no_kernel(
+    shim: FakeShim, container: Container, memory: bytes, size: int, write: bool
+) -> None:
+    with pytest.raises(DmaMapError) as caught:
+        container.map_dma(memory, 0, size, write=write)
+    assert caught.value.errno == errno.EFAULT
+    assert not shim.called("vt_dma_map")
+
+
+@pytest.mark.parametrize(
+    ("iova", "size"),
+    [(1 << 64, 1), ((1 << 64) - PAGE, PAGE + 1), (-PAGE, PAGE), (0, -1), (0, (1 << 64) + 1)],
+)
+def test_a_range_past_64_bits_reaches_no_kernel(
+    shim: FakeShim, container: Container, iova: int, size: int
+) -> None:
+    uses = (
+        lambda: container.map_dma(PAGE, iova, size),
+        lambda: container.map_dma(iova, 0, size),
+        lambda: container.unmap_dma(iova, size),
+    )
+    for use in uses:
+        with pytest.raises(DmaMapError, match="64 bits") as caught:
+            use()
+        assert caught.value.errno == errno.EOVERFLOW
+    assert not shim.called("vt_dma_map")
+    assert not shim.called("vt_dma_unmap")
+
+
+def test_the_last_page_of_64_bits_is_the_kernels_to_judge(shim: FakeShim, container: Container) -> None:
+    container.map_dma(PAGE, (1 << 64) - PAGE, PAGE)
+    container.unmap_dma((1 << 64) - PAGE, PAGE)
+    assert shim.called("vt_dma_map")[0][2] == (1 << 64) - PAGE
+
+
+# The answers of the kernel
+
+
+def capability(kind: int, following: int, payload: bytes, version: int = 1) -> bytes:
+    return struct.pack("=HHI", kind, version, following) + payload
+
+
+def answer(data: bytes) -> Answer:
+    return Answer(data, "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
+
+
+def region(flags: int, cap_offset: int, size: int, caps: bytes = b"") -> Answer:
+    return answer(struct.pack("=IIIIQQ", 32 + len(caps), flags, 2, cap_offset, size, 0x200) + caps)
+
+
+def assert_malformed(parse: Callable[[], object]) -> None:
+    with pytest.raises(KernelError, match=r"VFIO_.*format") as caught:
+        parse()
+    assert caught.value.errno == errno.EBADMSG
+    assert caught.value.hint
+
+
+def test_ask_grows_to_what_the_kernel_wants() -> None:
+    sizes = []
+
+    def kernel(data: bytearray) -> None:
+        sizes.append(len(data))
+        assert struct.unpack_from("=I", data)[0] == len(data)
+        assert struct.unpack_from("=I", data, 8)[0] == 2, "the question is kept"
+        struct.pack_into("=I", data, 0, 100)
+
+    found = ask(kernel, vfio_region_info(index=2), "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
+    assert sizes == [32, 100]
+    assert len(found.data) == 100
+
+
+def test_ask_passes_the_errno_on() -> None:
+    def kernel(data: bytearray) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    with pytest.raises(KernelError) as caught:
+        ask(kernel, vfio_irq_info(index=9), "VFIO_DEVICE_GET_IRQ_INFO", "0000:00:10.0")
+    error = caught.value
+    assert (error.errno, error.operation) == (errno.EINVAL, "VFIO_DEVICE_GET_IRQ_INFO")
+
+
+@pytest.mark.parametrize("grow", [lambda size: size + 1, lambda size: MAX_SIZE + 1])
+def test_ask_gives_up_on_a_kernel_that_always_wants_more(grow: Callable[[int], int]) -> None:
+    sizes = []
+
+    def kernel(data: bytearray) -> None:
+        sizes.append(len(data))
+        struct.pack_into("=I", data, 0, grow(len(data)))
+
+    assert_malformed(lambda: ask(kernel, vfio_irq_info(), "VFIO_DEVICE_GET_IRQ_INFO", "x"))
+    assert len(sizes) <= 8
+
+
+def test_a_region_with_all_its_capabilities() -> None:
+    sparse = capability(1, 80, struct.pack("=II4Q", 2, 0, 0, 0x1000, 0x3000, 0x1000))
+    kind = capability(2, 96, struct.pack("=II", 0x80008086, 1))
+    caps = sparse + kind + capability(3, 0, b"")
+    found = region_info(region(0xF, 32, 0x4000, caps))
+    assert (found.index, found.size, found.offset) == (2, 0x4000, 0x200)
+    assert found.mmap_areas == (MmapArea(0, 0x1000), MmapArea(0x3000, 0x1000))
+    assert found.type == (0x80008086, 1)
+    assert found.msix_mappable
+
+
+def test_a_region_is_mappable_as_a_whole_or_not_at_all() -> None:
+    assert region_info(region(7, 0, 0x4000)).mmap_areas == (MmapArea(0, 0x4000),)
+    assert region_info(region(3, 0, 0x4000)).mmap_areas == ()
+
+
+def test_an_offset_without_the_caps_flag_is_not_followed() -> None:
+    assert region_info(region(7, 0xFFFFFFFF, 0x4000)).type is None
+
+
+def test_a_capability_of_a_later_version_is_passed_over() -> None:
+    caps = capability(2, 0, struct.pack("=II", 1, 1), version=2)
+    assert region_info(region(0xF, 32, 0x4000, caps)).type is None
+
+
+@pytest.mark.parametrize(
+    ("cap_offset", "caps"),
+    [
+        (32, capability(3, 32, b"")),
+        (32, capability(3, 40, b"") + capability(2, 32, bytes(8))),
+        (32, capability(3, 36, b"")),
+        (0xFFFFFFFF, capability(3, 0, b"")),
+        (36, capability(3, 0, b"")),
+        (32, capability(2, 0, bytes(4))),
+        (32, capability(1, 0, struct.pack("=II", 0xFFFFFFFF, 0))),
+        (32, capability(1, 0, struct.pack("=II2Q", 1, 0, 0x3000, 0x2000))),
+        (32, capability(1, 0, struct.pack("=II2Q", 1, 0, 0xFFFFFFFFFFFFF000, 0x2000))),
+    ],
+    ids=[
+        "points at itself",
+        "loops",
+        "next lies past the end",
+        "starts far outside",
+        "starts at the very end",
+        "payload is cut",
+        "too many areas",
+        "area beyond the region",
+        "area that wraps",
+    ],
+)
+def test_a_hostile_chain_is_a_named_error(cap_offset: int, caps: bytes) -> None:
+    assert_malformed(lambda: region_info(region(0xF, cap_offset, 0x4000, caps)))
+
+
+def test_a_device_with_endless_regions_is_a_named_error() -> None:
+    data = struct.pack("=IIIII", 20, 2, 0xFFFFFFFF, 5, 0)
+    assert_malformed(lambda: device_info(answer(data)))
+
+
+def test_atomics_of_a_device() -> None:
+    caps = capability(5, 0, struct.pack("=II", 5, 0))
+    found = device_info(answer(struct.pack("=IIIII", 36, 0x82, 9, 5, 20) + caps))
+    assert (found.num_regions, found.num_irqs, found.atomic_comp) == (9, 5, 5)
+
+
+def test_type1_with_all_its_capabilities() -> None:
+    ranges = struct.pack("=II4Q", 2, 0, 0, 0xFEDFFFFF, 0xFEF00000, 0x7FFFFFFFFF)
+    caps = capability(1, 72, ranges) + capability(3, 0, struct.pack("=I", 65535))
+    found = type1_info(answer(struct.pack("=IIQII", 24 + len(caps), 3, 0x1000, 24, 0) + caps))
+    assert found.page_sizes == 0x1000
+    assert found.iova_ranges == (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, 0x7FFFFFFFFF))
+    assert found.dma_avail == 65535
+
+
+def test_type1_of_a_kernel_that_tells_nothing() -> None:
+    found = type1_info(answer(struct.pack("=IIQII", 24, 0, 0xFFFF, 0, 0)))
+    assert (found.page_sizes, found.iova_ranges, found.dma_avail) == (0, None, None)
+
+
+# Small numbers as often as any: they are offsets, counts and ids that lead somewhere.
+words = st.one_of(
+    st.sampled_from([0, 1, 2, 3, 5, 20, 24, 32, 40, 48, 56, 64, 0xFFFFFFFF]), st.integers(0, 0xFFFFFFFF)
+)
+short_words = st.sampled_from([0x10001, 0x10002, 0x10003, 0x10005])
+hostile = st.lists(st.one_of(words, short_words), max_size=64).map(
+    lambda numbers: struct.pack(f"={len(numbers)}I", *numbers)
+)
+PARSERS = [
+    (device_info, vfio_device_info),
+    (region_info, vfio_region_info),
+    (irq_info, vfio_irq_info),
+    (type1_info, vfio_iommu_type1_info),
+]
+
+
+def assert_snapshot_or_named_error(parse: Callable[[], object]) -> None:
+    try:
+        found: object = parse()
+    except KernelError as error:
+        found = error
+    assert is_dataclass(found) or getattr(found, "errno", None) == errno.EBADMSG
+
+
+@pytest.mark.parametrize(("parse", "question"), PARSERS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(writes=st.lists(hostile, min_size=1, max_size=4))
+def test_no_answer_breaks_the_parser(
+    parse: Callable[[Answer], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
+) -> None:
+    """Whatever a kernel writes to the buffer, time after time: a snapshot, or a named error."""
+    remaining = iter(writes)
+
+    def kernel(data: bytearray) -> None:
+        written = next(remaining, writes[-1])[: len(data)]
+        data[: len(written)] = written
+
+    assert_snapshot_or_named_error(
+        lambda: parse(ask(kernel, question(), "VFIO_DEVICE_GET_INFO", "0000:00:10.0"))
+    )
+
+
+@pytest.mark.parametrize("parse", [parse for parse, _ in PARSERS])
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(body=hostile, flags=words, cap_offset=words)
+def test_no_chain_breaks_the_parser(
+    parse: Callable[[Answer], object], body: bytes, flags: int, cap_offset: int
+) -> None:
+    """The same with chains that are entered: flags, counts and the first offset make some sense."""
+    head = struct.pack("=IIIII", 0, flags, 9, cap_offset, cap_offset)
+    assert_snapshot_or_named_error(lambda: parse(answer(head + body)))
+
+
+# The shim itself
+
+
+def stub_functions() -> dict[str, int]:
+    """Return the functions in _shim.pyi, with the number of their arguments."""
+    folder = Path(vfiotool.vfio.__file__).parent.parent
+    tree = ast.parse((folder / "_shim.pyi").read_text())
+    (kind,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    return {node.name: len(node.args.args) - 1 for node in kind.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_stub_describes_the_shim() -> None:
+    ffi: Any = _shim.ffi
+    assert set(stub_functions()) == set(dir(REAL))
+    for name, count in stub_functions().items():
+        kind = ffi.typeof(ffi.addressof(REAL, name))
+        assert len(kind.args) == count, name
+
+
+@pytest.mark.parametrize("name", sorted(set(stub_functions()) - {"vt_open", "vt_group_device_fd"}))
+def test_every_call_returns_minus_errno(name: str) -> None:
+    arguments = [0] * (stub_functions()[name] - 1)
+    function = getattr(REAL, name)
+    assert function(-1, *arguments) == -errno.EBADF
+    with Handle(null(), os.devnull) as handle:
+        assert function(handle.fileno(), *arguments) == -errno.ENOTTY
+
+
+def test_open_returns_minus_errno_or_a_fd_that_no_child_inherits(tmp_path: Path) -> None:
+    assert REAL.vt_open(os.fsencode(tmp_path / "absent")) == -errno.ENOENT
+    assert REAL.vt_group_device_fd(-1, b"0000:00:10.0") == -errno.EBADF
+    with Handle(REAL.vt_open(os.devnull.encode()), os.devnull) as handle:
+        assert not os.get_inheritable(handle.fileno())
+        os.write(handle.fileno(), b"it is open for both")
+        assert os.read(handle.fileno(), 1) == b""
+
+
+def test_every_error_of_a_handle_is_one_of_ours() -> None:
+    for kind in (ClosedError, KernelError, DmaMapError, GroupNotViableError, UnsupportedError):
+        assert issubclass(kind, VfioToolError)
