@@ -59,7 +59,7 @@ def bind(
     What each device was is recorded first; 'vfiotool restore' brings it back.
     """
     binding = _binding(settings, **options)
-    wanted = select_meant(settings.tree, selectors, several=several)
+    wanted = select_meant(settings.tree, selectors, several=several or group)
     if group:
         wanted = binding.group_members(wanted)
     _report("bind", lambda: binding.bind(wanted, driver), as_json, binding.dry_run)
@@ -82,7 +82,7 @@ def unbind(
 ) -> None:
     """Leave devices without a driver."""
     binding = _binding(settings, **options)
-    wanted = select_meant(settings.tree, selectors, several=several)
+    wanted = select_meant(settings.tree, selectors, several=several or group)
     if group:
         wanted = binding.group_members(wanted)
     _report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)

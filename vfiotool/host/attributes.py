@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from vfiotool.errors import VfioToolError
 from vfiotool.host import guard, pending
-from vfiotool.host.tree import Tree, decode
+from vfiotool.host.tree import GONE, Tree, decode
 from vfiotool.pci.address import sort_key
 from vfiotool.pci.names import PciNames
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DEVICES = "/sys/bus/pci/devices"
 _GUARDED = ("driver_override", "sriov_numvfs", "reset_method")
-_GONE = (errno.ENOENT, errno.ENODEV)
 
 
 def device_path(address: str) -> str:
@@ -67,7 +66,7 @@ def read_fields(
             reader = _Reader(tree, device_path(address), present, guarded)
             found.append(_read_device(reader, address, names, blocked=address in blocked))
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
     return found
 
@@ -102,7 +101,7 @@ class _Reader:
         except TimeoutError:
             self.stalled = True
         except OSError as error:
-            if error.errno in _GONE and not self._tree.exists(self._folder):
+            if error.errno in GONE and not self._tree.exists(self._folder):
                 raise
         self.unavailable.append(field or name)
         return None

@@ -36,8 +36,8 @@ class Bar:
 class Details:
     """A device with its capabilities, BARs and users.
 
-    ``capabilities`` is ``None`` where configuration space could not be read in full, which takes
-    root; ``link`` maps the kernel's attribute names to their text, and is empty without PCI Express.
+    ``capabilities`` is ``None``, and named in ``unavailable``, where configuration space could not
+    be read in full, which takes root; ``link`` maps the kernel's attribute names to their text, and is empty without PCI Express.
     """
 
     device: Device
@@ -47,6 +47,7 @@ class Details:
     link: Mapping[str, str]
     iommu: str | None
     usage: tuple[Usage, ...]
+    unavailable: tuple[str, ...]
 
 
 def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Details:
@@ -55,17 +56,18 @@ def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Detai
     group = None if number is None else read_group(tree, number, devices)
     folder = device_path(device.address)
     guarded = guard.read_all(tree, [f"{folder}/{name}" for name in ("config", *_LINK)])
-    config = guarded[f"{folder}/config"]
+    capabilities = _capabilities(guarded[f"{folder}/config"])
     return Details(
         device=device,
         group=group,
-        capabilities=_capabilities(config),
+        capabilities=capabilities,
         bars=_bars(tree.find(f"{folder}/resource") or ""),
         link={
             name: decode(answer) for name in _LINK if isinstance(answer := guarded[f"{folder}/{name}"], bytes)
         },
         iommu=tree.find_link(f"{folder}/iommu"),
         usage=read_usage(tree, device.address, group.holders if group else ()),
+        unavailable=("capabilities",) if capabilities is None else (),
     )
 
 

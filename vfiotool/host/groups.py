@@ -128,7 +128,7 @@ def _is_harmless(device: Device, driver: str, era: Era) -> bool:
 
 
 def _reason(driver: str) -> str:
-    return f"its driver {driver} does DMA of its own, and the group shares one address space"
+    return f"{driver} is a host driver: the group's devices share one address space, which it uses"
 
 
 def _read_group(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+
+GONE = (errno.ENOENT, errno.ENODEV)
+"""How the kernel says that a device went away, before or while one of its files was open."""
 
 _READ_SIZE = 65536
 
@@ -46,7 +50,9 @@ class Tree:
         """Return a file's text, or ``None`` where the file is not there."""
         try:
             return self.read(path)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             return None
 
     def names(self, path: str) -> list[str]:

@@ -52,11 +52,10 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
 def group_notes(group: Group) -> list[str]:
     """Return what a person should know of a group, and what to do about it."""
     notes = [f"shared: {line}" for line in group.why]
-    notes += [
-        f"not viable: {blocker.address} has driver {blocker.driver}; {blocker.reason}. "
-        f"Free it with 'vfiotool unbind {blocker.address}' or bind it too"
-        for blocker in group.blockers
-    ]
+    if group.blockers:
+        hosts = ", ".join(f"{blocker.address} on {blocker.driver}" for blocker in group.blockers)
+        remedy = f"'vfiotool bind --group group:{group.id}' hands them all over"
+        notes.append(f"not viable: {hosts}; {remedy}")
     notes += [
         f"held: {holder.node} by pid {holder.pid} ({holder.comm}), fd {holder.fd}" for holder in group.holders
     ]
