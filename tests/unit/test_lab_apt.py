@@ -353,18 +353,34 @@ def test_the_machines_update_hooks_are_not_run(machine: Machine, archive: Archiv
     assert not (tmp_path / "hooked").exists()
 
 
-def test_a_failed_unpacking_leaves_no_kernel(
-    machine: Machine, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# dpkg-deb fails; dpkg-deb is interrupted, as by Ctrl-C, while its child still writes.
+_NO_ROOM = "echo no room >&2; exit 1"
+_INTERRUPTED = '(i=0; while mkdir "$3/$i"; do i=$((i+1)); done) & kill -INT $PPID; wait'
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "message"),
+    [(_NO_ROOM, LabError, "no room"), (_INTERRUPTED, KeyboardInterrupt, "")],
+    ids=["failed", "interrupted"],
+)
+def test_an_unpacking_that_ends_early_leaves_no_kernel(
+    machine: Machine,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    expected: type[BaseException],
+    message: str,
 ) -> None:
     archive.kernel("trixie", "6.12.9+deb13-amd64", "6.12.9-1")
     archive.publish("trixie")
-    broken = tmp_path / "bin/depmod"
-    broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho no room >&2\nexit 1\n")
-    broken.chmod(0o755)
+    program = tmp_path / "bin/dpkg-deb"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
     with monkeypatch.context() as patch:
-        patch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
-        with pytest.raises(LabError, match="no room"):
+        patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        with pytest.raises(expected, match=message):
             kernels.get("6.12")
 
     assert entries(cache.directory("kernels")) == set()

@@ -328,15 +328,28 @@ def _arrange(root: str, release: str) -> None:
 
 
 def _run(argv: list[str]) -> None:
+    import signal
     import subprocess
 
     from vfiotool.lab.apt import tool
 
-    result = subprocess.run(
-        [tool(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    process = subprocess.Popen(
+        [tool(argv[0]), *argv[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    if result.returncode:
-        reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
+    try:
+        _, complaints = process.communicate()
+    except BaseException:
+        # dpkg-deb's tar would go on writing: end both, and await both by the pipe that they share.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    if process.returncode:
+        reason = complaints.strip().rpartition("\n")[2] or f"exit status {process.returncode}"
         raise LabError(
             f"'{' '.join(argv)}' failed: {reason}",
             hint="see whether the disk is full; the next run begins this step anew",
