@@ -37,7 +37,8 @@ class Details:
     """A device with its capabilities, BARs and users.
 
     ``capabilities`` is ``None``, and named in ``unavailable``, where configuration space could not
-    be read in full, which takes root; ``link`` maps the kernel's attribute names to their text, and is empty without PCI Express.
+    be read in full, which takes root; ``link`` maps the kernel's attribute names to their text, and is
+    empty without PCI Express.
     """
 
     device: Device
