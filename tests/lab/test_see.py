@@ -1,0 +1,319 @@
+"""What list, groups and show say of every device, against lspci, raw configuration space and raw sysfs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.support import (
+    BUS,
+    GROUPS,
+    MACHINE,
+    SUBSYSTEM_NVME,
+    await_,
+    done,
+    group,
+    link,
+    listing,
+    output,
+    path,
+    read,
+    vfiotool_as_nobody,
+    write,
+)
+from vfiotool.lab import machines, qemu
+
+pytestmark = pytest.mark.needs_guest
+
+_NAME = re.compile(r"(.*) \[([0-9a-f]{4})\]")
+_CAPABILITY = re.compile(r"^\tCapabilities: \[([0-9a-f]+)(?: v\d+)?\]", re.MULTILINE)
+_REGION = re.compile(
+    r"^\tRegion (?P<index>\d): (?P<kind>Memory|I/O ports) at (?P<start>[0-9a-f]+)"
+    r"(?: \((?P<width>32|64)-bit, (?P<prefetch>non-)?prefetchable\))?.*"
+    r" \[size=(?P<size>\d+)(?P<unit>[KMG]?)\]",
+    re.MULTILINE,
+)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SSVID = 0x0D
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def listed() -> dict[str, Fields]:
+    return listing()
+
+
+@pytest.fixture(scope="module")
+def shown(listed: dict[str, Fields]) -> dict[str, Fields]:
+    return {address: done("show", address) for address in listed}
+
+
+@pytest.fixture(scope="module")
+def verbose() -> dict[str, str]:
+    """What ``lspci -vvv`` says of each device."""
+    paragraphs = output("lspci", "-D", "-vvv").strip().split("\n\n")
+    return {paragraph.split(" ", 1)[0]: paragraph for paragraph in paragraphs}
+
+
+@pytest.fixture(scope="module")
+def configs(listed: dict[str, Fields]) -> dict[str, bytes]:
+    return {address: config(address) for address in listed}
+
+
+def config(address: str) -> bytes:
+    with open(path(address, "config"), "rb") as file:
+        return file.read()
+
+
+def test_the_machine_is_as_declared(listed: dict[str, Fields]) -> None:
+    declared = {f"0000:{one.address}": one.ids for one in machines.devices(qemu.models())}
+    ids = {address: f"{one['vendor_id']:04x}:{one['device_id']:04x}" for address, one in listed.items()}
+    assert {address: ids.get(address) for address in declared} == declared
+    others = {"0000:00:00.0", "0000:00:1c.0", "0000:00:1d.0", "0000:00:1f.0"}  # chip set, root, console
+    if MACHINE == "virtio-iommu":
+        others.add("0000:00:1e.0")
+    if MACHINE == "amd":
+        (iommu,) = [address for address, one in listed.items() if one["class_code"] >> 8 == 0x0806]
+        others.add(iommu)
+    assert ids.keys() - declared.keys() == others
+
+
+def test_list_agrees_with_lspci(listed: dict[str, Fields]) -> None:
+    records = output("lspci", "-vmm", "-nn", "-D", "-k").strip().split("\n\n")
+    expected = dict(map(as_fields, records))
+    assert {a: {name: one[name] for name in expected[a]} for a, one in listed.items()} == expected
+
+
+def as_fields(record: str) -> tuple[str, Fields]:
+    """From what lspci says of a device to vfiotool's fields; what lspci leaves out has its default."""
+    said = dict(line.split(":\t", 1) for line in record.splitlines())
+    vendor, vendor_id = named(said["Vendor"])
+    device, device_id = named(said["Device"])
+    return said["Slot"], {
+        "address": said["Slot"],
+        "class_code": named(said["Class"])[1] << 8 | int(said.get("ProgIf", "0"), 16),
+        "vendor_id": vendor_id,
+        "device_id": device_id,
+        "vendor": f"Vendor {vendor_id:04x}" if vendor == "Vendor" else vendor,
+        "device": f"Device {device_id:04x}" if device == "Device" else device,
+        "subsystem_vendor_id": named(said["SVendor"])[1] if "SVendor" in said else 0,
+        "subsystem_device_id": named(said["SDevice"])[1] if "SDevice" in said else 0,
+        "revision": int(said.get("Rev", "0"), 16),
+        "driver": said.get("Driver"),
+        "numa_node": int(said.get("NUMANode", "-1")),
+        "iommu_group": int(said["IOMMUGroup"]) if "IOMMUGroup" in said else None,
+    }
+
+
+def named(text: str) -> tuple[str, int]:
+    match = _NAME.fullmatch(text)
+    assert match, text
+    return match[1], int(match[2], 16)
+
+
+def test_list_agrees_with_configuration_space(listed: dict[str, Fields], configs: dict[str, bytes]) -> None:
+    names = "vendor_id", "device_id", "subsystem_vendor_id", "subsystem_device_id", "revision", "class_code"
+    expected = {address: dict(zip(names, identity(raw), strict=True)) for address, raw in configs.items()}
+    assert {a: {name: one[name] for name in names} for a, one in listed.items()} == expected
+
+
+def identity(raw: bytes) -> tuple[int, ...]:
+    """The ids in a header; a bridge has its subsystem in a capability, if at all."""
+    subsystem = raw[0x2C:0x30]
+    if raw[0x0E] & 0x7F == 1:
+        at = next((offset for number, offset in standard_chain(raw) if number == _SSVID), None)
+        subsystem = bytes(4) if at is None else raw[at + 4 : at + 8]
+    parts = raw[0:2], raw[2:4], subsystem[:2], subsystem[2:], raw[8:9], raw[9:12]
+    return tuple(int.from_bytes(part, "little") for part in parts)
+
+
+def standard_chain(raw: bytes) -> Iterator[tuple[int, int]]:
+    offset = raw[0x34] if raw[6] & 0x10 else 0
+    while offset:
+        yield raw[offset], offset
+        offset = raw[offset + 1]
+
+
+def extended_chain(raw: bytes) -> Iterator[tuple[int, int]]:
+    offset = 0x100 if len(raw) > 0x100 and raw[0x100:0x104] != bytes(4) else 0
+    while offset:
+        header = int.from_bytes(raw[offset : offset + 4], "little")
+        yield header & 0xFFFF, offset
+        offset = header >> 20
+
+
+def test_bridges_are_told_by_class_as_by_header(listed: dict[str, Fields], configs: dict[str, bytes]) -> None:
+    """Up to 5.18 a group's viability goes by the header's type; vfiotool knows it from the class."""
+    bridges = {address for address, raw in configs.items() if raw[0x0E] & 0x7F}
+    assert {a for a, one in listed.items() if one["class_code"] >> 8 == 0x0604} == bridges
+    assert len(bridges) == 8
+
+
+def test_list_agrees_with_sysfs(listed: dict[str, Fields]) -> None:
+    assert listed.keys() == set(os.listdir(f"{BUS}/devices"))
+    for address, one in listed.items():
+        expected = raw_fields(address)
+        assert {name: one[name] for name in expected} == expected
+        assert not one["blocked"]
+        assert one["cdev"] is None  # Debian's kernels have no VFIO_DEVICE_CDEV
+
+
+def raw_fields(address: str) -> Fields:
+    override, methods = read(path(address, "driver_override")), read(path(address, "reset_method"))
+    vfs, totalvfs = read(path(address, "sriov_numvfs")), read(path(address, "sriov_totalvfs"))
+    unknown = {
+        "power_state": not os.path.exists(path(address, "power_state")),
+        "reset_methods": methods is None and os.path.exists(path(address, "reset")),
+    }
+    return {
+        "driver": link(path(address, "driver")),
+        "driver_override": None if override == "(null)" else override,
+        "iommu_group": group(address),
+        "is_vf": False,
+        "physfn": None,
+        "vfs": [],
+        "sriov_totalvfs": None if totalvfs is None else int(totalvfs),
+        "sriov_numvfs": None if vfs is None else int(vfs),
+        "reset_methods": None if unknown["reset_methods"] else (methods or "").split(),
+        "power_state": read(path(address, "power_state")),
+        "unavailable": sorted((name for name, is_unknown in unknown.items() if is_unknown), reverse=True),
+    }
+
+
+def test_groups_agree_with_sysfs() -> None:
+    names = os.listdir(GROUPS) if os.path.isdir(GROUPS) else []
+    expected = {int(name): raw_group(name) for name in names}
+    assert bool(expected) == (MACHINE != "none")
+    groups = done("groups")["groups"]
+    assert [one["id"] for one in groups] == sorted(expected)
+    assert {one["id"]: {name: one[name] for name in expected[one["id"]]} for one in groups} == expected
+
+
+def raw_group(name: str) -> Fields:
+    regions = (read(f"{GROUPS}/{name}/reserved_regions") or "").splitlines()
+    return {
+        "type": read(f"{GROUPS}/{name}/type"),
+        "devices": sorted(os.listdir(f"{GROUPS}/{name}/devices")),
+        "reserved_regions": [
+            {"start": int(start, 16), "end": int(end, 16), "type": kind}
+            for start, end, kind in (line.split(None, 2) for line in regions)
+        ],
+        "node": f"/dev/vfio/{name}" if os.path.exists(f"/dev/vfio/{name}") else None,
+        "holders": [],
+        "unavailable": [],
+    }
+
+
+def test_show_repeats_the_listing(listed: dict[str, Fields], shown: dict[str, Fields]) -> None:
+    assert {address: one["device"] for address, one in shown.items()} == listed
+
+
+def test_show_repeats_the_group(shown: dict[str, Fields]) -> None:
+    groups = {one["id"]: one for one in done("groups")["groups"]}
+    for address, one in shown.items():
+        number = group(address)
+        assert one["group"] == (None if number is None else groups[number])
+        assert one["iommu"] == link(path(address, "iommu"))
+
+
+def test_capabilities_agree_with_configuration_space(
+    shown: dict[str, Fields], configs: dict[str, bytes]
+) -> None:
+    for address, raw in configs.items():
+        expected = [(number, offset, False) for number, offset in standard_chain(raw)]
+        expected += [(number, offset, True) for number, offset in extended_chain(raw)]
+        found = [(one["id"], one["offset"], one["extended"]) for one in shown[address]["capabilities"]]
+        assert found == expected, address
+
+
+def test_capabilities_agree_with_lspci(shown: dict[str, Fields], verbose: dict[str, str]) -> None:
+    expected = {a: [int(o, 16) for o in _CAPABILITY.findall(text)] for a, text in verbose.items()}
+    assert {a: [one["offset"] for one in show["capabilities"]] for a, show in shown.items()} == expected
+    assert sum(map(len, expected.values())) > len(expected)
+
+
+def test_bars_agree_with_lspci(shown: dict[str, Fields], verbose: dict[str, str]) -> None:
+    expected = {address: list(map(as_bar, _REGION.finditer(text))) for address, text in verbose.items()}
+    without_rom = {a: [bar for bar in show["bars"] if bar["index"] < 6] for a, show in shown.items()}
+    assert without_rom == expected
+    assert sum(map(len, expected.values())) > len(expected) / 2
+
+
+def as_bar(region: re.Match[str]) -> Fields:
+    return {
+        "index": int(region["index"]),
+        "start": int(region["start"], 16),
+        "size": int(region["size"]) * _UNITS[region["unit"]],
+        "type": "io" if region["kind"] == "I/O ports" else f"memory{region['width']}",
+        "prefetchable": region["width"] is not None and region["prefetch"] is None,
+    }
+
+
+def test_bars_agree_with_configuration_space(shown: dict[str, Fields], configs: dict[str, bytes]) -> None:
+    """An endpoint's BARs are those that are not zero in its header; a wide one takes two."""
+    for address, raw in configs.items():
+        if raw[0x0E] & 0x7F == 0:
+            words = [int.from_bytes(raw[at : at + 4], "little") for at in range(0x10, 0x28, 4)]
+            upper = {index + 1 for index, word in enumerate(words) if word & 7 == 4}
+            expected = {index for index, word in enumerate(words) if word and index not in upper}
+            assert {bar["index"] for bar in shown[address]["bars"] if bar["index"] < 6} == expected, address
+
+
+def test_link_agrees_with_sysfs(shown: dict[str, Fields]) -> None:
+    names = "current_link_speed", "current_link_width", "max_link_speed", "max_link_width"
+    for address, one in shown.items():
+        raw = {name: read(path(address, name)) for name in names}
+        assert one["link"] == {name: text for name, text in raw.items() if text is not None}
+
+
+def test_usage_names_interface_and_disk(shown: dict[str, Fields]) -> None:
+    for address, one in shown.items():
+        interfaces = os.listdir(path(address, "net")) if os.path.isdir(path(address, "net")) else []
+        assert [use["name"] for use in one["usage"] if use["kind"] == "net"] == sorted(interfaces)
+        controllers = os.listdir(path(address, "nvme")) if os.path.isdir(path(address, "nvme")) else []
+        assert [use["name"] for use in one["usage"] if use["kind"] == "nvme"] == controllers
+        assert any(use["kind"] == "block" for use in one["usage"]) == (one["device"]["driver"] == "nvme")
+
+
+def test_a_user_without_rights_sees_as_much_as_the_kernel_shows(
+    listed: dict[str, Fields], shown: dict[str, Fields]
+) -> None:
+    """All that list needs is readable for all; beyond 64 bytes, configuration space is not."""
+    seen = vfiotool_as_nobody("list", "--json")
+    assert (seen.status, seen.stderr) == (0, "")
+    assert {one["address"]: one for one in seen.document["devices"]} == listed
+    seen = vfiotool_as_nobody("show", SUBSYSTEM_NVME, "--json")
+    assert (seen.status, seen.stderr) == (0, "")
+    assert seen.document["capabilities"] is None
+    assert seen.document["bars"] == shown[SUBSYSTEM_NVME]["bars"]
+    assert seen.document["unavailable"] == ["capabilities"]
+
+
+def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
+    """VFs are left without a driver: the host's would wait for controllers that are offline."""
+    numvfs, autoprobe = path(SUBSYSTEM_NVME, "sriov_numvfs"), path(SUBSYSTEM_NVME, "sriov_drivers_autoprobe")
+    vfs = ["0000:01:00.1", "0000:01:00.2"]
+    write(autoprobe, "0")
+    try:
+        write(numvfs, "2")
+        links = [path(SUBSYSTEM_NVME, f"virtfn{number}") for number in range(2)]
+        await_("the VFs are there", lambda: [link(one) for one in links] == vfs)
+        with_vfs = listing()
+        said = output("lspci", "-vmm", "-nn", "-D", "-k").strip().split("\n\n")
+    finally:
+        write(numvfs, "0")
+        write(autoprobe, "1")
+    assert with_vfs.keys() - listed.keys() == set(vfs)
+    assert (with_vfs[SUBSYSTEM_NVME]["vfs"], with_vfs[SUBSYSTEM_NVME]["sriov_numvfs"]) == (vfs, 2)
+    lspci = dict(map(as_fields, said))
+    for vf in vfs:
+        one = with_vfs[vf]
+        assert {name: one[name] for name in lspci[vf]} == lspci[vf]
+        assert (one["is_vf"], one["physfn"], one["driver"]) == (True, SUBSYSTEM_NVME, None)
+    await_("the VFs are gone", lambda: not any(os.path.exists(path(vf)) for vf in vfs))
+    assert listing() == listed
