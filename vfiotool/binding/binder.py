@@ -24,15 +24,20 @@ def execute(machine: Machine, plan: Plan, *, holders: Mapping[str, Sequence[Hold
     group, to be named where they do not let go.
 
     Raises:
+        VfioToolError: a module cannot be loaded; nothing was changed.
         BindError: a step failed; its ``state`` says what became of the devices.
         BlockedError: a driver did not let go in time. That unbind is pending and will be done when
             its holder lets go; all other devices were put back.
     """
+    for step in plan.steps:
+        if step.path == MODPROBE:
+            _load(machine, step.value)
     touched: dict[str, None] = {}
     with contextlib.closing(machine.events()) as events:
         for step in plan.steps:
-            if step.path != MODPROBE:
-                touched[step.address] = None
+            if step.path == MODPROBE:
+                continue
+            touched[step.address] = None
             try:
                 _carry_out(machine, events, step, timeout)
             except TimeoutError:
@@ -42,13 +47,21 @@ def execute(machine: Machine, plan: Plan, *, holders: Mapping[str, Sequence[Hold
             except VfioToolError as error:
                 state = _put_back(machine, events, plan, touched, timeout)
                 raise _failed(step, error, state) from error
+            except KeyboardInterrupt:
+                _put_back(machine, events, plan, touched, timeout)
+                raise
+
+
+def _load(machine: Machine, driver: str) -> None:
+    machine.load_module(driver)
+    if not machine.tree.exists(f"{DRIVERS}/{driver}"):
+        raise VfioToolError(
+            f"module {driver} is loaded, but there is no PCI driver of that name",
+            hint="give the driver's name as in /sys/bus/pci/drivers",
+        )
 
 
 def _carry_out(machine: Machine, events: Events, step: Step, timeout: float) -> None:
-    if step.path == MODPROBE:
-        machine.load_module(step.value)
-        _check_driver_exists(machine, step)
-        return
     machine.write(step.path, step.value, address=step.address, timeout=timeout)
     driver = machine.tree.find_link(f"{device_path(step.address)}/driver")
     if driver != step.driver:
@@ -61,14 +74,6 @@ def _carry_out(machine: Machine, events: Events, step: Step, timeout: float) -> 
         raise VfioToolError(
             f"no '{step.event}' event of {step.address} came from {events.source}",
             hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
-        )
-
-
-def _check_driver_exists(machine: Machine, step: Step) -> None:
-    if not machine.tree.exists(f"{DRIVERS}/{step.value}"):
-        raise VfioToolError(
-            f"module {step.value} is loaded, but there is no PCI driver of that name",
-            hint="give the driver's name as in /sys/bus/pci/drivers",
         )
 
 

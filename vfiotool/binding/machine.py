@@ -11,8 +11,9 @@ import subprocess
 import warnings
 from typing import Protocol
 
-from vfiotool.errors import KernelError, VfioToolError
+from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending import pending_dir, process_start
 from vfiotool.host.tree import Tree
 
@@ -47,6 +48,7 @@ class Machine(Protocol):
         """Load a driver's module.
 
         Raises:
+            UnsupportedError: this kernel has no VFIO.
             VfioToolError: it cannot be loaded.
         """
 
@@ -71,16 +73,20 @@ class LiveMachine:
         result = subprocess.run(
             [modprobe, "--", name], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
-        if result.returncode:
-            raise VfioToolError(
-                f"the module of driver {name} cannot be loaded: {result.stderr.strip()}",
-                hint="check the driver's name, and that this kernel has it",
-            )
+        if not result.returncode:
+            return
+        cause = f"the module of driver {name} cannot be loaded: {result.stderr.strip()}"
+        if is_vfio_driver(name):
+            raise UnsupportedError(cause, hint="use a kernel that has VFIO (CONFIG_VFIO_PCI)")
+        raise VfioToolError(cause, hint="check the driver's name, and that this kernel has it")
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
         pid, result_fd = _start_writer(path, value.encode())
         try:
             code = _await_result(result_fd, timeout)
+        except BaseException:
+            self._mark_pending(address, pid)
+            raise
         finally:
             os.close(result_fd)
         if code is None:

@@ -13,7 +13,7 @@ from vfiotool.binding.binder import execute
 from vfiotool.binding.journal import Journal, is_driver_name
 from vfiotool.binding.machine import LiveMachine, Machine
 from vfiotool.binding.plan import DRIVERS, Plan, PlanRefusedError, Scene, bound_to, make_plan
-from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
+from vfiotool.errors import BlockedError, SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import Device, DeviceState, find_device, read_devices
 from vfiotool.host.era import detect_era
@@ -114,6 +114,9 @@ class Binding:
 
     def _plan(self, wanted: Sequence[str], wish: Wish) -> tuple[Plan, Scene]:
         scene = self._look(wanted)
+        for address in wanted:
+            if scene.devices[address].blocked:
+                raise _still_pending(scene, address)
         plan = make_plan(scene, {address: wish(scene.devices[address]) for address in wanted})
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
@@ -192,6 +195,16 @@ def _holders(scene: Scene, address: str) -> Sequence[Holder]:
 
 def _group_of(groups: Mapping[int, Group], device: Device) -> Group | None:
     return None if device.iommu_group is None else groups.get(device.iommu_group)
+
+
+def _still_pending(scene: Scene, address: str) -> BlockedError:
+    names = [f"pid {holder.pid} ({holder.comm})" for holder in _holders(scene, address)]
+    return BlockedError(
+        f"an unbind of {address} is pending: its driver waits for "
+        f"{', '.join(names) or 'a process'} to let go",
+        holders=names,
+        hint="end the process that holds it; the unbind completes then",
+    )
 
 
 def _no_group(address: str) -> UnsupportedError:

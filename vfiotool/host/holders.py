@@ -13,6 +13,7 @@ DEVICE_DESCRIPTOR = "anon_inode:[vfio-device]"
 """What the descriptor that a group gave for a device is called; it does not say which device."""
 
 _NODES = "/dev/vfio"
+_CONTAINER = "/dev/vfio/vfio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +29,29 @@ class Holder:
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
     """Return the holders of every group and device node, and of device descriptors, by node.
 
-    Without root only the caller's own processes can be looked at. A process that ends meanwhile is
-    passed over. Where VFIO is not in use, no process is looked at.
+    A node that is gone, because an unbind is pending, still has its holders. Without root only the
+    caller's own processes can be looked at. A process that ends meanwhile is passed over. Where VFIO
+    is not in use, no process is looked at.
     """
-    nodes = {f"{_NODES}/{name}" for name in tree.find_names(_NODES) if name != "vfio"}
-    nodes |= {f"{_NODES}/devices/{name}" for name in tree.find_names(f"{_NODES}/devices")}
-    if not nodes and not tree.exists(f"{_NODES}/vfio"):
+    if not tree.find_names(_NODES):
         return {}
-    nodes.add(DEVICE_DESCRIPTOR)
     found: dict[str, list[Holder]] = {}
     for name in tree.find_names("/proc"):
         if name.isdecimal():
-            for holder in _open_nodes(tree, int(name), nodes):
+            for holder in _open_nodes(tree, int(name)):
                 found.setdefault(holder.node, []).append(holder)
     return {node: tuple(holders) for node, holders in found.items()}
 
 
-def _open_nodes(tree: Tree, pid: int, nodes: set[str]) -> list[Holder]:
-    """List what a process has open of the nodes; nothing where it is not ours to look at or ended."""
+def _open_nodes(tree: Tree, pid: int) -> list[Holder]:
+    """List what a process has open of VFIO; nothing where it is not ours to look at, or has ended."""
     folder = f"/proc/{pid}"
     holders = []
     with contextlib.suppress(OSError):
         for fd in tree.names(f"{folder}/fd"):
-            target = _target(tree, f"{folder}/fd/{fd}")
-            if target in nodes:
-                holders.append(Holder(pid, tree.read(f"{folder}/comm"), int(fd), target))
+            node = _target(tree, f"{folder}/fd/{fd}").removesuffix(" (deleted)")
+            if node == DEVICE_DESCRIPTOR or (node.startswith(f"{_NODES}/") and node != _CONTAINER):
+                holders.append(Holder(pid, tree.read(f"{folder}/comm"), int(fd), node))
     return holders
 
 
