@@ -559,7 +559,7 @@ def assert_snapshot_or_named_error(parse: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize(("parse", "question"), PARSERS)
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(writes=st.lists(hostile, min_size=1, max_size=4))
 def test_no_answer_breaks_the_parser(
     parse: Callable[[Answer], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
@@ -577,7 +577,7 @@ def test_no_answer_breaks_the_parser(
 
 
 @pytest.mark.parametrize("parse", [parse for parse, _ in PARSERS])
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(body=hostile, flags=words, cap_offset=words)
 def test_no_chain_breaks_the_parser(
     parse: Callable[[Answer], object], body: bytes, flags: int, cap_offset: int
