@@ -1,0 +1,148 @@
+"""What vfiotool makes of input and machines that it cannot use: an error, a hint, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.support import (
+    BRIDGE,
+    BUS,
+    E1000E,
+    EDU,
+    MACHINE,
+    Result,
+    done,
+    driver,
+    listing,
+    needs_iommu,
+    output,
+    rescan,
+    vfiotool,
+    vfiotool_as_nobody,
+)
+
+pytestmark = pytest.mark.needs_guest
+
+FAILED, USAGE, REFUSED, UNSUPPORTED = 1, 2, 3, 4
+_LISTINGS = 40
+_HOTPLUG = """
+import sys, time
+while True:
+    for file in sys.argv[1:]:
+        with open(file, "w") as attribute:
+            attribute.write("1")
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def unchanged() -> Iterator[dict[str, dict[str, Any]]]:
+    """What is listed before must be listed after, and nothing be recorded."""
+    before = listing()
+    yield before
+    assert listing() == before
+    assert vfiotool("restore", "--all", "--json").document["changed"] == []
+
+
+def told(result: Result, status: int, *words: str) -> None:
+    """Check that a failure is one ``error:`` and one ``hint:`` line, with these words in them."""
+    assert (result.status, result.stdout) == (status, ""), result
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert [word for word in words if word not in result.stderr] == []
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_names_that_cannot_be_understood_or_match_nothing_or_too_much() -> None:
+    for verb in ("list", "show", "bind", "unbind", "restore"):
+        told(vfiotool(verb, "0000:00:1g.0"), USAGE, "'0000:00:1g.0' is not a PCI address")
+        told(vfiotool(verb, "00:20.0"), USAGE, "'00:20.0' is not a PCI address")
+        told(vfiotool(verb, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
+        told(vfiotool(verb, "8086:ffff"), FAILED, "no PCI device matches '8086:ffff'")
+        told(vfiotool(verb, "no-such-name"), FAILED, "no PCI device matches 'no-such-name'")
+    for verb in ("show", "bind", "unbind", "restore"):
+        told(vfiotool(verb, "8086:100e"), USAGE, "matches 2 devices: 0000:03:01.0, 0000:03:02.0")
+    told(vfiotool("groups", "many"), USAGE, "'many' is not a group")
+    told(vfiotool("groups", "9999"), FAILED, "there is no IOMMU group 9999")
+    told(vfiotool("bind", EDU, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_driver_that_does_not_exist() -> None:
+    result = vfiotool("bind", "--driver", "no-such-driver", EDU, E1000E)
+    told(result, FAILED, "no-such-driver", "all devices are as they were before")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_driver_that_does_not_serve_the_device() -> None:
+    """The first of the two has left its driver by then, and goes back."""
+    result = vfiotool("bind", "--driver", "virtio-pci", E1000E, EDU)
+    told(result, FAILED, E1000E, "ENODEV", "virtio-pci does not serve this device")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_nothing_was_recorded() -> None:
+    told(vfiotool("restore", EDU), FAILED, f"nothing is recorded of {EDU}")
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_a_bridge_is_refused_and_with_it_all() -> None:
+    told(vfiotool("bind", EDU, BRIDGE), REFUSED, BRIDGE, "it is a bridge")
+
+
+@pytest.mark.skipif(MACHINE != "none", reason="this machine has an IOMMU")
+@pytest.mark.usefixtures("unchanged")
+def test_a_device_without_a_group() -> None:
+    told(vfiotool("bind", EDU), UNSUPPORTED, f"{EDU} is in no IOMMU group", "intel_iommu=on")
+    groups = vfiotool("groups")
+    assert (groups.status, groups.stdout) == (0, "")
+    assert "no IOMMU groups" in groups.stderr
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_a_user_without_rights() -> None:
+    told(vfiotool_as_nobody("bind", EDU), FAILED, "run it as root")
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_a_kernel_without_vfio() -> None:
+    """modprobe has no module to load: its configuration says so, in the guest's own copy of /etc."""
+    file = "/etc/modprobe.d/vfiotool-test.conf"
+    output("modprobe", "-r", "vfio-pci")
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    with open(file, "w", encoding="ascii") as config:
+        config.write("install vfio-pci /bin/false\ninstall vfio_pci /bin/false\n")
+    try:
+        assert not os.path.exists(f"{BUS}/drivers/vfio-pci")
+        told(vfiotool("bind", EDU), FAILED, "vfio-pci", "all devices are as they were before")
+        assert driver(EDU) is None
+    finally:
+        os.unlink(file)
+
+
+def test_devices_that_go_while_they_are_listed(unchanged: dict[str, dict[str, Any]]) -> None:
+    """Each listing has a device that comes and goes as it is, or not at all; the others always."""
+    files = [f"{BUS}/devices/{EDU}/remove", f"{BUS}/rescan"]
+    seen = set()
+    with subprocess.Popen([sys.executable, "-c", _HOTPLUG, *files]) as hotplug:
+        try:
+            for _ in range(_LISTINGS):
+                devices = listing()
+                seen.add(EDU in devices)
+                assert devices | {EDU: unchanged[EDU]} == unchanged | {EDU: unchanged[EDU]}
+                done("groups")
+                assert vfiotool("show", EDU, "--json").status in (0, FAILED)
+        finally:
+            hotplug.terminate()
+    rescan(EDU)
+    assert seen == {True, False}

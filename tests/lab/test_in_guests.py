@@ -1,0 +1,91 @@
+"""The tests that need a guest, on every kernel: one guest for each kernel and machine, two at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import missing
+from vfiotool.errors import LabError
+from vfiotool.lab import initramfs, qemu
+
+PAIRS = [
+    ("5.10", "default"),
+    ("6.1", "default"),
+    ("6.12", "default"),
+    ("7", "default"),
+    ("6.12", "amd"),
+    ("7", "amd"),
+    ("6.12", "virtio-iommu"),
+    ("7", "virtio-iommu"),
+    ("6.12", "none"),
+]
+AT_A_TIME = 2  # pytest in a guest keeps one processor busy
+SECONDS = 600
+NO_TEST_RAN, LOST = 5, 125
+
+ROOT = Path(__file__).parents[2]
+_PASSED = re.compile(r"\b(\d+) passed\b")
+
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[Run]]]:
+    """The runs of all pairs that were selected, started in their order."""
+    try:
+        qemu.program()
+        initramfs.busybox()
+    except LabError as error:
+        missing(f"{error}: {error.hint}")
+    selected = [
+        (str(item.callspec.params["kernel"]), str(item.callspec.params["machine"]))
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.function is test_in_guest
+    ]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        yield {pair: pool.submit(run_in_guest, *pair) for pair in selected}
+        pool.shutdown(cancel_futures=True)
+
+
+def run_in_guest(kernel: str, machine: str) -> Run:
+    """Run pytest in a guest; what it and the guest printed comes as one text."""
+    inner = [sys.executable, "-um", "pytest", "-p", "no:cacheprovider", "--color=no", "-ra", "--durations=5"]
+    return subprocess.run(
+        [
+            *(sys.executable, "-uc", "from vfiotool.cli import main; main()"),
+            *("lab", "run", "--kernel", kernel, "--machine", machine, "--timeout", str(SECONDS), "--times"),
+            *("--", *inner, "tests/contract", "tests/lab"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("kernel", "machine"), PAIRS)
+def test_in_guest(
+    kernel: str,
+    machine: str,
+    runs: dict[tuple[str, str], Future[Run]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = runs[kernel, machine].result()
+    print(run.stdout)
+    with capsys.disabled():
+        print(f"\n{kernel} {machine}: {run.stdout.splitlines()[-1] if run.stdout else ''}")
+    assert run.returncode != LOST, "the guest was lost"
+    assert run.returncode != NO_TEST_RAN, "no test ran in the guest"
+    assert run.returncode == 0, "tests failed in the guest"
+    assert _PASSED.search(run.stdout)
