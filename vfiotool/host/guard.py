@@ -3,7 +3,8 @@
 Some attributes take the device's lock: ``driver_override``, ``uevent`` and ``sriov_numvfs`` block,
 uninterruptibly, while an unbind of that device waits for its holder (seen on 6.1; on 6.12 only the
 last). A thread that is stuck so would keep its process from ever ending; therefore a child reads,
-and is left behind where it gets stuck.
+and is left behind where it gets stuck. One that runs, or waits for a processor, is not stuck: on a
+busy machine its start alone can take longer than a stall.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from vfiotool.host.tree import Tree
 
 STALL_SECONDS = 0.25
-TOTAL_SECONDS = 1.0
+MAX_STALLS = 4
+_SPINNING_SECONDS = 10.0
 
 Answer = bytes | OSError | None
 """What a guarded read gave: the content, the kernel's error, or ``None`` where it did not return."""
@@ -29,36 +31,37 @@ _left_behind: list[int] = []
 
 
 def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, Answer]:
-    """Read files of which each may block, in about ``TOTAL_SECONDS`` at most.
+    """Read files of which each may block; those that do cost about a second at most.
 
     After a read that blocks, the other files of its folder are not tried: they are behind the same
-    lock. Thread-safe, but for the bookkeeping of children that were left behind.
+    lock. After ``MAX_STALLS`` nothing more is tried. Thread-safe, but for the bookkeeping of children
+    that were left behind.
     """
     _reap()
     answers: dict[str, Answer] = dict.fromkeys(paths)
     waiting = list(paths)
-    deadline = time.monotonic() + TOTAL_SECONDS
-    while waiting and time.monotonic() < deadline:
-        done = _read_until_stall(tree, waiting, answers, deadline)
+    stalls = 0
+    while waiting and stalls < MAX_STALLS:
+        done = _read_until_stall(tree, waiting, answers)
         if done == len(waiting):
             break
+        stalls += 1
         folder = waiting[done].rpartition("/")[0] + "/"
         waiting = [path for path in waiting[done + 1 :] if not path.startswith(folder)]
     return answers
 
 
-def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer], deadline: float) -> int:
+def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer]) -> int:
     """Fill in answers, in order; return how many came before one did not."""
     pid, fd = _start_reader([tree.path(path) for path in paths])
     received = 0
     try:
         for path in paths:
-            limit = min(time.monotonic() + STALL_SECONDS, deadline)
-            header = _receive(fd, _HEADER.size, limit)
+            header = _receive(pid, fd, _HEADER.size)
             if header is None:
                 break
             code, length = _HEADER.unpack(header)
-            content = _receive(fd, length, limit + STALL_SECONDS)
+            content = _receive(pid, fd, length)
             if content is None:
                 break
             answers[path] = OSError(code, os.strerror(code), path) if code else content
@@ -109,17 +112,27 @@ def _send(code: int, content: bytes) -> None:
         message = message[os.write(0, message) :]
 
 
-def _receive(fd: int, size: int, limit: float) -> bytes | None:
+def _receive(pid: int, fd: int, size: int) -> bytes | None:
+    """Return so many bytes from the child, or ``None`` where it is stuck, or has ended early."""
     content = b""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
+    give_up = time.monotonic() + _SPINNING_SECONDS
     while len(content) < size:
-        ready = poll.poll(max(0.0, limit - time.monotonic()) * 1000)
-        chunk = os.read(fd, size - len(content)) if ready else b""
-        if not chunk:
+        if poll.poll(STALL_SECONDS * 1000):
+            chunk = os.read(fd, size - len(content))
+            if not chunk:
+                return None
+            content += chunk
+        elif time.monotonic() > give_up or not (_is_running(pid) or poll.poll(0)):
             return None
-        content += chunk
     return content
+
+
+def _is_running(pid: int) -> bool:
+    """Say whether a child has, or waits for, a processor (proc(5), field 3 of ``stat``)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"R"
 
 
 def _reap() -> None:
