@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 )
 @click.option(
     "--state-dir",
-    type=click.Path(file_okay=False, resolve_path=True),
+    type=click.Path(file_okay=False, resolve_path=True, readable=False),  # it is root's alone
     default=STATE_DIR,
     show_default=True,
     help="Where the journal is kept.",
