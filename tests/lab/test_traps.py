@@ -5,6 +5,7 @@ Each is a reason for how vfiotool binds.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -22,6 +23,7 @@ from tests.lab.support import (
     NVME,
     OTHER_E1000E,
     OTHER_NVME,
+    RELEASE,
     SUBSYSTEM_NVME,
     TESTDEV,
     as_before,
@@ -48,6 +50,8 @@ from vfiotool.vfio.uapi import GroupFlags
 
 pytestmark = pytest.mark.needs_guest
 
+# The bind file of 5.10 has one answer for all that can go wrong.
+TELLS_WHY = RELEASE > (5, 10)
 VFIO_BIND = f"{BUS}/drivers/vfio-pci/bind"
 PROBE = f"{BUS}/drivers_probe"
 
@@ -109,6 +113,13 @@ def test_an_override_outlives_the_drivers_module_but_not_the_device() -> None:
 # Trap 3: drivers_probe lies, bind does not.
 
 
+@contextlib.contextmanager
+def refused(code: int) -> Iterator[None]:
+    """The bind in the block fails with this errno, on kernels that tell one from another."""
+    with pytest.raises(OSError, match=rf"Errno {code if TELLS_WHY else errno.ENODEV}\]"):
+        yield
+
+
 def test_a_probe_for_an_unknown_driver_succeeds_without_a_driver() -> None:
     with as_before(TESTDEV):
         write(override(TESTDEV), "no-such-driver")
@@ -129,7 +140,7 @@ def test_a_probe_that_fails_succeeds_without_a_driver() -> None:
 def test_the_bind_file_tells_that_a_bridge_is_refused() -> None:
     with as_before(BRIDGE):
         write(override(BRIDGE), "vfio-pci")
-        with pytest.raises(OSError, match=rf"Errno {errno.EINVAL}\]"):
+        with refused(errno.EINVAL):
             write(VFIO_BIND, BRIDGE)
 
 
@@ -138,18 +149,18 @@ def test_the_bind_file_tells_that_a_bridge_is_refused() -> None:
 def test_the_bind_file_tells_that_there_is_no_iommu() -> None:
     with as_before(EDU):
         write(override(EDU), "vfio-pci")
-        with pytest.raises(OSError, match=rf"Errno {errno.EINVAL}\]"):
+        with refused(errno.EINVAL):
             write(VFIO_BIND, EDU)
         assert driver(EDU) is None
 
 
 def test_the_bind_file_tells_that_the_driver_does_not_match() -> None:
-    with pytest.raises(OSError, match=rf"Errno {errno.ENODEV}\]"):
+    with refused(errno.ENODEV):
         write(f"{BUS}/drivers/e1000e/bind", EDU)
 
 
 def test_the_bind_file_tells_that_the_device_is_bound() -> None:
-    with pytest.raises(OSError, match=rf"Errno {errno.EBUSY}\]"):
+    with refused(errno.EBUSY):
         write(f"{BUS}/drivers/e1000e/bind", E1000E)
     assert driver(E1000E) == "e1000e"
 
@@ -216,7 +227,7 @@ def test_a_live_group_refuses_a_host_driver() -> None:
         to_vfio(first)
         with Container() as container, Group(number) as opened:
             opened.set_container(container)
-            with pytest.raises(OSError, match=rf"Errno {errno.EBUSY}\]"):
+            with refused(errno.EBUSY):
                 write(f"{BUS}/drivers/e1000/bind", second)
         assert driver(second) is None
 
@@ -227,17 +238,21 @@ def test_a_live_group_refuses_a_host_driver() -> None:
 @needs_iommu
 @pytest.mark.usefixtures("vfio_pci")
 def test_new_id_grabs_all_unbound_devices_and_remove_id_leaves_them() -> None:
+    """On 5.10 an id can be added any number of times."""
+    again = pytest.raises(FileExistsError) if RELEASE > (5, 10) else contextlib.nullcontext()
     free, ids = (NVME, SUBSYSTEM_NVME), "1b36 0010"
     with as_before(*free):
         for address in free:
             write(path(address, "driver/unbind"), address)
         write(f"{BUS}/drivers/vfio-pci/new_id", ids)
         try:
-            with pytest.raises(OSError, match=rf"Errno {errno.EEXIST}\]"):
+            with again:
                 write(f"{BUS}/drivers/vfio-pci/new_id", ids)
             assert driver(OTHER_NVME) == "nvme"
         finally:
-            write(f"{BUS}/drivers/vfio-pci/remove_id", ids)
+            with contextlib.suppress(OSError):
+                while True:
+                    write(f"{BUS}/drivers/vfio-pci/remove_id", ids)
         assert [driver(address) for address in free] == ["vfio-pci", "vfio-pci"]
 
 
