@@ -8,17 +8,16 @@ import select
 import shutil
 import struct
 import subprocess
-import warnings
 from typing import Protocol
 
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
+from vfiotool.host.child import start_child
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending import pending_dir, process_start
 from vfiotool.host.tree import Tree
 
 _RESULT = struct.Struct("=i")
-_MAX_FD = 1 << 20
 
 
 class Events(Protocol):
@@ -81,7 +80,10 @@ class LiveMachine:
         raise VfioToolError(cause, hint="check the driver's name, and that this kernel has it")
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
-        pid, result_fd = _start_writer(path, value.encode())
+        # Nobody may signal the writer: SIGTERM would only make an unbind that waits for whoever
+        # holds the device uninterruptible, and SIGKILL does nothing until the release.
+        content = value.encode()
+        pid, result_fd = start_child(lambda fd: _send(fd, _write(path, content)))
         try:
             code = _await_result(result_fd, timeout)
         except BaseException:
@@ -104,29 +106,6 @@ class LiveMachine:
                 file.write(f"{pid} {started}\n")
 
 
-def _start_writer(path: str, content: bytes) -> tuple[int, int]:
-    """Write in a child of its own session, which nobody signals.
-
-    An unbind waits, uninterruptibly in the end, for whoever holds the device: SIGTERM only moves
-    the writer into that state, and SIGKILL does nothing until the release.
-    """
-    read_fd, write_fd = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks in threaded processes; this child makes system calls only.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid:
-        os.close(write_fd)
-        return pid, read_fd
-    try:
-        os.setsid()
-        os.dup2(write_fd, 0)
-        os.closerange(1, _MAX_FD)
-        os.write(0, _RESULT.pack(_write(path, content)))
-    finally:
-        os._exit(0)
-
-
 def _write(path: str, content: bytes) -> int:
     """Write in one system call, as sysfs wants it; return 0 or the errno."""
     try:
@@ -135,6 +114,10 @@ def _write(path: str, content: bytes) -> int:
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+def _send(fd: int, code: int) -> None:
+    os.write(fd, _RESULT.pack(code))
 
 
 def _await_result(fd: int, timeout: float) -> int | None:

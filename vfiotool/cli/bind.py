@@ -37,54 +37,41 @@ def changing_options(verb: Verb) -> Verb:
     return verb
 
 
+def choosing_options(verb: Verb) -> Verb:
+    """Add how the devices are chosen, by the verbs that choose among all."""
+    options = [
+        click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True),
+        click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
+        click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
+    ]
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
 @click.command("bind")
-@click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True)
+@choosing_options
 @click.option("--driver", default="vfio-pci", show_default=True, help="The driver to bind to.")
-@click.option("--group", is_flag=True, help="Bind every endpoint of the devices' IOMMU groups.")
-@click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices.")
 @changing_options
 @click.pass_obj
-def bind(
-    settings: Settings,
-    /,
-    selectors: tuple[str, ...],
-    driver: str,
-    group: bool,
-    several: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def bind(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> None:
     """Hand devices to a driver: all of them, or none.
 
     What each device was is recorded first; 'vfiotool restore' brings it back.
     """
     binding = _binding(settings, **options)
-    wanted = select_meant(settings.tree, selectors, several=several or group)
-    if group:
-        wanted = binding.group_members(wanted)
+    wanted = _chosen(settings, binding, **options)
     _report("bind", lambda: binding.bind(wanted, driver), as_json, binding.dry_run)
 
 
 @click.command("unbind")
-@click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True)
-@click.option("--group", is_flag=True, help="Unbind every endpoint of the devices' IOMMU groups.")
-@click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices.")
+@choosing_options
 @changing_options
 @click.pass_obj
-def unbind(
-    settings: Settings,
-    /,
-    selectors: tuple[str, ...],
-    group: bool,
-    several: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def unbind(settings: Settings, /, as_json: bool, **options: Any) -> None:
     """Leave devices without a driver."""
     binding = _binding(settings, **options)
-    wanted = select_meant(settings.tree, selectors, several=several or group)
-    if group:
-        wanted = binding.group_members(wanted)
+    wanted = _chosen(settings, binding, **options)
     _report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
 
 
@@ -102,6 +89,12 @@ def restore(
     binding = _binding(settings, **options)
     wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
     _report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
+
+
+def _chosen(settings: Settings, binding: Binding, **options: Any) -> list[str]:
+    group = options["group"]
+    wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
+    return binding.group_members(wanted) if group else wanted
 
 
 def _binding(settings: Settings, **options: Any) -> Binding:

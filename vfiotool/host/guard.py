@@ -13,9 +13,9 @@ import os
 import select
 import struct
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 
+from vfiotool.host.child import start_child
 from vfiotool.host.tree import Tree
 
 STALL_SECONDS = 0.25
@@ -26,7 +26,6 @@ Answer = bytes | OSError | None
 """What a guarded read gave: the content, the kernel's error, or ``None`` where it did not return."""
 
 _HEADER = struct.Struct("=iI")  # errno (0 where it was read), length of the content
-_MAX_FD = 1 << 20
 _left_behind: list[int] = []
 
 
@@ -76,22 +75,11 @@ def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer]) 
 
 
 def _start_reader(paths: list[str]) -> tuple[int, int]:
-    read_fd, write_fd = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks in threaded processes; this child makes system calls only.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid:
-        os.close(write_fd)
-        return pid, read_fd
-    try:
-        # A child that is stuck must not hold its parent's pipes open: their readers would wait too.
-        os.dup2(write_fd, 0)
-        os.closerange(1, _MAX_FD)
+    def read_and_send(fd: int) -> None:
         for path in paths:
-            _send(*_read(path))
-    finally:
-        os._exit(0)
+            _send(fd, *_read(path))
+
+    return start_child(read_and_send)
 
 
 def _read(path: str) -> tuple[int, bytes]:
@@ -106,10 +94,10 @@ def _read(path: str) -> tuple[int, bytes]:
     return 0, content
 
 
-def _send(code: int, content: bytes) -> None:
+def _send(fd: int, code: int, content: bytes) -> None:
     message = _HEADER.pack(code, len(content)) + content
     while message:
-        message = message[os.write(0, message) :]
+        message = message[os.write(fd, message) :]
 
 
 def _receive(pid: int, fd: int, size: int) -> bytes | None:
