@@ -1,0 +1,158 @@
+"""A bench to bind devices on: the fake host, or a lab guest's machine, with the same devices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vfiotool.binding.machine import Events, LiveMachine, Machine
+from vfiotool.binding.operations import Binding
+from vfiotool.binding.plan import steps_between
+from vfiotool.errors import KernelError
+from vfiotool.host.attributes import addresses
+from vfiotool.host.devices import Device, DeviceState, read_devices
+from vfiotool.host.era import Era, detect_era
+from vfiotool.host.groups import Group, read_group
+from vfiotool.host.pending import pending_dir
+from vfiotool.pci.names import PciNames
+from vfiotool.testing import FakeHost
+
+EDU = "0000:00:10.0"
+E1000E = "0000:00:12.0"
+NVME = "0000:00:13.0"
+BRIDGE = "0000:02:00.0"
+SIBLINGS = ("0000:03:01.0", "0000:03:02.0")
+TOUCHED = (EDU, E1000E, NVME, BRIDGE, *SIBLINGS)
+
+HOLDER = """
+import sys
+from vfiotool.vfio import GroupDevice
+with GroupDevice(sys.argv[1], int(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass
+class Watched:
+    """A machine whose writes are seen, and can be made to fail before they reach it."""
+
+    machine: Machine
+    writes: list[str] = field(default_factory=list)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tree = self.machine.tree
+
+    def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
+        self.writes.append(path)
+        if code := self.failures.get(path):
+            raise KernelError(code, "write", path)
+        self.machine.write(path, value, address=address, timeout=timeout)
+
+    def load_module(self, name: str) -> None:
+        self.machine.load_module(name)
+
+    def events(self) -> Events:
+        return self.machine.events()
+
+
+@dataclass
+class Bench:
+    """A machine to bind devices on. ``hold`` has a process hold a device, and yields its pid."""
+
+    machine: Watched
+    state_dir: str
+    hold: Callable[[str], AbstractContextManager[int]]
+
+    @property
+    def era(self) -> Era:
+        return detect_era(self.machine.tree)
+
+    def binding(self, **options: Any) -> Binding:
+        return Binding(machine=self.machine, state_dir=self.state_dir, **options)
+
+    def write(self, path: str, value: str) -> None:
+        self.machine.write(path, value, address="", timeout=10)
+
+    def devices(self, wanted: Sequence[str]) -> list[Device]:
+        return read_devices(self.machine.tree, wanted, PciNames(b""), state_dir=self.state_dir)
+
+    def device(self, address: str) -> Device:
+        return self.devices([address])[0]
+
+    def group_of(self, address: str) -> Group:
+        number = self.device(address).iommu_group
+        assert number is not None
+        return read_group(self.machine.tree, number, self.devices(addresses(self.machine.tree)))
+
+    def states(self) -> dict[str, DeviceState]:
+        """Return what binding changes, of the devices that these tests touch."""
+        return {device.address: device.state for device in self.devices(TOUCHED)}
+
+    def put_back(self, former: dict[str, DeviceState]) -> None:
+        """Leave the machine to the next test as this one found it."""
+        self.machine.failures.clear()
+        for address, now in self.states().items():
+            for step in steps_between(now, former[address], address):
+                self.write(step.path, step.value)
+
+
+def kernel_bench(state_dir: str) -> Bench:
+    """The running machine; a child process holds devices."""
+    machine = LiveMachine(state_dir)
+
+    @contextlib.contextmanager
+    def hold(address: str) -> Iterator[int]:
+        group = machine.tree.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")
+        command = [sys.executable, "-c", HOLDER, address, str(group)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            try:
+                yield holder.pid
+            finally:
+                holder.stdin.close()
+                holder.wait()
+        _await_writer(f"{pending_dir(state_dir)}/{address}")
+
+    return Bench(Watched(machine), state_dir, hold)
+
+
+def _await_writer(note: str) -> None:
+    """Wait until the write of a pending unbind has returned: its process is a child of this one."""
+    if os.path.exists(note):
+        os.waitpid(int(Path(note).read_text().split()[0]), 0)
+
+
+def fake_bench(root: str, state_dir: str, kernel: str) -> Bench:
+    """A fake of the lab's default machine."""
+    host = FakeHost(root, kernel=kernel, state_dir=state_dir)
+    for driver in ("vfio-pci", "pci-stub"):
+        host.add_driver(driver, module_loaded=False)
+    host.add_driver("virtio-pci", ids=[(0x1AF4, 0x1041)])
+    host.add_device("0000:00:03.0", class_code=0x060400, driver="pcieport", group=2)
+    host.add_device(EDU, group=5)
+    host.add_device(E1000E, vendor=0x8086, device=0x10D3, driver="e1000e", group=7)
+    host.add_device(NVME, vendor=0x1B36, device=0x0010, driver="nvme", group=8)
+    host.add_device(BRIDGE, class_code=0x060400, bridge="0000:00:03.0", group=13)
+    for address in SIBLINGS:
+        host.add_device(address, vendor=0x8086, device=0x100E, driver="e1000", bridge=BRIDGE, group=13)
+
+    @contextlib.contextmanager
+    def hold(address: str) -> Iterator[int]:
+        host.block(address, pid=4242)
+        try:
+            yield 4242
+        finally:
+            host.release(address)
+
+    return Bench(Watched(host), state_dir, hold)

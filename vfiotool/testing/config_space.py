@@ -1,0 +1,42 @@
+"""Configuration space, built by hand: the counterpart of ``vfiotool.pci.config``."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
+
+_HEADER = struct.Struct("<HHHHI2xB")
+_HEADER_TYPE_AT = 0x0E
+_CAP_LIST = 0x10
+_POINTER_AT = 0x34
+
+
+def config_space(
+    *,
+    vendor: int = 0x1234,
+    device: int = 0x11E8,
+    class_code: int = 0,
+    revision: int = 0,
+    header_type: int = 0,
+    capabilities: Sequence[tuple[int, int, bytes]] = (),
+    extended: Sequence[tuple[int, int]] = (),
+) -> bytes:
+    """Return 256 bytes, or 4096 where there are ``extended`` capabilities, chained in the order given.
+
+    A capability is ``(id, offset, what follows its two-byte header)``, an extended one
+    ``(id, offset)``; the first extended one belongs at 0x100.
+    """
+    config = bytearray(EXTENDED_SIZE if extended else STANDARD_SIZE)
+    status = _CAP_LIST if capabilities else 0
+    _HEADER.pack_into(config, 0, vendor, device, 0, status, class_code << 8 | revision, header_type)
+    nexts = [offset for _, offset, _ in capabilities]
+    config[_POINTER_AT : _POINTER_AT + 1] = bytes(nexts[:1] or [0])
+    for (number, offset, body), following in zip(capabilities, [*nexts[1:], 0], strict=False):
+        assert HEADER_SIZE <= offset <= STANDARD_SIZE - 2 - len(body)  # noqa: S101 - the test's own mistake
+        config[offset : offset + 2 + len(body)] = bytes((number, following)) + body
+    offsets = [offset for _, offset in extended]
+    for (number, offset), following in zip(extended, [*offsets[1:], 0], strict=False):
+        struct.pack_into("<I", config, offset, following << 20 | 1 << 16 | number)
+    return bytes(config)

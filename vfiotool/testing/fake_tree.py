@@ -1,0 +1,227 @@
+"""A machine's ``/sys``, ``/proc`` and ``/dev`` as files below a folder, laid out as the kernel does it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vfiotool.host.attributes import DEVICES, device_path
+from vfiotool.host.groups import GROUPS, is_vfio_driver
+from vfiotool.host.tree import Tree
+from vfiotool.testing.config_space import config_space
+
+DRIVERS = "/sys/bus/pci/drivers"
+DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
+MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
+
+
+@dataclass(slots=True)
+class FakeDriver:
+    """A PCI driver: the ``(vendor, device)`` ids that it serves, and whether its module is loaded."""
+
+    ids: set[tuple[int, int]]
+    is_loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FakeDevice:
+    """What a device is for as long as it exists; ``folder`` is its own in ``/sys/devices``."""
+
+    ids: tuple[int, int]
+    class_code: int
+    group: int | None
+    folder: str
+
+
+@dataclass
+class FakeTree:
+    """Writes the tree; ``kernel`` is the kernel's release. Nothing in here acts as a kernel does."""
+
+    root: str
+    kernel: str = "6.12.0"
+    tree: Tree = field(init=False)
+    devices: dict[str, FakeDevice] = field(init=False, default_factory=dict)
+    drivers: dict[str, FakeDriver] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if os.path.realpath(self.root) == "/":
+            raise ValueError("a fake host needs a folder of its own")
+        self.tree = Tree(self.root)
+        for folder in (DEVICES, DRIVERS, GROUPS, "/dev"):
+            os.makedirs(self.tree.path(folder))
+        self.put(DRIVERS_PROBE, "")
+        self.put("/proc/self/mounts", "")
+        self.put("/proc/sys/kernel/osrelease", self.kernel)
+
+    def put(self, path: str, content: str | bytes) -> None:
+        """Write a file of any kind; text gets the newline that the kernel ends it with."""
+        os.makedirs(self.tree.path(os.path.dirname(path)), exist_ok=True)
+        with open(self.tree.path(path), "wb") as file:
+            file.write(content if isinstance(content, bytes) else f"{content}\n".encode())
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link; it need not exist."""
+        if self.tree.exists(path):
+            os.unlink(self.tree.path(path))
+
+    def link(self, path: str, target: str) -> None:
+        """Make a relative symbolic link, as sysfs has them."""
+        os.makedirs(self.tree.path(os.path.dirname(path)), exist_ok=True)
+        os.symlink(os.path.relpath(target, os.path.dirname(path)), self.tree.path(path))
+
+    def add_device(
+        self,
+        address: str,
+        *,
+        vendor: int = 0x1234,
+        device: int = 0x11E8,
+        class_code: int = 0x00FF00,
+        driver: str | None = None,
+        group: int | None = None,
+        bridge: str | None = None,
+        physfn: str | None = None,
+        totalvfs: int | None = None,
+        config: bytes | None = None,
+        **attributes: str,
+    ) -> None:
+        """Add a device below a ``bridge``, or on its domain's root bus, with more ``attributes``.
+
+        Its driver is added where there is none of that name, and serves its ids.
+        """
+        folder = f"{self._parent_folder(address, bridge)}/{address}"
+        self.devices[address] = FakeDevice((vendor, device), class_code, group, folder)
+        numbers = {"vendor": vendor, "device": device, "subsystem_vendor": 0, "subsystem_device": 0}
+        for name, number in numbers.items():
+            self.put(f"{folder}/{name}", f"0x{number:04x}")
+        self.put(f"{folder}/class", f"0x{class_code:06x}")
+        self.put(
+            f"{folder}/config", config or config_space(vendor=vendor, device=device, class_code=class_code)
+        )
+        for name, text in (self._usual_attributes() | attributes).items():
+            self.put(f"{folder}/{name}", text)
+        self.link(device_path(address), folder)
+        if group is not None:
+            self._join_group(address, group)
+        if totalvfs is not None:
+            self.put(f"{folder}/sriov_totalvfs", str(totalvfs))
+            self.put(f"{folder}/sriov_numvfs", "0")
+        if physfn is not None:
+            self._join_physfn(address, physfn)
+        if driver is not None:
+            ids = set() if is_vfio_driver(driver) else {(vendor, device)}
+            self.add_driver(driver, ids=self.drivers[driver].ids | ids if driver in self.drivers else ids)
+            self.set_driver(address, driver)
+
+    def remove_device(self, address: str) -> None:
+        """Unplug a device."""
+        self.set_driver(address, None)
+        device = self.devices.pop(address)
+        if device.group is not None:
+            self.remove(f"{GROUPS}/{device.group}/devices/{address}")
+        self.remove(device_path(address))
+        shutil.rmtree(self.tree.path(device.folder))
+
+    def add_driver(
+        self, name: str, *, ids: Iterable[tuple[int, int]] = (), module_loaded: bool = True
+    ) -> None:
+        """Add a driver; without its module loaded, sysfs does not show it."""
+        self.drivers[name] = FakeDriver(set(ids), is_loaded=module_loaded)
+        if not module_loaded:
+            return
+        for attribute in ("bind", "unbind"):
+            self.put(f"{DRIVERS}/{name}/{attribute}", "")
+        if is_vfio_driver(name):
+            self.put("/dev/vfio/vfio", "")
+
+    def add_group(self, number: int, *, type: str = "DMA", reserved_regions: str = MSI_REGION) -> None:  # noqa: A002 - the kernel's own name
+        """Add a group, or change what it says of itself."""
+        os.makedirs(self.tree.path(f"{GROUPS}/{number}/devices"), exist_ok=True)
+        self.put(f"{GROUPS}/{number}/type", type)
+        self.put(f"{GROUPS}/{number}/reserved_regions", reserved_regions)
+
+    def add_class(self, kind: str, name: str, folder: str, **attributes: str) -> None:
+        """Add an interface (``net``), disk (``block``) or controller (``nvme``) whose own folder is given."""
+        os.makedirs(self.tree.path(folder), exist_ok=True)
+        self.link(f"/sys/class/{kind}/{name}", folder)
+        for attribute, text in attributes.items():
+            self.put(f"{folder}/{attribute}", text)
+
+    def mount(self, source: str, point: str) -> None:
+        """Mount a disk."""
+        mounts = self.tree.read("/proc/self/mounts")
+        self.put("/proc/self/mounts", f"{mounts}\n{source} {point} ext4 rw 0 0".lstrip())
+
+    def add_process(self, pid: int, comm: str, fds: Mapping[int, str] | None = None) -> None:
+        """Add a process with open files, by descriptor."""
+        folder = f"/proc/{pid}"
+        self.put(f"{folder}/comm", comm)
+        self.put(f"{folder}/stat", f"{pid} ({comm}) S{' 0' * 18} 100 0")
+        os.makedirs(self.tree.path(f"{folder}/fd"))
+        for fd, target in (fds or {}).items():
+            os.symlink(target, self.tree.path(f"{folder}/fd/{fd}"))
+
+    def end_process(self, pid: int) -> None:
+        """End a process."""
+        shutil.rmtree(self.tree.path(f"/proc/{pid}"))
+
+    def set_driver(self, address: str, driver: str | None) -> None:
+        """Move the links that say which driver has a device, and make or remove its group's node."""
+        device = self.devices[address]
+        link = f"{device.folder}/driver"
+        former = self.tree.find_link(link)
+        if former is not None:
+            self.remove(link)
+            self.remove(f"{DRIVERS}/{former}/{address}")
+        if driver is not None:
+            self.link(link, f"{DRIVERS}/{driver}")
+            self.link(f"{DRIVERS}/{driver}/{address}", device.folder)
+        if device.group is not None:
+            self._set_node(device.group)
+
+    def driver(self, address: str) -> str | None:
+        """Return which driver has a device."""
+        return self.tree.find_link(f"{device_path(address)}/driver")
+
+    def at_least(self, major: int, minor: int) -> bool:
+        """Say whether the kernel is this one or a later one."""
+        parts = self.kernel.split(".")
+        return (int(parts[0]), int(parts[1])) >= (major, minor)
+
+    def _parent_folder(self, address: str, bridge: str | None) -> str:
+        if bridge is not None:
+            return self.devices[bridge].folder
+        return f"/sys/devices/pci{address.rpartition(':')[0]}"
+
+    def _usual_attributes(self) -> dict[str, str]:
+        attributes = {
+            "revision": "0x00",
+            "numa_node": "-1",
+            "driver_override": "(null)",
+            "resource": "",
+            "power_state": "D0",
+        }
+        # Up to 5.14 the kernel says that there is a way to reset, not which.
+        return attributes | ({"reset_method": "flr"} if self.at_least(5, 15) else {"reset": ""})
+
+    def _join_group(self, address: str, number: int) -> None:
+        if not self.tree.exists(f"{GROUPS}/{number}"):
+            self.add_group(number)
+        folder = self.devices[address].folder
+        self.link(f"{folder}/iommu_group", f"{GROUPS}/{number}")
+        self.link(f"{GROUPS}/{number}/devices/{address}", folder)
+
+    def _join_physfn(self, address: str, physfn: str) -> None:
+        pf, vf = self.devices[physfn].folder, self.devices[address].folder
+        count = int(self.tree.read(f"{pf}/sriov_numvfs"))
+        self.link(f"{vf}/physfn", pf)
+        self.link(f"{pf}/virtfn{count}", vf)
+        self.put(f"{pf}/sriov_numvfs", str(count + 1))
+
+    def _set_node(self, number: int) -> None:
+        members = self.tree.names(f"{GROUPS}/{number}/devices")
+        if any(is_vfio_driver(self.driver(member)) for member in members):
+            self.put(f"/dev/vfio/{number}", "")
+        else:
+            self.remove(f"/dev/vfio/{number}")
