@@ -82,6 +82,6 @@ def _all_devices(settings: Settings) -> list[Device]:
 
 def _group_number(text: str) -> int:
     number = text.removeprefix("group:")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 10:  # the kernel's are of type int
         raise SelectorError(f"'{text}' is not a group", hint="a group is a number: 'vfiotool groups'")
     return int(number)

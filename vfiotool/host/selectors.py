@@ -8,7 +8,7 @@ from vfiotool.errors import DeviceNotFoundError, SelectorError
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import find_carriers
-from vfiotool.pci.address import is_address, parse_address
+from vfiotool.pci.address import HEX_DIGITS, is_address, parse_address
 from vfiotool.pci.names import PciNames
 
 _FORMS = (
@@ -94,7 +94,7 @@ def _by_group(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     if not number.isdecimal():
         raise SelectorError(f"'{selector}' is not a group", hint="a group looks like group:7")
     links = {address: tree.find_link(f"{device_path(address)}/iommu_group") for address in present}
-    return [address for address, group in links.items() if group == str(int(number))]
+    return [address for address, group in links.items() if group == (number.lstrip("0") or "0")]
 
 
 def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
@@ -120,12 +120,9 @@ def _by_class(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 def _ids(selector: str) -> tuple[int, int] | None:
     vendor, _, device = selector.partition(":")
-    if len(vendor) != 4 or len(device) != 4:
+    if len(vendor) != 4 or len(device) != 4 or not HEX_DIGITS.issuperset(vendor + device):
         return None
-    try:
-        return int(vendor, 16), int(device, 16)
-    except ValueError:
-        return None
+    return int(vendor, 16), int(device, 16)
 
 
 def _number(tree: Tree, address: str, name: str) -> int:

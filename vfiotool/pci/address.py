@@ -5,7 +5,7 @@ from __future__ import annotations
 from vfiotool.errors import SelectorError
 
 _HINT = "an address looks like 0000:03:00.0, or 03:00.0 in domain 0000"
-_HEX = frozenset("0123456789abcdefABCDEF")
+HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 def parse_address(text: str) -> str:
@@ -47,7 +47,7 @@ def sort_key(address: str) -> tuple[int, str]:
 
 
 def _number(text: str, part: str, *, digits: int, limit: int) -> int:
-    if not part or len(part) > digits or not _HEX.issuperset(part):
+    if not part or len(part) > digits or not HEX_DIGITS.issuperset(part):
         raise SelectorError(f"'{text}' is not a PCI address", hint=_HINT)
     value = int(part, 16)
     if value >= limit:
