@@ -1,0 +1,68 @@
+"""What the unit tests share: a fake machine, and the command line run on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfiotool import cli
+from vfiotool.cli.settings import Settings
+from vfiotool.host.tree import Tree
+from vfiotool.testing import FakeHost
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> str:
+    """A state folder that is not there yet."""
+    return str(tmp_path / "state")
+
+
+@pytest.fixture
+def host(tmp_path: Path, state_dir: str) -> FakeHost:
+    """An empty machine with a kernel of today."""
+    return FakeHost(str(tmp_path / "host"), state_dir=state_dir)
+
+
+@pytest.fixture
+def old_host(tmp_path: Path, state_dir: str) -> FakeHost:
+    """An empty machine with a kernel of the first era."""
+    return FakeHost(str(tmp_path / "old"), kernel="5.10.0-46-amd64", state_dir=state_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command line ended, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.stdout)
+        return document
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def vfiotool(
+    host: FakeHost, state_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run the command line as if ``host`` were the running machine."""
+    monkeypatch.setattr(Settings, "tree", host.tree)
+    monkeypatch.setattr(Tree, "is_live", True)
+    monkeypatch.setattr("vfiotool.binding.operations.LiveMachine", lambda state_dir: host)
+
+    def run(*args: str) -> Result:
+        capsys.readouterr()
+        status = cli.run(["--state-dir", state_dir, *args])
+        return Result(status, *capsys.readouterr())
+
+    return run

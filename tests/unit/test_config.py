@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfiotool.pci.config import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities, header_type
+from vfiotool.testing import config_space
+
+POWER, MSI, EXPRESS = (0x01, 0x40, bytes(6)), (0x05, 0xFC, b""), (0x10, 0x80, bytes(58))
+
+
+def found(config: bytes) -> list[tuple[bool, int, int]]:
+    return [(cap.extended, cap.id, cap.offset) for cap in capabilities(config)]
+
+
+def test_chains_are_followed_in_their_own_order() -> None:
+    config = config_space(
+        capabilities=[EXPRESS, POWER, MSI], extended=[(0x0D, 0x100), (0x01, 0x200), (0x10, 0xFFC)]
+    )
+    assert found(config) == [
+        (False, 0x10, 0x80),
+        (False, 0x01, 0x40),
+        (False, 0x05, 0xFC),
+        (True, 0x0D, 0x100),
+        (True, 0x01, 0x200),
+        (True, 0x10, 0xFFC),
+    ]
+
+
+def test_capabilities_have_names_and_unknown_ones_their_numbers() -> None:
+    config = config_space(capabilities=[POWER, (0x7F, 0x60, b"")], extended=[(0x0D, 0x100), (0x7777, 0x104)])
+    assert [cap.name for cap in capabilities(config)] == [
+        "Power Management",
+        "Capability 7f",
+        "Access Control Services",
+        "Extended capability 7777",
+    ]
+
+
+def test_a_chain_that_loops_ends() -> None:
+    config = bytearray(config_space(capabilities=[POWER, EXPRESS]))
+    config[0x81] = 0x40
+    assert found(bytes(config)) == [(False, 0x01, 0x40), (False, 0x10, 0x80)]
+
+
+def test_a_chain_that_leads_into_the_header_ends() -> None:
+    config = bytearray(config_space(capabilities=[POWER]))
+    config[0x41] = 0x3C
+    assert found(bytes(config)) == [(False, 0x01, 0x40)]
+
+
+def test_without_the_status_bit_there_is_no_chain() -> None:
+    config = bytearray(config_space(capabilities=[POWER]))
+    config[0x06] = 0
+    assert capabilities(bytes(config)) == ()
+
+
+def test_a_cardbus_bridge_keeps_its_pointer_elsewhere() -> None:
+    config = bytearray(config_space(header_type=2, capabilities=[POWER]))
+    config[0x14], config[0x34] = config[0x34], 0
+    assert found(bytes(config)) == [(False, 0x01, 0x40)]
+
+
+def test_the_multifunction_bit_is_no_part_of_the_header_type() -> None:
+    assert header_type(config_space(header_type=0x81)) == 1
+    assert header_type(b"") is None
+
+
+def test_what_the_kernel_shows_without_root_has_no_capabilities() -> None:
+    assert capabilities(config_space(capabilities=[POWER])[:64]) == ()
+
+
+def test_a_device_that_fell_off_the_bus_has_no_capabilities() -> None:
+    assert capabilities(b"\xff" * EXTENDED_SIZE) == ()
+
+
+@given(st.binary(max_size=EXTENDED_SIZE) | st.binary(min_size=STANDARD_SIZE, max_size=STANDARD_SIZE + 64))
+def test_any_bytes_give_each_capability_once_and_inside(config: bytes) -> None:
+    caps = capabilities(config)
+    assert len({cap.offset for cap in caps}) == len(caps)
+    assert all(is_inside(cap, len(config)) for cap in caps)
+
+
+@given(st.data())
+def test_hostile_chains_end(data: st.DataObject) -> None:
+    """Bytes that look like pointers more often than random ones do."""
+    pointers = st.sampled_from([0x40, 0x44, 0x80, 0xFC, 0xFE, 0x100, 0x104, 0xFFC, 0xFFF])
+    config = bytearray(config_space(capabilities=[POWER], extended=[(0x0D, 0x100)]))
+    for at in (0x34, 0x41, 0x45, 0x81, 0xFD):
+        config[at] = data.draw(pointers) & 0xFF
+    for at in (0x100, 0x104, 0xFFC):
+        config[at : at + 4] = (data.draw(pointers) << 20 | 1).to_bytes(4, "little")
+    caps = capabilities(bytes(config))
+    assert len({cap.offset for cap in caps}) == len(caps)
+    assert all(is_inside(cap, len(config)) for cap in caps)
+
+
+def is_inside(cap: Capability, size: int) -> bool:
+    low, high = (STANDARD_SIZE, min(size, EXTENDED_SIZE) - 4) if cap.extended else (0x40, 0xFC)
+    return low <= cap.offset <= high and cap.offset % 4 == 0

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from vfiotool.errors import DeviceNotFoundError, KernelError, VfioToolError
+from vfiotool.host import guard
+from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.devices import Device, DeviceState, find_device, read_devices, read_state
+from vfiotool.host.snapshot import snapshot
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+from vfiotool.testing import FakeHost
+
+A, B, C = "0000:00:01.0", "0000:00:02.0", "0000:00:03.0"
+NAMES = PciNames(b"8086  Intel\n\t10d3  82574L\n")
+
+
+def read(host: FakeHost, *wanted: str) -> list[Device]:
+    return read_devices(host.tree, wanted or addresses(host.tree), NAMES, state_dir=host.state_dir)
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, guard.Answer], None]:
+    """Have guarded reads of one path give another answer than the file does."""
+    read_all = guard.read_all
+
+    def spoil(path: str, answer: guard.Answer) -> None:
+        def spoiled(tree: Tree, paths: Sequence[str]) -> Mapping[str, guard.Answer]:
+            return {**read_all(tree, paths), path: answer}
+
+        monkeypatch.setattr(guard, "read_all", spoiled)
+
+    return spoil
+
+
+def test_every_field(host: FakeHost) -> None:
+    host.add_device(
+        A,
+        vendor=0x8086,
+        device=0x10D3,
+        class_code=0x020000,
+        driver="e1000e",
+        group=7,
+        subsystem_vendor="0x8086",
+        subsystem_device="0xa01f",
+        revision="0x02",
+        numa_node="1",
+        driver_override="vfio-pci",
+        reset_method="flr bus",
+        power_state="D3hot",
+    )
+    assert read(host) == [
+        Device(
+            address=A,
+            vendor_id=0x8086,
+            device_id=0x10D3,
+            subsystem_vendor_id=0x8086,
+            subsystem_device_id=0xA01F,
+            revision=2,
+            class_code=0x020000,
+            vendor="Intel",
+            device="82574L",
+            driver="e1000e",
+            driver_override="vfio-pci",
+            iommu_group=7,
+            numa_node=1,
+            is_vf=False,
+            physfn=None,
+            vfs=(),
+            sriov_totalvfs=None,
+            sriov_numvfs=None,
+            reset_methods=("flr", "bus"),
+            power_state="D3hot",
+            cdev=None,
+            blocked=False,
+            unavailable=(),
+        )
+    ]
+
+
+def test_what_an_old_kernel_does_not_say_is_unavailable(old_host: FakeHost) -> None:
+    old_host.add_device(A)
+    old_host.remove(f"{device_path(A)}/power_state")
+    (device,) = read(old_host)
+    assert (device.reset_methods, device.power_state) == (None, None)
+    assert set(device.unavailable) == {"reset_methods", "power_state"}
+
+
+def test_a_device_that_cannot_be_reset(host: FakeHost) -> None:
+    host.add_device(A)
+    host.remove(f"{device_path(A)}/reset_method")
+    (device,) = read(host)
+    assert (device.reset_methods, device.unavailable) == ((), ())
+
+
+def test_domains_of_more_than_four_digits_come_last(host: FakeHost) -> None:
+    for address in ("10000:e1:00.0", "ffff:00:00.0", "0000:ff:1f.7"):
+        host.add_device(address)
+    assert [device.address for device in read(host)] == ["0000:ff:1f.7", "ffff:00:00.0", "10000:e1:00.0"]
+
+
+def test_a_pf_and_its_vfs_in_order(host: FakeHost) -> None:
+    vfs = [f"0000:01:{number >> 3:02x}.{number & 7}" for number in range(12)]
+    host.add_device(A, totalvfs=16)
+    for address in vfs:
+        host.add_device(address, physfn=A)
+    pf, first, *_ = read(host)
+    assert (pf.vfs, pf.sriov_totalvfs, pf.sriov_numvfs) == (tuple(vfs), 16, 12)
+    assert (first.is_vf, first.physfn, pf.is_vf) == (True, A, False)
+
+
+def test_the_node_of_a_device_and_not_the_folder_alone(host: FakeHost) -> None:
+    host.add_device(A)
+    os.makedirs(host.tree.path(f"{device_path(A)}/vfio-dev/vfio0"))
+    assert read(host)[0].cdev is None
+    host.put("/dev/vfio/devices/vfio0", "")
+    assert read(host)[0].cdev == "/dev/vfio/devices/vfio0"
+
+
+def test_a_field_that_may_not_be_read(host: FakeHost, spoil: Callable[[str, guard.Answer], None]) -> None:
+    host.add_device(A)
+    spoil(f"{device_path(A)}/driver_override", OSError(errno.EACCES, "denied"))
+    (device,) = read(host)
+    assert (device.driver_override, device.unavailable) == (None, ("driver_override",))
+    assert not device.blocked
+
+
+def test_numvfs_of_a_pf_without_a_driver_says_enoent(
+    host: FakeHost, spoil: Callable[[str, guard.Answer], None]
+) -> None:
+    host.add_device(A, totalvfs=4)
+    spoil(f"{device_path(A)}/sriov_numvfs", OSError(errno.ENOENT, "no such file"))
+    (device,) = read(host)
+    assert (device.sriov_totalvfs, device.sriov_numvfs, device.unavailable) == (4, None, ("sriov_numvfs",))
+
+
+@pytest.mark.parametrize(("driver", "blocked"), [(None, True), ("nvme", False)])
+def test_a_device_that_is_locked_is_blocked_if_its_driver_is_gone(
+    host: FakeHost, spoil: Callable[[str, guard.Answer], None], driver: str | None, blocked: bool
+) -> None:
+    host.add_device(A, driver=driver)
+    spoil(f"{device_path(A)}/driver_override", None)
+    (device,) = read(host)
+    assert (device.blocked, device.unavailable) == (blocked, ("driver_override",))
+    with pytest.raises(TimeoutError):
+        read_state(host.tree, A)
+
+
+def test_a_number_that_is_none_is_unavailable(host: FakeHost) -> None:
+    host.add_device(A, numa_node="none")
+    assert read(host)[0].unavailable == ("numa_node",)
+
+
+def test_a_tree_that_is_no_sysfs_is_an_error(host: FakeHost) -> None:
+    host.add_device(A, revision="new")
+    with pytest.raises(VfioToolError, match="holds 'new'"):
+        read(host)
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "between"])
+def test_a_device_unplugged_while_it_is_read_is_left_out(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    for address in (A, B, C):
+        host.add_device(address, group=1)
+    names, read_bytes = Tree.names, Tree.read_bytes
+
+    def names_and_unplug(tree: Tree, path: str) -> list[str]:
+        if path != device_path(B):
+            return names(tree, path)
+        found = names(tree, path) if moment == "after" else []
+        host.remove_device(B)
+        return found or names(tree, path)
+
+    def read_and_unplug(tree: Tree, path: str) -> bytes:
+        content = read_bytes(tree, path)
+        if path == f"{device_path(B)}/vendor":
+            host.remove_device(B)
+        return content
+
+    if moment == "between":
+        monkeypatch.setattr(Tree, "read_bytes", read_and_unplug)
+    else:
+        monkeypatch.setattr(Tree, "names", names_and_unplug)
+    assert [device.address for device in read(host)] == [A, C]
+
+
+def test_a_machine_without_pci(host: FakeHost) -> None:
+    os.rmdir(host.tree.path("/sys/bus/pci/devices"))
+    assert read(host) == []
+
+
+def test_find_device(host: FakeHost) -> None:
+    host.add_device(A)
+    assert find_device(read(host), A).address == A
+    with pytest.raises(DeviceNotFoundError, match=B):
+        find_device(read(host), B)
+
+
+def test_the_state_that_binding_changes(host: FakeHost) -> None:
+    host.add_device(A, driver="nvme", driver_override="nvme")
+    assert read_state(host.tree, A) == DeviceState("nvme", "nvme") == read(host)[0].state
+    with pytest.raises(KernelError) as error:
+        read_state(host.tree, B)
+    assert error.value.errno == errno.ENOENT
+
+
+def test_a_snapshot_has_devices_and_groups(host: FakeHost) -> None:
+    host.add_device(A, group=40)
+    host.add_device(B, group=2)
+    seen = snapshot(host.tree, state_dir=host.state_dir)
+    assert [device.address for device in seen.devices] == [A, B]
+    assert [(group.id, group.devices) for group in seen.groups] == [(2, (B,)), (40, (A,))]

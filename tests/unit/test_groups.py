@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+
+from vfiotool.errors import DeviceNotFoundError
+from vfiotool.host.attributes import addresses
+from vfiotool.host.devices import read_devices
+from vfiotool.host.era import Era, detect_era
+from vfiotool.host.groups import Group, ReservedRegion, group_ids, read_group, read_groups
+from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
+from vfiotool.pci.names import PciNames
+from vfiotool.testing import FakeHost, config_space
+
+PORT, A, B = "0000:00:01.0", "0000:01:00.0", "0000:01:00.1"
+ROOT_PORT, SWITCH_PORT, PCIE_TO_PCI, ENDPOINT = (bytes([kind << 4]) for kind in (4, 6, 7, 0))
+ACS = [(0x0D, 0x100)]
+
+
+def groups(host: FakeHost) -> list[Group]:
+    devices = read_devices(host.tree, addresses(host.tree), PciNames(b""))
+    return read_groups(host.tree, group_ids(host.tree), devices)
+
+
+def group(host: FakeHost) -> Group:
+    (found,) = groups(host)
+    return found
+
+
+def express(kind: bytes, extended: list[tuple[int, int]]) -> bytes:
+    return config_space(capabilities=[(0x10, 0x40, kind)], extended=extended)
+
+
+def test_groups_can_be_sparse_and_are_ordered_as_numbers(host: FakeHost) -> None:
+    host.add_device(A, group=100)
+    host.add_device(B, group=9)
+    assert [(found.id, found.devices) for found in groups(host)] == [(9, (B,)), (100, (A,))]
+
+
+def test_what_a_group_says_of_itself(host: FakeHost) -> None:
+    host.add_device(A, group=3)
+    host.add_group(3, type="DMA-FQ", reserved_regions="0x0 0xfff direct\n0xfee00000 0xfeefffff msi\nnonsense")
+    found = group(host)
+    assert found.type == "DMA-FQ"
+    assert found.reserved_regions == (
+        ReservedRegion(0, 0xFFF, "direct"),
+        ReservedRegion(0xFEE00000, 0xFEEFFFFF, "msi"),
+    )
+    assert (found.viable, found.node, found.holders, found.why, found.unavailable) == (True, None, (), (), ())
+
+
+def test_what_a_group_does_not_say_is_unavailable(host: FakeHost) -> None:
+    host.add_device(A, group=3)
+    host.remove("/sys/kernel/iommu_groups/3/type")
+    assert (group(host).type, group(host).unavailable) == (None, ("type",))
+
+
+def test_a_group_that_is_not_there(host: FakeHost) -> None:
+    with pytest.raises(DeviceNotFoundError, match="group 7"):
+        read_group(host.tree, 7, [])
+
+
+@pytest.mark.parametrize(
+    ("driver", "class_code", "since_5_19", "before"),
+    [
+        (None, 0x020000, True, True),
+        ("vfio-pci", 0x020000, True, True),
+        ("mlx5_vfio_pci", 0x020000, True, True),
+        ("pci-stub", 0x020000, True, True),
+        ("e1000e", 0x020000, False, False),
+        ("pcieport", 0x060400, True, True),
+        ("shpchp", 0x060400, False, True),
+    ],
+)
+def test_viability_by_era(
+    host: FakeHost,
+    old_host: FakeHost,
+    driver: str | None,
+    class_code: int,
+    since_5_19: bool,
+    before: bool,
+) -> None:
+    for machine, viable in ((host, since_5_19), (old_host, before)):
+        machine.add_device(A, group=3, driver=driver, class_code=class_code)
+        found = group(machine)
+        assert found.viable == viable
+        blockers = [] if viable else [(A, driver)]
+        assert [(blocker.address, blocker.driver) for blocker in found.blockers] == blockers
+
+
+@pytest.mark.parametrize(
+    ("kernel", "era"),
+    [
+        ("5.10.0-46-amd64", Era.DEFERRED_PUT),
+        ("5.15.0", Era.DEFERRED_PUT),
+        ("5.16-rc1", Era.NOTIFIER),
+        ("5.18.19", Era.NOTIFIER),
+        ("5.19.0", Era.DMA_OWNER),
+        ("7.2.1+deb14-amd64", Era.DMA_OWNER),
+        ("unknown", Era.DEFERRED_PUT),
+    ],
+)
+def test_eras(host: FakeHost, kernel: str, era: Era) -> None:
+    host.put("/proc/sys/kernel/osrelease", kernel)
+    assert detect_era(host.tree) is era
+
+
+def test_an_era_is_seen_by_what_is_there(host: FakeHost, old_host: FakeHost) -> None:
+    old_host.put("/proc/kallsyms", "0000000000000000 T iommu_group_claim_dma_owner")
+    assert detect_era(old_host.tree) is Era.DMA_OWNER
+    host.put("/dev/iommu", "")
+    assert detect_era(host.tree) is Era.DMA_OWNER
+    host.put("/dev/vfio/devices/vfio0", "")
+    assert detect_era(host.tree) is Era.CDEV
+
+
+def test_who_holds_a_group(host: FakeHost) -> None:
+    host.add_driver("vfio-pci")
+    host.add_device(A, group=3, driver="vfio-pci")
+    host.add_process(20, "qemu (one)", {0: "/dev/null", 11: "/dev/vfio/3", 12: DEVICE_DESCRIPTOR})
+    host.add_process(30, "bystander", {3: "/dev/vfio/vfio", 4: "/dev/vfio/33"})
+    assert (group(host).node, group(host).holders) == (
+        "/dev/vfio/3",
+        (Holder(20, "qemu (one)", 11, "/dev/vfio/3"),),
+    )
+    assert find_holders(host.tree)[DEVICE_DESCRIPTOR] == (Holder(20, "qemu (one)", 12, DEVICE_DESCRIPTOR),)
+
+
+def test_a_node_that_is_gone_still_has_its_holders(host: FakeHost) -> None:
+    host.add_driver("vfio-pci")
+    host.add_device(A, group=3)
+    host.add_process(20, "qemu", {11: "/dev/vfio/3 (deleted)"})
+    assert group(host).holders == (Holder(20, "qemu", 11, "/dev/vfio/3"),)
+
+
+def test_without_vfio_no_process_is_looked_at(host: FakeHost) -> None:
+    host.add_process(20, "qemu", {11: "/dev/vfio/3"})
+    assert find_holders(host.tree) == {}
+
+
+@pytest.mark.parametrize(
+    ("port", "cause"),
+    [
+        (express(ROOT_PORT, []), "a root port without ACS"),
+        (express(SWITCH_PORT, []), "a switch port without ACS"),
+        (express(ROOT_PORT, ACS), None),
+        (express(PCIE_TO_PCI, []), "a PCIe-to-PCI bridge"),
+        (config_space(), "a PCI bridge"),
+        (config_space()[:64], None),
+    ],
+    ids=["root port", "switch port", "with ACS", "PCIe-to-PCI", "PCI", "not root"],
+)
+def test_why_devices_behind_a_bridge_are_one_group(host: FakeHost, port: bytes, cause: str | None) -> None:
+    host.add_device(PORT, class_code=0x060400, config=port)
+    host.add_device(A, group=1, bridge=PORT)
+    host.add_device("0000:01:01.0", group=1, bridge=PORT)
+    why = group(host).why
+    assert len(why) == (cause is not None)
+    if cause is not None:
+        assert why[0].startswith(f"{A}, 0000:01:01.0: behind {PORT}, {cause}")
+
+
+@pytest.mark.parametrize(("extended", "count"), [([], 1), (ACS, 0)], ids=["no ACS", "ACS"])
+def test_why_functions_are_one_group(host: FakeHost, extended: list[tuple[int, int]], count: int) -> None:
+    for address in (A, B):
+        host.add_device(address, group=1, config=express(ENDPOINT, extended))
+    why = group(host).why
+    assert len(why) == count
+    assert all(line.startswith(f"{A}, {B}: functions of one device") for line in why)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vfiotool.host import guard
+from vfiotool.host.tree import Tree
+from vfiotool.testing import FakeHost
+
+FIFO = "/sys/a/blocked"
+
+
+@contextlib.contextmanager
+def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
+    """Have reads of these paths block, as FIFOs that nobody writes; in the end, let their readers go."""
+    for path in paths:
+        os.makedirs(os.path.dirname(host.tree.path(path)), exist_ok=True)
+        os.mkfifo(host.tree.path(path))
+    yield
+    for path in paths:
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.close(os.open(host.tree.path(path), os.O_WRONLY | os.O_NONBLOCK))
+    for pid in guard._left_behind:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    guard.read_all(host.tree, [])
+
+
+def open_files() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_what_a_guarded_read_gives(host: FakeHost) -> None:
+    host.put("/sys/a/text", "1")
+    host.put("/sys/a/large", b"x" * 300_000)
+    answers = guard.read_all(host.tree, ["/sys/a/text", "/sys/a/missing", "/sys/a/large", "/sys/a"])
+    assert answers["/sys/a/text"] == b"1\n"
+    assert answers["/sys/a/large"] == b"x" * 300_000
+    codes = [getattr(answers[path], "errno", None) for path in ("/sys/a/missing", "/sys/a")]
+    assert codes == [errno.ENOENT, errno.EISDIR]
+
+
+def test_a_read_that_blocks_is_none_and_the_others_of_its_folder_are_skipped(host: FakeHost) -> None:
+    for path in ("/sys/a/before", "/sys/a/after", "/sys/ab/other"):
+        host.put(path, path)
+    with blocking(host, FIFO):
+        started = time.monotonic()
+        answers = guard.read_all(host.tree, ["/sys/a/before", FIFO, "/sys/a/after", "/sys/ab/other"])
+        took = time.monotonic() - started
+    assert answers == {
+        "/sys/a/before": b"/sys/a/before\n",
+        FIFO: None,
+        "/sys/a/after": None,
+        "/sys/ab/other": b"/sys/ab/other\n",
+    }
+    assert took >= guard.STALL_SECONDS
+
+
+def test_however_many_block_few_are_waited_for(host: FakeHost) -> None:
+    paths = [f"/sys/{number}/blocked" for number in range(20)]
+    host.put("/sys/last", "last")
+    with blocking(host, *paths):
+        answers = guard.read_all(host.tree, [*paths, "/sys/last"])
+        assert len(guard._left_behind) == guard.MAX_STALLS
+    assert set(answers.values()) == {None}
+
+
+def test_a_reader_that_is_left_behind_costs_no_descriptor_and_is_collected_in_the_end(host: FakeHost) -> None:
+    before = open_files()
+    with blocking(host, FIFO):
+        guard.read_all(host.tree, [FIFO])
+        assert open_files() == before
+        assert len(guard._left_behind) == 1
+    assert guard._left_behind == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_reader_that_is_slow_but_runs_is_waited_for(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: str) -> tuple[int, bytes]:
+        end = time.monotonic() + 3 * guard.STALL_SECONDS
+        while time.monotonic() < end:
+            pass
+        return 0, b"late"
+
+    monkeypatch.setattr(guard, "_read", busy)
+    assert guard.read_all(host.tree, ["/sys/a"]) == {"/sys/a": b"late"}
+
+
+def test_a_reader_that_dies_gives_none(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_read", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    assert guard.read_all(host.tree, ["/sys/a/b"]) == {"/sys/a/b": None}
+    guard._reap()
+
+
+def test_a_tree_below_a_root(host: FakeHost) -> None:
+    host.put("/sys/text", b"caf\xe9\n\n")
+    host.link("/sys/link", "/sys/devices/0000:00:01.0")
+    tree = host.tree
+    assert tree.read("/sys/text") == "caf\N{REPLACEMENT CHARACTER}\n"
+    assert tree.find_link("/sys/link") == "0000:00:01.0"
+    assert (tree.exists("/sys/link"), tree.exists("/sys/none")) == (True, False)
+    assert (tree.find("/sys/none"), tree.find_link("/sys/none"), tree.find_names("/sys/none")) == (
+        None,
+        None,
+        [],
+    )
+    assert (tree.is_live, Tree().is_live) == (False, True)
