@@ -54,7 +54,8 @@ class Journal:
         """
         for folder in (self.state_dir, self._records_dir, pending_dir(self.state_dir)):
             _make_private(folder)
-        fd = os.open(f"{self.state_dir}/lock", os.O_RDWR | os.O_CREAT | _SAFELY, 0o600)
+        with _unusable(self.state_dir):
+            fd = os.open(f"{self.state_dir}/lock", os.O_RDWR | os.O_CREAT | _SAFELY, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -62,11 +63,16 @@ class Journal:
             os.close(fd)
 
     def record(self, device: Device) -> bool:
-        """Keep a device's state, unless an older one of the same device is kept; say whether it was."""
+        """Keep a device's state, unless an older one of the same device is kept; say whether it was.
+
+        Raises:
+            VfioToolError: it cannot be written, or the record that is there cannot be understood.
+        """
         known = self.find(device.address)
         if known is not None and known.is_of(device):
             return False
-        self._write(Record(device.address, device.vendor_id, device.device_id, device.state))
+        with _unusable(self.state_dir):
+            self._write(Record(device.address, device.vendor_id, device.device_id, device.state))
         return True
 
     def find(self, address: str) -> Record | None:
@@ -77,16 +83,14 @@ class Journal:
         """
         path = self._path(address)
         try:
-            fd = os.open(path, os.O_RDONLY | _SAFELY)
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | _SAFELY), encoding="utf-8") as file:
+                return _parse(json.load(file), address)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _damaged(path, error.strerror or str(error)) from error
-        with open(fd, encoding="utf-8") as file:
-            try:
-                return _parse(json.load(file), address)
-            except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
     def addresses(self) -> list[str]:
         """Return the addresses of all records, in order."""
@@ -108,9 +112,7 @@ class Journal:
 
     def _write(self, record: Record) -> None:
         path = self._path(record.address)
-        fd = os.open(
-            f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(
                 {
@@ -166,19 +168,27 @@ def is_driver_name(name: str) -> bool:
     )
 
 
-def _make_private(folder: str) -> None:
+@contextlib.contextmanager
+def _unusable(folder: str) -> Iterator[None]:
+    """Say of errors in a block that the state folder cannot be used."""
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        status = os.lstat(folder)
+        yield
     except OSError as error:
         raise VfioToolError(
-            f"the state folder {folder} cannot be made: {error.strerror}",
+            f"the state folder {folder} cannot be written: {error.strerror}",
             hint="run it as root, or name another folder with --state-dir",
         ) from error
+
+
+def _make_private(folder: str) -> None:
+    with _unusable(folder):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.lstat(folder)
     if status.st_uid != os.geteuid() or status.st_mode & 0o170000 != 0o040000 or status.st_mode & 0o022:
+        remedy = "run it as root" if os.geteuid() else "remove it"
         raise VfioToolError(
             f"the state folder {folder} is not a folder that only its user can write",
-            hint="remove it, or name another folder with --state-dir",
+            hint=f"{remedy}, or name another folder with --state-dir",
         )
 
 

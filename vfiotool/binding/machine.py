@@ -74,7 +74,7 @@ class LiveMachine:
         )
         if not result.returncode:
             return
-        cause = f"the module of driver {name} cannot be loaded: {result.stderr.strip()}"
+        cause = f"the module of driver {name} cannot be loaded: {' '.join(result.stderr.split())}"
         if is_vfio_driver(name):
             raise UnsupportedError(cause, hint="use a kernel that has VFIO (CONFIG_VFIO_PCI)")
         raise VfioToolError(cause, hint="check the driver's name, and that this kernel has it")
