@@ -16,9 +16,9 @@ from tests.lab.support import (
     E1000E,
     EDU,
     MACHINE,
+    TESTDEV,
     Result,
     done,
-    driver,
     listing,
     needs_iommu,
     output,
@@ -30,14 +30,14 @@ from tests.lab.support import (
 pytestmark = pytest.mark.needs_guest
 
 FAILED, USAGE, REFUSED, UNSUPPORTED = 1, 2, 3, 4
-_LISTINGS = 40
+_LISTINGS = 20
 _HOTPLUG = """
 import sys, time
 while True:
     for file in sys.argv[1:]:
         with open(file, "w") as attribute:
             attribute.write("1")
-    time.sleep(0.05)
+        time.sleep(0.05)
 """
 
 
@@ -77,7 +77,7 @@ def test_names_that_cannot_be_understood_or_match_nothing_or_too_much() -> None:
 @pytest.mark.usefixtures("unchanged")
 def test_a_driver_that_does_not_exist() -> None:
     result = vfiotool("bind", "--driver", "no-such-driver", EDU, E1000E)
-    told(result, FAILED, "no-such-driver", "all devices are as they were before")
+    told(result, FAILED, "the module of driver no-such-driver cannot be loaded")
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -124,25 +124,24 @@ def test_a_kernel_without_vfio() -> None:
         config.write("install vfio-pci /bin/false\ninstall vfio_pci /bin/false\n")
     try:
         assert not os.path.exists(f"{BUS}/drivers/vfio-pci")
-        told(vfiotool("bind", EDU), FAILED, "vfio-pci", "all devices are as they were before")
-        assert driver(EDU) is None
+        told(vfiotool("bind", E1000E, EDU), UNSUPPORTED, "the module of driver vfio-pci cannot be loaded")
     finally:
         os.unlink(file)
 
 
 def test_devices_that_go_while_they_are_listed(unchanged: dict[str, dict[str, Any]]) -> None:
     """Each listing has a device that comes and goes as it is, or not at all; the others always."""
-    files = [f"{BUS}/devices/{EDU}/remove", f"{BUS}/rescan"]
+    files = [f"{BUS}/devices/{TESTDEV}/remove", f"{BUS}/rescan"]
     seen = set()
     with subprocess.Popen([sys.executable, "-c", _HOTPLUG, *files]) as hotplug:
         try:
             for _ in range(_LISTINGS):
                 devices = listing()
-                seen.add(EDU in devices)
-                assert devices | {EDU: unchanged[EDU]} == unchanged | {EDU: unchanged[EDU]}
-                done("groups")
-                assert vfiotool("show", EDU, "--json").status in (0, FAILED)
+                seen.add(TESTDEV in devices)
+                assert devices | {TESTDEV: unchanged[TESTDEV]} == unchanged
+            assert done("groups")["schema"] == "vfiotool.groups/1"
+            assert vfiotool("show", TESTDEV, "--json").status in (0, FAILED)
         finally:
             hotplug.terminate()
-    rescan(EDU)
+    rescan(TESTDEV)
     assert seen == {True, False}
