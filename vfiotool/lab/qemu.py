@@ -23,7 +23,8 @@ _PROBE_ANSWER = b"vfiotool-kvm-boots"
 _PROBE_INIT = b"#!/bin/busybox sh\necho %s\nexec /bin/busybox poweroff -f\n" % _PROBE_ANSWER
 
 BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot")
-TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
+# With erms and fsrm the kernel clears and copies memory by single bytes, which emulation does not merge.
+TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,erms=off,fsrm=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
 
 
