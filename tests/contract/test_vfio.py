@@ -382,6 +382,7 @@ def test_the_device_reads_and_writes_what_is_mapped(edu: GroupDevice, memory: mm
     with mmap.mmap(device.fileno(), PAGE, offset=device.region(PciRegion.BAR0).offset) as bar0:
         edu_copies(bar0, source=0x100000, target=0x40000, command=0b01)
         edu_copies(bar0, source=0x40000, target=0x100000 + PAGE, command=0b11)
+    assert edu.container.unmap_dma(0x100000, 2 * PAGE) == 2 * PAGE
     assert memory[PAGE : PAGE + EDU_BYTES] == bytes(range(256)) * 8
 
 
