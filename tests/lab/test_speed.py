@@ -32,10 +32,12 @@ pytestmark = pytest.mark.needs_guest
 
 MOST_STARTS_OF_PYTHON = 3
 MOST_SECONDS = 2
+USUAL_START = 0.5
+"""Seconds that a bare start of Python takes in a guest on an idle host; a busy host slows all alike."""
 
 _COMMANDS = {
-    "python3 -c pass": ((sys.executable, "-c", "pass"), 7),
-    "vfiotool list --json": ((PROGRAM, "list", "--json"), 7),
+    "python3 -c pass": ((sys.executable, "-c", "pass"), 5),
+    "vfiotool list --json": ((PROGRAM, "list", "--json"), 5),
     "lspci -nnk": (("lspci", "-nnk"), 3),
     "driverctl list-devices": (("driverctl", "list-devices"), 1),
     "dpdk-devbind.py -s": (("dpdk-devbind.py", "-s"), 1),
@@ -72,6 +74,9 @@ def test_a_listing_takes_three_starts_of_python(capsys: pytest.CaptureFixture[st
     assert took["vfiotool list --json"] < min(took["driverctl list-devices"], took["dpdk-devbind.py -s"])
 
 
+VERBS = [("list",), ("groups",), ("show", EDU)]
+
+
 @contextlib.contextmanager
 def blocked_unbind() -> Iterator[int]:
     """An unbind of edu that waits for a process that holds the device; yield that process's pid."""
@@ -99,7 +104,8 @@ def test_looking_does_not_wait_for_a_blocked_unbind() -> None:
     before = listing()
     done("bind", EDU)
     with blocked_unbind():
-        looks = {verb: look(*verb) for verb in [("list",), ("groups",), ("show", EDU)]}
+        slowness = max(1, median(seconds(sys.executable, "-c", "pass") for _ in range(3)) / USUAL_START)
+        looks = {verb: look(*verb, limit=MOST_SECONDS * slowness) for verb in VERBS}
         waiting = {one["address"]: one for one in looks["list",].document["devices"]}[EDU]
     await_("the unbind is done", lambda: not listing()[EDU]["blocked"])
     done("restore", EDU)
@@ -112,9 +118,9 @@ def test_looking_does_not_wait_for_a_blocked_unbind() -> None:
     assert listing().keys() == before.keys()
 
 
-def look(*verb: str) -> Result:
+def look(*verb: str, limit: float) -> Result:
     begun = time.monotonic()
     result = command(PROGRAM, *verb, "--json")
-    assert time.monotonic() - begun < MOST_SECONDS, verb
+    assert time.monotonic() - begun < limit, verb
     assert result.status == 0, result
     return result
