@@ -13,7 +13,7 @@ import signal
 import struct
 import termios
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from vfiotool.lab import wire
 
@@ -216,9 +216,8 @@ def set_size(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def become(spec: dict[str, Any], stdio: tuple[int, int, int], terminal: bool) -> None:
+def become(spec: dict[str, Any], stdio: tuple[int, int, int], terminal: bool) -> NoReturn:
     """Turn this forked child into the command; never returns."""
-    status = _CANNOT_RUN
     try:
         os.setsid()
         for number, fd in enumerate(stdio):
@@ -228,17 +227,18 @@ def become(spec: dict[str, Any], stdio: tuple[int, int, int], terminal: bool) ->
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both; a command must not
             signal.signal(ignored, signal.SIG_DFL)
         os.chdir(spec["cwd"])
+    except OSError as error:
+        refuse(spec, _CANNOT_RUN, error)
+    try:
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - no shell is meant
     except FileNotFoundError as error:
-        status = _NOT_FOUND
-        complain(spec, error)
+        refuse(spec, _NOT_FOUND, error)
     except OSError as error:
-        complain(spec, error)
-    finally:
-        os._exit(status)
+        refuse(spec, _CANNOT_RUN, error)
 
 
-def complain(spec: dict[str, Any], error: OSError) -> None:
-    """Say on the command's own stderr why it does not run."""
-    what = error.filename or spec["argv"][0]
-    os.write(2, f"error: cannot run {spec['argv'][0]}: {what}: {error.strerror}\n".encode())
+def refuse(spec: dict[str, Any], status: int, error: OSError) -> NoReturn:
+    """Say on the command's own stderr why it does not run, and end the child."""
+    where = f"{error.filename}: " if error.filename not in (None, spec["argv"][0]) else ""
+    os.write(2, f"error: cannot run {spec['argv'][0]}: {where}{error.strerror}\n".encode())
+    os._exit(status)

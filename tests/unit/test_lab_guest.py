@@ -1,0 +1,148 @@
+"""What becomes of a guest that is lost, with a program in QEMU's place that does as it is told."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from vfiotool.errors import GuestLostError, LabError
+from vfiotool.lab import guest, initramfs, machines
+from vfiotool.lab.kernels import Kernel
+
+# It notes each start, prints as a guest does on its console, and plays the agent on the port.
+QEMU = """#!{python}
+import json, os, re, sys
+sys.path.insert(0, {root!r})
+if "help" in sys.argv:
+    sys.exit()
+with open({starts!r}, "a") as file:
+    file.write("started\\n")
+from vfiotool.lab import wire
+arguments = " ".join(sys.argv)
+with open(re.search("path=(/proc/self/fd/[0-9]+)", arguments)[1], "w") as console:
+    console.write("Kernel panic - not syncing: as told\\r\\n")
+fd = int(re.search("id=port,fd=([0-9]+)", arguments)[1])
+channel = wire.Channel(fd)
+os.set_blocking(fd, True)
+{script}
+"""
+READY = """
+channel.send(wire.READY, json.dumps({"kernel": 1, "root": 2, "agent": 3, "devices": 4}).encode())
+channel.flush()
+while not (frames := channel.receive()):
+    pass
+"""
+HANG = "import signal; signal.pause()"
+EXIT = """
+assert json.loads(frames[0][1])["argv"] == ["command"]
+channel.send(wire.EXIT, wire.STATUS.pack(42))
+channel.flush()
+channel.receive()
+"""
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that has a line for each start of QEMU; nothing else of the lab is real either."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(initramfs, "build", lambda *_: b"initramfs")
+    return tmp_path / "starts"
+
+
+def install(starts: Path, script: str) -> None:
+    root = str(Path(guest.__file__).parents[2])
+    program = starts.parent / "qemu-system-x86_64"
+    program.write_text(QEMU.format(python=sys.executable, root=root, starts=str(starts), script=script))
+    program.chmod(0o755)
+
+
+def job(timeout: float | None = None, machine: str = "none") -> guest.Job:
+    kernel = Kernel("test", "1.0", "/none", "/nonexistent")
+    return guest.Job(("command",), kernel, machines.get(machine), timeout=timeout)
+
+
+def open_memory_files() -> list[str]:
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return [os.readlink(link) for link in links if os.path.lexists(link) and "memfd" in os.readlink(link)]
+
+
+def test_the_status_is_the_commands(starts: Path) -> None:
+    install(starts, READY + EXIT)
+    times = guest.Times()
+    assert guest.run(job(), times) == 42
+    assert starts.read_text() == "started\n"
+    assert times.phases == {"kernel": 1, "root": 2, "agent": 3, "devices": 4}
+    assert open_memory_files() == []
+
+
+def test_a_guest_that_never_reaches_its_command_is_started_once_more(
+    starts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(starts, "")
+    with pytest.raises(GuestLostError, match="it stopped") as lost:
+        guest.run(job(), guest.Times())
+    assert starts.read_text() == "started\n" * 2
+    assert "Kernel panic - not syncing: as told" in lost.value.console
+    assert lost.value.exit_status == 125
+    assert "starting it again" in capsys.readouterr().err
+    assert open_memory_files() == []
+
+
+def test_a_command_that_may_have_run_is_not_started_again(starts: Path) -> None:
+    install(starts, READY)
+    with pytest.raises(GuestLostError, match="it stopped"):
+        guest.run(job(), guest.Times())
+    assert starts.read_text() == "started\n"
+
+
+def test_a_command_over_its_time_loses_the_guest(starts: Path) -> None:
+    install(starts, READY + HANG)
+    with pytest.raises(GuestLostError, match=r"longer than 0\.1 seconds"):
+        guest.run(job(timeout=0.1), guest.Times())
+    assert starts.read_text() == "started\n"
+
+
+def test_silence_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "SILENCE_SECONDS", 0.1)
+    install(starts, READY + HANG)
+    with pytest.raises(GuestLostError, match="said nothing"):
+        guest.run(job(), guest.Times())
+
+
+def test_a_start_that_takes_too_long_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "BOOT_SECONDS", 0.1)
+    install(starts, HANG)
+    with pytest.raises(GuestLostError, match="did not reach its command"):
+        guest.run(job(), guest.Times())
+    assert starts.read_text() == "started\n" * 2
+
+
+def test_a_machine_whose_driver_the_kernel_lacks_is_refused(starts: Path) -> None:
+    install(starts, "")
+    with pytest.raises(LabError, match="no virtio_iommu driver"):
+        guest.run(job(machine="virtio-iommu"), guest.Times())
+    assert not starts.exists()
+
+
+def test_the_environment_is_the_callers_but_for_what_is_the_hosts() -> None:
+    caller = {"PATH": "/opt/bin", "HOME": "/root", "DISPLAY": ":0", "SSH_AUTH_SOCK": "/x", "TERM": "vt100"}
+    got = guest.environment(job(), caller)
+    path = got.pop("PATH").split(":")
+    assert path[:2] == [os.path.dirname(sys.executable), "/opt/bin"]
+    assert "/usr/sbin" in path
+    assert got == {
+        "HOME": "/root",
+        "TERM": "vt100",
+        "VFIOTOOL_LAB_KERNEL": "test",
+        "VFIOTOOL_LAB_MACHINE": "none",
+    }
+
+
+def test_init_is_readable_by_a_shell() -> None:
+    script = Path(initramfs.__file__).with_name("init.sh")
+    assert stat.S_ISREG(script.stat().st_mode)
+    assert os.system(f"sh -n {script}") == 0  # noqa: S605 - a path of our own
