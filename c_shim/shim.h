@@ -6,7 +6,7 @@
  * thread may call any of them at any time; cffi releases the GIL around each call. What they open
  * is close-on-exec. A call that a signal interrupts (EINTR) is made again.
  *
- * build_shim.py reads the declarations below this line's marker, so they hold no preprocessor.
+ * build_shim.py reads what stands between the two markers, which has no preprocessor lines.
  */
 #ifndef VFIOTOOL_SHIM_H
 #define VFIOTOOL_SHIM_H

@@ -336,7 +336,7 @@ def test_the_last_page_of_the_iommu_works_and_the_next_does_not(edu: GroupDevice
 
 
 def test_the_end_of_64_bits(edu: GroupDevice, memory: mmap.mmap) -> None:
-    """The last page is in no IOVA range; past it kernels before 7.0 say EINVAL, vfiotool EOVERFLOW."""
+    """The last page is in no IOVA range; past it 6.12 says EINVAL, 7.2 and vfiotool EOVERFLOW."""
     container = edu.container
     fails(errno.EINVAL, lambda: container.map_dma(memory, TOP - PAGE, PAGE))
     assert container.unmap_dma(TOP - PAGE, PAGE) == 0

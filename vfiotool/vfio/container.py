@@ -46,7 +46,7 @@ class Container(Handle):
         self._held: dict[int, memoryview] = {}
         fd = lib.vt_open(PATH.encode())
         if fd in (-errno.ENOENT, -errno.ENODEV):
-            raise UnsupportedError(f"this kernel has no VFIO: there is no {PATH}", hint=_NO_VFIO)
+            raise UnsupportedError(f"this kernel has no VFIO: nothing answers at {PATH}", hint=_NO_VFIO)
         super().__init__(checked(fd, "open", PATH), PATH)
         try:
             self._require_version()
@@ -177,7 +177,7 @@ class Container(Handle):
 
 
 def _in_64_bits(start: int, size: int) -> bool:
-    """Say whether a range ends at 2^64 at the latest; kernels since 7.0 say EOVERFLOW where not."""
+    """Say whether a range ends by 2^64; where not, 6.12 would say EINVAL and 7.2 EOVERFLOW."""
     return start >= 0 and size >= 0 and start + size <= 1 << 64
 
 
