@@ -143,7 +143,7 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("VFIO_SET_IOMMU", errno.ENODEV): (
         "this kernel's VFIO has no IOMMU driver of that type for the group",
-        "load vfio_iommu_type1; 'vfiotool doctor' says whether the machine's IOMMU is on",
+        "load vfio_iommu_type1; 'vfiotool groups' shows whether the machine's IOMMU is on",
     ),
     ("VFIO_SET_IOMMU", errno.EPERM): (
         "the IOMMU does not remap interrupts, so a device could forge them",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PATH = "/dev/vfio/vfio"
-_NO_VFIO = "load it with 'modprobe vfio-pci'; 'vfiotool doctor' says what this machine lacks"
+_NO_VFIO = "load it with 'modprobe vfio-pci'; a kernel without CONFIG_VFIO has none"
 
 
 class Container(Handle):
@@ -87,7 +87,7 @@ class Container(Handle):
                 return kind
         raise UnsupportedError(
             "this kernel's VFIO has no type1 IOMMU driver",
-            hint="load it with 'modprobe vfio_iommu_type1'; 'vfiotool doctor' checks the IOMMU",
+            hint="load it with 'modprobe vfio_iommu_type1'; 'vfiotool groups' shows whether the IOMMU is on",
         )
 
     def type1_info(self) -> Type1Info:
