@@ -128,6 +128,19 @@ def test_a_machine_whose_driver_the_kernel_lacks_is_refused(starts: Path) -> Non
     assert not starts.exists()
 
 
+def test_the_kernels_reason_is_named_and_its_report_starts_there() -> None:
+    report = ["[ 1.0] BUG: unable to handle page fault", *(f"frame {n}" for n in range(50))]
+    cause, shown = guest.last_words("\n".join([*("before",) * 100, *report]))
+    assert cause == "BUG: unable to handle page fault"
+    assert shown.splitlines() == report
+
+
+def test_without_a_reason_the_last_lines_are_shown() -> None:
+    lines = [f"line {n}" for n in range(100)]
+    assert guest.last_words("\n".join(lines)) == ("", "\n".join(lines[-40:]))
+    assert guest.last_words("") == ("", "")
+
+
 def test_the_environment_is_the_callers_but_for_what_is_the_hosts() -> None:
     caller = {"PATH": "/opt/bin", "HOME": "/root", "DISPLAY": ":0", "SSH_AUTH_SOCK": "/x", "TERM": "vt100"}
     got = guest.environment(job(), caller)

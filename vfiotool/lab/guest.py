@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -32,6 +33,8 @@ SILENCE_SECONDS = 120
 """How long a guest may say nothing, which it does every few seconds, before it is given up."""
 
 _CONSOLE_LINES = 40
+_REPORT_LINES = 80  # an oops, with the panic that follows it
+_CAUSE = re.compile(r"(Kernel panic - not syncing|BUG|Oops|general protection fault)\b.*")
 _CMDLINE = (
     # A bug ends the guest, with its report on the console.
     "console=ttyS0 loglevel=5 panic=-1 oops=panic "
@@ -152,12 +155,11 @@ class Guest:
         self._qemu.kill()
         self._qemu.wait()
         printed = self.messages.contents() + self.console.contents()
-        lines = printed.decode(errors="replace").replace("\r", "").splitlines()
-        tail = "\n".join(lines[-_CONSOLE_LINES:])
+        cause, report = last_words(printed.decode(errors="replace").replace("\r", ""))
         return GuestLostError(
-            f"the guest was lost: {why}",
-            hint="the end of its console follows" if tail else "its console is empty",
-            console=tail,
+            f"the guest was lost: {why}{f' ({cause})' if cause else ''}",
+            hint="the end of its console follows" if report else "its console is empty",
+            console=report,
         )
 
     def close(self) -> None:
@@ -167,6 +169,15 @@ class Guest:
         self._socket.close()
         for file in self._files:
             file.close()
+
+
+def last_words(console: str) -> tuple[str, str]:
+    """The kernel's reason, where it names one, and the report from there on, else the last lines."""
+    lines = console.splitlines()[-_REPORT_LINES:]
+    for number, line in enumerate(lines):
+        if found := _CAUSE.search(line):
+            return found[0], "\n".join(lines[number:])
+    return "", "\n".join(lines[-_CONSOLE_LINES:])
 
 
 def check_module(job: Job) -> None:
