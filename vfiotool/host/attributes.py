@@ -201,7 +201,7 @@ def _reset_methods(reader: _Reader) -> tuple[str, ...] | None:
 
 
 def _power_state(reader: _Reader) -> str | None:
-    """Kernels up to 5.11 have no such attribute (commit 80a129afb75c, v5.12)."""
+    """Old kernels have no such attribute; it is ``unknown`` until a driver had the device."""
     if "power_state" not in reader.present:
         reader.unavailable.append("power_state")
     return reader.text("power_state")
