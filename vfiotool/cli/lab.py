@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from vfiotool.cli.settings import json_option
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from rich.progress import Progress
 
     from vfiotool.lab.guest import Times
 
@@ -59,13 +63,20 @@ def shell(kernel: str, machine: str, memory: str, times: bool) -> int:
 
 
 @lab.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def kernels(as_json: bool) -> None:
+@click.option("--refresh", is_flag=True, help="Fetch the newest of those that are in the cache.")
+@json_option
+def kernels(refresh: bool, as_json: bool) -> None:
     """List the kernels by name, and which are in the cache."""
     from vfiotool.lab import kernels
     from vfiotool.render.documents import write_document
 
     known = kernels.available()
+    if refresh:
+        with Fetching() as fetching:
+            for one in known:
+                if one.cached:
+                    kernels.get(one.name, progress=fetching, refresh=True)
+        known = kernels.available()
     if as_json:
         write_document("lab.kernels", {"kernels": known})
     else:
@@ -77,7 +88,7 @@ def kernels(as_json: bool) -> None:
 
 
 @lab.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def machines(as_json: bool) -> None:
     """List the machines, and the devices that all of them have."""
     from vfiotool.lab import machines, qemu
@@ -120,8 +131,8 @@ def start(
     from vfiotool.lab import guest, kernels, machines, qemu
 
     topology = machines.get(machine)
-    with Notices() as notices:
-        found = kernels.get(kernel, progress=notices)
+    with Fetching() as fetching:
+        found = kernels.get(kernel, progress=fetching)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
     job = guest.Job(command, found, topology, accelerator, memory, timeout)
@@ -140,29 +151,41 @@ def end(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-class Notices:
-    """What is being fetched, on stderr: a line that changes on a terminal, else a line for each step."""
+class Fetching:
+    """What is being fetched, on stderr: a progress bar on a terminal, else a line for each step."""
 
     def __init__(self) -> None:
+        self._bar: Progress | None = None
         self._last = ""
 
-    def __enter__(self) -> Notices:
+    def __enter__(self) -> Fetching:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._last and sys.stderr.isatty():
-            click.echo("\r\033[K", nl=False, err=True)
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, description: str, fraction: float | None) -> None:
-        """Show what is being done now."""
+        """Show what is being done now, and which part of it is done, if that is known."""
         if sys.stderr.isatty():
-            width = 20
-            done = round(width * (fraction or 0))
-            shown = "" if fraction is None else f" [{'#' * done}{'.' * (width - done)}] {fraction:.0%}"
-            click.echo(f"\r\033[K{description}{shown}", nl=False, err=True)
+            self._draw(description, fraction)
         elif description != self._last:
             click.echo(description, err=True)
         self._last = description
+
+    def _draw(self, description: str, fraction: float | None) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        if self._bar is None:
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._bar.add_task(description)
+        (task,) = self._bar.task_ids
+        if fraction is None:
+            self._bar.reset(task, total=None, description=description)
+        else:
+            self._bar.update(task, description=description, total=1.0, completed=fraction)
 
 
 def print_times(times: Times) -> None:
