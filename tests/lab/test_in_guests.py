@@ -32,7 +32,7 @@ SECONDS = 600
 NO_TEST_RAN, LOST = 5, 125
 
 ROOT = Path(__file__).parents[2]
-_PASSED = re.compile(r"\b(\d+) passed\b")
+_SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
 
 Run = subprocess.CompletedProcess[str]
 
@@ -57,21 +57,22 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Futur
 
 def run_in_guest(kernel: str, machine: str) -> Run:
     """Run pytest in a guest; what it and the guest printed comes as one text."""
-    inner = [sys.executable, "-um", "pytest", "-p", "no:cacheprovider", "--color=no", "-ra", "--durations=5"]
+    lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine]
+    inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--durations=5"]
     return subprocess.run(
-        [
-            *(sys.executable, "-uc", "from vfiotool.cli import main; main()"),
-            *("lab", "run", "--kernel", kernel, "--machine", machine, "--timeout", str(SECONDS), "--times"),
-            *("--", *inner, "tests/contract", "tests/lab"),
-        ],
+        [*lab, "--timeout", str(SECONDS), "--times", "--", *inner, "tests/contract", "tests/lab"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
+
+
+def program(name: str) -> str:
+    """The path of a program of this Python environment."""
+    return os.path.join(os.path.dirname(sys.executable), name)
 
 
 @pytest.mark.parametrize(("kernel", "machine"), PAIRS)
@@ -84,8 +85,8 @@ def test_in_guest(
     run = runs[kernel, machine].result()
     print(run.stdout)
     with capsys.disabled():
-        print(f"\n{kernel} {machine}: {run.stdout.splitlines()[-1] if run.stdout else ''}")
+        print(f"\n{kernel} on {machine}: {''.join(_SUMMARY.findall(run.stdout)) or 'lost'}")
     assert run.returncode != LOST, "the guest was lost"
     assert run.returncode != NO_TEST_RAN, "no test ran in the guest"
     assert run.returncode == 0, "tests failed in the guest"
-    assert _PASSED.search(run.stdout)
+    assert " passed" in "".join(_SUMMARY.findall(run.stdout))

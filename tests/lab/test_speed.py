@@ -82,7 +82,10 @@ def blocked_unbind() -> Iterator[int]:
     """An unbind of edu that waits for a process that holds the device; yield that process's pid."""
     number = group(EDU)
     holder = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, EDU, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _HOLD, EDU, str(number)],
+        cwd="/",  # what is installed, and not the checkout's
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with holder:
         assert holder.stdin
