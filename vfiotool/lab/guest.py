@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vfiotool.errors import GuestLostError, LabError
+from vfiotool.errors import GuestLostError, UnsupportedError
 from vfiotool.lab import initramfs, machines, qemu, wire
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SILENCE_SECONDS = 120
 
 _CONSOLE_LINES = 40
 _REPORT_LINES = 80  # an oops, with the panic that follows it
+_LEAD_LINES = 5  # what led to it: init.sh says there which step failed
 _CAUSE = re.compile(r"(Kernel panic - not syncing|BUG|Oops|general protection fault)\b.*")
 _CMDLINE = (
     # A bug ends the guest, with its report on the console.
@@ -172,19 +173,19 @@ class Guest:
 
 
 def last_words(console: str) -> tuple[str, str]:
-    """The kernel's reason, where it names one, and the report from there on, else the last lines."""
+    """The kernel's reason, where it names one, and the report around it, else the last lines."""
     lines = console.splitlines()[-_REPORT_LINES:]
     for number, line in enumerate(lines):
         if found := _CAUSE.search(line):
-            return found[0], "\n".join(lines[number:])
+            return found[0], "\n".join(lines[max(0, number - _LEAD_LINES) :])
     return "", "\n".join(lines[-_CONSOLE_LINES:])
 
 
 def check_module(job: Job) -> None:
-    """LabError where the machine's IOMMU needs a driver that the kernel does not have."""
+    """UnsupportedError where the machine's IOMMU needs a driver that the kernel does not have."""
     module = job.machine.module
     if module and not initramfs.closure(job.kernel, [module]):
-        raise LabError(
+        raise UnsupportedError(
             f"kernel {job.kernel.release} has no {module} driver, so machine"
             f" {job.machine.name} would have no IOMMU",
             hint="choose another kernel or machine: 'vfiotool lab machines' says what each needs",

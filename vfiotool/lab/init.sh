@@ -11,6 +11,12 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
 for module in $MODULES; do insmod "/modules/$module"; done
+# A device behind an IOMMU whose driver came just now is probed a moment later.
+for _ in $(seq 1000); do
+    set -- /sys/bus/virtio/drivers/9pnet_virtio/virtio*
+    [ ! -e "$1" ] || break
+    usleep 10000
+done
 # Kernels to 5.15 allocate the whole message size twice a request: larger is slower.
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=131072 root /host
 mount -t tmpfs -o mode=755 tmpfs /changes
