@@ -130,7 +130,7 @@ class Guest:
         known = qemu.models()
         drives = {
             device.drive: self._file(device.drive, size=machines.DRIVE_SIZE).path
-            for device in machines.devices(known)
+            for device in job.machine.devices(known)
             if device.drive
         }
         initrd = self._file("initrd", build_initramfs(job))
