@@ -71,7 +71,7 @@ def config(address: str) -> bytes:
 
 
 def test_the_machine_is_as_declared(listed: dict[str, Fields]) -> None:
-    declared = {f"0000:{one.address}": one.ids for one in machines.devices(qemu.models())}
+    declared = {f"0000:{one.address}": one.ids for one in machines.get(MACHINE).devices(qemu.models())}
     ids = {address: f"{one['vendor_id']:04x}:{one['device_id']:04x}" for address, one in listed.items()}
     assert {address: ids.get(address) for address in declared} == declared
     others = {"0000:00:00.0", "0000:00:1c.0", "0000:00:1d.0", "0000:00:1f.0"}  # chip set, root, console

@@ -59,9 +59,14 @@ def program() -> str:
 
 
 def models() -> frozenset[str]:
-    """The names of the device models that this QEMU knows."""
-    shown = subprocess.run([program(), "-device", "help"], capture_output=True, text=True, check=False).stdout
-    return frozenset(line.split('"')[1] for line in shown.splitlines() if line.startswith('name "'))
+    """The names of the device models that this QEMU knows; LabError where it cannot say."""
+    help_ = subprocess.run([program(), "-device", "help"], capture_output=True, text=True, check=False)
+    if help_.returncode:
+        raise LabError(
+            f"{program()} does not run: {' '.join(help_.stderr.split())[:200]}",
+            hint="install qemu-system-x86 again, with all its packages of one version",
+        )
+    return frozenset(line.split('"')[1] for line in help_.stdout.splitlines() if line.startswith('name "'))
 
 
 def start(arguments: Sequence[str], fds: Sequence[int], stderr: int) -> subprocess.Popen[bytes]:
