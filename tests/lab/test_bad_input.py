@@ -30,7 +30,7 @@ from tests.lab.support import (
 pytestmark = pytest.mark.needs_guest
 
 FAILED, USAGE, REFUSED, UNSUPPORTED = 1, 2, 3, 4
-_LISTINGS = 20
+_LISTINGS = 12
 _HOTPLUG = """
 import sys, time
 while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from types import TracebackType
 import pyudev
 
 _UDEVD_SOCKET = "/run/udev/control"
+_CONNECT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,7 @@ class DeviceEvents:
     """
 
     def __init__(self) -> None:
-        from os.path import exists
-
-        self.source = "udev" if exists(_UDEVD_SOCKET) else "kernel"
+        self.source = "udev" if _udevd_listens() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=self.source)
         self._monitor.filter_by(subsystem="pci")
         self._monitor.start()
@@ -70,3 +70,16 @@ class DeviceEvents:
     def wait(self, action: str, address: str, timeout: float) -> bool:
         """Wait for one action of one device, in seconds; events before it are consumed."""
         return any(event.action == action and event.address == address for event in self.receive(timeout))
+
+
+def _udevd_listens() -> bool:
+    """Ask at its control socket: a udevd that has ended leaves the socket's file behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.settimeout(_CONNECT_SECONDS)
+        try:
+            control.connect(_UDEVD_SOCKET)
+        except TimeoutError:
+            return True  # it is there, and busy
+        except OSError:
+            return False
+    return True

@@ -31,6 +31,8 @@ mount -t proc proc /root/proc
 mount -t sysfs sysfs /root/sys
 mount -t devtmpfs -o nosuid,mode=755 devtmpfs /root/dev
 mkdir -p /root/dev/pts /root/dev/shm
+ln -s /proc/self/fd /root/dev/fd # as init systems do; shells and scripts count on these four
+for stream in stdin:0 stdout:1 stderr:2; do ln -s "fd/${stream#*:}" "/root/dev/${stream%:*}"; done
 mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /root/dev/pts
 mount -t tmpfs -o nosuid,nodev tmpfs /root/dev/shm
 mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /root/run
