@@ -12,6 +12,8 @@ from vfiotool.errors import GuestLostError, VfioToolError
 
 INTERRUPTED = 130
 
+_READING = ("list", "groups", "show")
+
 
 def main() -> None:
     """Run the command line and exit with its status; the console script's entry point."""
@@ -48,15 +50,30 @@ def run(args: list[str]) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    """Programs ask for the plain listing again and again, and click costs as much as the listing."""
-    if args == ["list", "--json"]:
-        from vfiotool.cli.listing import write_listing
-
-        write_listing()
+    verb, *rest = args or [""]
+    names = [word for word in rest if word != "--json"]
+    if _is_plain_reading(verb, names):
+        _read(verb, names, as_json="--json" in rest)
         return 0
     from vfiotool.cli.root import invoke
 
     return invoke(args)
+
+
+def _is_plain_reading(verb: str, names: list[str]) -> bool:
+    if verb == "show" and len(names) != 1:
+        return False
+    return verb in _READING and not any(name.startswith("-") for name in names)
+
+
+def _read(verb: str, names: list[str], *, as_json: bool) -> None:
+    """Programs read again and again, and to import click takes longer than most reading does."""
+    from vfiotool.cli import reading
+    from vfiotool.host.pending import STATE_DIR
+    from vfiotool.host.tree import Tree
+
+    readers = {"list": reading.list_devices, "groups": reading.list_groups, "show": reading.show_device}
+    readers[verb](Tree(), STATE_DIR, names, as_json)
 
 
 def report(error: VfioToolError) -> None:

@@ -70,7 +70,9 @@ class Tree:
         """Return the last part of where a symbolic link points, or ``None`` where there is none."""
         try:
             return os.readlink(self._prefix + path).rpartition("/")[2]
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (*GONE, errno.EINVAL):  # EINVAL: no link, as an IOMMU's own iommu/
+                raise
             return None
 
     def exists(self, path: str) -> bool:

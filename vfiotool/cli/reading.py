@@ -1,0 +1,86 @@
+"""What the reading verbs do. Imports no click, and for a listing no dataclasses: see ``vfiotool.cli``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from vfiotool.errors import SelectorError
+from vfiotool.host.attributes import addresses, read_fields
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+from vfiotool.render.documents import to_json, write_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vfiotool.host.devices import Device
+
+_MOST_DIGITS = 10  # the kernel's group numbers are of type int
+
+
+def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: bool) -> None:
+    """Print the devices that the selectors name, all of them where there is none."""
+    chosen = addresses(tree)
+    if selectors:
+        from vfiotool.host.selectors import select
+
+        chosen = select(tree, selectors)
+    fields = read_fields(tree, chosen, PciNames.of_this_machine(), state_dir=state_dir)
+    if as_json:
+        write_document("list", {"devices": fields})
+        return
+    from vfiotool.host.devices import Device
+    from vfiotool.render.tables import print_devices
+
+    print_devices([Device(**one) for one in fields])
+
+
+def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
+    """Print the groups of these numbers, all of them where there is none."""
+    from vfiotool.host.groups import TURN_ON_IOMMU, group_ids, read_group, read_groups
+
+    devices = _all_devices(tree, state_dir)
+    if numbers:
+        groups = [read_group(tree, _group_number(number), devices) for number in numbers]
+    else:
+        groups = read_groups(tree, group_ids(tree), devices)
+    if as_json:
+        write_document("groups", {"groups": groups})
+        return
+    if not groups:
+        print("This machine has no IOMMU groups: its IOMMU is off, or it has none.", file=sys.stderr)
+        print(f"hint: {TURN_ON_IOMMU}", file=sys.stderr)
+        return
+    from vfiotool.render.tables import print_groups
+
+    print_groups(groups, devices)
+
+
+def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bool) -> None:
+    """Print all about the one device that the selector names."""
+    from vfiotool.host.details import read_details
+    from vfiotool.host.devices import find_device
+    from vfiotool.host.selectors import select_meant
+
+    (address,) = select_meant(tree, selector, several=False)
+    devices = _all_devices(tree, state_dir)
+    details = read_details(tree, find_device(devices, address), devices)
+    if as_json:
+        write_document("show", to_json(details))
+        return
+    from vfiotool.render.tables import print_details
+
+    print_details(details)
+
+
+def _all_devices(tree: Tree, state_dir: str) -> list[Device]:
+    from vfiotool.host.devices import read_devices
+
+    return read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)
+
+
+def _group_number(text: str) -> int:
+    number = text.removeprefix("group:")
+    if not number.isdecimal() or len(number) > _MOST_DIGITS:
+        raise SelectorError(f"'{text}' is not a group", hint="a group is a number: 'vfiotool groups'")
+    return int(number)
