@@ -138,10 +138,7 @@ def read(file: str) -> str | None:
 
 def link(file: str) -> str | None:
     """Return the last part of a symbolic link's target, ``None`` where there is none."""
-    try:
-        return os.path.basename(os.readlink(file))
-    except FileNotFoundError:
-        return None
+    return os.path.basename(os.readlink(file)) if os.path.islink(file) else None
 
 
 def driver(address: str) -> str | None:
@@ -165,7 +162,7 @@ def await_(what: str, condition: Callable[[], bool], seconds: float = 30) -> Non
 
 def settle() -> None:
     """Wait until udevd has handled all events."""
-    output("udevadm", "settle", "--timeout=60")
+    await_("udevd is idle", lambda: command("udevadm", "settle", "--timeout=60").status == 0)
 
 
 def remove(address: str) -> None:
