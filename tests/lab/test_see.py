@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.support import (
     BUS,
+    E1000E,
     GROUPS,
     MACHINE,
     SUBSYSTEM_NVME,
@@ -287,13 +288,14 @@ def test_a_user_without_rights_sees_as_much_as_the_kernel_shows(
     seen = vfiotool_as_nobody("list", "--json")
     assert (seen.status, seen.stderr) == (0, "")
     assert {one["address"]: one for one in seen.document["devices"]} == listed
-    seen = vfiotool_as_nobody("show", SUBSYSTEM_NVME, "--json")
+    seen = vfiotool_as_nobody("show", E1000E, "--json")
     assert (seen.status, seen.stderr) == (0, "")
     assert seen.document["capabilities"] is None
-    assert seen.document["bars"] == shown[SUBSYSTEM_NVME]["bars"]
+    assert seen.document["bars"] == shown[E1000E]["bars"]
     assert seen.document["unavailable"] == ["capabilities"]
 
 
+@pytest.mark.skipif(MACHINE == "amd", reason="machine 'amd' has no NVMe in a subsystem")
 def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
     """VFs are left without a driver: the host's would wait for controllers that are offline."""
     numvfs, autoprobe = path(SUBSYSTEM_NVME, "sriov_numvfs"), path(SUBSYSTEM_NVME, "sriov_drivers_autoprobe")

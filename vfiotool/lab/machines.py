@@ -152,7 +152,13 @@ MACHINES = {
             ("-device", "intel-iommu,intremap=on,caching-mode=on"),
             "intel_iommu=on",
         ),
-        Machine("amd", "AMD-Vi", ("-device", "amd-iommu,intremap=on"), "amd_iommu=on"),
+        Machine(
+            "amd",
+            "AMD-Vi (no 01:00.0, 06:00.0)",
+            ("-device", "amd-iommu,intremap=on"),
+            # QEMU 7.2's takes each bus for bus 0: behind a bridge no DMA arrives, and nvme waits in vain.
+            without=("01:00.0", "06:00.0"),
+        ),
         Machine(
             "virtio-iommu",
             "virtio-iommu (from Debian's 6.12; no 03:01.0, 03:02.0)",
