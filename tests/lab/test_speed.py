@@ -32,12 +32,12 @@ pytestmark = pytest.mark.needs_guest
 
 MOST_STARTS_OF_PYTHON = 3
 MOST_SECONDS = 2
-USUAL_START = 0.5
+USUAL_START = 0.25
 """Seconds that a bare start of Python takes in a guest on an idle host; a busy host slows all alike."""
 
 _COMMANDS = {
-    "python3 -c pass": ((sys.executable, "-c", "pass"), 5),
-    "vfiotool list --json": ((PROGRAM, "list", "--json"), 5),
+    "python3 -c pass": ((sys.executable, "-c", "pass"), 7),
+    "vfiotool list --json": ((PROGRAM, "list", "--json"), 7),
     "lspci -nnk": (("lspci", "-nnk"), 3),
     "driverctl list-devices": (("driverctl", "list-devices"), 1),
     "dpdk-devbind.py -s": (("dpdk-devbind.py", "-s"), 1),
@@ -64,7 +64,7 @@ def test_a_listing_takes_three_starts_of_python(capsys: pytest.CaptureFixture[st
         for name, (argv, runs) in _COMMANDS.items():
             if turn < runs:
                 samples[name].append(seconds(*argv))
-    took = {name: median(values) for name, values in samples.items()}
+    took = {name: min(values) for name, values in samples.items()}  # another guest runs beside this one
     start = took["python3 -c pass"]
     with capsys.disabled():
         print()
