@@ -48,17 +48,18 @@ need_packages() {
     install_packages "${missing[@]}" || fail "apt-get cannot install ${missing[*]}" "see what it says above"
 }
 
-# need_venv EXTRA: have the project, with that optional dependency set, in a virtual environment; VENV is its
+# need_venv [EXTRA]: have the project, with that optional dependency set, in a virtual environment; VENV is its
 # folder. What is installed is the wheel, as users get it, and not the checkout: nothing is written there, and
 # a file that the wheel lacks is found out. It is built again only where the sources have changed.
 need_venv() {
-    local extra=$1 key stamp work
+    local extra=${1-} key sources installed work
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$PYTHON is not Python 3.10 or later" "name another one: PYTHON=/path/to/python3 $0"
     key=$("$PYTHON" -c 'import sys; print(*sys.argv[1:], sys.executable, sys.version)' "$ROOT" | sha256sum)
     VENV=$CACHE/venv-${key:0:12}
-    stamp="$extra $(sources_stamp)"
-    [[ -e $VENV/stamp && $(<"$VENV/stamp") == "$stamp" ]] && return
+    sources=$(sources_stamp)
+    installed=$(cat "$VENV/stamp" 2>/dev/null || true)
+    [[ $installed == "$sources $extra" || ($installed == "$sources "* && -z $extra) ]] && return
     say "Installing vfiotool into $VENV"
     work=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder's name is meant as it is now
@@ -70,8 +71,8 @@ need_venv() {
     pip wheel --no-deps --wheel-dir "$work/dist" "$work"
     WHEEL=$(basename "$work"/dist/*.whl)
     pip install --force-reinstall --no-deps "$work/dist/$WHEEL"
-    pip install "vfiotool[$extra] @ file://$work/dist/$WHEEL"
-    printf '%s' "$stamp" >"$VENV/stamp"
+    pip install "vfiotool${extra:+[$extra]} @ file://$work/dist/$WHEEL"
+    printf '%s' "$sources $extra" >"$VENV/stamp"
     rm -rf "$work"
     trap - EXIT
 }
