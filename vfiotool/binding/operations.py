@@ -115,8 +115,8 @@ class Binding:
     def _plan(self, wanted: Sequence[str], wish: Wish) -> tuple[Plan, Scene]:
         scene = self._look(wanted)
         for address in wanted:
-            if scene.devices[address].blocked:
-                raise _still_pending(scene, address)
+            if scene.devices[address].blocked or "driver_override" in scene.devices[address].unavailable:
+                raise _locked(scene, address)
         plan = make_plan(scene, {address: wish(scene.devices[address]) for address in wanted})
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
@@ -197,11 +197,11 @@ def _group_of(groups: Mapping[int, Group], device: Device) -> Group | None:
     return None if device.iommu_group is None else groups.get(device.iommu_group)
 
 
-def _still_pending(scene: Scene, address: str) -> BlockedError:
+def _locked(scene: Scene, address: str) -> BlockedError:
+    """What is not known of a device could not be recorded, and a write to it would wait as well."""
     names = [f"pid {holder.pid} ({holder.comm})" for holder in _holders(scene, address)]
     return BlockedError(
-        f"an unbind of {address} is pending: its driver waits for "
-        f"{', '.join(names) or 'a process'} to let go",
+        f"an unbind of {address} is pending: its driver waits for {', '.join(names) or 'a process'} to let go",
         holders=names,
         hint="end the process that holds it; the unbind completes then",
     )
