@@ -200,8 +200,9 @@ def _group_of(groups: Mapping[int, Group], device: Device) -> Group | None:
 def _locked(scene: Scene, address: str) -> BlockedError:
     """What is not known of a device could not be recorded, and a write to it would wait as well."""
     names = [f"pid {holder.pid} ({holder.comm})" for holder in _holders(scene, address)]
+    who = ", ".join(names) or "a process"
     return BlockedError(
-        f"an unbind of {address} is pending: its driver waits for {', '.join(names) or 'a process'} to let go",
+        f"an unbind of {address} is pending: its driver waits for {who} to let go",
         holders=names,
         hint="end the process that holds it; the unbind completes then",
     )
