@@ -62,7 +62,7 @@ def run_in_guest(kernel: str, machine: str) -> Run:
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--durations=5"]
     return subprocess.run(
-        [*lab, "--timeout", str(SECONDS), "--times", "--", *inner, "tests/contract", "tests/lab"],
+        [*lab, "--timeout", str(SECONDS), "--times", "--", *inner, *PAIRS[kernel, machine]],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
