@@ -32,7 +32,7 @@ pytestmark = pytest.mark.needs_guest
 
 MOST_STARTS_OF_PYTHON = 3
 MOST_SECONDS = 2
-USUAL_START = 0.25
+USUAL_START = 0.2
 """Seconds that a bare start of Python takes in a guest on an idle host; a busy host slows all alike."""
 
 _COMMANDS = {
@@ -122,8 +122,12 @@ def test_looking_does_not_wait_for_a_blocked_unbind() -> None:
 
 
 def look(*verb: str, limit: float) -> Result:
-    begun = time.monotonic()
-    result = command(PROGRAM, *verb, "--json")
-    assert time.monotonic() - begun < limit, verb
-    assert result.status == 0, result
+    """Look thrice, as another guest may have the processors once; what really waits, waits each time."""
+    took = []
+    for _ in range(3):
+        begun = time.monotonic()
+        result = command(PROGRAM, *verb, "--json")
+        took.append(time.monotonic() - begun)
+        assert result.status == 0, result
+    assert min(took) < limit, (verb, took)
     return result
