@@ -27,9 +27,9 @@ from tests.lab.support import (
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
 
-# The virtio-iommu machine does not have the pair.
-_NETWORK = (E1000E, *(E1000_PAIR if MACHINE != "virtio-iommu" else ()))
-HANDED_OVER = (EDU, NVME, *_NETWORK)
+# The virtio-iommu machine lacks the pair; on 6.12 it gives edu no group before its first driver.
+_NETWORK = (E1000E,) if MACHINE == "virtio-iommu" else (E1000E, *E1000_PAIR)
+HANDED_OVER = (NVME, *_NETWORK) if MACHINE == "virtio-iommu" else (EDU, NVME, *_NETWORK)
 
 
 @pytest.fixture(scope="module")
