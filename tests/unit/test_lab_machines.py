@@ -17,8 +17,16 @@ DRIVES = {device.drive: f"/{device.drive}" for device in machines.DEVICES if dev
 def test_only_the_iommu_and_what_it_cannot_have_differ(name: str) -> None:
     arguments = machines.get(name).arguments(ALL, DRIVES)
     everything = machines.get("none").arguments(ALL, DRIVES)
-    left_out = [d.qemu for d in machines.DEVICES if d.address in machines.get(name).without]
-    left_out += [f"hubport,id={d.netdev},hubid=0" for d in machines.DEVICES if d.qemu in left_out]
+    left_out = {
+        argument
+        for d in machines.DEVICES
+        if d.address in machines.get(name).without
+        for argument in (
+            *(d.qemu, *d.more),
+            f"hubport,id={d.netdev},hubid=0",
+            machines.blockdev(d.drive, f"/{d.drive}"),
+        )
+    }
     devices = [
         argument
         for option, value in zip(everything[::2], everything[1::2], strict=True)

@@ -49,7 +49,8 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    program = f"import sys, vfiotool; print([name for name in {HEAVY} if name in sys.modules])"
+    program = f"import sys; sys.path.insert(0, {ROOT!r}); import vfiotool; "
+    program += f"print([name for name in {HEAVY} if name in sys.modules])"
     command = [sys.executable, "-S", "-c", program]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
