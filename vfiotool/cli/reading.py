@@ -9,7 +9,7 @@ from vfiotool.errors import SelectorError
 from vfiotool.host.attributes import addresses, read_fields
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
-from vfiotool.render.documents import to_json, write_document
+from vfiotool.render.documents import write_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bo
     devices = _all_devices(tree, state_dir)
     details = read_details(tree, find_device(devices, address), devices)
     if as_json:
-        write_document("show", to_json(details))
+        write_document("show", details)
         return
     from vfiotool.render.tables import print_details
 

@@ -22,7 +22,7 @@ def to_json(value: Any) -> Any:
     return {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
 
 
-def write_document(verb: str, fields: Mapping[str, Any]) -> None:
-    """Write one document to stdout, in one line, with its schema first."""
+def write_document(verb: str, fields: Any) -> None:
+    """Write one document, from a mapping or a dataclass, to stdout in one line, its schema first."""
     document = {"schema": f"vfiotool.{verb}/1"} | to_json(fields)
     sys.stdout.write(json.dumps(document) + "\n")
