@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS, Binding
-from vfiotool.binding.plan import Plan, PlanRefusedError
+from vfiotool.binding.plan import Plan
+from vfiotool.binding.refusals import RULES, PlanRefusedError
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
@@ -28,13 +29,21 @@ def changing_options(verb: Verb) -> Verb:
             metavar="S",
             help="How long a driver may take to let go, in seconds.",
         ),
-        click.option("--allow-mounted", is_flag=True, help="Take a disk although it is mounted."),
-        click.option("--allow-network", is_flag=True, help="Take a network card although it is up."),
+        *(click.option(f"--allow-{rule}", _allow(rule), is_flag=True, help=RULES[rule]) for rule in RULES),
         json_option,
     ]
     for option in reversed(options):
         verb = option(verb)
     return verb
+
+
+def allowed_rules(options: Mapping[str, Any]) -> list[str]:
+    """Return the rules that the user lifts, from the options of ``changing_options``."""
+    return [rule for rule in RULES if options[_allow(rule)]]
+
+
+def _allow(rule: str) -> str:
+    return f"allow_{rule}"
 
 
 def choosing_options(verb: Verb) -> Verb:
@@ -100,10 +109,9 @@ def _chosen(settings: Settings, binding: Binding, **options: Any) -> list[str]:
 def _binding(settings: Settings, **options: Any) -> Binding:
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be changed")
-    rules = {"mounted": options["allow_mounted"], "network": options["allow_network"]}
     return Binding(
         state_dir=settings.state_dir,
-        allowed=[rule for rule, is_allowed in rules.items() if is_allowed],
+        allowed=allowed_rules(options),
         dry_run=options["dry_run"],
         timeout=options["timeout"],
     )

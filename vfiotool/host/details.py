@@ -67,7 +67,7 @@ def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Detai
             name: decode(answer) for name in _LINK if isinstance(answer := guarded[f"{folder}/{name}"], bytes)
         },
         iommu=tree.find_link(f"{folder}/iommu"),
-        usage=read_usage(tree, device.address, group.holders if group else ()),
+        usage=read_usage(tree, [device.address], [group] if group else [])[device.address],
         unavailable=("capabilities",) if capabilities is None else (),
     )
 

@@ -1,85 +1,79 @@
-"""What of this machine hangs on a PCI device: network interfaces, disks, holders of its nodes."""
+"""What of this machine hangs on PCI devices: network interfaces, disks, the console, holders of nodes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vfiotool.host.holders import Holder
+from vfiotool.host.carriers import all_carriers
+from vfiotool.host.claim import Claim
+from vfiotool.host.disks import disk_claims
+from vfiotool.host.display import display_claims
+from vfiotool.host.groups import Group
+from vfiotool.host.network import interface_claims
 from vfiotool.host.tree import Tree
-from vfiotool.pci.address import is_address
-
-_CLASSES = ("net", "block", "nvme")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One thing that uses a device; ``kind`` is ``net``, ``block``, ``nvme`` or ``holder``."""
+    """One thing that hangs on a device, or uses it; ``kind`` is ``net``, ``block``, ``nvme``, ``display``,
+    ``console`` or ``holder``.
+
+    ``claims`` tell why its device must not be taken lightly; an idle thing has none.
+    """
 
     kind: str
     name: str
     detail: str
+    claims: tuple[Claim, ...] = ()
 
 
-def carriers(tree: Tree, kind: str, name: str) -> list[str]:
-    """Return the PCI devices that carry an interface, a disk or a partition; none if it is virtual.
+def read_usage(
+    tree: Tree, addresses: Iterable[str], groups: Iterable[Group]
+) -> Mapping[str, tuple[Usage, ...]]:
+    """Return what hangs on each of these devices, and who holds those of the given groups that they are in.
 
-    An NVMe namespace that several controllers may share lies below its subsystem, not below a
-    device; then all controllers of the subsystem carry it (CONFIG_NVME_MULTIPATH).
+    What this user may not see is left out.
     """
-    path = os.path.realpath(tree.path(f"/sys/class/{kind}/{name}"))
-    if (address := _nearest_address(path)) is not None:
-        return [address]
-    folder, _, parent = path.rpartition("/")[0].rpartition("/")
-    if not parent.startswith("nvme-subsys"):
-        return []
-    paths = (os.path.realpath(f"{folder}/{parent}/{name}") for name in os.listdir(f"{folder}/{parent}"))
-    return sorted({address for address in map(_nearest_address, paths) if address is not None})
+    found: dict[str, list[Usage]] = {address: [] for address in addresses}
+    for usage, carrying in _things(tree, frozenset(found)):
+        for address in sorted(carrying & found.keys()):
+            found[address].append(usage)
+    for group in groups:
+        for address in found.keys() & set(group.devices):
+            found[address] += _holders(group)
+    return {address: tuple(usages) for address, usages in found.items()}
 
 
-def find_carriers(tree: Tree, name: str) -> list[str]:
-    """Return the PCI devices that carry whatever has this name; none where nothing has it."""
-    return sorted(
-        {
-            address
-            for kind in _CLASSES
-            if tree.exists(f"/sys/class/{kind}/{name}")
-            for address in carriers(tree, kind, name)
-        }
-    )
+def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozenset[str]]]:
+    """Yield each thing that hangs on a wanted device, with the devices that carry it."""
+    carried = {kind: _carried(tree, kind, wanted) for kind in ("net", "block", "nvme")}
+    claims = {"net": interface_claims(tree, carried["net"]), "block": disk_claims(tree, carried["block"])}
+    for kind, names in carried.items():
+        for name, carrying in names.items():
+            yield _usage(tree, kind, name, claims.get(kind, {}).get(name, ())), carrying
+    for kind, name, claim, carrying in display_claims(tree, wanted):
+        yield Usage(kind, name, claim.text, (claim,)), carrying
 
 
-def read_usage(tree: Tree, address: str, holders: Iterable[Holder]) -> tuple[Usage, ...]:
-    """Return what uses a device, with the holders of its group as given."""
-    return (
-        *(
-            Usage(kind, name, _detail(tree, kind, name))
-            for kind in _CLASSES
-            for name in sorted(tree.find_names(f"/sys/class/{kind}"))
-            if address in carriers(tree, kind, name)
-        ),
-        *(
-            Usage("holder", holder.node, f"pid {holder.pid} ({holder.comm}), fd {holder.fd}")
-            for holder in holders
-        ),
-    )
+def _carried(tree: Tree, kind: str, wanted: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Return the things of a kind that wanted devices carry, in order."""
+    names = sorted(tree.find_names(f"/sys/class/{kind}"))
+    carrying = {name: all_carriers(tree, kind, name) for name in names}
+    return {name: devices for name, devices in carrying.items() if devices & wanted}
 
 
-def _nearest_address(path: str) -> str | None:
-    parts = reversed(path.split("/"))
-    return next((part for part in parts if part.count(":") == 2 and is_address(part)), None)
-
-
-def _detail(tree: Tree, kind: str, name: str) -> str:
+def _usage(tree: Tree, kind: str, name: str, claims: tuple[Claim, ...]) -> Usage:
+    said = [claim.text for claim in claims]
     if kind == "net":
-        return f"operstate {tree.find(f'/sys/class/net/{name}/operstate') or 'unknown'}"
+        said.insert(0, f"operstate {tree.find(f'/sys/class/net/{name}/operstate') or 'unknown'}")
     if kind == "nvme":
-        return f"state {tree.find(f'/sys/class/nvme/{name}/state') or 'unknown'}"
-    points = [point for source, point in _mounts(tree) if source == f"/dev/{name}"]
-    return f"mounted on {', '.join(points)}" if points else "not mounted"
+        said.insert(0, f"state {tree.find(f'/sys/class/nvme/{name}/state') or 'unknown'}")
+    return Usage(kind, name, ", ".join(said) or "not in use", claims)
 
 
-def _mounts(tree: Tree) -> list[tuple[str, str]]:
-    lines = (tree.find("/proc/self/mounts") or "").splitlines()
-    return [(fields[0], fields[1]) for fields in map(str.split, lines) if len(fields) > 1]
+def _holders(group: Group) -> list[Usage]:
+    return [
+        Usage("holder", holder.node, f"pid {holder.pid} ({holder.comm}), fd {holder.fd}")
+        for holder in group.holders
+    ]

@@ -1,0 +1,191 @@
+"""The rules that keep vfiotool from hurting a machine: what is refused, why, and what lifts it.
+
+Pure functions of a ``Scene``. Rules about what uses a device are found by ``vfiotool.host``, as claims;
+rules about what the kernel would do are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vfiotool.binding.scene import Scene
+from vfiotool.errors import RefusedError
+from vfiotool.host.devices import Device
+from vfiotool.host.groups import Group, is_bridge, is_vfio_driver
+from vfiotool.host.state import DeviceState
+from vfiotool.host.usage import Usage
+
+RULES: Mapping[str, str] = {
+    "mounted": "Take a disk that has a mounted file system.",
+    "root": "Take the disk that this machine runs from (/, /usr, /boot, /boot/efi).",
+    "swap": "Take a disk that is swapped to, or is made for it.",
+    "partitions": "Take a disk that has partitions.",
+    "lvm": "Take a disk that is an LVM physical volume.",
+    "md": "Take a disk that is a member of an md array.",
+    "crypt": "Take a disk that is encrypted by dm-crypt.",
+    "zfs": "Take a disk that is a member of a ZFS pool.",
+    "stacked": "Take a disk that another block device is built on.",
+    "claimed": "Take a disk that the kernel has in use, by whom vfiotool cannot say.",
+    "opened": "Take a device that a process has open through its driver.",
+    "network": "Take a network card that is up and has an address.",
+    "route": "Take a network card that carries a route.",
+    "member": "Take a network card that a bond, bridge or VLAN is built on.",
+    "ssh": "Take the network card that carries this SSH connection.",
+    "vga": "Take the graphics card that the firmware started with.",
+    "console": "Take the device that shows the kernel's console.",
+    "vfs": "Take a PF from its driver while its VFs are enabled.",
+    "held": "Wait for a process to let go of the device, for --timeout.",
+    "denylist": "Take a device that is on a denylist.",
+}
+"""The rules that can be lifted, each by ``--allow-NAME``, with that option's help."""
+
+_NOUNS = {"net": "network interface", "block": "disk", "nvme": "NVMe controller"}
+_HARMLESS = "pci-stub"  # it does no DMA: the kernel lets it into a live group (vfio_dev_viable())
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a device must not be touched, by which rule, and the option that lifts it, if any may."""
+
+    address: str
+    rule: str
+    reason: str
+    flag: str | None
+
+
+class PlanRefusedError(RefusedError):
+    """Rules forbid a plan; ``refusals`` has them all."""
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        reasons = [f"{refusal.address}: {refusal.reason}" for refusal in refusals]
+        super().__init__(f"refused: {'; '.join(reasons)}", reasons=reasons, hint=_hint(refusals))
+        self.refusals = tuple(refusals)
+
+
+def refusals(scene: Scene, wanted: Mapping[str, DeviceState]) -> tuple[Refusal, ...]:
+    """Return what forbids to bring the devices into the states wanted for them, but for lifted rules.
+
+    What uses a device counts only where its driver is to change. For a VFIO driver the whole group
+    counts: userspace gets all of it, or nothing.
+    """
+    moved = [address for address, state in wanted.items() if state.driver != scene.devices[address].driver]
+    found = [
+        *(refusal for address, state in wanted.items() for refusal in _of_device(scene, address, state)),
+        *_of_siblings(scene, wanted, moved),
+        *_of_modules(scene, wanted, moved),
+    ]
+    return tuple(one for one in dict.fromkeys(found) if one.flag is None or one.rule not in scene.allowed)
+
+
+def _of_device(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refusal]:
+    device = scene.devices[address]
+    if is_bridge(device):
+        yield Refusal(address, "bridge", "it is a bridge; the devices behind it would go too", None)
+    if device.driver == wanted.driver:
+        return
+    yield from _vfs(device, wanted)
+    yield from _denied(scene, address, wanted)
+    yield from _in_use(scene.usage.get(address, ()), address)
+    yield from _live_group(scene, device, wanted)
+
+
+def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
+    """vfio-pci does not take a PF with VFs, which other drivers leave behind (``pci_num_vf()``), unless
+    the plan removes them first."""
+    if not device.vfs:
+        return
+    count = f"it has {len(device.vfs)} VFs enabled"
+    if is_vfio_driver(wanted.driver) and wanted.numvfs in (None, len(device.vfs)):
+        reason = f"{count}, with which the kernel gives no PF to {wanted.driver}: remove them first"
+        yield Refusal(device.address, "vfs", reason, None)
+    else:
+        yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
+
+
+def _denied(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refusal]:
+    if is_vfio_driver(wanted.driver) and address in scene.denylist:
+        yield _liftable(address, "denylist", scene.denylist[address])
+
+
+def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable[Refusal]:
+    for one in usage:
+        thing = f"its {_NOUNS[one.kind]} {one.name}" if one.kind in _NOUNS else "it"
+        for claim in one.claims:
+            yield _liftable(address, claim.rule, f"{thing} {claim.text}{also}")
+
+
+def _live_group(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
+    """A host driver in a group that is in use: up to 5.18 a BUG, and the machine is lost
+    (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind gives EBUSY. And a VFIO
+    driver does not let go of what is open."""
+    group = scene.group_of(device.address)
+    if group is None or not group.holders:
+        return
+    used = f"its group {group.id} is in use by {_names(group)}"
+    if _is_host_driver(wanted.driver) and not scene.era.has_dma_owner:
+        yield Refusal(device.address, "live-group", f"{used}: on this kernel that ends in a kernel BUG", None)
+    elif is_vfio_driver(device.driver):
+        yield _liftable(device.address, "held", f"{used}, for which {device.driver} would wait")
+    elif _is_host_driver(wanted.driver):
+        yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {wanted.driver}")
+
+
+def _of_siblings(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable[str]) -> Iterable[Refusal]:
+    """Yield what uses the other devices of the groups that go to userspace, of which only all can go."""
+    for address in moved:
+        group = scene.group_of(address)
+        if group is None or not is_vfio_driver(wanted[address].driver):
+            continue
+        also = f"; it shares group {group.id} with {address}, and the group goes to userspace as a whole"
+        for sibling in group.devices:
+            if sibling not in wanted and _is_host_driver(scene.devices[sibling].driver):
+                yield from _in_use(scene.usage.get(sibling, ()), sibling, also=also)
+
+
+def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable[str]) -> Iterable[Refusal]:
+    """Up to 5.18: a host driver that is loaded probes every device that it knows and that has no driver,
+    those in live groups too."""
+    if scene.era.has_dma_owner:
+        return
+    drivers = {wanted[address].driver: address for address in moved}
+    for driver, address in drivers.items():
+        if driver in scene.loaded_drivers or not _is_host_driver(driver):
+            continue
+        for group, idle in _idle_in_live_groups(scene, driver):
+            reason = (
+                f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which is in "
+                f"use by {_names(group)}: on this kernel that ends in a kernel BUG"
+            )
+            yield Refusal(address, "live-group", reason, None)
+
+
+def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[Group, str]]:
+    for group in scene.groups.values():
+        for address in group.devices if group.holders else ():
+            device = scene.devices[address]
+            if device.driver is None and device.driver_override in (None, driver):
+                yield group, address
+
+
+def _is_host_driver(driver: str | None) -> bool:
+    return driver is not None and driver != _HARMLESS and not is_vfio_driver(driver)
+
+
+def _names(group: Group) -> str:
+    names = dict.fromkeys(f"pid {holder.pid} ({holder.comm})" for holder in group.holders)
+    return ", ".join(names)
+
+
+def _liftable(address: str, rule: str, reason: str) -> Refusal:
+    return Refusal(address, rule, reason, f"--allow-{rule}")
+
+
+def _hint(found: Sequence[Refusal]) -> str:
+    firm = dict.fromkeys(refusal.address for refusal in found if refusal.flag is None)
+    if firm and len(firm) < len({refusal.address for refusal in found}):
+        return f"no option lifts this for {', '.join(firm)}"
+    if firm:
+        return "no option lifts this"
+    flags = dict.fromkeys(refusal.flag for refusal in found if refusal.flag is not None)
+    return f"if you mean it, add {' '.join(flags)}"

@@ -1,0 +1,71 @@
+"""Which PCI devices carry an interface, a disk or another thing that has a name in ``/sys/class``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from vfiotool.host.tree import Tree
+from vfiotool.pci.address import is_address
+
+_NAMED = ("net", "block", "nvme")
+
+
+def carriers(tree: Tree, kind: str, name: str) -> list[str]:
+    """Return the PCI devices that carry an interface, a disk or a partition; none if it is virtual.
+
+    An NVMe namespace that several controllers may share lies below its subsystem, not below a
+    device; then all controllers of the subsystem carry it (CONFIG_NVME_MULTIPATH).
+    """
+    chains = [chain for path in _paths(tree, kind, name) if (chain := _addresses(path))]
+    return sorted({chain[-1] for chain in chains})
+
+
+def all_carriers(tree: Tree, kind: str, name: str) -> frozenset[str]:
+    """Return the same, and those that make the PCI domain that it is in, as Intel's VMD does: without
+    their driver all of that domain is gone."""
+    domains = [above for path in _paths(tree, kind, name) for above in _domain_makers(path)]
+    return frozenset([*carriers(tree, kind, name), *domains])
+
+
+def find_carriers(tree: Tree, name: str) -> list[str]:
+    """Return the PCI devices that carry whatever has this name; none where nothing has it."""
+    return sorted(
+        {
+            address
+            for kind in _NAMED
+            if tree.exists(f"/sys/class/{kind}/{name}")
+            for address in carriers(tree, kind, name)
+        }
+    )
+
+
+def _paths(tree: Tree, kind: str, name: str) -> list[str]:
+    """Return where in ``/sys/devices`` a thing lies: one path, or one for each of its controllers."""
+    path = os.path.realpath(tree.path(f"/sys/class/{kind}/{name}"))
+    folder = _subsystem(path)
+    if folder is None:
+        return [path]
+    return [os.path.realpath(f"{folder}/{entry}") for entry in os.listdir(folder)]
+
+
+def _subsystem(path: str) -> str | None:
+    """Return the folder of the NVMe subsystem that a namespace, or a partition of it, lies in."""
+    if _addresses(path):
+        return None
+    parts = path.split("/")
+    depth = next((at for at, part in enumerate(parts) if part.startswith("nvme-subsys") and part[11:]), None)
+    return None if depth is None or depth + 1 == len(parts) else "/".join(parts[: depth + 1])
+
+
+def _addresses(path: str) -> list[str]:
+    return [part for part in path.split("/") if _is_full(part)]
+
+
+def _domain_makers(path: str) -> list[str]:
+    parts = path.split("/")
+    return [above for above, below in itertools.pairwise(parts) if _is_full(above) and below[:3] == "pci"]
+
+
+def _is_full(part: str) -> bool:
+    return part.count(":") == 2 and is_address(part)

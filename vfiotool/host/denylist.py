@@ -1,0 +1,81 @@
+"""Devices that vfio-pci must not have: by the kernel's own list, and by this machine's owner.
+
+The owner's list is read, and never written, by vfiotool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from vfiotool.errors import DeviceNotFoundError, SelectorError, VfioToolError
+from vfiotool.host.devices import Device
+from vfiotool.host.selectors import select
+from vfiotool.host.tree import Tree
+
+OWNERS_LIST = "/etc/vfiotool/denylist"
+_DISABLED = "/sys/module/vfio_pci/parameters/disable_denylist"
+
+# vfio_pci_dev_in_denylist() in drivers/vfio/pci/vfio_pci.c: Intel's QAT (v5.9, commit 50173329c8cc),
+# its DSA and IAX of Sapphire Rapids (v6.9, commit 95feb3160eef). Their errata let a user that is not
+# trusted hang the machine or worse.
+_KERNELS = {
+    (0x8086, device): name
+    for name, devices in {
+        "QAT": (0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9),
+        "DSA": (0x0B25,),
+        "IAX": (0x0CFE,),
+    }.items()
+    for device in devices
+}
+
+
+def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, str]:
+    """Return why each of these devices that is on a list is not to go to vfio-pci, by address.
+
+    Raises:
+        VfioToolError: a line of the owner's list cannot be understood, or the list cannot be read.
+    """
+    denied = {}
+    owners = _owners(tree)
+    lifted = tree.find(_DISABLED) == "Y"
+    for device in devices:
+        name = _KERNELS.get((device.vendor_id, device.device_id))
+        if name is not None and not lifted:
+            denied[device.address] = (
+                f"it is a {name} device, which the kernel's denylist keeps from vfio-pci for its errata; that "
+                "also takes vfio-pci's module parameter disable_denylist=1"
+            )
+        if device.address in owners:
+            denied[device.address] = f"'{owners[device.address]}' in {OWNERS_LIST} names it"
+    return denied
+
+
+def _owners(tree: Tree) -> Mapping[str, str]:
+    """Return the line of the owner's list that names an address; a line is an ADDRESS, and ``#`` starts
+    a comment. A line may match nothing: the device need not be plugged in."""
+    try:
+        text = tree.find(OWNERS_LIST) or ""
+    except OSError as error:
+        raise _unusable(error.strerror or str(error)) from error
+    found = {}
+    for line in text.splitlines():
+        selector = line.partition("#")[0].strip()
+        if selector:
+            found.update(dict.fromkeys(_named(tree, selector), selector))
+    return found
+
+
+def _named(tree: Tree, selector: str) -> list[str]:
+    try:
+        return select(tree, [selector])
+    except DeviceNotFoundError:
+        return []
+    except SelectorError as error:
+        raise _unusable(f"'{selector}' is not a way to name a device") from error
+
+
+def _unusable(cause: str) -> VfioToolError:
+    return VfioToolError(
+        f"{OWNERS_LIST} cannot be understood, so no device is taken: {cause}",
+        hint="mend the file: each line is an ADDRESS as of 'vfiotool bind', '#' starts a comment",
+    )
