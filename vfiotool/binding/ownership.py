@@ -1,0 +1,228 @@
+"""Who may open a device's VFIO nodes: a udev rule, for the kernel makes the nodes anew at each bind.
+
+The rules are in udev's runtime folder, so they end with the boot, as the binding does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from vfiotool.binding import own_files
+from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.groups import GROUPS
+from vfiotool.host.tree import Tree
+from vfiotool.pci.address import parse_address
+
+RULES = "/run/udev/rules.d"
+_PREFIX, _SUFFIX = "90-vfiotool-owner-", ".rules"
+_UDEVADM_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A user, and a group where one was named too; by number, for udevd may not know the names."""
+
+    uid: int
+    gid: int | None = None
+
+    @property
+    def mode(self) -> int:
+        """The nodes' permissions: the user's alone, or the group's too. Never the world's."""
+        return 0o600 if self.gid is None else 0o660
+
+
+def parse_owner(text: str) -> Owner:
+    """Return who ``USER`` or ``USER:GROUP`` is, each a name or a number that this machine knows.
+
+    Raises:
+        SelectorError: there is no such user or group.
+    """
+    user, colon, group = text.partition(":")
+    try:
+        uid = pwd.getpwuid(int(user)).pw_uid if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except (KeyError, OverflowError, ValueError):
+        raise SelectorError(f"there is no user '{user}'", hint="'getent passwd' lists users") from None
+    if not colon:
+        return Owner(uid)
+    try:
+        gid = grp.getgrgid(int(group)).gr_gid if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except (KeyError, OverflowError, ValueError):
+        raise SelectorError(f"there is no group '{group}'", hint="'getent group' lists groups") from None
+    return Owner(uid, gid)
+
+
+def grant(tree: Tree, address: str, owner: Owner) -> None:
+    """Have a device's group node and cdev be ``owner``'s, now where they are there, and at each bind.
+
+    Returns when they are. A group has one node: what is granted for one of its devices holds for all.
+
+    Raises:
+        UnsupportedError: no udevd runs.
+        VfioToolError: another device of the group is granted to somebody else, or the rule has no
+            effect; it is taken back then.
+    """
+    _check_group(tree, address, owner)
+    os.makedirs(tree.path(RULES), mode=0o755, exist_ok=True)
+    _change(tree, address, owner)
+    try:
+        _reload()
+        nodes = _nodes(tree, address)
+        for device in nodes.values():
+            _udevadm("trigger", "--settle", "--action=change", tree.path(device))
+        for node in nodes:
+            _verify(tree, node, owner)
+    except BaseException:
+        revoke(tree, address)
+        raise
+
+
+def revoke(tree: Tree, address: str) -> None:
+    """Take back what ``grant`` gave, if it did: what nodes there are become root's own, 0600.
+
+    A group's node stays as it is while the group has another device that is granted.
+
+    Raises:
+        VfioToolError: the rule cannot be removed, or is not ours.
+    """
+    if own_files.read(_rule_path(tree, address)) is None:
+        return
+    _change(tree, address, None)
+    with contextlib.suppress(UnsupportedError):  # no udevd, no rule in force
+        _reload()
+    nodes = _nodes(tree, address)
+    if any(owner_of(tree, sibling) for sibling in _siblings(tree, address)):
+        nodes.pop(_group_node(tree, address) or "", None)
+    for node in nodes:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(tree.path(node), 0o600)
+            os.chown(tree.path(node), 0, 0)
+
+
+def owner_of(tree: Tree, address: str) -> Owner | None:
+    """Return whom a device's nodes are granted to, or ``None``.
+
+    Raises:
+        VfioToolError: the rule was changed by somebody else.
+    """
+    text = own_files.read(_rule_path(tree, address))
+    if text is None:
+        return None
+    numbers = text.splitlines()[0].rpartition(" ")[2].partition(":")
+    try:
+        owner = Owner(int(numbers[0]), int(numbers[2]) if numbers[2] else None)
+    except ValueError:
+        owner = None
+    if owner is None or text != _rule(address, owner):
+        raise VfioToolError(
+            f"{_rule_path(tree, address)} is not as vfiotool wrote it",
+            hint="remove it, then grant the device again",
+        )
+    return owner
+
+
+def _check_group(tree: Tree, address: str, owner: Owner) -> None:
+    for sibling in _siblings(tree, address):
+        other = owner_of(tree, sibling)
+        if other not in (None, owner):
+            raise VfioToolError(
+                f"{sibling} is granted to another owner, and shares its IOMMU group's one node",
+                hint=f"grant both to the same one, or 'vfiotool restore {sibling}' first",
+            )
+
+
+def _change(tree: Tree, address: str, owner: Owner | None) -> None:
+    with own_files.locked(tree.path(RULES)):
+        if owner is None:
+            own_files.remove(_rule_path(tree, address))
+        else:
+            own_files.write(_rule_path(tree, address), _rule(address, owner))
+
+
+def _rule_path(tree: Tree, address: str) -> str:
+    return tree.path(f"{RULES}/{_PREFIX}{parse_address(address)}{_SUFFIX}")
+
+
+def _rule(address: str, owner: Owner) -> str:
+    """A group's number changes, so its node is known by the device; a cdev is the device's child."""
+    group = "" if owner.gid is None else owner.gid
+    gives = f'OWNER:="{owner.uid}", GROUP:="{group or 0}", MODE:="0{owner.mode:o}"'
+    return (
+        f"{own_files.MARK} for 'bind --owner', by number: {owner.uid}:{group}\n"
+        f'SUBSYSTEM=="vfio", TEST=="{GROUPS}/%k/devices/{address}", {gives}\n'
+        f'SUBSYSTEM=="vfio-dev", KERNELS=="{address}", {gives}\n'
+    )
+
+
+def _siblings(tree: Tree, address: str) -> list[str]:
+    group = tree.find_link(f"{device_path(address)}/iommu_group")
+    members = tree.find_names(f"{GROUPS}/{group}/devices") if group else []
+    return [member for member in members if member != address]
+
+
+def _group_node(tree: Tree, address: str) -> str | None:
+    group = tree.find_link(f"{device_path(address)}/iommu_group")
+    return None if group is None else f"/dev/vfio/{group}"
+
+
+def _nodes(tree: Tree, address: str) -> dict[str, str]:
+    """Return the nodes that are there now, each with its device in sysfs.
+
+    From 6.1 on a device's own is there in sysfs without a node, where the kernel has no cdevs.
+    """
+    group = _group_node(tree, address)
+    known = {} if group is None else {group: f"/sys/class/vfio/{os.path.basename(group)}"}
+    folder = f"{device_path(address)}/vfio-dev"
+    known |= {f"/dev/vfio/devices/{name}": f"{folder}/{name}" for name in tree.find_names(folder)}
+    return {node: device for node, device in known.items() if tree.exists(f"{device}/dev")}
+
+
+def _verify(tree: Tree, node: str, owner: Owner) -> None:
+    status = os.stat(tree.path(node))
+    found = (status.st_uid, status.st_gid, status.st_mode & 0o777)
+    if found != (owner.uid, owner.gid or 0, owner.mode):
+        raise VfioToolError(
+            f"udevd did not give {node} to its owner: it is {found[0]}:{found[1]}, {found[2]:o}",
+            hint=f"another udev rule may set it: 'udevadm test /sys/class/vfio/{os.path.basename(node)}'",
+        )
+
+
+def _reload() -> None:
+    try:
+        _udevadm("control", "--reload")
+    except VfioToolError as error:
+        raise UnsupportedError(
+            f"no udevd runs here, which gives nodes their owners ({error})",
+            hint="start systemd-udevd, or run as root without --owner",
+        ) from error
+
+
+def _udevadm(*arguments: str) -> None:
+    udevadm = shutil.which("udevadm", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/sbin")
+    if udevadm is None:
+        raise VfioToolError("udevadm is not on this machine", hint="install the package udev")
+    try:
+        ended = subprocess.run(
+            [udevadm, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_UDEVADM_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise VfioToolError(
+            f"'udevadm {' '.join(arguments)}' did not end within {_UDEVADM_SECONDS:g} s",
+            hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
+        ) from None
+    if ended.returncode:
+        raise VfioToolError(
+            f"'udevadm {' '.join(arguments)}' failed: {' '.join(ended.stderr.split())}",
+            hint="see whether systemd-udevd runs",
+        )
