@@ -14,13 +14,14 @@ from typing import Any
 
 from vfiotool.binding.machine import Events, LiveMachine, Machine
 from vfiotool.binding.operations import Binding
-from vfiotool.binding.plan import steps_between
+from vfiotool.binding.steps import steps_between
 from vfiotool.errors import KernelError
 from vfiotool.host.attributes import addresses
-from vfiotool.host.devices import Device, DeviceState, read_devices
+from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import Group, read_group
 from vfiotool.host.pending import pending_dir
+from vfiotool.host.state import DeviceState, NodeAccess, node_path, read_states
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 
@@ -57,6 +58,12 @@ class Watched:
             raise KernelError(code, "write", path)
         self.machine.write(path, value, address=address, timeout=timeout)
 
+    def await_writer(self, address: str, timeout: float) -> bool:
+        return self.machine.await_writer(address, timeout)
+
+    def set_access(self, node: str, access: NodeAccess) -> None:
+        self.machine.set_access(node, access)
+
     def load_module(self, name: str) -> None:
         self.machine.load_module(name)
 
@@ -80,7 +87,7 @@ class Bench:
         return Binding(machine=self.machine, state_dir=self.state_dir, **options)
 
     def write(self, path: str, value: str) -> None:
-        self.machine.write(path, value, address="", timeout=10)
+        self.machine.write(path, value, address=EDU, timeout=10)
 
     def devices(self, wanted: Sequence[str]) -> list[Device]:
         return read_devices(self.machine.tree, wanted, PciNames(b""), state_dir=self.state_dir)
@@ -95,13 +102,14 @@ class Bench:
 
     def states(self) -> dict[str, DeviceState]:
         """Return what binding changes, of the devices that these tests touch."""
-        return {device.address: device.state for device in self.devices(TOUCHED)}
+        return read_states(self.machine.tree, TOUCHED)
 
     def put_back(self, former: dict[str, DeviceState]) -> None:
         """Leave the machine to the next test as this one found it."""
         self.machine.failures.clear()
         for address, now in self.states().items():
-            for step in steps_between(now, former[address], address):
+            node = node_path(self.machine.tree, address)
+            for step in steps_between(now, former[address], address, node=node):
                 self.write(step.path, step.value)
 
 

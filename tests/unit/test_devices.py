@@ -9,8 +9,9 @@ import pytest
 from vfiotool.errors import DeviceNotFoundError, KernelError, VfioToolError
 from vfiotool.host import guard
 from vfiotool.host.attributes import addresses, device_path
-from vfiotool.host.devices import Device, DeviceState, find_device, read_devices, read_state
+from vfiotool.host.devices import Device, find_device, read_devices
 from vfiotool.host.snapshot import snapshot
+from vfiotool.host.state import DeviceState, read_state
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
@@ -203,7 +204,7 @@ def test_find_device(host: FakeHost) -> None:
 
 def test_the_state_that_binding_changes(host: FakeHost) -> None:
     host.add_device(A, driver="nvme", driver_override="nvme")
-    assert read_state(host.tree, A) == DeviceState("nvme", "nvme") == read(host)[0].state
+    assert read_state(host.tree, A) == DeviceState("nvme", "nvme", power_control="on")
     with pytest.raises(KernelError) as error:
         read_state(host.tree, B)
     assert error.value.errno == errno.ENOENT

@@ -1,4 +1,4 @@
-"""How this machine is changed: bounded writes to sysfs, and modules loaded."""
+"""How this machine is changed: bounded writes to sysfs, nodes given away, and modules loaded."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import select
 import shutil
 import struct
 import subprocess
+from collections.abc import Collection
 from typing import Protocol
 
+from vfiotool.binding.state_dir import unusable
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
 from vfiotool.host.child import start_child
 from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.pending import pending_dir, process_start
+from vfiotool.host.pending import pending_dir, pending_writer, process_start
+from vfiotool.host.state import NodeAccess
 from vfiotool.host.tree import Tree
 
 _RESULT = struct.Struct("=i")
+_GO = b"\n"
 
 
 class Events(Protocol):
-    """The bind and unbind events of PCI devices."""
+    """The uevents of PCI devices since it was made."""
 
     source: str
 
-    def wait(self, action: str, address: str, timeout: float) -> bool: ...
+    def missing(
+        self, expected: Collection[tuple[str, str]], timeout: float
+    ) -> frozenset[tuple[str, str]]: ...
 
     def close(self) -> None: ...
 
@@ -42,6 +48,12 @@ class Machine(Protocol):
             KernelError: the kernel refused it.
             TimeoutError: it did not return in time; it is pending, and may yet be done.
         """
+
+    def await_writer(self, address: str, timeout: float) -> bool:
+        """Wait for a pending write to a device to return; say whether none is pending now."""
+
+    def set_access(self, node: str, access: NodeAccess) -> None:
+        """Say who may open a node. KernelError where it cannot be."""
 
     def load_module(self, name: str) -> None:
         """Load a driver's module.
@@ -60,7 +72,7 @@ class LiveMachine:
 
     def __init__(self, state_dir: str) -> None:
         self.tree = Tree()
-        self._pending = pending_dir(state_dir)
+        self._state_dir = state_dir
 
     def events(self) -> Events:
         return DeviceEvents()
@@ -83,27 +95,61 @@ class LiveMachine:
         # Nobody may signal the writer: SIGTERM would only make an unbind that waits for whoever
         # holds the device uninterruptible, and SIGKILL does nothing until the release.
         content = value.encode()
-        pid, result_fd = start_child(lambda fd: _send(fd, _write(path, content)))
+        pid, fd = start_child(lambda parent: _write_when_told(parent, path, content))
         try:
-            code = _await_result(result_fd, timeout)
-        except BaseException:
-            self._mark_pending(address, pid)
-            raise
+            self._note(address, pid)
+            os.write(fd, _GO)
+            code = _await_result(fd, timeout)
         finally:
-            os.close(result_fd)
+            os.close(fd)
         if code is None:
-            self._mark_pending(address, pid)
             raise TimeoutError(path)
         os.waitpid(pid, 0)
+        self._remove_note(address)
         if code:
             raise KernelError(code, "write", path)
 
-    def _mark_pending(self, address: str, pid: int) -> None:
-        """Leave word of a write that has not returned: nothing else shows it (see host.pending)."""
+    def await_writer(self, address: str, timeout: float) -> bool:
+        pid = pending_writer(self.tree, self._state_dir, address)
+        if pid is not None and not _await_end(pid, timeout):
+            return False
+        self._remove_note(address)
+        return True
+
+    def set_access(self, node: str, access: NodeAccess) -> None:
+        try:
+            fd = os.open(node, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(error.errno or -1, "open", node) from error
+        try:
+            path = f"/proc/self/fd/{fd}"  # what was opened, whatever has its name by now
+            os.chown(path, access.uid, access.gid)
+            os.chmod(path, access.mode)
+        except OSError as error:
+            raise KernelError(error.errno or -1, "chown", node) from error
+        finally:
+            os.close(fd)
+
+    def _note(self, address: str, pid: int) -> None:
+        """Leave word of a write before it is begun: nothing else shows one that does not return."""
+        started = process_start(self.tree, pid)
+        path = f"{pending_dir(self._state_dir)}/{address}"
+        with (
+            unusable(self._state_dir),
+            contextlib.suppress(FileNotFoundError),
+            open(path, "w", encoding="ascii") as file,
+        ):
+            file.write(f"{pid} {started}\n")
+
+    def _remove_note(self, address: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            started = process_start(self.tree, pid)
-            with open(f"{self._pending}/{address}", "w", encoding="ascii") as file:
-                file.write(f"{pid} {started}\n")
+            os.unlink(f"{pending_dir(self._state_dir)}/{address}")
+
+
+def _write_when_told(parent: int, path: str, content: bytes) -> None:
+    """Write, unless the parent is killed before it has left word of it."""
+    if os.read(parent, len(_GO)) == _GO:
+        os.write(parent, _RESULT.pack(_write(path, content)))
 
 
 def _write(path: str, content: bytes) -> int:
@@ -116,10 +162,6 @@ def _write(path: str, content: bytes) -> int:
     return 0
 
 
-def _send(fd: int, code: int) -> None:
-    os.write(fd, _RESULT.pack(code))
-
-
 def _await_result(fd: int, timeout: float) -> int | None:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -128,3 +170,16 @@ def _await_result(fd: int, timeout: float) -> int | None:
     answer = os.read(fd, _RESULT.size)
     code: int = _RESULT.unpack(answer)[0] if len(answer) == _RESULT.size else -1
     return code
+
+
+def _await_end(pid: int, timeout: float) -> bool:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(fd)

@@ -1,7 +1,8 @@
-"""Bind, unbind and restore: from addresses to a plan that has been carried out.
+"""Bind, unbind, restore and recover: from addresses to a plan that has been carried out.
 
-Each function here looks, plans, and, unless the plan is refused or is only to be shown, records the
-devices in the journal and executes. Processes are kept apart by the journal's lock.
+Each looks, plans, and, unless the plan is refused or is only to be shown, writes to the journal and
+executes, while it holds the locks of the devices' groups. What a killed process left of the devices is
+put right first.
 """
 
 from __future__ import annotations
@@ -9,30 +10,34 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from vfiotool.binding.binder import execute
-from vfiotool.binding.journal import Journal, is_driver_name
+from vfiotool.binding.binder import Binder
+from vfiotool.binding.journal import Journal
+from vfiotool.binding.locks import lock_keys, locked
 from vfiotool.binding.machine import LiveMachine, Machine
-from vfiotool.binding.plan import DRIVERS, Plan, PlanRefusedError, Scene, bound_to, make_plan
+from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
+from vfiotool.binding.refusals import PlanRefusedError
+from vfiotool.binding.scene import Scene, read_scene
+from vfiotool.binding.stored import Stored, boot_id, is_driver_name
+from vfiotool.binding.transaction import Transaction, TransactionLog, unfinished
 from vfiotool.errors import BlockedError, SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import addresses
-from vfiotool.host.devices import Device, DeviceState, find_device, read_devices
-from vfiotool.host.era import detect_era
-from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_bridge, is_vfio_driver, read_groups
+from vfiotool.host.devices import Device, find_device, read_devices
+from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.holders import Holder
-from vfiotool.host.pending import STATE_DIR
-from vfiotool.host.usage import read_usage
+from vfiotool.host.pending import STATE_DIR, pending_writer
+from vfiotool.host.state import DeviceState, read_states
 from vfiotool.pci.names import PciNames
 
 UNBIND_SECONDS = 30.0
 
-Wish = Callable[[Device], DeviceState]
-"""From a device as it is to the state that it is to be in."""
+Wish = Callable[[Device, DeviceState], DeviceState]
+"""From a device and its state to the state that it is to be in."""
 
 
 class Binding:
     """How devices are to be changed: where the journal is, and what the user allows.
 
-    ``allowed`` names rules that are lifted (``mounted``, ``network``). ``timeout`` bounds each write
+    ``allowed`` names rules that are lifted (see ``refusals.RULES``). ``timeout`` bounds each write
     to sysfs, in seconds. Threads must not share it.
     """
 
@@ -48,7 +53,9 @@ class Binding:
         self.state_dir, self.dry_run, self.timeout = state_dir, dry_run, timeout
         self._allowed = frozenset(allowed)
         self._machine = machine or LiveMachine(state_dir)
-        self._journal = Journal(state_dir)
+        self._tree = self._machine.tree
+        self._journal = Journal(state_dir, boot=boot_id(self._tree))
+        self._mended: set[str] = set()
 
     def bind(self, wanted: Sequence[str], driver: str = "vfio-pci") -> Plan:
         """Hand devices to a driver; all of them, or none.
@@ -56,24 +63,25 @@ class Binding:
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
             UnsupportedError: a device has no IOMMU group, or the kernel has no such driver.
-            BindError, BlockedError: see ``binder.execute``.
+            BindError, BlockedError: see ``Binder.execute``; also where another vfiotool is at work on
+                a device's group, or what one left of it cannot be put right.
         """
         if not is_driver_name(driver):
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
-        def wish(device: Device) -> DeviceState:
+        def wish(device: Device, state: DeviceState) -> DeviceState:
             if is_vfio_driver(driver) and device.iommu_group is None:
                 raise _no_group(device.address)
-            return bound_to(device, driver)
+            return bound_to(state, driver)
 
         return self._run(wanted, wish)
 
     def unbind(self, wanted: Sequence[str]) -> Plan:
         """Leave devices without a driver; what they were is recorded. Raises as ``bind`` does."""
-        return self._run(wanted, lambda device: DeviceState(None, device.driver_override))
+        return self._run(wanted, lambda _, state: DeviceState(None, state.driver_override))
 
     def restore(self, wanted: Sequence[str]) -> Plan:
-        """Bring devices back to the driver and override that they had before vfiotool's first change.
+        """Bring devices back to what they were before vfiotool's first change.
 
         Raises:
             VfioToolError: nothing is recorded of a device, or another one is at its address now.
@@ -81,9 +89,30 @@ class Binding:
         """
         return self._run(wanted, self._recorded_state, forget=True)
 
+    def recover(self) -> Plan:
+        """Put right what killed processes left, and finish what waited for a holder.
+
+        A plan that was cut off is undone; one whose driver did not let go in time is carried out now.
+        Where one cannot be, the others still are.
+
+        Raises:
+            BlockedError: a driver still does not let go.
+            Others as ``bind`` does; the first of them.
+        """
+        found, broken = unfinished(self._journal)
+        done, errors = NOTHING, list(broken.values())
+        for transaction in found:
+            try:
+                done += self._recover(transaction)
+            except VfioToolError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return done
+
     def recorded(self) -> list[str]:
         """Return the addresses of the devices that can be restored."""
-        return self._journal.addresses()
+        return [address for address in self._journal.addresses() if self._is_recorded(address)]
 
     def group_members(self, wanted: Iterable[str]) -> list[str]:
         """Return the endpoints of the groups that the devices are in, bridges left out.
@@ -103,63 +132,176 @@ class Binding:
 
     def _run(self, wanted: Sequence[str], wish: Wish, *, forget: bool = False) -> Plan:
         if self.dry_run:
-            return self._plan(wanted, wish)[0]
-        with self._journal.lock():
-            plan, scene = self._plan(wanted, wish)
-            if plan.steps:
-                self._execute(plan, scene)
-            for address in wanted if forget else ():
-                self._journal.forget(address)
+            return self._plan(wanted, wish, self._allowed)[0]
+        with self._locked(wanted):
+            self._mend(wanted)
+            plan, scene = self._plan(wanted, wish, self._allowed)
+            self._carry_out(plan, scene, forget=wanted if forget else ())
         return plan
 
-    def _plan(self, wanted: Sequence[str], wish: Wish) -> tuple[Plan, Scene]:
-        scene = self._look(wanted)
+    def _plan(self, wanted: Sequence[str], wish: Wish, allowed: frozenset[str]) -> tuple[Plan, Scene]:
+        scene = read_scene(self._tree, self._read_devices(), wanted, allowed=allowed)
         for address in wanted:
-            if scene.devices[address].blocked or "driver_override" in scene.devices[address].unavailable:
-                raise _locked(scene, address)
-        plan = make_plan(scene, {address: wish(scene.devices[address]) for address in wanted})
+            if scene.devices[address].blocked:
+                raise _waiting(scene, address)
+        try:
+            now = read_states(self._tree, wanted)
+        except TimeoutError as error:
+            raise _waiting(scene, error.filename) from None
+        plan = make_plan(
+            scene, now, {address: wish(scene.devices[address], now[address]) for address in wanted}
+        )
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
         return plan, scene
 
-    def _execute(self, plan: Plan, scene: Scene) -> None:
-        fresh = [address for address in plan.before if self._journal.record(scene.devices[address])]
-        holders = {address: _holders(scene, address) for address in plan.before}
+    def _carry_out(self, plan: Plan, scene: Scene, *, forget: Iterable[str]) -> None:
+        """Execute a plan, from the first line of its transaction to the last."""
+        if not plan.steps:
+            self._forget(forget)
+            return
+        before = [Stored.of(scene.devices[address], state) for address, state in plan.before.items()]
+        fresh = [stored.address for stored in before if not self._is_recorded_of(stored)]
+        log = TransactionLog(self._journal, plan, before, fresh=fresh, forget=forget, allowed=scene.allowed)
         try:
-            execute(self._machine, plan, holders=holders, timeout=self.timeout)
-        except VfioToolError:
-            self._forget_unchanged(fresh)
+            for stored in before:
+                if stored.address in fresh:
+                    self._journal.record(stored)
+            self._binder(scene).execute(plan, log.about_to, _holders(scene))
+        except BaseException:
+            self._leave(log, plan, fresh)
             raise
+        log.done()
+        self._forget(forget)
+        log.end()
 
-    def _forget_unchanged(self, fresh: Iterable[str]) -> None:
-        """Drop the records of this plan whose devices are as recorded: they were put back."""
-        now = {device.address: device for device in self._read_devices()}
-        for address in fresh:
-            record, device = self._journal.find(address), now.get(address)
-            if record is not None and device is not None and device.state == record.state:
-                self._journal.forget(address)
+    def _binder(self, scene: Scene) -> Binder:
+        return Binder(self._machine, scene.era, self.timeout)
 
-    def _look(self, wanted: Iterable[str]) -> Scene:
-        tree = self._machine.tree
-        devices = {device.address: device for device in self._read_devices()}
-        chosen = [find_device(devices.values(), address) for address in wanted]
-        numbers = {device.iommu_group for device in chosen if device.iommu_group is not None}
-        groups = {group.id: group for group in read_groups(tree, numbers, devices.values())}
-        return Scene(
-            devices=devices,
-            groups=groups,
-            usage={device.address: read_usage(tree, device.address, ()) for device in chosen},
-            loaded_drivers=frozenset(tree.find_names(DRIVERS)),
-            era=detect_era(tree),
-            allowed=self._allowed,
-        )
+    def _leave(self, log: TransactionLog, plan: Plan, fresh: Iterable[str]) -> None:
+        """After a failure: end the transaction where all is as it was, else leave it for ``recover``."""
+        changed = {
+            address for address in log.touched & plan.before.keys() if not self._is_back(plan, address)
+        }
+        self._forget(address for address in fresh if address not in changed)
+        if not changed:
+            log.end()
+            return
+        pending = [address for address in changed if pending_writer(self._tree, self.state_dir, address)]
+        if changed == set(pending):
+            log.blocked(pending[0])
+        log.close()
+
+    def _is_back(self, plan: Plan, address: str) -> bool:
+        if pending_writer(self._tree, self.state_dir, address):
+            return False
+        try:
+            return read_states(self._tree, [address])[address] == plan.before[address]
+        except (VfioToolError, TimeoutError):
+            return False
+
+    @contextlib.contextmanager
+    def _locked(self, wanted: Iterable[str]) -> Iterator[None]:
+        """Hold the locks of the devices, and of those that a killed process had together with them."""
+        self._journal.prepare()
+        while True:
+            keys = self._lock_keys(wanted)
+            with locked(self._journal.locks, keys):
+                if self._lock_keys(wanted) <= keys:
+                    yield
+                    return
+
+    def _lock_keys(self, wanted: Iterable[str]) -> frozenset[str]:
+        together = set(wanted)
+        for transaction in unfinished(self._journal)[0]:
+            if transaction.addresses & together:
+                together |= transaction.addresses
+        return lock_keys(self._tree, together)
+
+    def _mend(self, wanted: Collection[str]) -> None:
+        """Put right what is unfinished of these devices: whoever began it is dead, or it had the locks."""
+        found, broken = unfinished(self._journal)
+        for address in wanted:
+            if address in broken:
+                raise broken[address]
+        for transaction in found:
+            if not transaction.addresses.isdisjoint(wanted):
+                if transaction.blocked is None:
+                    self._undo_or_end(transaction)
+                elif not pending_writer(self._tree, self.state_dir, transaction.blocked):
+                    transaction.end()  # its record is there still, and the device has no driver
+                self._mended |= transaction.addresses
+
+    def _recover(self, transaction: Transaction) -> Plan:
+        if self.dry_run:
+            return self._plan_recovery(transaction)[0]
+        with self._locked(transaction.addresses):
+            for now in unfinished(self._journal)[0]:
+                if now.path == transaction.path:
+                    return self._undo_or_end(now) if now.blocked is None else self._finish(now)
+        return NOTHING
+
+    def _undo_or_end(self, transaction: Transaction) -> Plan:
+        if transaction.is_done:
+            self._forget(transaction.forget)
+            transaction.end()
+            return NOTHING
+        self._await_writers(transaction)
+        plan, scene = self._plan_recovery(transaction)
+        if plan.steps:
+            self._binder(scene).execute(plan, lambda _: None, _holders(scene))
+        self._forget(transaction.fresh)
+        transaction.end()
+        return plan
+
+    def _finish(self, transaction: Transaction) -> Plan:
+        self._await_writers(transaction)
+        plan, scene = self._plan_recovery(transaction)
+        self._carry_out(plan, scene, forget=transaction.forget)
+        if not plan.steps:
+            transaction.end()
+        return plan
+
+    def _plan_recovery(self, transaction: Transaction) -> tuple[Plan, Scene]:
+        """Plan back to what was, the last device first; where a driver did not let go, on to the end."""
+        if transaction.blocked is None:
+            former = {address: stored.state for address, stored in transaction.before.items()}
+            wanted, chosen = former, transaction.touched[::-1]
+        else:
+            wanted, chosen = dict(transaction.after), tuple(transaction.after)
+        there = {device.address: device for device in self._read_devices()}
+        same = [one for one in chosen if one in there and transaction.before[one].is_of(there[one])]
+        return self._plan(same, lambda device, _: wanted[device.address], self._allowed | transaction.allowed)
+
+    def _await_writers(self, transaction: Transaction) -> None:
+        """Wait for the writes that whoever began the plan left behind."""
+        for address in transaction.addresses:
+            if not self._machine.await_writer(address, self.timeout):
+                raise _waiting(read_scene(self._tree, self._read_devices(), [address]), address)
+
+    def _forget(self, wanted: Iterable[str]) -> None:
+        for address in wanted:
+            self._journal.forget(address)
 
     def _read_devices(self) -> list[Device]:
-        tree = self._machine.tree
-        return read_devices(tree, addresses(tree), PciNames(b""), state_dir=self.state_dir)
+        return read_devices(self._tree, addresses(self._tree), PciNames(b""), state_dir=self.state_dir)
 
-    def _recorded_state(self, device: Device) -> DeviceState:
+    def _is_recorded(self, address: str) -> bool:
+        """Say whether there is a record of this boot, or one that cannot be understood."""
+        try:
+            return self._journal.find(address) is not None
+        except VfioToolError:
+            return True
+
+    def _is_recorded_of(self, stored: Stored) -> bool:
+        record = self._journal.find(stored.address)
+        ids = (stored.vendor_id, stored.device_id)
+        return record is not None and (record.vendor_id, record.device_id) == ids
+
+    def _recorded_state(self, device: Device, now: DeviceState) -> DeviceState:
         record = self._journal.find(device.address)
+        if record is None and device.address in self._mended:
+            return now  # what was left of it has just been undone
         if record is None:
             raise VfioToolError(
                 f"nothing is recorded of {device.address}: vfiotool has not changed it",
@@ -188,23 +330,20 @@ def bound(*wanted: str, driver: str = "vfio-pci", state_dir: str = STATE_DIR) ->
         binding.restore([address for address in wanted if address in binding.recorded()])
 
 
-def _holders(scene: Scene, address: str) -> Sequence[Holder]:
-    group = _group_of(scene.groups, scene.devices[address])
-    return group.holders if group is not None else ()
+def _holders(scene: Scene) -> Mapping[str, Sequence[Holder]]:
+    groups = {address: scene.group_of(address) for address in scene.devices}
+    return {address: group.holders for address, group in groups.items() if group is not None}
 
 
-def _group_of(groups: Mapping[int, Group], device: Device) -> Group | None:
-    return None if device.iommu_group is None else groups.get(device.iommu_group)
-
-
-def _locked(scene: Scene, address: str) -> BlockedError:
+def _waiting(scene: Scene, address: str) -> BlockedError:
     """What is not known of a device could not be recorded, and a write to it would wait as well."""
-    names = [f"pid {holder.pid} ({holder.comm})" for holder in _holders(scene, address)]
+    group = scene.group_of(address)
+    names = [f"pid {holder.pid} ({holder.comm})" for holder in (group.holders if group else ())]
     who = ", ".join(names) or "a process"
     return BlockedError(
         f"an unbind of {address} is pending: its driver waits for {who} to let go",
         holders=names,
-        hint="end the process that holds it; the unbind completes then",
+        hint="end the process that holds it, then run 'vfiotool recover'",
     )
 
 

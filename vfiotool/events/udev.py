@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,6 +13,7 @@ import pyudev
 
 _UDEVD_SOCKET = "/run/udev/control"
 _CONNECT_SECONDS = 1.0
+_BUFFER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class DeviceEvents:
         self.source = "udev" if _udevd_listens() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=self.source)
         self._monitor.filter_by(subsystem="pci")
+        with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
+            self._monitor.set_receive_buffer_size(_BUFFER_BYTES)
         self._monitor.start()
 
     def __enter__(self) -> DeviceEvents:
@@ -67,9 +71,18 @@ class DeviceEvents:
                 seqnum=int(device.properties.get("SEQNUM", 0)),
             )
 
-    def wait(self, action: str, address: str, timeout: float) -> bool:
-        """Wait for one action of one device, in seconds; events before it are consumed."""
-        return any(event.action == action and event.address == address for event in self.receive(timeout))
+    def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
+        """Wait until events, as (action, address), have come; return those that did not in time.
+
+        ``timeout`` is in seconds. Other events are consumed.
+        """
+        waiting = set(expected)
+        if waiting:
+            for event in self.receive(timeout):
+                waiting.discard((event.action, event.address))
+                if not waiting:
+                    break
+        return frozenset(waiting)
 
 
 def _udevd_listens() -> bool:

@@ -6,6 +6,7 @@ A thread that is stuck in the kernel would keep its whole process from ever endi
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Callable
 
@@ -13,24 +14,23 @@ _MAX_FD = 1 << 20
 
 
 def start_child(work: Callable[[int], None]) -> tuple[int, int]:
-    """Run ``work`` in a child, with a descriptor to write to; return its pid and where to read.
+    """Run ``work`` in a child; return its pid, and one of the two ends of a socket between both.
 
-    The child is in a session of its own, so that no Ctrl-C reaches it, and has nothing else open: a
-    child that is stuck must not hold its parent's pipes, whose readers would wait as well. What
-    ``work`` does must be system calls alone, for its parent may have threads.
+    ``work`` is given the other. The child is in a session of its own, so that no Ctrl-C reaches it,
+    and has nothing else open: a child that is stuck must not hold its parent's pipes, whose readers
+    would wait as well. What ``work`` does must be system calls alone, for its parent may have threads.
     """
-    read_fd, write_fd = os.pipe()
-    with warnings.catch_warnings():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, warnings.catch_warnings():
         # Python 3.12 warns of forks in threaded processes, which is safe with system calls alone.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
-    if pid:
-        os.close(write_fd)
-        return pid, read_fd
-    try:
-        os.setsid()
-        os.dup2(write_fd, 0)
-        os.closerange(1, _MAX_FD)
-        work(0)
-    finally:
-        os._exit(0)
+        if pid:
+            return pid, ours.detach()
+        try:
+            os.setsid()
+            os.dup2(theirs.fileno(), 0)
+            os.closerange(1, _MAX_FD)
+            work(0)
+        finally:
+            os._exit(0)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vfiotool.errors import DeviceNotFoundError, KernelError
-from vfiotool.host import guard
-from vfiotool.host.attributes import device_path, parse_override, read_fields
+from vfiotool.errors import DeviceNotFoundError
+from vfiotool.host.attributes import read_fields
 from vfiotool.host.pending import STATE_DIR
-from vfiotool.host.tree import Tree, decode
+from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState:
-    """Which driver has a device, and which one is wished for it."""
-
-    driver: str | None
-    driver_override: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +45,6 @@ class Device:
     blocked: bool
     unavailable: tuple[str, ...]
 
-    @property
-    def state(self) -> DeviceState:
-        """What binding changes, and puts back."""
-        return DeviceState(self.driver, self.driver_override)
-
 
 def read_devices(
     tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = STATE_DIR
@@ -80,19 +65,3 @@ def find_device(devices: Iterable[Device], address: str) -> Device:
     raise DeviceNotFoundError(
         f"there is no PCI device at {address}", hint="'vfiotool list' shows all devices"
     )
-
-
-def read_state(tree: Tree, address: str) -> DeviceState:
-    """Read what binding changes of one device.
-
-    Raises:
-        KernelError: the device is gone, or its override cannot be read.
-        TimeoutError: the device is locked by an unbind that is pending.
-    """
-    path = f"{device_path(address)}/driver_override"
-    answer = guard.read_all(tree, [path])[path]
-    if answer is None:
-        raise TimeoutError(path)
-    if isinstance(answer, OSError):
-        raise KernelError(answer.errno or errno.EIO, "read", path)
-    return DeviceState(tree.find_link(f"{device_path(address)}/driver"), parse_override(decode(answer)))

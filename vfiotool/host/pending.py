@@ -23,15 +23,17 @@ def blocked_addresses(tree: Tree, state_dir: str) -> frozenset[str]:
         names = tree.names(folder)
     except (FileNotFoundError, PermissionError):
         return frozenset()
-    return frozenset(name for name in names if _is_pending(tree, f"{folder}/{name}"))
+    return frozenset(name for name in names if pending_writer(tree, state_dir, name) is not None)
 
 
-def _is_pending(tree: Tree, path: str) -> bool:
+def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
+    """Return the pid of the process whose write to a device has not returned, if there is one."""
     try:
-        pid, _, started = (tree.find(path) or "").partition(" ")
+        pid, _, started = (tree.find(f"{pending_dir(state_dir)}/{address}") or "").partition(" ")
     except PermissionError:
-        return False
-    return pid.isdecimal() and process_start(tree, int(pid)) == started
+        return None
+    is_alive = pid.isdecimal() and process_start(tree, int(pid)) == started
+    return int(pid) if is_alive else None
 
 
 def process_start(tree: Tree, pid: int) -> str | None:

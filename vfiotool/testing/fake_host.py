@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from vfiotool.errors import KernelError, VfioToolError
@@ -18,6 +18,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending import STATE_DIR, pending_dir, process_start
+from vfiotool.host.state import POWER, NodeAccess
 from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE, FakeTree
 
 _BRIDGE = 0x0604
@@ -33,12 +34,12 @@ class FakeEvents:
     def __init__(self) -> None:
         self.queue: deque[tuple[str, str]] = deque()
 
-    def wait(self, action: str, address: str, timeout: float) -> bool:
-        """Say whether the event is there; those before it are consumed."""
-        while self.queue:
-            if self.queue.popleft() == (action, address):
-                return True
-        return False
+    def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
+        """Return those events that are not there; the others, up to the last of them, are consumed."""
+        waiting = set(expected)
+        while waiting and self.queue:
+            waiting.discard(self.queue.popleft())
+        return frozenset(waiting)
 
     def close(self) -> None:
         """Do nothing: no descriptor is held."""
@@ -73,6 +74,7 @@ class FakeHost(FakeTree):
         self.end_process(self._holders.pop(address))
         if address in self._writers:
             self.end_process(self._writers.pop(address))
+            self._let_sleep(address, "on")
             self._emit("unbind", address)
 
     def events(self) -> FakeEvents:
@@ -93,6 +95,22 @@ class FakeHost(FakeTree):
             )
         self.add_driver(name, ids=self.drivers[name].ids)
 
+    def await_writer(self, address: str, timeout: float) -> bool:
+        """Say whether no unbind of a device is pending; waiting takes no time."""
+        return address not in self._writers
+
+    def set_access(self, node: str, access: NodeAccess) -> None:
+        """Say who may open a node.
+
+        Raises:
+            KernelError: there is no such node, or this user may not.
+        """
+        try:
+            os.chown(self.tree.path(node), access.uid, access.gid)
+            os.chmod(self.tree.path(node), access.mode)
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, "chown", node) from error
+
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
         """Write to sysfs.
 
@@ -105,6 +123,7 @@ class FakeHost(FakeTree):
         subject = folder.rpartition("/")[2]
         actions: dict[str, Callable[[str], int]] = {
             "driver_override": lambda text: self._override(subject, text),
+            "control": lambda text: self._set_power(folder, text.removesuffix("\n")),
             "bind": lambda text: self._bind(text.removesuffix("\n"), subject),
             "unbind": lambda text: self._unbind(text.removesuffix("\n"), subject),
             os.path.basename(DRIVERS_PROBE): lambda text: self._probe(text.removesuffix("\n")),
@@ -121,6 +140,12 @@ class FakeHost(FakeTree):
         """Take what is before a NUL or newline; nothing clears (``driver_set_override()``)."""
         driver = text.partition("\0")[0].partition("\n")[0]
         self.put(f"{device_path(address)}/driver_override", driver or "(null)")
+        return 0
+
+    def _set_power(self, folder: str, policy: str) -> int:
+        if policy not in ("on", "auto"):
+            return errno.EINVAL
+        self.put(f"{folder}/control", policy)
         return 0
 
     def _bind(self, address: str, driver: str) -> int:
@@ -145,6 +170,8 @@ class FakeHost(FakeTree):
         if code := self._probe_by(address, driver):
             return code
         self.set_driver(address, driver)
+        if is_vfio_driver(driver):
+            self._let_sleep(address, "auto")
         self._emit("bind", address)
         return 0
 
@@ -175,8 +202,15 @@ class FakeHost(FakeTree):
         self.set_driver(address, None)
         if address in self._holders:
             self._wait_for_holder(address)
+        if is_vfio_driver(driver):
+            self._let_sleep(address, "on")
         self._emit("unbind", address)
         return 0
+
+    def _let_sleep(self, address: str, policy: str) -> None:
+        """Set the power policy as vfio-pci does since 5.19: ``pm_runtime_allow()``, and back."""
+        if self.at_least(5, 19):
+            self.put(f"{device_path(address)}/{POWER}", policy)
 
     def _wait_for_holder(self, address: str) -> None:
         """Leave the write pending: the links are gone already, and the event is still to come."""

@@ -14,6 +14,7 @@ from vfiotool.testing.config_space import config_space
 
 DRIVERS = "/sys/bus/pci/drivers"
 DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
+_BOOT_ID = "b007b007-0000-4000-8000-000000000001"
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
 
@@ -54,6 +55,7 @@ class FakeTree:
         self.put(DRIVERS_PROBE, "")
         self.put("/proc/self/mounts", "")
         self.put("/proc/sys/kernel/osrelease", self.kernel)
+        self.put("/proc/sys/kernel/random/boot_id", _BOOT_ID)
 
     def put(self, path: str, content: str | bytes) -> None:
         """Write a file of any kind; text gets the newline that the kernel ends it with."""
@@ -201,6 +203,7 @@ class FakeTree:
             "driver_override": "(null)",
             "resource": "",
             "power_state": "D0",
+            "power/control": "on",
         }
         # Up to 5.14 the kernel says that there is a way to reset, not which.
         return attributes | ({"reset_method": "flr"} if self.at_least(5, 15) else {"reset": ""})

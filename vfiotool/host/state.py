@@ -1,0 +1,116 @@
+"""What binding changes of a device, and puts back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vfiotool.errors import KernelError
+from vfiotool.host import guard
+from vfiotool.host.attributes import device_path, parse_override
+from vfiotool.host.tree import GONE, Tree, decode
+
+OVERRIDE, NUMVFS, AUTOPROBE, POWER = (
+    "driver_override",
+    "sriov_numvfs",
+    "sriov_drivers_autoprobe",
+    "power/control",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAccess:
+    """Who may open a node: ``mode`` has the permission bits alone."""
+
+    uid: int
+    gid: int
+    mode: int
+
+
+ROOTS_ALONE = NodeAccess(0, 0, 0o600)
+"""What the kernel makes a group's node with."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Which driver has a device, which one is wished for it, and what goes with that.
+
+    ``numvfs`` is how many VFs a PF has, ``autoprobe`` whether host drivers may take new ones;
+    ``power_control`` is the runtime power policy (``on``, ``auto``), which vfio-pci changes; ``node``
+    is the access to the node of its group, which is made anew at each bind. Where a state is wished
+    for, ``None`` in one of these four leaves it as it comes.
+    """
+
+    driver: str | None
+    driver_override: str | None
+    numvfs: int | None = None
+    autoprobe: int | None = None
+    power_control: str | None = None
+    node: NodeAccess | None = None
+
+
+def read_state(tree: Tree, address: str) -> DeviceState:
+    """Read the state of one device.
+
+    Raises:
+        KernelError: the device is gone, or its override cannot be read.
+        TimeoutError: the device is locked by an unbind that is pending.
+    """
+    return read_states(tree, [address])[address]
+
+
+def read_states(tree: Tree, addresses: Iterable[str]) -> dict[str, DeviceState]:
+    """Read the states of devices; raises as ``read_state`` does."""
+    wanted = list(addresses)
+    names = (OVERRIDE, NUMVFS, AUTOPROBE, POWER)
+    answers = guard.read_all(tree, [f"{device_path(address)}/{name}" for address in wanted for name in names])
+    return {
+        address: _state(tree, address, {name: answers[f"{device_path(address)}/{name}"] for name in names})
+        for address in wanted
+    }
+
+
+def node_path(tree: Tree, address: str) -> str | None:
+    """Return the node of the device's group, be it there or not; ``None`` where it has no group."""
+    group = tree.find_link(f"{device_path(address)}/iommu_group")
+    return f"/dev/vfio/{group}" if group is not None and group.isdecimal() else None
+
+
+def _state(tree: Tree, address: str, answers: dict[str, guard.Answer]) -> DeviceState:
+    override = answers[OVERRIDE]
+    if override is None:
+        raise TimeoutError(errno.ETIMEDOUT, OVERRIDE, address)
+    if isinstance(override, OSError):
+        raise KernelError(override.errno or errno.EIO, "read", f"{device_path(address)}/{OVERRIDE}")
+    return DeviceState(
+        driver=tree.find_link(f"{device_path(address)}/driver"),
+        driver_override=parse_override(decode(override)),
+        numvfs=_number(answers[NUMVFS]),
+        autoprobe=_number(answers[AUTOPROBE]),
+        power_control=_text(answers[POWER]),
+        node=_node_access(tree, address),
+    )
+
+
+def _number(answer: guard.Answer) -> int | None:
+    text = _text(answer)
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _text(answer: guard.Answer) -> str | None:
+    return decode(answer) if isinstance(answer, bytes) else None
+
+
+def _node_access(tree: Tree, address: str) -> NodeAccess | None:
+    path = node_path(tree, address)
+    if path is None:
+        return None
+    try:
+        status = os.stat(tree.path(path), follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return None
+    return NodeAccess(status.st_uid, status.st_gid, status.st_mode & 0o777)
