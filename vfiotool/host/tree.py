@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 GONE = (errno.ENOENT, errno.ENODEV)
 """How the kernel says that a device went away, before or while one of its files was open."""
 
@@ -78,6 +82,20 @@ class Tree:
     def exists(self, path: str) -> bool:
         """Say whether a path is there."""
         return os.path.lexists(self._prefix + path)
+
+    def resolve(self, path: str) -> str:
+        """Return a path with all links in it followed, as the machine has it."""
+        resolved = os.path.realpath(self._prefix + path)
+        return resolved.removeprefix(os.path.realpath(self._prefix)) if self._prefix else resolved
+
+    def access(self, path: str) -> tuple[int, int, int]:
+        """Return the permission bits, the owner and the group of a node."""
+        status = os.stat(self._prefix + path, follow_symlinks=False)
+        return status.st_mode & 0o777, status.st_uid, status.st_gid
+
+    def answers(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None] | None:
+        """Return what reading these gives where that is known and cannot block, as ``guard`` has it."""
+        return None
 
 
 def decode(content: bytes) -> str:

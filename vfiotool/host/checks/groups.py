@@ -1,0 +1,78 @@
+"""Who may open VFIO's nodes, and whether what was handed over can be used."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+
+from vfiotool.host.attributes import addresses
+from vfiotool.host.checks import Verdict
+from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.groups import Group, group_ids, is_vfio_driver, read_groups
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+
+_CONTAINER = "/dev/vfio/vfio"
+_OTHERS = 0o006
+_GROUP = 0o060
+
+Access = tuple[int, int, int]
+"""Permission bits, owner and group of a node."""
+
+
+def check_nodes(tree: Tree, state_dir: str) -> Verdict:
+    """No node of a group or device is for everyone, and who was given one has the container as well."""
+    nodes = {}
+    for folder in ("/dev/vfio", "/dev/vfio/devices"):
+        for name in sorted(tree.find_names(folder)):
+            if f"{folder}/{name}" != "/dev/vfio/devices":
+                nodes[f"{folder}/{name}"] = tree.access(f"{folder}/{name}")
+    return judge_nodes(nodes)
+
+
+def judge_nodes(nodes: Mapping[str, Access]) -> Verdict:
+    """Judge by each node's access; the container's own is for everyone, and gives nobody a device."""
+    groups = {path: access for path, access in nodes.items() if path != _CONTAINER}
+    if not nodes:
+        return Verdict(True, "there are none yet: the first bind makes them")
+    exposed = [path for path, (mode, _, _) in groups.items() if mode & _OTHERS]
+    if exposed:
+        return Verdict(False, f"everyone may open {', '.join(exposed)}", f"chmod o-rwx {shlex.join(exposed)}")
+    given = [path for path, (mode, owner, group) in groups.items() if owner or (group and mode & _GROUP)]
+    container = nodes.get(_CONTAINER)
+    if given and container is not None and container[0] & _OTHERS != _OTHERS:
+        return Verdict(
+            False,
+            f"{', '.join(given)} can be opened without root, but {_CONTAINER} cannot",
+            f"chmod 0666 {_CONTAINER}",
+        )
+    lines = [f"{path} {_who(access)}" for path, access in groups.items()]
+    return Verdict(True, ", ".join(lines) or "no group is on a VFIO driver")
+
+
+def _who(access: Access) -> str:
+    mode, owner, group = access
+    return f"{mode:04o} of user {owner}, group {group}"
+
+
+def check_viability(tree: Tree, state_dir: str) -> Verdict:
+    """No group that has a device on vfio-pci is kept from userspace by another of its devices."""
+    devices = read_devices(tree, addresses(tree), PciNames(b""), state_dir=state_dir)
+    return judge_viability(read_groups(tree, group_ids(tree), devices), devices)
+
+
+def judge_viability(groups: Iterable[Group], devices: Iterable[Device]) -> Verdict:
+    """Judge the groups that have a device on a VFIO driver."""
+    handed = {one.address: one for one in devices if is_vfio_driver(one.driver)}
+    used = [group for group in groups if any(address in handed for address in group.devices)]
+    blocked = [group for group in used if not group.viable]
+    if not blocked:
+        detail = f"{len(used)} groups are handed over, and viable" if used else "no group is handed over"
+        return Verdict(True, detail)
+    causes = [
+        f"group {group.id} is not viable while {blocker.address} is on {blocker.driver}"
+        for group in blocked
+        for blocker in group.blockers
+    ]
+    remedies = [f"vfiotool bind --group group:{group.id}" for group in blocked]
+    return Verdict(False, "; ".join(causes), "; ".join(remedies))

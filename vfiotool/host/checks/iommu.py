@@ -1,0 +1,173 @@
+"""Is the IOMMU on, and does it remap interrupts? If not: whose switch is off, and where is it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vfiotool.host.checks import Verdict
+from vfiotool.host.checks.bootloader import BootLoader, detect_boot_loader
+from vfiotool.host.groups import GROUPS, group_ids
+from vfiotool.host.tree import Tree
+
+TABLES = "/sys/firmware/acpi/tables"
+UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+
+_OFF = ("intel_iommu=off", "amd_iommu=off", "iommu=off")
+_NO_REMAPPING = ("intremap=off", "nointremap")
+_AMD = ("AuthenticAMD", "HygonGenuine")
+_FOR_A_GUEST = (
+    "this is a virtual machine, so its host has to give it an IOMMU; with QEMU: -machine "
+    "q35,kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on"
+)
+_ACCEPT = (
+    "where all devices and their users are trusted: echo 'options vfio_iommu_type1 "
+    "allow_unsafe_interrupts=1' > /etc/modprobe.d/vfio-interrupts.conf, and load the module anew"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the machine says of its IOMMU.
+
+    ``tables`` are the names of its ACPI tables; DMAR, IVRS and VIOT describe IOMMUs. ``chips`` are the
+    interrupt chips in use; those behind interrupt remapping begin with ``IR-`` on x86.
+    """
+
+    groups: int
+    units: int
+    tables: frozenset[str]
+    parameters: tuple[str, ...]
+    vendor: str
+    is_guest: bool
+    chips: frozenset[str]
+    accepts_unsafe: bool
+    loader: BootLoader
+
+
+def read_facts(tree: Tree) -> Facts:
+    """Read them; no right is needed for any."""
+    cpu = _cpu(tree.find("/proc/cpuinfo") or "")
+    real = [n for n in group_ids(tree) if tree.find(f"{GROUPS}/{n}/name") != "vfio-noiommu"]
+    return Facts(
+        groups=len(real),
+        units=len(tree.find_names("/sys/class/iommu")),
+        tables=frozenset(tree.find_names(TABLES)),
+        parameters=tuple((tree.find("/proc/cmdline") or "").split()),
+        vendor=cpu.get("vendor_id", ""),
+        is_guest="hypervisor" in cpu.get("flags", "").split(),
+        chips=interrupt_chips(tree.find("/proc/interrupts") or ""),
+        accepts_unsafe=tree.find(UNSAFE) == "Y",
+        loader=detect_boot_loader(tree),
+    )
+
+
+def check_iommu(tree: Tree, state_dir: str) -> Verdict:
+    """There are IOMMU groups."""
+    return judge_iommu(read_facts(tree))
+
+
+def check_remapping(tree: Tree, state_dir: str) -> Verdict:
+    """Devices cannot forge each other's interrupts."""
+    return judge_remapping(read_facts(tree))
+
+
+def judge_iommu(facts: Facts) -> Verdict:
+    """Say whether the IOMMU is on, and, where it is not, how to turn it on here."""
+    if facts.groups:
+        return Verdict(True, f"it is on: {facts.groups} groups, {facts.units} units")
+    for parameter in _OFF:
+        if parameter in facts.parameters:
+            return Verdict(
+                False,
+                f"the kernel was told {parameter}",
+                f"{facts.loader.to_remove(parameter)}; then boot again",
+            )
+    if facts.is_guest and not facts.tables & {"DMAR", "IVRS", "VIOT"}:
+        return Verdict(False, "this virtual machine has no IOMMU", _FOR_A_GUEST)
+    if "VIOT" in facts.tables:
+        return Verdict(False, "the driver of the virtio-iommu is not loaded", "modprobe virtio_iommu")
+    if facts.vendor in _AMD and "DMAR" not in facts.tables:
+        return _judge_amd(facts)
+    return _judge_intel(facts) if facts.vendor or "DMAR" in facts.tables else _judge_other(facts)
+
+
+def judge_remapping(facts: Facts) -> Verdict:
+    """Say whether interrupts are remapped, by the chips that they go through."""
+    if any(chip.startswith("IR-") for chip in facts.chips):
+        return Verdict(True, "interrupts go through the IOMMU's remapping")
+    if any(chip.startswith("ITS-") for chip in facts.chips):
+        return Verdict(True, "interrupts go through the GIC's translation service")
+    if not facts.groups:
+        return Verdict(False, "without an IOMMU nothing remaps interrupts", judge_iommu(facts).remedy)
+    if not any("IO-APIC" in chip for chip in facts.chips):
+        return Verdict(None, "this kernel does not show how interrupts are delivered")
+    detail = "interrupts are not remapped: a device could forge them"
+    if facts.accepts_unsafe:
+        detail += "; vfio_iommu_type1 was told to accept that"
+    return Verdict(False, detail, _how_to_remap(facts))
+
+
+def interrupt_chips(interrupts: str) -> frozenset[str]:
+    """Return the names of the chips in ``/proc/interrupts``: what follows each line's counters."""
+    chips = set()
+    for line in interrupts.splitlines():
+        number, _, rest = line.partition(":")
+        words = [word for word in rest.split() if not word.isdecimal()]
+        if number.strip().isdecimal() and words:
+            chips.add(words[0])
+    return frozenset(chips)
+
+
+def _how_to_remap(facts: Facts) -> str:
+    for parameter in _NO_REMAPPING:
+        if parameter in facts.parameters:
+            return f"{facts.loader.to_remove(parameter)}; then boot again"
+    if "VIOT" in facts.tables:
+        return f"a virtio-iommu cannot; {_ACCEPT}"
+    return f"turn interrupt remapping (or x2APIC) on in the firmware's setup; or, {_ACCEPT}"
+
+
+def _judge_amd(facts: Facts) -> Verdict:
+    if "IVRS" in facts.tables:
+        return Verdict(
+            False,
+            "the firmware describes AMD-Vi (IVRS), but the kernel does not use it",
+            "dmesg | grep -iE 'AMD-Vi|IVRS' tells why",
+        )
+    return Verdict(
+        False,
+        "the firmware describes no AMD-Vi (no IVRS table)",
+        "systemctl reboot --firmware-setup, and turn 'IOMMU' or 'AMD-Vi' on",
+    )
+
+
+def _judge_intel(facts: Facts) -> Verdict:
+    asked = any(p.startswith("intel_iommu=on") for p in facts.parameters)
+    add = facts.loader.to_add("intel_iommu=on")
+    if "DMAR" not in facts.tables:
+        setup = "systemctl reboot --firmware-setup, and turn 'VT-d' on"
+        remedy = setup if asked else f"{add}; then {setup}"
+        return Verdict(False, "the firmware describes no VT-d (no DMAR table)", remedy)
+    if asked:
+        return Verdict(
+            False, "the kernel does not use VT-d although it was told to", "dmesg | grep DMAR tells why"
+        )
+    return Verdict(
+        False,
+        "the firmware describes VT-d (DMAR), but the kernel was not told to use it",
+        f"{add}; then boot again",
+    )
+
+
+def _judge_other(facts: Facts) -> Verdict:
+    return Verdict(
+        False,
+        "the kernel found no IOMMU",
+        "systemctl reboot --firmware-setup, and turn 'IOMMU' or 'SMMU' on; dmesg | grep -i iommu tells more",
+    )
+
+
+def _cpu(text: str) -> dict[str, str]:
+    """Return the fields of the first processor."""
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}

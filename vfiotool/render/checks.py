@@ -1,0 +1,22 @@
+"""The checks of ``doctor`` for a terminal: a line each, and below it what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vfiotool.host.doctor import Check
+
+_WORDS = {True: "ok", False: "FAIL", None: "?"}
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """Print each check; lines are left whole, so that a remedy can be copied."""
+    for check in checks:
+        print(f"{_WORDS[check.ok]:<5} {check.name:<20} {_printable(check.detail)}")
+        if check.remedy is not None:
+            print(f"{'':5} {'remedy:':<20} {_printable(check.remedy)}")
+
+
+def _printable(text: str) -> str:
+    """What a capture of another machine says must not steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
