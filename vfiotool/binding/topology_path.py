@@ -6,14 +6,13 @@ are given out anew at each boot, and shift when a bridge comes or goes before; s
 
 from __future__ import annotations
 
-import os
 import re
 
 from vfiotool.errors import DeviceNotFoundError, UnsupportedError
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.tree import Tree
 
-_SYS_DEVICES = "/sys/devices"
+_SYS_DEVICES = "/sys/devices/"
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([0-9a-f]{2}\.[0-7])")
 _HOP = re.compile(r"[0-9a-f]{2}\.[0-7]")
 _HOST_BRIDGE = re.compile(r"pci([0-9a-f]{4,8}):([0-9a-f]{2})")
@@ -29,9 +28,11 @@ def read_path(tree: Tree, address: str) -> str:
     """
     if not tree.exists(device_path(address)):
         raise DeviceNotFoundError(f"there is no PCI device {address}", hint="'vfiotool list' shows all")
-    folder = os.path.realpath(tree.path(device_path(address)))
-    below = os.path.relpath(folder, os.path.realpath(tree.path(_SYS_DEVICES)))
-    parts = [match[1] if (match := _ADDRESS.fullmatch(part)) else part for part in below.split("/")]
+    folder = tree.resolve(device_path(address))
+    below = folder.removeprefix(_SYS_DEVICES)
+    parts = [
+        match[1] if (match := _ADDRESS.fullmatch(part)) else part for part in below.strip("/").split("/")
+    ]
     path = "/".join(parts)
     if not is_path(path):
         raise UnsupportedError(

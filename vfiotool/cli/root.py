@@ -19,6 +19,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "bind": ("vfiotool.cli.bind:bind", "Hand devices to a driver, vfio-pci by default."),
     "unbind": ("vfiotool.cli.bind:unbind", "Leave devices without a driver."),
     "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
+    "recover": ("vfiotool.cli.bind:recover", "Put right what a killed vfiotool left."),
+    "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
     "doctor": ("vfiotool.cli.doctor:doctor", "Check whether this machine is ready, and say what to do."),
     "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
 }

@@ -1,0 +1,145 @@
+"""Will an entry hold at the next start, and does it hold now? Reads, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+from vfiotool.binding import own_files
+from vfiotool.binding.persist import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
+from vfiotool.binding.topology_path import find_at
+from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.checks import Verdict, modules_folder
+from vfiotool.host.doctor import Check
+from vfiotool.host.era import kernel_release
+from vfiotool.host.tree import Tree
+
+_IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
+"""Where Debian's initramfs-tools, dracut, and SUSE's dracut put the initramfs of a kernel."""
+
+
+def check(tree: Tree, entry: Entry) -> list[Check]:
+    """Check one entry: its rule, the device, its driver, the native one, and the initramfs.
+
+    What cannot be read makes a check unknown (``ok`` is ``None``).
+    """
+    checks = []
+    for name, look in _CHECKS.items():
+        try:
+            verdict = look(tree, entry)
+        except (OSError, ValueError, VfioToolError) as error:
+            verdict = Verdict(None, f"it cannot be told: {error}")
+        checks.append(Check(name, verdict.ok, verdict.detail, verdict.remedy))
+    return checks
+
+
+def _check_rule(tree: Tree, entry: Entry) -> Verdict:
+    if own_files.read(tree.path(entry.rule)) == rule_text(entry):
+        return Verdict(True, entry.rule)
+    return Verdict(False, f"{entry.rule} is not as vfiotool writes it", _again(entry))
+
+
+def _check_device(tree: Tree, entry: Entry) -> Verdict:
+    wanted = f"{entry.vendor_id:04x}:{entry.device_id:04x}"
+    address = find_at(tree, entry.path)
+    remedy = f"vfiotool persist remove {entry.path}"
+    if address is None:
+        return Verdict(False, f"no device is at {entry.path}", remedy)
+    vendor_id, device_id = read_ids(tree, address)
+    found = f"{vendor_id:04x}:{device_id:04x}"
+    if found != wanted:
+        return Verdict(False, f"{address}, at {entry.path}, is {found} and not {wanted}", remedy)
+    return Verdict(True, f"{address} is {wanted}")
+
+
+def _check_driver(tree: Tree, entry: Entry) -> Verdict:
+    address = present_at(tree, entry)
+    if address is None:
+        return Verdict(None, "the device is not there")
+    driver = tree.find_link(f"{device_path(address)}/driver")
+    if driver == entry.driver:
+        return Verdict(True, f"{address} is on {driver}")
+    remedy = f"vfiotool bind --driver {entry.driver} {address}"
+    return Verdict(False, f"{address} is on {driver or 'no driver'} and not on {entry.driver}", remedy)
+
+
+def _check_native(tree: Tree, entry: Entry) -> Verdict:
+    """A driver that is a part of the kernel takes its devices before any process runs."""
+    address = present_at(tree, entry)
+    if address is None:
+        return Verdict(None, "the device is not there")
+    alias = tree.read(f"{device_path(address)}/modalias")
+    info = tree.find(f"{modules_folder(tree)}/modules.builtin.modinfo")
+    if info is None:
+        return Verdict(None, "this kernel does not say which drivers are built in (it does from 5.2 on)")
+    drivers = _builtin_drivers(info, alias)
+    if drivers:
+        detail = (
+            f"{', '.join(drivers)} is built into the kernel, and takes the device before any rule is read"
+        )
+        return Verdict(False, detail, f"boot a kernel that has {drivers[0]} as a module")
+    return Verdict(True, "no driver of it is built into the kernel")
+
+
+def _builtin_drivers(info: str, alias: str) -> list[str]:
+    """Find who serves a modalias in a ``modules.builtin.modinfo``: ``NAME.alias=GLOB``, ended by zeroes."""
+    found: dict[str, None] = {}
+    for line in info.split("\0"):
+        key, _, pattern = line.partition("=")
+        name, _, field = key.rpartition(".")
+        if field == "alias" and pattern.startswith("pci:") and fnmatchcase(alias, pattern):
+            found[name] = None
+    return list(found)
+
+
+def _check_hooks(tree: Tree, entry: Entry) -> Verdict:
+    hooks = installed_hooks(tree)
+    for hook in hooks:
+        if own_files.read(tree.path(hook.path)) != hook.text:
+            return Verdict(False, f"{hook.path}, for {hook.builder}, is missing or changed", _again(entry))
+    if hooks:
+        return Verdict(True, ", ".join(hook.path for hook in hooks))
+    if _image(tree) is None:
+        return Verdict(True, "none is needed: this kernel starts without an initramfs")
+    detail = "neither initramfs-tools nor dracut is here, but this kernel starts with an initramfs"
+    return Verdict(None, detail, f"have {entry.rule} and the module {entry.driver} put into it")
+
+
+def _check_image(tree: Tree, entry: Entry) -> Verdict:
+    image = _image(tree)
+    if image is None:
+        return Verdict(True, "this kernel starts without one, by what is in /boot")
+    hooks = installed_hooks(tree)
+    since = max(_written(tree, path) for path in (entry.rule, *(hook.path for hook in hooks)))
+    if _written(tree, image) >= since:
+        return Verdict(True, f"{image} was built after the entry was added")
+    return Verdict(False, f"{image} is older than the entry", _rebuild(hooks))
+
+
+def _rebuild(hooks: list[Hook]) -> str:
+    return " or ".join(hook.rebuild for hook in hooks) or "build the initramfs anew"
+
+
+def _image(tree: Tree) -> str | None:
+    names = (path.format(kernel_release(tree).rpartition("/")[2]) for path in _IMAGES)
+    return next((name for name in names if tree.exists(name)), None)
+
+
+def _written(tree: Tree, path: str) -> int:
+    return os.stat(tree.path(path)).st_mtime_ns
+
+
+def _again(entry: Entry) -> str:
+    return f"vfiotool persist add --driver {entry.driver} {entry.address}"
+
+
+_CHECKS: Mapping[str, Callable[[Tree, Entry], Verdict]] = {
+    "rule": _check_rule,
+    "device": _check_device,
+    "driver": _check_driver,
+    "native": _check_native,
+    "initramfs-hook": _check_hooks,
+    "initramfs": _check_image,
+}

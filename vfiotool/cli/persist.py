@@ -1,0 +1,164 @@
+"""``vfiotool persist``: devices that are on a VFIO driver from the start of the machine on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from vfiotool.binding import persist as rules
+from vfiotool.binding.operations import Binding
+from vfiotool.binding.persist import Entry
+from vfiotool.binding.refusals import RULES
+from vfiotool.cli.bind import allowed_rules, choosing_options
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.errors import DeviceNotFoundError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.selectors import select, select_meant
+from vfiotool.host.tree import Tree
+from vfiotool.pci.address import is_address, parse_address
+from vfiotool.render.documents import write_document
+
+Verb = Callable[..., Any]
+
+
+def lifting_options(verb: Verb) -> Verb:
+    """Add an option for each rule that can be lifted, as ``bind`` has them."""
+    for rule in reversed(list(RULES)):
+        verb = click.option(f"--allow-{rule}", f"allow_{rule}", is_flag=True, help=RULES[rule])(verb)
+    return verb
+
+
+@click.group("persist")
+def persist() -> None:
+    """Have devices on a VFIO driver from the start of the machine on, before their own driver."""
+
+
+@persist.command()
+@choosing_options
+@click.option("--driver", default="vfio-pci", show_default=True, help="A VFIO driver.")
+@lifting_options
+@json_option
+@click.pass_obj
+def add(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> None:
+    """Have devices on a VFIO driver from the next start on; now nothing is bound.
+
+    What 'vfiotool bind' would refuse to take is refused here.
+    """
+    tree = _live(settings)
+    looking = Binding(state_dir=settings.state_dir, allowed=allowed_rules(options), dry_run=True)
+    wanted = select_meant(tree, options["selectors"], several=options["several"] or options["group"])
+    if options["group"]:
+        wanted = looking.group_members(wanted)
+    for warning in looking.bind(wanted, driver).warnings:
+        click.echo(f"warning: {warning}", err=True)
+    _report(tree, [rules.add(tree, address, driver) for address in wanted], as_json, "is added")
+
+
+@persist.command("list")
+@json_option
+@click.pass_obj
+def list_entries(settings: Settings, /, as_json: bool) -> None:
+    """List the devices that have an entry, and where they are now."""
+    entries = [_described(settings.tree, entry) for entry in rules.entries(settings.tree)]
+    if as_json:
+        write_document("persist", {"entries": entries})
+        return
+    from vfiotool.render.entries import print_entries
+
+    print_entries(entries)
+
+
+@persist.command()
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Remove all entries.")
+@json_option
+@click.pass_obj
+def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """Leave devices to their own drivers again, from the next start on; now nothing is bound.
+
+    An ADDRESS can be the path that 'persist list' shows, for a device that is not there.
+    """
+    if bool(selectors) == everything:
+        raise click.UsageError("name the devices, or give --all for all entries")
+    tree = _live(settings)
+    known = rules.entries(tree)
+    chosen = known if everything else _chosen(tree, known, selectors)
+    for entry in chosen:
+        rules.remove(tree, entry)
+    _report(tree, chosen, as_json, "is removed")
+
+
+@persist.command()
+@json_option
+@click.pass_obj
+def check(settings: Settings, /, as_json: bool) -> int:
+    """Check whether each entry will hold at the next start, and does now. Exits with 1 where one does not."""
+    from vfiotool.binding.persist_check import check as check_entry
+
+    tree = settings.tree
+    checked = [(entry, check_entry(tree, entry)) for entry in rules.entries(tree)]
+    if as_json:
+        entries = [_described(tree, entry) | {"checks": checks} for entry, checks in checked]
+        write_document("persist", {"entries": entries})
+    else:
+        from vfiotool.render.checks import print_checks
+
+        for entry, checks in checked:
+            click.echo(f"{entry.path} ({entry.address})")
+            print_checks(checks)
+    return int(any(one.ok is False for _, checks in checked for one in checks))
+
+
+def _live(settings: Settings) -> Tree:
+    if not settings.tree.is_live:
+        raise click.UsageError("--sysroot is for looking: only this machine can be changed")
+    return settings.tree
+
+
+def _chosen(tree: Tree, known: Sequence[Entry], selectors: Iterable[str]) -> list[Entry]:
+    chosen: dict[Entry, None] = {}
+    for selector in selectors:
+        found = _named(tree, known, selector)
+        if not found:
+            raise DeviceNotFoundError(
+                f"no entry is for '{selector}'", hint="'vfiotool persist list' shows all entries"
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def _named(tree: Tree, known: Sequence[Entry], selector: str) -> list[Entry]:
+    """Return the entries of a path, else of the devices that are there now, else of a former address."""
+    if "/" in selector:
+        return [entry for entry in known if entry.path == selector]
+    try:
+        present = select(tree, [selector])
+    except DeviceNotFoundError:
+        present = []
+    found = [entry for entry in known if rules.present_at(tree, entry) in present]
+    if not found and is_address(selector):
+        address = parse_address(selector)
+        found = [e for e in known if e.address == address and rules.present_at(tree, e) is None]
+    return found
+
+
+def _described(tree: Tree, entry: Entry) -> dict[str, Any]:
+    """The entry, with where its device is now and which driver has it there."""
+    address = rules.present_at(tree, entry)
+    driver = None if address is None else tree.find_link(f"{device_path(address)}/driver")
+    return asdict(entry) | {"rule": entry.rule, "present_at": address, "bound_to": driver}
+
+
+def _report(tree: Tree, entries: Sequence[Entry], as_json: bool, done: str) -> None:
+    commands = rules.rebuild_commands(tree)
+    if as_json:
+        described = [_described(tree, entry) for entry in entries]
+        write_document("persist", {"entries": described, "rebuild": commands})
+    else:
+        for entry in entries:
+            click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
+    if entries and commands:
+        click.echo(f"now run '{' or '.join(commands)}': the initramfs is as it was before", err=True)

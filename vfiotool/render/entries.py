@@ -1,0 +1,28 @@
+"""The entries of ``persist`` for a terminal: a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 200
+
+
+def print_entries(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Print where each entry's device is plugged in, what it is to be on, and where and what it is now."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("PATH", "ID", "DRIVER", "NOW AT", "NOW ON"):
+        table.add_column(heading, no_wrap=True)
+    for entry in entries:
+        ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
+        now = (entry["present_at"] or "-", entry["bound_to"] or "-")
+        table.add_row(*map(Text, (entry["path"], ids, entry["driver"], *now)))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe gets each line whole
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    console.print(table)
