@@ -14,6 +14,7 @@ from typing import Any
 
 from vfiotool.binding.machine import Events, LiveMachine, Machine
 from vfiotool.binding.operations import Binding
+from vfiotool.binding.ownership import Owner
 from vfiotool.binding.steps import steps_between
 from vfiotool.errors import KernelError
 from vfiotool.host.attributes import addresses
@@ -63,6 +64,12 @@ class Watched:
 
     def set_access(self, node: str, access: NodeAccess) -> None:
         self.machine.set_access(node, access)
+
+    def grant(self, address: str, owner: Owner) -> None:
+        self.machine.grant(address, owner)
+
+    def revoke(self, address: str) -> None:
+        self.machine.revoke(address)
 
     def load_module(self, name: str) -> None:
         self.machine.load_module(name)

@@ -84,11 +84,11 @@ def test_an_error_is_a_status_an_error_line_and_a_hint_line(
 
 
 def test_a_rule_says_which_option_lifts_it(vfiotool: Run, host: FakeHost) -> None:
-    host.add_class("net", "eth0", f"{host.devices[NIC].folder}/net/eth0", operstate="up")
-    refused = vfiotool("bind", "eth0")
+    host.put(f"{host.devices[NIC].folder}/boot_vga", "1")
+    refused = vfiotool("bind", NIC)
     assert (refused.status, host.writes) == (3, [])
-    assert "hint: if you mean it, add --allow-network" in refused.stderr
-    assert vfiotool("bind", "eth0", "--allow-network").status == 0
+    assert "hint: if you mean it, add --allow-vga" in refused.stderr
+    assert vfiotool("bind", NIC, "--allow-vga").status == 0
     assert host.driver(NIC) == "vfio-pci"
 
 
@@ -103,7 +103,11 @@ def test_a_step_that_fails(vfiotool: Run, host: FakeHost) -> None:
 def test_a_blocked_unbind_names_its_holder(vfiotool: Run, host: FakeHost) -> None:
     vfiotool("bind", EDU)
     host.block(EDU, pid=77, comm="qemu")
-    result = vfiotool("unbind", EDU, "--timeout", "1")
+    refused = vfiotool("unbind", EDU)
+    assert refused.status == 3
+    assert "in use by pid 77 (qemu)" in refused.stderr
+    assert "--allow-held" in refused.stderr
+    result = vfiotool("unbind", EDU, "--timeout", "1", "--allow-held")
     assert (result.status, result.stdout) == (5, "")
     assert "held by pid 77 (qemu), fd 3 on /dev/vfio/5" in result.stderr
     assert vfiotool("list", "--json", EDU).document["devices"][0]["blocked"]
@@ -187,7 +191,7 @@ def test_the_documents_of_bind_and_restore(vfiotool: Run, host: FakeHost) -> Non
     restored = vfiotool("restore", "--all", "--json").document
     assert restored["schema"] == "vfiotool.restore/1"
     assert restored["changed"] == [{"address": NIC, "from": "vfio-pci", "to": "e1000e"}]
-    assert [step["value"] for step in restored["steps"]] == ["\n", NIC, NIC]
+    assert [step["value"] for step in restored["steps"]] == ["\n", NIC, NIC, "on"]
     assert vfiotool("restore", "--all", "--json").document["changed"] == []
 
 

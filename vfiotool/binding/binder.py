@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vfiotool.binding.machine import Events, Machine
+from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, parse_access, steps_between
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
@@ -85,6 +86,9 @@ class Binder:
     def _carry_out(self, events: Events, step: Step) -> None:
         if step.is_access:
             self._machine.set_access(step.path, parse_access(step.value))
+            return
+        if step.is_rule:
+            self._machine.grant(step.address, parse_owner(step.value))
             return
         if step.binds and not self._era.has_dma_owner:
             self._require_idle_group(step.address, step.binds)

@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Collection
 from typing import Protocol
 
+from vfiotool.binding import ownership
+from vfiotool.binding.ownership import Owner
 from vfiotool.binding.state_dir import unusable
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
@@ -54,6 +56,12 @@ class Machine(Protocol):
 
     def set_access(self, node: str, access: NodeAccess) -> None:
         """Say who may open a node. KernelError where it cannot be."""
+
+    def grant(self, address: str, owner: Owner) -> None:
+        """Give a device's nodes to an owner, as ``ownership.grant`` does."""
+
+    def revoke(self, address: str) -> None:
+        """Take back what ``grant`` gave, if it did."""
 
     def load_module(self, name: str) -> None:
         """Load a driver's module.
@@ -129,6 +137,12 @@ class LiveMachine:
             raise KernelError(error.errno or -1, "chown", node) from error
         finally:
             os.close(fd)
+
+    def grant(self, address: str, owner: Owner) -> None:
+        ownership.grant(self.tree, address, owner)
+
+    def revoke(self, address: str) -> None:
+        ownership.revoke(self.tree, address)
 
     def _note(self, address: str, pid: int) -> None:
         """Leave word of a write before it is begun: nothing else shows one that does not return."""

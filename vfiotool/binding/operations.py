@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from vfiotool.binding.binder import Binder
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.locks import lock_keys, locked
 from vfiotool.binding.machine import LiveMachine, Machine
+from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.scene import Scene, read_scene
+from vfiotool.binding.steps import grant_to
 from vfiotool.binding.stored import Stored, boot_id, is_driver_name
 from vfiotool.binding.transaction import Transaction, TransactionLog, unfinished
 from vfiotool.errors import BlockedError, SelectorError, UnsupportedError, VfioToolError
@@ -29,6 +32,7 @@ from vfiotool.host.state import DeviceState, read_states
 from vfiotool.pci.names import PciNames
 
 UNBIND_SECONDS = 30.0
+AUTO = "auto"
 
 Wish = Callable[[Device, DeviceState], DeviceState]
 """From a device and its state to the state that it is to be in."""
@@ -57,8 +61,11 @@ class Binding:
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
         self._mended: set[str] = set()
 
-    def bind(self, wanted: Sequence[str], driver: str = "vfio-pci") -> Plan:
+    def bind(self, wanted: Sequence[str], driver: str = "vfio-pci", owner: Owner | None = None) -> Plan:
         """Hand devices to a driver; all of them, or none.
+
+        The driver ``auto`` is the VFIO driver that serves each device best. ``owner`` may open their
+        nodes, until they are restored.
 
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
@@ -70,11 +77,12 @@ class Binding:
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
         def wish(device: Device, state: DeviceState) -> DeviceState:
-            if is_vfio_driver(driver) and device.iommu_group is None:
+            chosen = self._best_driver(device) if driver == AUTO else driver
+            if is_vfio_driver(chosen) and device.iommu_group is None:
                 raise _no_group(device.address)
-            return bound_to(state, driver)
+            return bound_to(state, chosen)
 
-        return self._run(wanted, wish)
+        return self._run(wanted, wish, owner=owner)
 
     def unbind(self, wanted: Sequence[str]) -> Plan:
         """Leave devices without a driver; what they were is recorded. Raises as ``bind`` does."""
@@ -130,16 +138,24 @@ class Binding:
             chosen.update(dict.fromkeys(other.address for other in members if not is_bridge(other)))
         return list(chosen)
 
-    def _run(self, wanted: Sequence[str], wish: Wish, *, forget: bool = False) -> Plan:
+    def _run(
+        self, wanted: Sequence[str], wish: Wish, *, forget: bool = False, owner: Owner | None = None
+    ) -> Plan:
         if self.dry_run:
-            return self._plan(wanted, wish, self._allowed)[0]
+            return self._plan(wanted, wish, self._allowed, owner)[0]
         with self._locked(wanted):
             self._mend(wanted)
-            plan, scene = self._plan(wanted, wish, self._allowed)
+            plan, scene = self._plan(wanted, wish, self._allowed, owner)
             self._carry_out(plan, scene, forget=wanted if forget else ())
         return plan
 
-    def _plan(self, wanted: Sequence[str], wish: Wish, allowed: frozenset[str]) -> tuple[Plan, Scene]:
+    def _plan(
+        self,
+        wanted: Sequence[str],
+        wish: Wish,
+        allowed: frozenset[str],
+        owner: Owner | None = None,
+    ) -> tuple[Plan, Scene]:
         scene = read_scene(self._tree, self._read_devices(), wanted, allowed=allowed)
         for address in wanted:
             if scene.devices[address].blocked:
@@ -153,6 +169,9 @@ class Binding:
         )
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
+        if owner is not None:
+            grants = tuple(grant_to(address, owner) for address in wanted)
+            plan = replace(plan, steps=plan.steps + grants)
         return plan, scene
 
     def _carry_out(self, plan: Plan, scene: Scene, *, forget: Iterable[str]) -> None:
@@ -279,8 +298,14 @@ class Binding:
             if not self._machine.await_writer(address, self.timeout):
                 raise _waiting(read_scene(self._tree, self._read_devices(), [address]), address)
 
+    def _best_driver(self, device: Device) -> str:
+        from vfiotool.host.variants import best_vfio_driver
+
+        return best_vfio_driver(self._tree, device)
+
     def _forget(self, wanted: Iterable[str]) -> None:
         for address in wanted:
+            self._machine.revoke(address)
             self._journal.forget(address)
 
     def _read_devices(self) -> list[Device]:

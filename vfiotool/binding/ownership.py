@@ -37,6 +37,9 @@ class Owner:
         """The nodes' permissions: the user's alone, or the group's too. Never the world's."""
         return 0o600 if self.gid is None else 0o660
 
+    def __str__(self) -> str:
+        return f"{self.uid}:{'' if self.gid is None else self.gid}"
+
 
 def parse_owner(text: str) -> Owner:
     """Return who ``USER`` or ``USER:GROUP`` is, each a name or a number that this machine knows.
@@ -145,8 +148,13 @@ def _change(tree: Tree, address: str, owner: Owner | None) -> None:
             own_files.write(_rule_path(tree, address), _rule(address, owner))
 
 
+def rule_path(address: str) -> str:
+    """Return the path of the rule of a device."""
+    return f"{RULES}/{_PREFIX}{parse_address(address)}{_SUFFIX}"
+
+
 def _rule_path(tree: Tree, address: str) -> str:
-    return tree.path(f"{RULES}/{_PREFIX}{parse_address(address)}{_SUFFIX}")
+    return tree.path(rule_path(address))
 
 
 def _rule(address: str, owner: Owner) -> str:

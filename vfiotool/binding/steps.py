@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vfiotool.binding.ownership import RULES, Owner, rule_path
 from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.state import AUTOPROBE, NUMVFS, OVERRIDE, POWER, ROOTS_ALONE, DeviceState, NodeAccess
@@ -36,12 +37,19 @@ class Step:
             return f"{MODPROBE} {self.value}"
         if self.is_access:
             return f"give {self.path} to {self.value}"
+        if self.is_rule:
+            return f"give its nodes to {self.value} by {self.path}"
         return f"write {self.value!r} to {self.path}"
 
     @property
     def is_access(self) -> bool:
         """Say whether it changes who may open a node."""
         return self.path.startswith("/dev/")
+
+    @property
+    def is_rule(self) -> bool:
+        """Say whether it gives the device's nodes to somebody, for later binds too."""
+        return self.path.startswith(f"{RULES}/")
 
     @property
     def binds(self) -> str | None:
@@ -73,6 +81,11 @@ def bind_to(address: str, driver: str) -> Step:
 def unbind_from(address: str, driver: str) -> Step:
     """Take a device from its driver."""
     return Step(address, f"{DRIVERS}/{driver}/unbind", address, (("unbind", address),))
+
+
+def grant_to(address: str, owner: Owner) -> Step:
+    """Give a device's nodes to an owner, by number."""
+    return Step(address, rule_path(address), str(owner))
 
 
 def steps_between(

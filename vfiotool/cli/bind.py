@@ -1,4 +1,4 @@
-"""The verbs that change which driver has a device: bind, unbind and restore."""
+"""The verbs that change which driver has a device: bind, unbind, restore and recover."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS, Binding
+from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import RULES, PlanRefusedError
 from vfiotool.cli.settings import Settings, json_option
+from vfiotool.cli.signals import unwind_when_told_to_end
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 
@@ -60,17 +62,24 @@ def choosing_options(verb: Verb) -> Verb:
 
 @click.command("bind")
 @choosing_options
-@click.option("--driver", default="vfio-pci", show_default=True, help="The driver to bind to.")
+@click.option(
+    "--driver",
+    default="vfio-pci",
+    show_default=True,
+    help="The driver to bind to; 'auto' is the VFIO driver that serves each device best.",
+)
+@click.option("--owner", metavar="USER[:GROUP]", help="Who may open the nodes, at this bind and later ones.")
 @changing_options
 @click.pass_obj
-def bind(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> None:
+def bind(settings: Settings, /, driver: str, owner: str | None, as_json: bool, **options: Any) -> None:
     """Hand devices to a driver: all of them, or none.
 
     What each device was is recorded first; 'vfiotool restore' brings it back.
     """
     binding = _binding(settings, **options)
     wanted = _chosen(settings, binding, **options)
-    _report("bind", lambda: binding.bind(wanted, driver), as_json, binding.dry_run)
+    granted = None if owner is None else parse_owner(owner)
+    _report("bind", lambda: binding.bind(wanted, driver, granted), as_json, binding.dry_run)
 
 
 @click.command("unbind")
@@ -100,6 +109,15 @@ def restore(
     _report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
 
 
+@click.command("recover")
+@changing_options
+@click.pass_obj
+def recover(settings: Settings, /, as_json: bool, **options: Any) -> None:
+    """Undo what a killed vfiotool left half done, and finish what waited for a holder."""
+    binding = _binding(settings, **options)
+    _report("recover", binding.recover, as_json, binding.dry_run)
+
+
 def _chosen(settings: Settings, binding: Binding, **options: Any) -> list[str]:
     group = options["group"]
     wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
@@ -119,6 +137,7 @@ def _binding(settings: Settings, **options: Any) -> Binding:
 
 def _report(verb: str, run: Callable[[], Plan], as_json: bool, dry_run: bool) -> None:
     """Run a verb and print what it did, or, in a dry run, what it would write."""
+    unwind_when_told_to_end()
     try:
         plan = run()
     except PlanRefusedError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from vfiotool.cli.settings import json_option
+from vfiotool.cli.signals import unwind_when_told_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +24,13 @@ _MACHINE = click.option(
     "--machine", "-m", default="default", show_default=True, help="A name from 'lab machines'."
 )
 _MEMORY = click.option("--memory", default="2G", show_default=True, help="The guest's memory.")
+_FILES = click.option(
+    "--files",
+    type=click.Path(exists=True, file_okay=False),
+    default="",
+    metavar="DIR",
+    help="Lay the files below DIR over the guest's root before it starts, as root's own.",
+)
 _TIMES = click.option("--times", is_flag=True, help="Say on stderr what the start was made of.")
 
 
@@ -39,27 +46,35 @@ def lab() -> None:
 @_KERNEL
 @_MACHINE
 @_MEMORY
+@_FILES
 @click.option("--timeout", type=float, metavar="SECONDS", help="End a command that runs longer.")
 @_TIMES
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    kernel: str, machine: str, memory: str, timeout: float | None, times: bool, command: tuple[str, ...]
+    kernel: str,
+    machine: str,
+    memory: str,
+    files: str,
+    timeout: float | None,
+    times: bool,
+    command: tuple[str, ...],
 ) -> int:
     """Run COMMAND as root in a guest; its exit status is the command's, 125 where the guest is lost.
 
     On a terminal the command has one too, and Ctrl-C goes to it; Ctrl-] three times ends the guest.
     """
-    return start(kernel, machine, memory, timeout, times, command)
+    return start(kernel, machine, memory, files, timeout, times, command)
 
 
 @lab.command()
 @_KERNEL
 @_MACHINE
 @_MEMORY
+@_FILES
 @_TIMES
-def shell(kernel: str, machine: str, memory: str, times: bool) -> int:
+def shell(kernel: str, machine: str, memory: str, files: str, times: bool) -> int:
     """Open a shell in a guest."""
-    return start(kernel, machine, memory, None, times, (os.environ.get("SHELL", "/bin/sh"),))
+    return start(kernel, machine, memory, files, None, times, (os.environ.get("SHELL", "/bin/sh"),))
 
 
 @lab.command()
@@ -123,6 +138,7 @@ def start(
     kernel: str,
     machine: str,
     memory: str,
+    files: str,
     timeout: float | None,
     show_times: bool,
     command: tuple[str, ...],
@@ -135,20 +151,14 @@ def start(
         found = kernels.get(kernel, progress=fetching)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
-    job = guest.Job(command, found, topology, accelerator, memory, timeout)
+    job = guest.Job(command, found, topology, accelerator, memory, timeout, files)
     times = guest.Times(probed=time.monotonic() - begun)
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
+    unwind_when_told_to_end()
     try:
         return guest.run(job, times)
     finally:
         if show_times:
             print_times(times)
-
-
-def end(number: int, _frame: object) -> NoReturn:
-    """Leave in good order: the guest ended, the terminal as it was."""
-    raise SystemExit(128 + number)
 
 
 class Fetching:

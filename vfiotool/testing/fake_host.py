@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.errors import KernelError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import is_vfio_driver
@@ -110,6 +111,14 @@ class FakeHost(FakeTree):
             os.chmod(self.tree.path(node), access.mode)
         except OSError as error:
             raise KernelError(error.errno or errno.EIO, "chown", node) from error
+
+    def grant(self, address: str, owner: Owner) -> None:
+        """Note whom a device's nodes belong to; the fake has no udevd to give them."""
+        self.put(rule_path(address), str(owner))
+
+    def revoke(self, address: str) -> None:
+        """Note that they belong to nobody in particular."""
+        self.remove(rule_path(address))
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
         """Write to sysfs.
