@@ -53,7 +53,10 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to run where. ``timeout`` is seconds for the command, None for no limit."""
+    """What to run where. ``timeout`` is seconds for the command, None for no limit.
+
+    The tree below the folder ``files`` is laid over the guest's root, as root's own, before its udevd starts.
+    """
 
     argv: tuple[str, ...]
     kernel: Kernel
@@ -61,6 +64,7 @@ class Job:
     accelerator: tuple[str, ...] = qemu.TCG
     memory: str = "2G"
     timeout: float | None = None
+    files: str = ""
 
 
 @dataclass(slots=True)
@@ -202,6 +206,7 @@ def build_initramfs(job: Job) -> bytes:
         "MODULES_ROOT": os.path.abspath(job.kernel.modules_root),
         "PYTHON": sys.executable,
         "AGENT": agent,
+        "FILES": job.files and os.path.abspath(job.files),
     }
     module = job.machine.module
     modules = ["virtio_pci", *([module] if module else []), *initramfs.ROOT_MODULES]

@@ -6,7 +6,7 @@ set -e
 read -r BOOTED _ < /proc/uptime
 /bin/busybox --install -s /bin
 export PATH=/bin BOOTED
-. /lab.env # MODULES RELEASE MODULES_ROOT PYTHON AGENT
+. /lab.env # MODULES RELEASE MODULES_ROOT PYTHON AGENT FILES
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
@@ -22,6 +22,8 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=131072 root /h
 mount -t tmpfs -o mode=755 tmpfs /changes
 mkdir /changes/upper /changes/work
 mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work overlay /root
+# Modes stay, owners do not; what is there is replaced, and not written through a link.
+[ -z "$FILES" ] || cp -dR --remove-destination "/host$FILES/." /root/
 
 if [ "$MODULES_ROOT" != / ]; then
     mkdir -p "/root/lib/modules/$RELEASE"
