@@ -27,7 +27,6 @@ _MEMORY = click.option("--memory", default="2G", show_default=True, help="The gu
 _FILES = click.option(
     "--files",
     type=click.Path(exists=True, file_okay=False),
-    default="",
     metavar="DIR",
     help="Lay the files below DIR over the guest's root before it starts, as root's own.",
 )
@@ -54,7 +53,7 @@ def run(
     kernel: str,
     machine: str,
     memory: str,
-    files: str,
+    files: str | None,
     timeout: float | None,
     times: bool,
     command: tuple[str, ...],
@@ -72,7 +71,7 @@ def run(
 @_MEMORY
 @_FILES
 @_TIMES
-def shell(kernel: str, machine: str, memory: str, files: str, times: bool) -> int:
+def shell(kernel: str, machine: str, memory: str, files: str | None, times: bool) -> int:
     """Open a shell in a guest."""
     return start(kernel, machine, memory, files, None, times, (os.environ.get("SHELL", "/bin/sh"),))
 
@@ -138,7 +137,7 @@ def start(
     kernel: str,
     machine: str,
     memory: str,
-    files: str,
+    files: str | None,
     timeout: float | None,
     show_times: bool,
     command: tuple[str, ...],

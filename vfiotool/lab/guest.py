@@ -64,7 +64,7 @@ class Job:
     accelerator: tuple[str, ...] = qemu.TCG
     memory: str = "2G"
     timeout: float | None = None
-    files: str = ""
+    files: str | None = None
 
 
 @dataclass(slots=True)
@@ -206,7 +206,7 @@ def build_initramfs(job: Job) -> bytes:
         "MODULES_ROOT": os.path.abspath(job.kernel.modules_root),
         "PYTHON": sys.executable,
         "AGENT": agent,
-        "FILES": job.files and os.path.abspath(job.files),
+        "FILES": os.path.abspath(job.files) if job.files else "",
     }
     module = job.machine.module
     modules = ["virtio_pci", *([module] if module else []), *initramfs.ROOT_MODULES]
