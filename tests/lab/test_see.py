@@ -10,19 +10,26 @@ from typing import Any
 import pytest
 
 from tests.lab.support import (
+    BRIDGE,
     BUS,
+    E1000_PAIR,
     E1000E,
     GROUPS,
     MACHINE,
+    OTHER_E1000E,
+    OTHER_NVME,
     SUBSYSTEM_NVME,
     await_,
     done,
     group,
     link,
     listing,
+    needs_iommu,
     output,
     path,
     read,
+    remove,
+    rescan,
     vfiotool_as_nobody,
     write,
 )
@@ -40,6 +47,8 @@ _REGION = re.compile(
 )
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SSVID = 0x0D
+_DOWNSTREAM = {OTHER_NVME: "0000:05:00.0", OTHER_E1000E: "0000:05:01.0"}
+_ROOT_PORT = "0000:00:02.0"
 
 Fields = dict[str, Any]
 
@@ -210,6 +219,20 @@ def raw_group(name: str) -> Fields:
     }
 
 
+def test_groups_say_why_they_are_shared() -> None:
+    """lspci shows no ACS in the switch, nor in the bridge; the root ports have it, and on."""
+    bridged = f"{', '.join(E1000_PAIR)}: behind {BRIDGE}, a PCIe-to-PCI bridge, "
+    expected = dict.fromkeys(E1000_PAIR, bridged) | {
+        address: f"{address}: behind {port}, a switch's downstream port without ACS, "
+        for address, port in _DOWNSTREAM.items()
+    }
+    for one in done("groups")["groups"]:
+        starts = {expected[address] for address in one["devices"] if address in expected}
+        assert (len(one["devices"]) > 1) == bool(starts)
+        assert len(one["why"]) == len(starts)
+        assert all(line.startswith(tuple(starts)) for line in one["why"])
+
+
 def test_show_repeats_the_listing(listed: dict[str, Fields], shown: dict[str, Fields]) -> None:
     assert {address: one["device"] for address, one in shown.items()} == listed
 
@@ -319,3 +342,34 @@ def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
         assert (one["is_vf"], one["physfn"], one["driver"]) == (True, SUBSYSTEM_NVME, None)
     await_("the VFs are gone", lambda: not any(os.path.exists(path(vf)) for vf in vfs))
     assert listing() == listed
+
+
+@pytest.mark.skipif(MACHINE != "default", reason="that the kernel goes by ACS's control bits is seen once")
+def test_acs_that_is_switched_off() -> None:
+    """The kernel puts what comes below such a port into the port's group."""
+    before = output("setpci", "-s", _ROOT_PORT, "ECAP_ACS+6.w").strip()
+    former = group(SUBSYSTEM_NVME)
+    try:
+        output("setpci", "-s", _ROOT_PORT, "ECAP_ACS+6.w=0:000c")  # both redirects
+        assert "ReqRedir- CmpltRedir-" in output("lspci", "-vvv", "-s", _ROOT_PORT).partition("ACSCtl:")[2]
+        remove(SUBSYSTEM_NVME)
+        rescan(SUBSYSTEM_NVME)
+        assert former != group(SUBSYSTEM_NVME) == group(_ROOT_PORT)
+        (one,) = done("groups", str(group(_ROOT_PORT)))["groups"]
+    finally:
+        output("setpci", "-s", _ROOT_PORT, f"ECAP_ACS+6.w={before}")
+        remove(SUBSYSTEM_NVME)
+        rescan(SUBSYSTEM_NVME)
+    (line,) = one["why"]
+    off = "a root port whose ACS has P2P request redirect, P2P completion redirect switched off, "
+    assert line.startswith(f"{SUBSYSTEM_NVME}: behind {_ROOT_PORT}, {off}")
+    assert group(SUBSYSTEM_NVME) != group(_ROOT_PORT)
+
+
+@needs_iommu
+def test_a_user_without_rights_is_told_that_why_takes_root() -> None:
+    number = str(group(OTHER_E1000E))
+    seen = vfiotool_as_nobody("groups", number, "--json")
+    (one,) = seen.document["groups"]
+    assert (one["why"], one["unavailable"]) == (None, ["why"])
+    assert f"group {number}: shared: it takes root to see why" in vfiotool_as_nobody("groups", number).stdout

@@ -138,31 +138,40 @@ def test_without_vfio_no_process_is_looked_at(host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "cause"),
+    ("others", "remedies"),
     [
-        (express(ROOT_PORT, []), "a root port without ACS"),
-        (express(SWITCH_PORT, []), "a switch port without ACS"),
-        (express(ROOT_PORT, ACS), None),
-        (express(PCIE_TO_PCI, []), "a PCIe-to-PCI bridge"),
-        (config_space(), "a PCI bridge"),
-        (config_space()[:64], None),
+        ([], ["'vfiotool bind 0000:01:00.0' hands it over"]),
+        ([(PORT, 0x060400)], ["'vfiotool bind 0000:01:00.0' hands it over"]),
+        (
+            [(B, 0x020000)],
+            [
+                "'vfiotool bind 0000:01:00.0' hands it over too",
+                "'vfiotool unbind 0000:01:00.0' leaves it without a driver",
+            ],
+        ),
+        (
+            [("0000:02:00.0", 0x020000)],
+            [
+                "'vfiotool bind 0000:01:00.0' hands it over too",
+                "'vfiotool unbind 0000:01:00.0' leaves it without a driver",
+                "a card in a slot whose port has ACS gets a group of its own",
+            ],
+        ),
     ],
-    ids=["root port", "switch port", "with ACS", "PCIe-to-PCI", "PCI", "not root"],
+    ids=["alone", "below a port", "function", "card"],
 )
-def test_why_devices_behind_a_bridge_are_one_group(host: FakeHost, port: bytes, cause: str | None) -> None:
-    host.add_device(PORT, class_code=0x060400, config=port)
-    host.add_device(A, group=1, bridge=PORT)
-    host.add_device("0000:01:01.0", group=1, bridge=PORT)
-    why = group(host).why
-    assert len(why) == (cause is not None)
-    if cause is not None:
-        assert why[0].startswith(f"{A}, 0000:01:01.0: behind {PORT}, {cause}")
+def test_what_to_do_about_a_blocker(
+    host: FakeHost, others: list[tuple[str, int]], remedies: list[str]
+) -> None:
+    host.add_device(A, group=3, driver="e1000e", class_code=0x020000)
+    for address, class_code in others:
+        host.add_device(address, group=3, class_code=class_code)
+    (blocker,) = group(host).blockers
+    assert blocker.reason.startswith("e1000e is a host driver")
+    assert blocker.reason.partition(": ")[2].split("; ") == remedies
 
 
-@pytest.mark.parametrize(("extended", "count"), [([], 1), (ACS, 0)], ids=["no ACS", "ACS"])
-def test_why_functions_are_one_group(host: FakeHost, extended: list[tuple[int, int]], count: int) -> None:
-    for address in (A, B):
-        host.add_device(address, group=1, config=express(ENDPOINT, extended))
-    why = group(host).why
-    assert len(why) == count
-    assert all(line.startswith(f"{A}, {B}: functions of one device") for line in why)
+def test_what_to_do_about_the_driver_of_a_bridge(host: FakeHost) -> None:
+    host.add_device(PORT, group=3, driver="shpchp", class_code=0x060400)
+    (blocker,) = group(host).blockers
+    assert f"'echo {PORT} > /sys/bus/pci/devices/{PORT}/driver/unbind'" in blocker.reason

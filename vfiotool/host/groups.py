@@ -46,7 +46,7 @@ class Group:
 
     ``type`` is the kernel's name of its default domain. ``node`` is ``None`` until a device of the
     group is on a VFIO driver. ``holders`` has the processes that this user may look at.
-    ``why`` tells what ties its devices together, a line for each cause.
+    ``why`` tells what ties its devices together, a line for each cause; it takes root.
     """
 
     id: int
@@ -57,7 +57,7 @@ class Group:
     reserved_regions: tuple[ReservedRegion, ...] | None
     node: str | None
     holders: tuple[Holder, ...]
-    why: tuple[str, ...]
+    why: tuple[str, ...] | None
     unavailable: tuple[str, ...]
 
 
@@ -79,8 +79,11 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) ->
     guarded = guard.read_all(tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED])
     era = detect_era(tree)
     holders = find_holders(tree)
+    present_members = {number: tuple(members.get(number, ())) for number in present}
+    why = why_together(tree, {n: [device.address for device in m] for n, m in present_members.items()})
     return [
-        _read_group(tree, number, tuple(members.get(number, ())), era, holders, guarded) for number in present
+        _read_group(tree, number, devices, era, holders, guarded, why[number])
+        for number, devices in present_members.items()
     ]
 
 
@@ -104,9 +107,10 @@ def blockers(devices: Iterable[Device], era: Era) -> tuple[Blocker, ...]:
     Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
     ``driver_managed_dma`` takes the group for itself (commit 70693f470848).
     """
+    group = tuple(devices)
     return tuple(
-        Blocker(device.address, device.driver, _reason(device.driver))
-        for device in devices
+        Blocker(device.address, device.driver, _reason(device, device.driver, group))
+        for device in group
         if device.driver is not None and not _is_harmless(device, device.driver, era)
     )
 
@@ -127,8 +131,26 @@ def _is_harmless(device: Device, driver: str, era: Era) -> bool:
     return driver == "pcieport" if era.has_dma_owner else is_bridge(device)
 
 
-def _reason(driver: str) -> str:
-    return f"{driver} is a host driver: the group's devices share one address space, which it uses"
+def _reason(device: Device, driver: str, group: Iterable[Device]) -> str:
+    """Say why a device blocks its group, and what to do about it."""
+    address = device.address
+    if is_bridge(device):
+        return (
+            f"{driver} drives a bridge, and claims the group for the host as pcieport does not: "
+            f"'echo {address} > /sys/bus/pci/devices/{address}/driver/unbind' takes it away"
+        )
+    bind = f"'vfiotool bind {address}' hands it over"
+    others = [one for one in group if one.address != address and not is_bridge(one)]
+    if not others:
+        return f"{driver} is a host driver: {bind}"
+    remedies = [f"{bind} too", f"'vfiotool unbind {address}' leaves it without a driver"]
+    if any(_slot(one.address) != _slot(address) for one in others):
+        remedies.append("a card in a slot whose port has ACS gets a group of its own")
+    return f"{driver} is a host driver, and all of the group share one address space: {'; '.join(remedies)}"
+
+
+def _slot(address: str) -> str:
+    return address.rpartition(".")[0]
 
 
 def _read_group(
@@ -138,13 +160,14 @@ def _read_group(
     era: Era,
     holders: Mapping[str, tuple[Holder, ...]],
     guarded: Mapping[str, guard.Answer],
+    why: tuple[str, ...] | None,
 ) -> Group:
     domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
     regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
     blocking = blockers(devices, era)
     node = f"/dev/vfio/{number}"
     nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
-    texts = {"type": domain_type, "reserved_regions": regions}
+    readings = {"type": domain_type, "reserved_regions": regions, "why": why}
     return Group(
         id=number,
         type=domain_type,
@@ -154,8 +177,8 @@ def _read_group(
         reserved_regions=None if regions is None else _regions(regions),
         node=node if tree.exists(node) else None,
         holders=tuple(holder for path in nodes for holder in holders.get(path, ())),
-        why=why_together(tree, [device.address for device in devices]),
-        unavailable=tuple(name for name, text in texts.items() if text is None),
+        why=why,
+        unavailable=tuple(name for name, reading in readings.items() if reading is None),
     )
 
 

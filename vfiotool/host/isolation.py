@@ -1,96 +1,159 @@
-"""Why the kernel put devices into one IOMMU group (``pci_device_group()`` in drivers/iommu/iommu.c)."""
+"""Why the kernel put devices into one IOMMU group (``pci_device_group()`` in drivers/iommu/iommu.c).
+
+What it goes by, in its order: a bridge that sends the requests of all its bus under one id (an alias), a hop
+on the way up that ACS does not guard, functions of one device that ACS does not guard. What is still
+untold after these is a quirk of the kernel, or the way of the IOMMU's own driver.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from vfiotool.host import guard
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 from vfiotool.pci import config as pci_config
+from vfiotool.pci.acs import PortType, port_type, weakness
 from vfiotool.pci.address import is_address
 
-_EXPRESS = 0x10
-_ACS = 0x0D
-_PORT_TYPES = {4: "root port", 5: "switch port", 6: "switch port"}
-_PCIE_TO_PCI = 7
+_PORTS: dict[int, str] = {
+    PortType.ROOT_PORT: "a root port",
+    PortType.UPSTREAM: "a switch's upstream port",
+    PortType.DOWNSTREAM: "a switch's downstream port",
+}
 
 
-def why_together(tree: Tree, group: Sequence[str]) -> tuple[str, ...]:
-    """Return a line for each cause that ties these devices of one group together.
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A function's configuration space and the bridges ``above`` it, the nearest first."""
 
-    Reading capabilities beyond the header needs root; causes that cannot be seen are left out.
+    address: str
+    above: tuple[str, ...]
+    config: bytes
+    has_group: bool
+    is_vf: bool
+
+    @property
+    def slot(self) -> str:
+        return self.address.rpartition(".")[0]
+
+    @property
+    def weakness(self) -> str | None:
+        """Functions are scanned only where the first says that there are more; a VF answers for itself."""
+        flag = bool(self.config[pci_config.HEADER_TYPE] & pci_config.MULTIFUNCTION)
+        return weakness(self.config, multifunction=flag or not (self.is_vf or self.address.endswith(".0")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tie:
+    """One cause, and the devices of the group that it ties."""
+
+    devices: tuple[str, ...]
+    cause: str
+
+
+def why_together(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...] | None]:
+    """Return for each group, given by its devices, a line for each cause that ties them together.
+
+    ``None`` where configuration space could not be read in full, which takes root.
     """
-    if len(group) < 2:
-        return ()
-    ancestors = {address: _ancestors(tree, address) for address in group}
-    involved = dict.fromkeys([*group, *(bridge for chain in ancestors.values() for bridge in chain)])
-    configs = _configs(tree, list(involved))
-    return (
-        *_behind_bridges(group, ancestors, configs),
-        *_multifunction(group, configs),
-    )
+    shared = {number: devices for number, devices in groups.items() if len(devices) > 1}
+    functions = _read_functions(tree, [address for devices in shared.values() for address in devices])
+    return {number: _why(tree, shared[number], functions) if number in shared else () for number in groups}
 
 
-def _ancestors(tree: Tree, address: str) -> list[str]:
+def _why(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -> tuple[str, ...] | None:
+    involved = {address for device in group for address in (device, *functions[device].above)}
+    if any(len(functions[address].config) < pci_config.STANDARD_SIZE for address in involved):
+        return None
+    ties = [*_bridge_ties(group, functions), *_slot_ties([functions[address] for address in group])]
+    return (*(tie.cause for tie in ties), *_untold(tree, _parts(group, ties)))
+
+
+def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function]:
+    """Read functions and all bridges above them, each once."""
+    above = {address: _bridges_above(tree, address) for address in addresses}
+    for bridges in list(above.values()):
+        for at, bridge in enumerate(bridges, 1):
+            above.setdefault(bridge, bridges[at:])
+    configs = guard.read_all(tree, [f"{device_path(address)}/config" for address in above])
+    return {
+        address: _Function(
+            address,
+            bridges,
+            answer if isinstance(answer := configs[f"{device_path(address)}/config"], bytes) else b"",
+            has_group=tree.exists(f"{device_path(address)}/iommu_group"),
+            is_vf=tree.exists(f"{device_path(address)}/physfn"),
+        )
+        for address, bridges in above.items()
+    }
+
+
+def _bridges_above(tree: Tree, address: str) -> tuple[str, ...]:
     """Return the bridges above a device, the nearest first, from where sysfs keeps its folder."""
     parts = os.path.realpath(tree.path(device_path(address))).split("/")[:-1]
-    return [part for part in reversed(parts) if is_address(part) and part.count(":") == 2]
+    return tuple(part for part in reversed(parts) if part.count(":") == 2 and is_address(part))
 
 
-def _configs(tree: Tree, addresses: list[str]) -> dict[str, bytes]:
-    paths = {f"{device_path(address)}/config": address for address in addresses}
-    answers = guard.read_all(tree, list(paths))
-    return {paths[path]: answer if isinstance(answer, bytes) else b"" for path, answer in answers.items()}
-
-
-def _behind_bridges(
-    group: Sequence[str], ancestors: dict[str, list[str]], configs: dict[str, bytes]
-) -> list[str]:
-    """Name each bridge that ties what is below it, with those of the group that are below it."""
+def _bridge_ties(group: Sequence[str], functions: Mapping[str, _Function]) -> Iterable[_Tie]:
+    """Yield the bridges that tie what is below them: to themselves, as far as they have a group."""
     below: dict[str, list[str]] = {}
     for address in group:
-        for bridge in ancestors[address]:
+        for bridge in functions[address].above:
             below.setdefault(bridge, []).append(address)
-    lines = []
-    for bridge, addresses in below.items():
-        cause = _bridge_cause(configs[bridge])
-        tied = [*addresses, bridge] if bridge in group else addresses
-        if cause is not None and len(tied) > 1:
-            lines.append(f"{', '.join(addresses)}: behind {bridge}, {cause}")
-    return lines
+    for bridge, devices in below.items():
+        cause = _bridge_cause(functions[bridge])
+        tied = (bridge, *devices) if bridge in group else tuple(devices)
+        if cause is not None and len(tied) > 1 and (bridge in group or not functions[bridge].has_group):
+            yield _Tie(tied, f"{', '.join(devices)}: behind {bridge}, {cause}")
 
 
-def _bridge_cause(config: bytes) -> str | None:
-    if len(config) < pci_config.STANDARD_SIZE:
-        return None
-    offsets = _offsets(config)
-    express = offsets.get((False, _EXPRESS))
-    if express is None:
-        return "a PCI bridge, whose bus cannot tell its devices' requests apart"
-    port_type = config[express + 2] >> 4 & 0xF
-    if port_type == _PCIE_TO_PCI:
-        return "a PCIe-to-PCI bridge, which sends their requests under an id of its own"
-    if port_type in _PORT_TYPES and (True, _ACS) not in offsets:
-        return f"a {_PORT_TYPES[port_type]} without ACS, which may route requests between them"
-    return None
+def _bridge_cause(bridge: _Function) -> str | None:
+    kind = port_type(bridge.config)
+    if kind == PortType.PCIE_TO_PCI:
+        return "a PCIe-to-PCI bridge, which sends the requests of its bus under an id of its own"
+    if kind is None or kind not in _PORTS:
+        return "a PCI bridge, whose bus does not tell its devices' requests apart"
+    flaw = bridge.weakness
+    return None if flaw is None else f"{_PORTS[kind]} {flaw}, which may route requests between devices"
 
 
-def _multifunction(group: Sequence[str], configs: dict[str, bytes]) -> list[str]:
-    slots: dict[str, list[str]] = {}
-    for address in group:
-        slots.setdefault(address.partition(".")[0], []).append(address)
-    return [
-        f"{', '.join(functions)}: functions of one device without ACS, which may pass requests on"
-        for functions in slots.values()
-        if len(functions) > 1 and any(_lacks_acs(configs[address]) for address in functions)
-    ]
+def _slot_ties(group: Iterable[_Function]) -> Iterable[_Tie]:
+    """Yield the functions of one device that ACS does not guard: those that it does are not tied."""
+    slots: dict[str, dict[str, str]] = {}
+    for function in group:
+        if (flaw := function.weakness) is not None:
+            slots.setdefault(function.slot, {})[function.address] = flaw
+    for flaws in slots.values():
+        if len(flaws) > 1:
+            common = " or ".join(dict.fromkeys(flaws.values()))
+            cause = f"functions of one device {common}, which may pass requests to each other"
+            yield _Tie(tuple(flaws), f"{', '.join(flaws)}: {cause}")
 
 
-def _lacks_acs(config: bytes) -> bool:
-    return len(config) >= pci_config.STANDARD_SIZE and (True, _ACS) not in _offsets(config)
+def _parts(group: Sequence[str], ties: Iterable[_Tie]) -> list[set[str]]:
+    """Split a group into what the ties leave apart."""
+    parts = [{address} for address in group]
+    for tie in ties:
+        touched = [part for part in parts if part.intersection(tie.devices)]
+        parts = [part for part in parts if part not in touched] + [set().union(*touched)]
+    return parts
 
 
-def _offsets(config: bytes) -> dict[tuple[bool, int], int]:
-    return {(cap.extended, cap.id): cap.offset for cap in pci_config.capabilities(config)}
+def _untold(tree: Tree, parts: list[set[str]]) -> Iterable[str]:
+    """Say what can be said of parts that nothing seen ties together."""
+    if len(parts) < 2:
+        return
+    group = set().union(*parts)
+    first = ", ".join(sorted(min(part) for part in parts))
+    unit = tree.find_link(f"{device_path(min(group))}/iommu")
+    members = set(tree.find_names(f"/sys/class/iommu/{unit}/devices")) if unit else set()
+    if members and members <= group:
+        yield f"{first}: {unit}, their IOMMU, has one group for all its devices"
+    elif len({address.rpartition(":")[0] for address in group}) == 1:
+        quirk = "a quirk of their model, such as a DMA alias ('dmesg | grep alias')"
+        yield f"{first}: {quirk}, or the IOMMU driver's own rule"
+    else:
+        yield f"{first}: the IOMMU driver's own rule, for no bridge and no want of ACS ties them"

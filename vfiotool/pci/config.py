@@ -8,10 +8,11 @@ from dataclasses import dataclass
 HEADER_SIZE = 64
 STANDARD_SIZE = 256
 EXTENDED_SIZE = 4096
+HEADER_TYPE = 0x0E
+MULTIFUNCTION = 0x80
 
 _STATUS = 0x06
 _STATUS_CAP_LIST = 0x10
-_HEADER_TYPE = 0x0E
 _CAPABILITY_POINTER = {0: 0x34, 1: 0x34, 2: 0x14}
 
 # PCI Code and ID Assignment Specification, "Capability IDs" and "Extended Capability IDs".
@@ -84,7 +85,7 @@ class Capability:
 
 def header_type(config: bytes) -> int | None:
     """Return the header type without its multifunction bit: 0 endpoint, 1 bridge, 2 CardBus."""
-    return config[_HEADER_TYPE] & 0x7F if len(config) > _HEADER_TYPE else None
+    return config[HEADER_TYPE] & ~MULTIFUNCTION if len(config) > HEADER_TYPE else None
 
 
 def capabilities(config: bytes) -> tuple[Capability, ...]:

@@ -51,11 +51,11 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
 
 def group_notes(group: Group) -> list[str]:
     """Return what a person should know of a group, and what to do about it."""
-    notes = [f"shared: {line}" for line in group.why]
-    if group.blockers:
-        hosts = ", ".join(f"{blocker.address} on {blocker.driver}" for blocker in group.blockers)
-        remedy = f"'vfiotool bind --group group:{group.id}' hands them all over"
-        notes.append(f"not viable: {hosts}; {remedy}")
+    why = ("it takes root to see why",) if group.why is None else group.why
+    notes = [f"shared: {line}" for line in why]
+    notes += [f"not viable because of {blocker.address}: {blocker.reason}" for blocker in group.blockers]
+    if len(group.blockers) > 1:
+        notes.append(f"not viable: 'vfiotool bind --group group:{group.id}' hands all of them over")
     notes += [
         f"held: {holder.node} by pid {holder.pid} ({holder.comm}), fd {holder.fd}" for holder in group.holders
     ]
