@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,36 +88,40 @@ class Entry:
 
 
 def add(tree: Tree, address: str, driver: str = "vfio-pci") -> Entry:
-    """Have the device that is at an address now on a VFIO driver from the next start on.
+    """Have the device that is at an address now on a VFIO driver from the next start on; see ``add_all``."""
+    return add_all(tree, [address], driver)[0]
 
-    Writes the rule, and a hook for each builder of an initramfs that is installed; loads and binds
+
+def add_all(tree: Tree, addresses: Iterable[str], driver: str = "vfio-pci") -> list[Entry]:
+    """Have devices on a VFIO driver from the next start on; all of them, or none.
+
+    Writes the rules, and a hook for each builder of an initramfs that is installed; loads and binds
     nothing, and builds no initramfs: see ``rebuild_commands``. Whether the machine can do without the
-    device is for the caller to check.
+    devices is for the caller to check.
 
     Raises:
         DeviceNotFoundError: there is no such device.
         RefusedError: the driver is no VFIO driver.
-        UnsupportedError: the device is a VF, or the machine has no udev.
-        VfioToolError: a file cannot be written, or is somebody else's.
+        UnsupportedError: a device is a VF, or the machine has no udev.
+        VfioToolError: a file cannot be written, or is somebody else's; nothing was added.
     """
-    entry = _entry(tree, address, driver)
-    hooks = installed_hooks(tree)
+    added = [_entry(tree, address, driver) for address in addresses]
     if not tree.exists(RULES):
         raise UnsupportedError(
             f"this machine has no folder {RULES}", hint="install udev; without it nothing can persist"
         )
     with own_files.locked(tree.path(RULES)):
-        rule = tree.path(entry.rule)
-        former = own_files.read(rule)
-        own_files.write(rule, rule_text(entry))
+        fresh = [entry for entry in added if own_files.read(tree.path(entry.rule)) is None]
         try:
-            for hook in hooks:
+            for entry in added:
+                own_files.write(tree.path(entry.rule), rule_text(entry))
+            for hook in installed_hooks(tree):
                 _write_hook(tree, hook)
         except VfioToolError:
-            if former is None:
+            for entry in fresh:
                 _remove_rule(tree, entry)
             raise
-    return entry
+    return added
 
 
 def remove(tree: Tree, entry: Entry) -> None:

@@ -54,7 +54,7 @@ def add(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> No
         wanted = looking.group_members(wanted)
     for warning in looking.bind(wanted, driver).warnings:
         click.echo(f"warning: {warning}", err=True)
-    _report(tree, [rules.add(tree, address, driver) for address in wanted], as_json, "is added")
+    _report(tree, rules.add_all(tree, wanted, driver), as_json, "is added")
 
 
 @persist.command("list")
@@ -161,4 +161,5 @@ def _report(tree: Tree, entries: Sequence[Entry], as_json: bool, done: str) -> N
         for entry in entries:
             click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
     if entries and commands:
-        click.echo(f"now run '{' or '.join(commands)}': the initramfs is as it was before", err=True)
+        run = " or ".join(f"'{command}'" for command in commands)
+        click.echo(f"now run {run}: the initramfs is as it was before", err=True)
