@@ -18,6 +18,7 @@ from tests.lab.support import (
     MACHINE,
     OTHER_E1000E,
     OTHER_NVME,
+    RELEASE,
     SUBSYSTEM_NVME,
     await_,
     done,
@@ -33,7 +34,12 @@ from tests.lab.support import (
     vfiotool_as_nobody,
     write,
 )
+from vfiotool.host import variants
+from vfiotool.host.attributes import addresses
+from vfiotool.host.devices import read_devices
+from vfiotool.host.tree import Tree
 from vfiotool.lab import machines, qemu
+from vfiotool.pci.names import PciNames
 
 pytestmark = pytest.mark.needs_guest
 
@@ -231,6 +237,17 @@ def test_groups_say_why_they_are_shared() -> None:
         assert (len(one["devices"]) > 1) == bool(starts)
         assert len(one["why"]) == len(starts)
         assert all(line.startswith(tuple(starts)) for line in one["why"])
+
+
+def test_modules_know_each_device_by_the_name_that_sysfs_has() -> None:
+    """Debian's kernels have no variant: what kmod finds is vfio-pci, from where it says what it serves."""
+    tree = Tree()
+    for device in read_devices(tree, addresses(tree), PciNames(b"")):
+        name = variants.modalias(device)
+        assert name == f"vfio_{read(path(device.address, 'modalias'))}"
+        assert variants.best_vfio_driver(tree, device) == "vfio-pci"
+        if RELEASE >= (5, 16):
+            assert output("modprobe", "--resolve-alias", name).split() == ["vfio_pci"]
 
 
 def test_show_repeats_the_listing(listed: dict[str, Fields], shown: dict[str, Fields]) -> None:

@@ -1,0 +1,68 @@
+"""Which VFIO driver serves a device best: vfio-pci itself, or a variant that knows its model.
+
+A variant says which devices it serves in ``vfio_pci:`` aliases, which depmod gathers in modules.alias
+(Documentation/driver-api/vfio-pci-device-specific-driver-acceptance.rst); no variant binds by itself.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vfiotool.host.devices import Device
+from vfiotool.host.era import kernel_release
+from vfiotool.host.tree import Tree
+
+VFIO_PCI = "vfio-pci"
+
+_WIDTHS = {"v": 8, "d": 8, "sv": 8, "sd": 8, "bc": 2, "sc": 2, "i": 2}
+_ALIAS = re.compile(
+    "alias vfio_pci:"
+    + "".join(rf"{name}(\*|[0-9A-F]{{{width}}})" for name, width in _WIDTHS.items())
+    + r" ([A-Za-z0-9_]+)"
+)
+
+
+def best_vfio_driver(tree: Tree, device: Device) -> str:
+    """Return the driver whose alias matches the device with the fewest wildcards.
+
+    That is ``vfio-pci`` where none is better, where the kernel has no such aliases (before 5.16), and where
+    modules.alias is not there. Lines of it that are no aliases are passed over.
+    """
+    wanted = _fields(device)
+    best, most = VFIO_PCI, 0
+    for line in _aliases(tree).splitlines():
+        if (match := _ALIAS.fullmatch(line)) is None:
+            continue
+        *patterns, module = match.groups()
+        exact = [pattern == field for pattern, field in zip(patterns, wanted, strict=True) if pattern != "*"]
+        if all(exact) and len(exact) > most:
+            best, most = _driver_of(module), len(exact)
+    return best
+
+
+def modalias(device: Device) -> str:
+    """Return a device's name as modules know it, for VFIO drivers: sysfs' ``modalias`` with another prefix."""
+    return "vfio_pci:" + "".join(map("".join, zip(_WIDTHS, _fields(device), strict=True)))
+
+
+def _fields(device: Device) -> list[str]:
+    numbers = (
+        device.vendor_id,
+        device.device_id,
+        device.subsystem_vendor_id,
+        device.subsystem_device_id,
+        device.class_code >> 16 & 0xFF,
+        device.class_code >> 8 & 0xFF,
+        device.class_code & 0xFF,
+    )
+    return [f"{number:0{width}X}" for number, width in zip(numbers, _WIDTHS.values(), strict=True)]
+
+
+def _aliases(tree: Tree) -> str:
+    release = kernel_release(tree)
+    return "" if "/" in release else tree.find(f"/lib/modules/{release}/modules.alias") or ""
+
+
+def _driver_of(module: str) -> str:
+    """The variants register under their module's name; vfio-pci has a name of its own."""
+    return VFIO_PCI if module == "vfio_pci" else module
