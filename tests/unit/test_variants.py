@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 import pytest
 
 from vfiotool.host.attributes import addresses

@@ -41,7 +41,7 @@ def best_vfio_driver(tree: Tree, device: Device) -> str:
 
 
 def modalias(device: Device) -> str:
-    """Return a device's name as modules know it, for VFIO drivers: sysfs' ``modalias`` with another prefix."""
+    """Return the device's ``modalias`` of sysfs with the prefix that VFIO drivers' aliases have."""
     return "vfio_pci:" + "".join(map("".join, zip(_WIDTHS, _fields(device), strict=True)))
 
 
