@@ -13,6 +13,7 @@ from vfiotool.errors import GuestLostError, VfioToolError
 INTERRUPTED = 130
 
 _READING = ("list", "groups", "show")
+_COMPLETE = "_VFIOTOOL_COMPLETE"  # click's name for what a shell asks with
 
 
 def main() -> None:
@@ -50,6 +51,10 @@ def run(args: list[str]) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
+    if _COMPLETE in os.environ:
+        from vfiotool.cli.completion import complete
+
+        return complete(args)
     verb, *rest = args or [""]
     names = [word for word in rest if word != "--json"]
     if _is_plain_reading(verb, names):

@@ -11,6 +11,7 @@ from vfiotool.binding.operations import UNBIND_SECONDS, Binding
 from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import RULES, PlanRefusedError
+from vfiotool.cli.completion import complete_endpoint, complete_recorded
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import unwind_when_told_to_end
 from vfiotool.host.selectors import select_meant
@@ -51,7 +52,13 @@ def _allow(rule: str) -> str:
 def choosing_options(verb: Verb) -> Verb:
     """Add how the devices are chosen, by the verbs that choose among all."""
     options = [
-        click.argument("selectors", metavar="ADDRESS...", nargs=-1, required=True),
+        click.argument(
+            "selectors",
+            metavar="ADDRESS...",
+            nargs=-1,
+            required=True,
+            shell_complete=complete_endpoint,
+        ),
         click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
         click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
     ]
@@ -76,10 +83,10 @@ def bind(settings: Settings, /, driver: str, owner: str | None, as_json: bool, *
 
     What each device was is recorded first; 'vfiotool restore' brings it back.
     """
-    binding = _binding(settings, **options)
+    binding = make_binding(settings, **options)
     wanted = _chosen(settings, binding, **options)
     granted = None if owner is None else parse_owner(owner)
-    _report("bind", lambda: binding.bind(wanted, driver, granted), as_json, binding.dry_run)
+    report("bind", lambda: binding.bind(wanted, driver, granted), as_json, binding.dry_run)
 
 
 @click.command("unbind")
@@ -88,13 +95,13 @@ def bind(settings: Settings, /, driver: str, owner: str | None, as_json: bool, *
 @click.pass_obj
 def unbind(settings: Settings, /, as_json: bool, **options: Any) -> None:
     """Leave devices without a driver."""
-    binding = _binding(settings, **options)
+    binding = make_binding(settings, **options)
     wanted = _chosen(settings, binding, **options)
-    _report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
+    report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
 
 
 @click.command("restore")
-@click.argument("selectors", metavar="ADDRESS...", nargs=-1)
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1, shell_complete=complete_recorded)
 @click.option("--all", "everything", is_flag=True, help="Restore every device that is recorded.")
 @changing_options
 @click.pass_obj
@@ -104,9 +111,9 @@ def restore(
     """Bring devices back to the driver and override that they had before vfiotool changed them."""
     if bool(selectors) == everything:
         raise click.UsageError("name the devices to restore, or give --all for all that are recorded")
-    binding = _binding(settings, **options)
+    binding = make_binding(settings, **options)
     wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
-    _report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
+    report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
 
 
 @click.command("recover")
@@ -114,8 +121,8 @@ def restore(
 @click.pass_obj
 def recover(settings: Settings, /, as_json: bool, **options: Any) -> None:
     """Undo what a killed vfiotool left half done, and finish what waited for a holder."""
-    binding = _binding(settings, **options)
-    _report("recover", binding.recover, as_json, binding.dry_run)
+    binding = make_binding(settings, **options)
+    report("recover", binding.recover, as_json, binding.dry_run)
 
 
 def _chosen(settings: Settings, binding: Binding, **options: Any) -> list[str]:
@@ -124,7 +131,8 @@ def _chosen(settings: Settings, binding: Binding, **options: Any) -> list[str]:
     return binding.group_members(wanted) if group else wanted
 
 
-def _binding(settings: Settings, **options: Any) -> Binding:
+def make_binding(settings: Settings, **options: Any) -> Binding:
+    """Return what changes this machine as the options say."""
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be changed")
     return Binding(
@@ -135,19 +143,28 @@ def _binding(settings: Settings, **options: Any) -> Binding:
     )
 
 
-def _report(verb: str, run: Callable[[], Plan], as_json: bool, dry_run: bool) -> None:
-    """Run a verb and print what it did, or, in a dry run, what it would write."""
+def report(
+    verb: str,
+    run: Callable[[], Plan],
+    as_json: bool,
+    dry_run: bool,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """Run a verb and print what it did, or, in a dry run, what it would write.
+
+    ``more`` has further fields of the document, from after the run.
+    """
     unwind_when_told_to_end()
     try:
         plan = run()
     except PlanRefusedError as error:
         if as_json:
-            write_document(verb, {"changed": (), "steps": (), "refused": error.refusals})
+            write_document(verb, more() | {"changed": (), "steps": (), "refused": error.refusals})
         raise
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        write_document(verb, _document(plan))
+        write_document(verb, more() | _document(plan))
     elif dry_run:
         for step in plan.steps:
             click.echo(str(step))

@@ -13,6 +13,7 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.persist import Entry
 from vfiotool.binding.refusals import RULES
 from vfiotool.cli.bind import allowed_rules, choosing_options
+from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import device_path
@@ -72,7 +73,7 @@ def list_entries(settings: Settings, /, as_json: bool) -> None:
 
 
 @persist.command()
-@click.argument("selectors", metavar="ADDRESS...", nargs=-1)
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1, shell_complete=complete_persisted)
 @click.option("--all", "everything", is_flag=True, help="Remove all entries.")
 @json_option
 @click.pass_obj

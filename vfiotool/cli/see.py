@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from vfiotool.cli import reading
+from vfiotool.cli.completion import complete_device, complete_group
 from vfiotool.cli.settings import Settings, json_option
 
 
 @click.command("list")
-@click.argument("selectors", metavar="[ADDRESS]...", nargs=-1)
+@click.argument("selectors", metavar="[ADDRESS]...", nargs=-1, shell_complete=complete_device)
 @json_option
 @click.pass_obj
 def list_devices(settings: Settings, /, selectors: tuple[str, ...], as_json: bool) -> None:
@@ -18,7 +19,7 @@ def list_devices(settings: Settings, /, selectors: tuple[str, ...], as_json: boo
 
 
 @click.command("groups")
-@click.argument("numbers", metavar="[N]...", nargs=-1)
+@click.argument("numbers", metavar="[N]...", nargs=-1, shell_complete=complete_group)
 @json_option
 @click.pass_obj
 def list_groups(settings: Settings, /, numbers: tuple[str, ...], as_json: bool) -> None:
@@ -27,7 +28,7 @@ def list_groups(settings: Settings, /, numbers: tuple[str, ...], as_json: bool) 
 
 
 @click.command("show")
-@click.argument("selector", metavar="ADDRESS")
+@click.argument("selector", metavar="ADDRESS", shell_complete=complete_device)
 @json_option
 @click.pass_obj
 def show_device(settings: Settings, /, selector: str, as_json: bool) -> None:

@@ -19,7 +19,7 @@ TURN_ON_IOMMU = (
     "command line"
 )
 _GUARDED = ("type", "reserved_regions")
-_BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
+BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def is_vfio_driver(driver: str | None) -> bool:
 
 def is_bridge(device: Device) -> bool:
     """Say whether a device is a PCI-to-PCI or CardBus bridge: those have a header of their own type."""
-    return device.class_code >> 8 in _BRIDGE_CLASSES
+    return device.class_code >> 8 in BRIDGE_CLASSES
 
 
 def _is_harmless(device: Device, driver: str, era: Era) -> bool:

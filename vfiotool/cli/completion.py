@@ -1,0 +1,203 @@
+"""Completion in the shell: addresses with their names, and what else an ADDRESS can be.
+
+It reads nothing that may block, prints no errors, and answers with nothing where it cannot answer.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+
+from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.groups import BRIDGE_CLASSES, group_ids
+from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
+
+_CLASSES = ("net", "nvme", "block")
+_DOMAIN = "0000:"
+
+Items = Iterator[tuple[str, str]]  # what can be typed, and what it is
+
+
+def complete(args: list[str]) -> int:
+    """Answer the shell, as the environment asks; silent where that fails, for a person is typing."""
+    from vfiotool.cli.root import invoke
+
+    add_completion_class(Bash)
+    try:
+        return invoke(args)
+    except Exception:
+        return 1
+
+
+def complete_device(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete an ADDRESS of any device."""
+    return _completed(context, incomplete, _devices)
+
+
+def complete_endpoint(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete an ADDRESS of a device that can change its driver: bridges are left out."""
+    return _completed(context, incomplete, _endpoints)
+
+
+def complete_recorded(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete an ADDRESS of a device that can be restored."""
+    return _completed(context, incomplete, _recorded)
+
+
+def complete_persisted(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete an ADDRESS of a device that is bound from the start on."""
+    return _completed(context, incomplete, _persisted)
+
+
+def complete_group(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the number of an IOMMU group."""
+    return _completed(context, incomplete, _groups)
+
+
+def _completed(
+    context: click.Context, incomplete: str, candidates: Callable[[Machine, str], Items]
+) -> list[CompletionItem[str]]:
+    options = context.find_root().params
+    machine = Machine(Tree(options.get("sysroot") or "/"), options.get("state_dir") or STATE_DIR)
+    try:
+        return [
+            CompletionItem(value, help=what.replace(",", ""))  # click's script for fish ends it at a comma
+            for value, what in candidates(machine, incomplete)
+            if value.startswith(incomplete) and shlex.quote(value) == value
+        ]
+    except (OSError, ValueError, VfioToolError):
+        return []
+
+
+class Machine:
+    """The little that completion reads of a machine, none of which waits for a lock."""
+
+    def __init__(self, tree: Tree, state_dir: str) -> None:
+        self.tree, self.state_dir = tree, state_dir
+        self.addresses = addresses(tree)
+        self._names = PciNames.of_this_machine()
+
+    def number(self, address: str, attribute: str) -> int:
+        """Return a number that every device has; 0 where this one is gone."""
+        return int(self.tree.find(f"{device_path(address)}/{attribute}") or "0", 0)
+
+    def ids(self, address: str) -> tuple[int, int]:
+        """Return the ids of vendor and device."""
+        return self.number(address, "vendor"), self.number(address, "device")
+
+    def name(self, address: str) -> str:
+        """Return what a device is, and which driver has it."""
+        vendor, device = self.ids(address)
+        driver = self.tree.find_link(f"{device_path(address)}/driver") or "no driver"
+        return f"{self._names.vendor(vendor)} {self._names.device(vendor, device)} ({driver})"
+
+    def is_bridge(self, address: str) -> bool:
+        """Say whether a device is a bridge to other devices."""
+        return self.number(address, "class") >> 8 in BRIDGE_CLASSES
+
+
+def _devices(machine: Machine, incomplete: str) -> Items:
+    return _forms(machine, machine.addresses, incomplete)
+
+
+def _endpoints(machine: Machine, incomplete: str) -> Items:
+    return _forms(machine, [one for one in machine.addresses if not machine.is_bridge(one)], incomplete)
+
+
+def _recorded(machine: Machine, incomplete: str) -> Items:
+    from vfiotool.binding.journal import Journal
+
+    try:
+        recorded = Journal(machine.state_dir).addresses()
+    except PermissionError:  # it is root's; a shell completes before sudo runs
+        return _endpoints(machine, incomplete)
+    return ((one, machine.name(one)) for one in machine.addresses if one in recorded)
+
+
+def _persisted(machine: Machine, incomplete: str) -> Items:
+    from vfiotool.binding.persist import entries
+
+    return ((entry.address, machine.name(entry.address)) for entry in entries(machine.tree))
+
+
+def _groups(machine: Machine, incomplete: str) -> Items:
+    for number in group_ids(machine.tree):
+        members = sorted(machine.tree.find_names(f"/sys/kernel/iommu_groups/{number}/devices"))
+        yield str(number), " ".join(members)
+
+
+def _forms(machine: Machine, chosen: Iterable[str], incomplete: str) -> Items:
+    """Yield addresses; the other forms only once something is typed that tells which is meant."""
+    full = [address for address in chosen if address.startswith(incomplete)]
+    for address in full:
+        yield address, machine.name(address)
+    if not incomplete:
+        return
+    if not full:
+        short = [one.removeprefix(_DOMAIN) for one in chosen if one.startswith(_DOMAIN + incomplete)]
+        yield from ((address, machine.name(_DOMAIN + address)) for address in short)
+    yield from {"{:04x}:{:04x}".format(*machine.ids(one)): machine.name(one) for one in chosen}.items()
+    yield from ((f"group:{number}", members) for number, members in _groups(machine, incomplete))
+    for kind in _CLASSES:
+        for name in sorted(machine.tree.find_names(f"/sys/class/{kind}")):
+            if name.startswith(incomplete) and _is_on_pci(machine.tree, kind, name):
+                yield name, kind
+
+
+def _is_on_pci(tree: Tree, kind: str, name: str) -> bool:
+    """Virtual interfaces and disks lie elsewhere; an NVMe that several controllers may share, too."""
+    path = os.path.realpath(tree.path(f"/sys/class/{kind}/{name}"))
+    return "/devices/pci" in path or "/nvme-subsys" in path
+
+
+class Bash(BashComplete):
+    """Click's completion for bash, where a word may have colons.
+
+    Readline ends words at COMP_WORDBREAKS, which has the colon: it hands over an address in pieces, and puts
+    what it gets in place of the last piece alone. So the words are taken from the line, and what readline
+    will keep is left out of the answer.
+    """
+
+    source_template = """\
+%(complete_func)s() {
+    local type value
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        case $type in
+            plain) COMPREPLY+=("$value") ;;
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+        esac
+    done < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
+}
+
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the one that is typed, and what of that one is there."""
+        line = os.environ["COMP_LINE"]
+        words = split_arg_string(line)[1:]
+        return (words, "") if line[-1:].isspace() else (words[:-1], "".join(words[-1:]))
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        """Return a line for the script, without what stands before the last break already."""
+        kept = self._kept()
+        return f"{item.type},{item.value[len(kept) :] if item.value.startswith(kept) else item.value}"
+
+    def _kept(self) -> str:
+        _, incomplete = self.get_completion_args()
+        typed = os.environ["COMP_LINE"].split(" ")[-1]
+        if typed.startswith(("'", '"')):  # readline breaks no quoted word
+            return ""
+        breaks = os.environ["COMP_WORDBREAKS"]
+        return incomplete[: max(incomplete.rfind(one) for one in breaks) + 1]
