@@ -49,15 +49,24 @@ class Watched:
     machine: Machine
     writes: list[str] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+    on_write: Callable[[str], None] | None = None
+    _fails_at: tuple[int, int] = (-1, 0)
 
     def __post_init__(self) -> None:
         self.tree = self.machine.tree
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
         self.writes.append(path)
-        if code := self.failures.get(path):
+        if self.on_write is not None:
+            self.on_write(path)
+        at, code = self._fails_at
+        if len(self.writes) == at or (code := self.failures.get(path, 0)):
             raise KernelError(code, "write", path)
         self.machine.write(path, value, address=address, timeout=timeout)
+
+    def fail_once(self, number: int, code: int) -> None:
+        """Have the write after so many others fail with an errno, and no other one."""
+        self._fails_at = len(self.writes) + number + 1, code
 
     def await_writer(self, address: str, timeout: float) -> bool:
         return self.machine.await_writer(address, timeout)

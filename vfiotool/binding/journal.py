@@ -12,7 +12,8 @@ import os
 from vfiotool.binding.state_dir import damaged, make_private, read_own, remove_own, replace_own, unusable
 from vfiotool.binding.stored import Stored, from_document, to_document
 from vfiotool.errors import VfioToolError
-from vfiotool.host.pending import STATE_DIR, pending_dir
+from vfiotool.host.pending import STATE_DIR, pending_dir, pending_writer
+from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address, sort_key
 
 _SCHEMA = "vfiotool.journal/1"
@@ -85,3 +86,20 @@ class Journal:
 
     def _path(self, address: str) -> str:
         return f"{self._records}/{address}.json"
+
+
+def debris(tree: Tree, journal: Journal) -> list[tuple[str, str]]:
+    """Return the files that say nothing, each with the device that it is about.
+
+    Those are files whose writer was killed before they took their names, and notes of writes that
+    have returned. Of a device whose lock is not held they may yet be somebody's.
+    """
+    pending = pending_dir(journal.state_dir)
+    found = []
+    for folder in (f"{journal.state_dir}/journal", journal.transactions):
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        found += [(f"{folder}/{name}", name.partition(".json")[0]) for name in names if name.endswith(".new")]
+    for name in tree.find_names(pending):
+        if pending_writer(tree, journal.state_dir, name) is None:
+            found.append((tree.path(f"{pending}/{name}"), name))
+    return [(path, address) for path, address in found if is_address(address)]

@@ -1,0 +1,354 @@
+"""Whoever is killed, or fails, at any step leaves nothing that is not put right."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.contract.bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
+from vfiotool.binding.operations import Binding
+from vfiotool.binding.plan import Plan
+from vfiotool.binding.steps import DRIVERS, Step
+from vfiotool.errors import BindError, BlockedError, VfioToolError
+from vfiotool.host.devices import Device
+from vfiotool.host.pending import pending_writer
+from vfiotool.host.state import DeviceState
+from vfiotool.testing import FakeHost
+
+PAIR = (NVME, E1000E)
+# What the kernel's functions behind each file return (drivers/base/bus.c, drivers/pci/pci-sysfs.c).
+ERRNOS = {
+    "driver_override": (errno.EINVAL, errno.ENOMEM),
+    "unbind": (errno.ENODEV, errno.EPERM),
+    "bind": (errno.ENODEV, errno.EBUSY, errno.EINVAL, errno.ENOMEM),
+    "control": (errno.EINVAL, errno.EIO),
+}
+
+Run = Callable[[Binding], Plan]
+Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An operation; ``prepare`` goes before it, and is not disturbed."""
+
+    name: str
+    run: Run
+    prepare: Run | None = None
+
+
+SCENARIOS = [
+    Scenario("bind one without a driver", lambda binding: binding.bind([EDU])),
+    Scenario("bind two", lambda binding: binding.bind(PAIR)),
+    Scenario("bind a group", lambda binding: binding.bind(SIBLINGS)),
+    Scenario("bind to a stub", lambda binding: binding.bind([E1000E], "pci-stub")),
+    Scenario("unbind", lambda binding: binding.unbind(PAIR)),
+    Scenario(
+        "bind what is unbound",
+        lambda binding: binding.bind([E1000E]),
+        lambda binding: binding.unbind([E1000E]),
+    ),
+    Scenario("restore two", lambda binding: binding.restore(PAIR), lambda binding: binding.bind(PAIR)),
+    Scenario(
+        "restore from a stub",
+        lambda binding: binding.restore([E1000E]),
+        lambda binding: binding.bind([E1000E], "pci-stub"),
+    ),
+]
+in_each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+
+
+@pytest.fixture(autouse=True)
+def _loaded(bench: Bench) -> None:
+    """Modules stay loaded, which is no part of what is put right."""
+    for driver in ("vfio-pci", "pci-stub"):
+        bench.machine.load_module(driver)
+
+
+def snapshot(bench: Bench) -> Snapshot:
+    """All that binding may change, and what is recorded."""
+    devices = bench.devices(TOUCHED)
+    woken = [replace(one, power_state="D0") if one.power_state == "unknown" else one for one in devices]
+    return woken, bench.states(), bench.binding().recorded()
+
+
+def prepared(bench: Bench, scenario: Scenario) -> Snapshot:
+    if scenario.prepare is not None:
+        scenario.prepare(bench.binding())
+    return snapshot(bench)
+
+
+def leftovers(bench: Bench) -> list[str]:
+    """What is in the state folder beside records and locks."""
+    folders = [f"{bench.state_dir}/{name}" for name in ("pending", "transactions")]
+    return [f"{folder}/{name}" for folder in folders for name in os.listdir(folder)]
+
+
+def die_at(bench: Bench, moment: int) -> None:
+    """Have this process killed before it changes anything for the n-th time: a file, or the machine."""
+    pid, moments = os.getpid(), itertools.count()
+    machine: Any = bench.machine.machine
+    write = machine.write
+    is_fake = isinstance(machine, FakeHost)  # what a kernel does is done whole
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            if os.getpid() == pid and next(moments) == moment:
+                os.kill(pid, signal.SIGKILL)
+            return call(*args, **options)
+
+        return wrapper
+
+    def arm(calls: dict[str, Callable[..., Any]]) -> None:
+        for name, call in calls.items():
+            setattr(os, name, call)
+
+    plain = {name: getattr(os, name) for name in ("write", "replace", "unlink")}
+    armed = {name: dying(call) for name, call in plain.items()}
+
+    def write_whole(*args: Any, **options: Any) -> None:
+        arm(plain if is_fake else armed)
+        try:
+            write(*args, **options)
+        finally:
+            arm(armed)
+
+    machine.write = dying(write_whole)
+    arm(armed)
+
+
+def is_killed(bench: Bench, run: Run, moment: int) -> bool:
+    """Run an operation in a process that is killed at a moment; say whether it had so many."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            die_at(bench, moment)
+            run(bench.binding())
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@in_each_scenario
+def test_a_kill_at_any_moment_is_mended(bench: Bench, scenario: Scenario) -> None:
+    """What was begun is undone; where all steps were done, it is finished."""
+    before = prepared(bench, scenario)
+    plan = scenario.run(bench.binding(dry_run=True))
+    finished = 0
+    for moment in itertools.count():
+        if not is_killed(bench, scenario.run, moment):
+            break
+        bench.binding().recover()
+        assert leftovers(bench) == [], moment
+        if snapshot(bench) == before:
+            assert not finished, moment
+            continue
+        finished += 1
+        assert drivers(bench, plan) == wanted(plan), moment
+        bench.binding().restore(bench.binding().recorded())
+        assert prepared(bench, scenario) == before
+    assert moment - finished > 2 * len(plan.steps)
+    assert drivers(bench, plan) == wanted(plan)
+    assert leftovers(bench) == []
+
+
+def drivers(bench: Bench, plan: Plan) -> dict[str, str | None]:
+    return {device.address: device.driver for device in bench.devices(list(plan.after))}
+
+
+def wanted(plan: Plan) -> dict[str, str | None]:
+    return {address: state.driver for address, state in plan.after.items()}
+
+
+@in_each_scenario
+def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> None:
+    before = prepared(bench, scenario)
+    steps = scenario.run(bench.binding(dry_run=True)).steps
+    for number, step in enumerate(steps):
+        for code in ERRNOS[os.path.basename(step.path)]:
+            bench.machine.fail_once(number, code)
+            with pytest.raises(BindError, match="all devices are as they were before") as failed:
+                scenario.run(bench.binding())
+            assert failed.value.step == str(step)
+            assert snapshot(bench) == before, (step, code)
+            assert leftovers(bench) == []
+
+
+def test_what_could_not_be_put_back_is_mended_later(bench: Bench) -> None:
+    before = snapshot(bench)
+    bench.machine.failures |= {
+        f"{DRIVERS}/vfio-pci/bind": errno.EIO,
+        f"{DRIVERS}/nvme/bind": errno.ENOMEM,
+    }
+    with pytest.raises(BindError, match=f"{NVME} could not be put back"):
+        bench.binding().bind([NVME])
+    assert bench.device(NVME).driver is None
+    assert bench.binding().recorded() == [NVME]
+    with pytest.raises(BindError):
+        bench.binding().recover()
+    bench.machine.failures.clear()
+    recovered = bench.binding().recover()
+    assert [(change.address, change.before, change.after) for change in recovered.changes] == [
+        (NVME, None, "nvme")
+    ]
+    assert snapshot(bench) == before
+    assert leftovers(bench) == []
+
+
+def killed_halfway(bench: Bench) -> None:
+    """Bind two, and be killed once the first one is bound."""
+    bench.machine.writes.clear()
+    for moment in itertools.count():
+        assert is_killed(bench, lambda binding: binding.bind(PAIR), moment)
+        states = bench.states()
+        if states[NVME].driver == "vfio-pci":
+            return
+        bench.binding().recover()
+
+
+@pytest.mark.parametrize(
+    ("run", "after"),
+    [
+        (lambda binding: binding.bind([E1000E]), ("nvme", "vfio-pci")),
+        (lambda binding: binding.unbind([NVME]), (None, "e1000e")),
+        (lambda binding: binding.restore([NVME]), ("nvme", "e1000e")),
+    ],
+    ids=["bind", "unbind", "restore"],
+)
+def test_the_next_command_mends_first(bench: Bench, run: Run, after: tuple[str | None, str | None]) -> None:
+    before = snapshot(bench)
+    killed_halfway(bench)
+    assert bench.binding(dry_run=True).recover().steps
+    run(bench.binding())
+    assert (bench.device(NVME).driver, bench.device(E1000E).driver) == after
+    assert leftovers(bench) == []
+    bench.binding().restore(bench.binding().recorded())
+    assert snapshot(bench) == before
+
+
+def test_a_full_state_folder_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(bench)
+    for moment in itertools.count():
+        calls = itertools.count()
+
+        def sync(fd: int, moment: int = moment, calls: Any = calls) -> None:
+            if next(calls) == moment:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", sync)
+            try:
+                bench.binding().bind(PAIR)
+            except VfioToolError as error:
+                assert "No space left" in str(error)  # noqa: PT017 - until it no longer fails
+            else:
+                break
+        bench.binding().recover()
+        bench.binding().restore(bench.binding().recorded())
+        assert snapshot(bench) == before, moment
+    assert moment > len(PAIR) * 3
+    bench.binding().restore(PAIR)
+
+
+def await_pending(bench: Bench, address: str) -> None:
+    deadline = time.monotonic() + 30
+    while not pending_writer(bench.machine.tree, bench.state_dir, address):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # nothing tells of a note
+
+
+def test_a_process_that_is_killed_while_a_holder_keeps_it_waiting(bench: Bench) -> None:
+    if isinstance(bench.machine.machine, FakeHost):
+        pytest.skip("nothing waits on the fake")
+    bench.binding().bind(PAIR)
+    before = snapshot(bench)
+    with bench.hold(E1000E) as holder:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                bench.binding(allowed=["held"]).unbind(PAIR)
+            finally:
+                os._exit(0)
+        await_pending(bench, E1000E)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert bench.device(E1000E).blocked
+        with pytest.raises(BlockedError) as blocked:
+            bench.binding(timeout=0.2).recover()
+        assert any(f"pid {holder} " in line for line in blocked.value.holders)
+        assert bench.device(NVME).driver is None
+    bench.binding().recover()
+    assert snapshot(bench) == before
+    assert leftovers(bench) == []
+    bench.binding().restore(PAIR)
+
+
+def test_what_a_holder_kept_waiting_is_finished(bench: Bench) -> None:
+    """On old kernels only unbinds are: a host driver in a group that is in use is their end."""
+    original = snapshot(bench)
+    bench.binding().bind(PAIR)
+
+    def run(binding: Binding) -> Plan:
+        return binding.restore(PAIR) if bench.era.has_dma_owner else binding.unbind(PAIR)
+
+    with bench.hold(E1000E):
+        with pytest.raises(BlockedError, match="did not let go"):
+            run(bench.binding(timeout=0.5, allowed=["held"]))
+        assert bench.device(NVME).driver == "vfio-pci"
+        assert bench.device(E1000E).blocked
+        with pytest.raises(BlockedError, match="is pending"):
+            bench.binding(timeout=0.2).recover()
+    bench.binding().recover()
+    expected = ["nvme", "e1000e"] if bench.era.has_dma_owner else [None, None]
+    assert [bench.device(address).driver for address in PAIR] == expected
+    assert leftovers(bench) == []
+    bench.binding().restore(bench.binding().recorded())
+    assert snapshot(bench) == original
+
+
+def test_a_rollback_spares_a_group_that_has_come_into_use(bench: Bench) -> None:
+    """Up to 5.18 a host driver would be its machine's end, so the device waits for ``recover``."""
+    one, other = SIBLINGS
+    before = snapshot(bench)
+    bench.machine.failures[f"{DRIVERS}/vfio-pci/bind"] = errno.EIO
+    bench.binding().unbind([other])
+    bench.machine.failures.clear()
+    bench.binding().bind([one])
+    with bench.hold(one):
+        bench.machine.failures[f"{DRIVERS}/pci-stub/bind"] = errno.EIO
+        with pytest.raises(BindError) as failed:
+            bench.binding(allowed=["held"]).bind([other], "pci-stub")
+        assert failed.value.state == "all devices are as they were before"
+        bench.machine.failures.clear()
+    bench.binding().restore(SIBLINGS)
+    assert snapshot(bench) == before
+
+
+def test_steps_are_on_disk_before_they_are_done(bench: Bench) -> None:
+    """Second source: the file itself, read at the moment of each write."""
+    seen: list[tuple[str, str]] = []
+    path = f"{bench.state_dir}/transactions/{NVME}.jsonl"
+
+    def look(step_path: str) -> None:
+        with open(path, encoding="utf-8") as file:
+            seen.append((step_path, file.read().splitlines()[-1]))
+
+    bench.machine.on_write = look
+    plan = bench.binding().bind(PAIR)
+    bench.machine.on_write = None
+    steps: list[Step] = [step for step in plan.steps if step.path != "modprobe"]
+    skipped = len(plan.steps) - len(steps)
+    assert seen == [(step.path, f'{{"step": {number}}}') for number, step in enumerate(steps, start=skipped)]
+    bench.binding().restore(PAIR)
