@@ -105,7 +105,7 @@ def add_all(tree: Tree, addresses: Iterable[str], driver: str = "vfio-pci") -> l
         UnsupportedError: a device is a VF, or the machine has no udev.
         VfioToolError: a file cannot be written, or is somebody else's; nothing was added.
     """
-    added = [_entry(tree, address, driver) for address in addresses]
+    added = [entry_for(tree, address, driver) for address in addresses]
     if not tree.exists(RULES):
         raise UnsupportedError(
             f"this machine has no folder {RULES}", hint="install udev; without it nothing can persist"
@@ -223,7 +223,8 @@ def stamp_path(entry: Entry) -> str:
     return f"/run/udev/vfiotool-{entry.name}"
 
 
-def _entry(tree: Tree, address: str, driver: str) -> Entry:
+def entry_for(tree: Tree, address: str, driver: str) -> Entry:
+    """Return the entry for the device that is at an address now; raises as ``add_all`` does."""
     if not _is_driver(driver):
         raise RefusedError(
             f"refused: '{driver}' is not a VFIO driver, and a rule for another could harm a group in use",

@@ -76,9 +76,12 @@ def choosing_options(verb: Verb) -> Verb:
     help="The driver to bind to; 'auto' is the VFIO driver that serves each device best.",
 )
 @click.option("--owner", metavar="USER[:GROUP]", help="Who may open the nodes, at this bind and later ones.")
+@click.option("--persist", is_flag=True, help="Have it so after each start of the machine too.")
 @changing_options
 @click.pass_obj
-def bind(settings: Settings, /, driver: str, owner: str | None, as_json: bool, **options: Any) -> None:
+def bind(
+    settings: Settings, /, driver: str, owner: str | None, persist: bool, as_json: bool, **options: Any
+) -> None:
     """Hand devices to a driver: all of them, or none.
 
     What each device was is recorded first; 'vfiotool restore' brings it back.
@@ -86,7 +89,16 @@ def bind(settings: Settings, /, driver: str, owner: str | None, as_json: bool, *
     binding = make_binding(settings, **options)
     wanted = _chosen(settings, binding, **options)
     granted = None if owner is None else parse_owner(owner)
-    report("bind", lambda: binding.bind(wanted, driver, granted), as_json, binding.dry_run)
+
+    def run() -> Plan:
+        if not persist:
+            return binding.bind(wanted, driver, granted)
+        from vfiotool.cli.persist import bind_and_persist
+
+        looking = make_binding(settings, **options | {"dry_run": True})
+        return bind_and_persist(settings.tree, looking, binding, wanted, driver, granted)
+
+    report("bind", run, as_json, binding.dry_run)
 
 
 @click.command("unbind")

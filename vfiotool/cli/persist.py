@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from vfiotool.binding import persist as rules
 from vfiotool.binding.operations import Binding
+from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import Entry
+from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import RULES
+from vfiotool.binding.steps import Step
 from vfiotool.cli.bind import allowed_rules, choosing_options
 from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.settings import Settings, json_option
@@ -113,6 +116,34 @@ def check(settings: Settings, /, as_json: bool) -> int:
     return int(any(one.ok is False for _, checks in checked for one in checks))
 
 
+def bind_and_persist(
+    tree: Tree, looking: Binding, binding: Binding, wanted: Sequence[str], driver: str, owner: Owner | None
+) -> Plan:
+    """Bind devices now and from the next start on, or neither; ``looking`` is a binding for a dry run.
+
+    Returns the plan with the files that were written among its steps.
+    """
+    planned = looking.bind(wanted, driver, owner)
+    chosen = [
+        rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
+    ]
+    files = tuple(Step(entry.address, entry.rule, rules.rule_text(entry)) for entry in chosen)
+    if binding.dry_run:
+        return replace(planned, steps=planned.steps + files)
+    known = rules.entries(tree)
+    try:
+        for entry in chosen:
+            rules.add(tree, entry.address, entry.driver)
+        done = binding.bind(wanted, driver, owner)
+    except BaseException:
+        for entry in rules.entries(tree):
+            if entry not in known and entry in chosen:
+                rules.remove(tree, entry)
+        raise
+    _tell_to_rebuild(rules.rebuild_commands(tree))
+    return replace(done, steps=done.steps + files)
+
+
 def _live(settings: Settings) -> Tree:
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be changed")
@@ -161,6 +192,11 @@ def _report(tree: Tree, entries: Sequence[Entry], as_json: bool, done: str) -> N
     else:
         for entry in entries:
             click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
-    if entries and commands:
+    if entries:
+        _tell_to_rebuild(commands)
+
+
+def _tell_to_rebuild(commands: Sequence[str]) -> None:
+    if commands:
         run = " or ".join(f"'{command}'" for command in commands)
         click.echo(f"now run {run}: the initramfs is as it was before", err=True)
