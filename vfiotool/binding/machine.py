@@ -23,7 +23,8 @@ from vfiotool.host.state import NodeAccess
 from vfiotool.host.tree import Tree
 
 _RESULT = struct.Struct("=i")
-_GO = b"\n"
+GO = b"\n"
+"""What tells the process that writes to do so."""
 
 
 class Events(Protocol):
@@ -106,7 +107,7 @@ class LiveMachine:
         pid, fd = start_child(lambda parent: _write_when_told(parent, path, content))
         try:
             self._note(address, pid)
-            os.write(fd, _GO)
+            os.write(fd, GO)
             code = _await_result(fd, timeout)
         finally:
             os.close(fd)
@@ -162,7 +163,7 @@ class LiveMachine:
 
 def _write_when_told(parent: int, path: str, content: bytes) -> None:
     """Write, unless the parent is killed before it has left word of it."""
-    if os.read(parent, len(_GO)) == _GO:
+    if os.read(parent, len(GO)) == GO:
         os.write(parent, _RESULT.pack(_write(path, content)))
 
 

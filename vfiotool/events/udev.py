@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -38,7 +39,7 @@ class DeviceEvents:
 
     def __init__(self) -> None:
         self.source = "udev" if _udevd_listens() else "kernel"
-        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=self.source)
+        self._monitor = pyudev.Monitor.from_netlink(_context(), source=self.source)
         self._monitor.filter_by(subsystem="pci")
         with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
             self._monitor.set_receive_buffer_size(_BUFFER_BYTES)
@@ -83,6 +84,12 @@ class DeviceEvents:
                 if not waiting:
                     break
         return frozenset(waiting)
+
+
+@functools.cache
+def _context() -> pyudev.Context:
+    """Finding the library takes a process of its own: once is enough."""
+    return pyudev.Context()
 
 
 def _udevd_listens() -> bool:
