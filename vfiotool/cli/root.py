@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -20,8 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "unbind": ("vfiotool.cli.bind:unbind", "Leave devices without a driver."),
     "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
     "recover": ("vfiotool.cli.bind:recover", "Put right what a killed vfiotool left."),
+    "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
     "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
     "doctor": ("vfiotool.cli.doctor:doctor", "Check whether this machine is ready, and say what to do."),
+    "capture": ("vfiotool.cli.capture:capture", "Capture this machine into a file, for --sysroot."),
     "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
 }
 
@@ -55,9 +58,9 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
     "--sysroot",
-    type=click.Path(exists=True, file_okay=False),
+    type=click.Path(exists=True),
     default="/",
-    help="Read the /sys and /proc below this folder instead of this machine's.",
+    help="Look at another machine: a file that 'capture' made, or a folder with /sys and /proc in it.",
 )
 @click.option(
     "--state-dir",
@@ -70,7 +73,16 @@ class LazyGroup(click.Group):
 @click.pass_context
 def cli(context: click.Context, debug: bool, sysroot: str, state_dir: str) -> None:
     """See, bind, drive and prove PCI devices through VFIO."""
-    context.obj = Settings(sysroot=sysroot, state_dir=state_dir)
+    context.obj = Settings(sysroot=_folder(context, sysroot), state_dir=state_dir)
+
+
+def _folder(context: click.Context, sysroot: str) -> str:
+    """Return the folder of a machine; that of a capture is unpacked for as long as the verb runs."""
+    if os.path.isdir(sysroot):
+        return sysroot
+    from vfiotool.host.captured import unpacked
+
+    return context.with_resource(unpacked(sysroot))
 
 
 def invoke(args: list[str]) -> int:

@@ -21,5 +21,13 @@ class Settings:
 
     @property
     def tree(self) -> Tree:
-        """The machine to look at."""
-        return Tree(self.sysroot)
+        """The machine to look at.
+
+        Raises:
+            VfioToolError: it is a capture whose notes are damaged.
+        """
+        if self.sysroot == "/":
+            return Tree()
+        from vfiotool.host.captured import open_tree
+
+        return open_tree(self.sysroot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address
@@ -42,11 +41,11 @@ def find_carriers(tree: Tree, name: str) -> list[str]:
 
 def _paths(tree: Tree, kind: str, name: str) -> list[str]:
     """Return where in ``/sys/devices`` a thing lies: one path, or one for each of its controllers."""
-    path = os.path.realpath(tree.path(f"/sys/class/{kind}/{name}"))
+    path = tree.resolve(f"/sys/class/{kind}/{name}")
     folder = _subsystem(path)
     if folder is None:
         return [path]
-    return [os.path.realpath(f"{folder}/{entry}") for entry in os.listdir(folder)]
+    return [tree.resolve(f"{folder}/{entry}") for entry in tree.names(folder)]
 
 
 def _subsystem(path: str) -> str | None:

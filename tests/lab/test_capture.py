@@ -1,0 +1,218 @@
+"""A captured machine says what the machine itself says, here and elsewhere, and keeps its secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import missing
+from tests.lab.support import (
+    BUS,
+    EDU,
+    MACHINE,
+    as_before,
+    await_,
+    done,
+    driver,
+    group,
+    output,
+    path,
+    vfiotool,
+    vfiotool_as_nobody,
+    write,
+)
+from vfiotool.errors import LabError
+from vfiotool.lab import initramfs, qemu
+from vfiotool.vfio.container import Container
+from vfiotool.vfio.group import Group
+from vfiotool.vfio.uapi import IommuType
+
+in_guest = pytest.mark.needs_guest
+
+PLANTED = "hunter2-4d7a"
+_LIVE_ONLY = "memlock"
+_SERIAL = re.compile(r"Device Serial Number ([0-9a-f-]{23})")
+_ON_A_MACHINE = """
+import contextlib, io, json, sys
+from vfiotool import cli
+def said(*args):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        cli.run([*args, "--json"])
+    return json.loads(text.getvalue())
+options = sys.argv[1:]
+listed = said(*options, "list")
+shown = [said(*options, "show", one["address"]) for one in listed["devices"]]
+print(json.dumps([listed, said(*options, "groups"), said(*options, "doctor"), *shown]))
+"""
+
+
+def documents(*options: str) -> list[dict[str, Any]]:
+    """Return what list, groups, doctor and show of each device say; doctor's live-only check left out."""
+    listed, doctor = done(*options, "list"), vfiotool(*options, "doctor", "--json").document
+    shown = [done(*options, "show", one["address"]) for one in listed["devices"]]
+    return comparable([listed, done(*options, "groups"), doctor, *shown])
+
+
+def comparable(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out doctor's check of a running process, which has no meaning elsewhere."""
+    doctor = said[2]
+    doctor["checks"] = [check for check in doctor["checks"] if check["name"] != _LIVE_ONLY]
+    return said
+
+
+def contents(archive: Path) -> bytes:
+    """Return all that an archive says: names, targets of links, contents."""
+    said = io.BytesIO()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            said.write(f"{member.name}\n{member.linkname}\n".encode())
+            file = tar.extractfile(member) if member.isreg() else None
+            said.write(file.read() if file is not None else b"")
+    return said.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return tmp_path / "machine.tar.gz"
+
+
+@contextlib.contextmanager
+def held(address: str) -> Iterator[None]:
+    """Have a device on vfio-pci, and hold it open."""
+    output("modprobe", "vfio-pci")
+    with as_before(address):
+        write(path(address, "driver_override"), "vfio-pci")
+        write(f"{BUS}/drivers/vfio-pci/bind", address)
+        number = group(address)
+        assert number is not None
+        with Container() as container, Group(number) as its_group:
+            its_group.set_container(container)
+            container.set_iommu(IommuType.TYPE1v2)
+            with its_group.open_device(address):
+                yield
+
+
+@in_guest
+def test_a_capture_equals_the_machine(archive: Path) -> None:
+    live = documents()
+    assert vfiotool("capture", str(archive)).status == 0
+    assert documents("--sysroot", str(archive)) == live
+    assert archive.stat().st_mode & 0o777 == 0o600
+    again = archive.with_name("again")
+    vfiotool("--sysroot", str(archive), "capture", str(again))
+    assert not again.exists()
+
+
+@in_guest
+def test_what_a_user_without_rights_captures_equals_what_that_user_sees() -> None:
+    """Among it what that user may not read, though root may look at the capture."""
+    file = "/tmp/nobody.tar.gz"
+    seen = vfiotool_as_nobody("groups", "--json").document, vfiotool_as_nobody("doctor", "--json").document
+    captured = vfiotool_as_nobody("capture", file)
+    assert captured.status == 0, captured.stderr
+    same = done("--sysroot", file, "groups"), vfiotool("--sysroot", file, "doctor", "--json").document
+    for documents in (seen, same):
+        documents[1]["checks"] = [one for one in documents[1]["checks"] if one["name"] != _LIVE_ONLY]
+    assert same == seen
+
+
+@in_guest
+@pytest.mark.skipif(MACHINE != "default", reason="one IOMMU is enough")
+def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archive: Path) -> None:
+    with held(EDU):
+        live = documents()
+        assert vfiotool("capture", str(archive)).status == 0
+        assert documents("--sysroot", str(archive)) == live
+        holders = done("--sysroot", str(archive), "groups", str(group(EDU)))["groups"][0]["holders"]
+        assert os.getpid() in {holder["pid"] for holder in holders}
+        unbind = subprocess.Popen(["sh", "-c", f"echo {EDU} > {BUS}/drivers/vfio-pci/unbind"])
+        await_("the unbind has begun", lambda: driver(EDU) is None)
+        blocked = archive.with_name("blocked")
+        started = time.monotonic()
+        assert vfiotool("capture", str(blocked)).status == 0
+        assert time.monotonic() - started < 20
+        assert done("--sysroot", str(blocked), "list") == done("list")
+    assert unbind.wait(60) == 0
+
+
+@in_guest
+def test_no_secret_is_captured(archive: Path, tmp_path: Path) -> None:
+    """Planted where readers look: the kernel's command line, processes, and mounts."""
+    cmdline, point = tmp_path / "cmdline", tmp_path / "point"
+    cmdline.write_text(f"root=UUID={PLANTED} luks.key={PLANTED} intel_iommu=on ip=10.1.2.3:{PLANTED}\n")
+    point.mkdir()
+    output("mount", "--bind", str(cmdline), "/proc/cmdline")
+    output("mount", "-t", "tmpfs", PLANTED, str(point))
+    sleeper = subprocess.Popen(["sleep", "1000"], env={**os.environ, "TOKEN": PLANTED})
+    speaker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", PLANTED])
+    os.environ["VFIOTOOL_TEST_TOKEN"] = PLANTED
+    try:
+        assert PLANTED in Path("/proc/cmdline").read_text()
+        assert vfiotool("capture", str(archive)).status == 0
+    finally:
+        del os.environ["VFIOTOOL_TEST_TOKEN"]
+        for process in (sleeper, speaker):
+            process.kill()
+            process.wait()
+        output("umount", str(point), "/proc/cmdline")
+    said = contents(archive)
+    assert PLANTED.encode() not in said
+    assert b"intel_iommu=on" in said
+    with tarfile.open(archive) as tar:
+        assert not [one for one in tar.getnames() if re.search(r"proc/\d+/(environ|cmdline|maps|fd)", one)]
+
+
+@in_guest
+@pytest.mark.skipif(MACHINE == "none", reason="seen enough with an IOMMU")
+def test_no_serial_number_and_no_mac_is_captured(archive: Path) -> None:
+    """A network card's serial number in configuration space is made of its MAC."""
+    serials = [bytes.fromhex(one.replace("-", ""))[::-1] for one in _SERIAL.findall(output("lspci", "-vvv"))]
+    macs = [
+        Path(f"/sys/class/net/{name}/address").read_text().strip() for name in os.listdir("/sys/class/net")
+    ]
+    macs.remove("00:00:00:00:00:00")
+    assert serials
+    assert macs
+    assert vfiotool("capture", str(archive)).status == 0
+    said = contents(archive)
+    for secret in (*serials, *(mac.encode() for mac in macs), b"lab0"):
+        assert secret not in said
+
+
+def test_a_capture_says_elsewhere_what_the_machine_says(archive: Path) -> None:
+    """It comes out of a guest by its standard output, and is looked at here."""
+    try:
+        qemu.program()
+        initramfs.busybox()
+    except LabError as error:
+        missing(f"{error}: {error.hint}")
+    program = os.path.join(os.path.dirname(sys.executable), "vfiotool")
+    capture = f"{program} capture /tmp/machine > /dev/null && cat /tmp/machine"
+    script = f"{sys.executable} -c '{_ON_A_MACHINE}' && {capture}"
+    ran = subprocess.run(
+        [program, "lab", "run", "--kernel", "6.12", "--", "sh", "-c", script],
+        capture_output=True,
+        timeout=300,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    there, _, packed = ran.stdout.partition(b"\n")
+    archive.write_bytes(packed)
+    here = subprocess.run(
+        [sys.executable, "-c", _ON_A_MACHINE, "--sysroot", str(archive)], capture_output=True, check=True
+    )
+    assert comparable(json.loads(here.stdout)) == comparable(json.loads(there))
+    assert [one["address"] for one in json.loads(there)[0]["devices"]]

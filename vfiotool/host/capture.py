@@ -1,0 +1,312 @@
+"""One archive of a machine, with what the reading verbs read of it and nothing else.
+
+What that is cannot drift from the readers: they run once, on a tree that notes what they ask for, and
+that is what is put in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import io
+import json
+import os
+import posixpath
+import stat
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from vfiotool.errors import VfioToolError
+from vfiotool.host import guard
+from vfiotool.host.attributes import addresses
+from vfiotool.host.captured import NOTES, SCHEMA
+from vfiotool.host.details import read_details
+from vfiotool.host.devices import read_devices
+from vfiotool.host.doctor import examine
+from vfiotool.host.groups import group_ids, read_groups
+from vfiotool.host.network import CAPTURED, read_network
+from vfiotool.host.pending import STATE_DIR, pending_dir
+from vfiotool.host.reduction import is_kept, reduce
+from vfiotool.host.tree import GONE, Tree
+from vfiotool.pci.names import PciNames
+
+_SELF = "/proc/self"
+_ABSENT = (*GONE, errno.ESRCH, errno.ENOTDIR)
+
+
+@dataclasses.dataclass(slots=True)
+class Capture:
+    """What goes into the archive, by canonical path: folders, links with their targets, files.
+
+    ``unreadable`` has the errno of what could not be read, ETIMEDOUT where it blocks; ``nodes`` the
+    permission bits, owner and group of device nodes.
+    """
+
+    folders: set[str] = dataclasses.field(default_factory=set)
+    links: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    unreadable: dict[str, int] = dataclasses.field(default_factory=dict)
+    nodes: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """How many entries the archive has."""
+        return len(self.folders) + len(self.links) + len(self.files) + 1
+
+    def archive(self) -> bytes:
+        """Return the archive (tar, gzip): the same bytes for the same content."""
+        packed = io.BytesIO()
+        with (
+            gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for member, content in sorted(self._members(), key=lambda entry: entry[0].name):
+                tar.addfile(member, io.BytesIO(content))
+        return packed.getvalue()
+
+    def _members(self) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+        for path in self.folders:
+            yield _member(path, tarfile.DIRTYPE, 0o755), b""
+        for path, target in self.links.items():
+            member = _member(path, tarfile.SYMTYPE, 0o777)
+            member.linkname = target
+            yield member, b""
+        notes = {"schema": SCHEMA, "unreadable": self.unreadable, "nodes": self.nodes}
+        text = json.dumps(notes, sort_keys=True).encode()
+        for path, content in {**self.files, NOTES: text}.items():
+            member = _member(path, tarfile.REGTYPE, 0o644)
+            member.size = len(content)
+            yield member, content
+
+
+def _member(path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path.lstrip("/"))
+    member.type, member.mode = kind, mode
+    return member
+
+
+def capture(tree: Tree, *, state_dir: str = STATE_DIR) -> Capture:
+    """Capture a machine; bounded in time like the readers, and as complete as this user's rights."""
+    seen = _Watched(tree.root)
+    _look(seen, state_dir)
+    copier = _Copier(tree, state_dir)
+    copier.copy(seen)
+    copier.capture.files[CAPTURED] = _network(tree)
+    return copier.capture
+
+
+def write_capture(path: str, archive: bytes) -> None:
+    """Write an archive as a new file of this user alone: as a whole, or not at all.
+
+    Raises:
+        VfioToolError: there is such a file already, or it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    made: list[str] = []
+    try:
+        for name in (path, f"{path}.new"):  # the first keeps the name for us
+            fd = os.open(name, flags, 0o600)
+            made.append(name)
+            with open(fd, "wb") as file:
+                if name != path:
+                    file.write(archive)
+                    file.flush()
+                    os.fsync(file.fileno())
+        os.rename(f"{path}.new", path)
+    except BaseException as error:
+        for name in made:
+            os.unlink(name)
+        if not isinstance(error, OSError):
+            raise
+        raise VfioToolError(
+            f"{path} cannot be written: {error.strerror} ({error.filename})",
+            hint="name a file that is not there yet, in a folder that you can write",
+        ) from error
+
+
+def _network(tree: Tree) -> bytes:
+    network = read_network(tree)
+    return b"null" if network is None else network.to_json().encode()
+
+
+def _look(tree: Tree, state_dir: str) -> None:
+    """Read what ``list``, ``groups``, ``show`` of each device, and ``doctor`` read."""
+    names = PciNames(b"")
+    devices = read_devices(tree, addresses(tree), names, state_dir=state_dir)
+    read_groups(tree, group_ids(tree), devices)
+    for device in devices:
+        read_details(tree, device, devices)
+    examine(tree, state_dir=state_dir)
+
+
+class _Watched(Tree):
+    """A tree that notes what it is asked for, in the order of asking."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.present: dict[str, None] = {}
+        self.listed: dict[str, None] = {}
+        self.contents: dict[str, None] = {}
+        self.nodes: dict[str, None] = {}
+        self.guarded: list[list[str]] = []
+
+    def path(self, path: str) -> str:
+        self.present[path] = None
+        return super().path(path)
+
+    def read_bytes(self, path: str) -> bytes:
+        self.contents[path] = None
+        return super().read_bytes(path)
+
+    def names(self, path: str) -> list[str]:
+        if path == "/proc" and path in self.listed:
+            return []  # all looks at devices look for holders among all processes: one is enough
+        self.listed[path] = None
+        return super().names(path)
+
+    def find_link(self, path: str) -> str | None:
+        self.present[path] = None
+        return super().find_link(path)
+
+    def exists(self, path: str) -> bool:
+        self.present[path] = None
+        return super().exists(path)
+
+    def resolve(self, path: str) -> str:
+        self.present[path] = None
+        return super().resolve(path)
+
+    def access(self, path: str) -> tuple[int, int, int]:
+        self.nodes[path] = None
+        return super().access(path)
+
+    def answers(self, paths: Sequence[str]) -> None:
+        self.guarded.append(list(paths))
+
+
+class _Copier:
+    """Copies what was asked for, with the links that lead there."""
+
+    def __init__(self, tree: Tree, state_dir: str) -> None:
+        self._tree = tree
+        self._pending = f"{pending_dir(state_dir)}/"
+        self._resolved: dict[str, str | None] = {"/": "", "": ""}
+        self.capture = Capture()
+
+    def copy(self, seen: _Watched) -> None:
+        """Copy all that was seen; what may block is read in the same portions again."""
+        for path in seen.present:
+            self._place(path)
+        for path in seen.listed:
+            self._copy_names(path)
+        for path in seen.contents:
+            self._copy_content(path, self._read(path))
+        for paths in seen.guarded:
+            for path, answer in guard.read_all(self._tree, paths).items():
+                self._copy_content(path, answer)
+        for path in seen.nodes:
+            if self._place(path) is not None:
+                self.capture.nodes[path] = self._tree.access(path)
+
+    def _copy_names(self, path: str) -> None:
+        if not is_kept(path):
+            return
+        try:
+            names = self._tree.names(path)
+        except OSError as error:
+            self._note_error(path, error)
+            return
+        folder = self._resolve(path)
+        if self._place(path) is not None and folder is not None:
+            self._place(folder)
+            for name in names:
+                self._place(f"{folder}/{name}")
+
+    def _read(self, path: str) -> guard.Answer:
+        if not is_kept(path):
+            return b""
+        try:
+            return self._tree.read_bytes(path)
+        except OSError as error:
+            return error
+
+    def _copy_content(self, path: str, answer: guard.Answer) -> None:
+        if not isinstance(answer, bytes):
+            self._note_error(path, answer or TimeoutError(errno.ETIMEDOUT, ""))
+            return
+        file = self._resolve(path) if self._place(path) is not None else None
+        if file is None or self._place(file) not in self.capture.files:
+            return
+        self.capture.unreadable.pop(path, None)
+        self.capture.files[file] = answer if path.startswith(self._pending) else reduce(path, answer)
+
+    def _note_error(self, path: str, error: OSError) -> None:
+        if error.errno is not None and error.errno not in _ABSENT and is_kept(path):
+            self.capture.unreadable[path] = error.errno
+
+    def _place(self, path: str) -> str | None:
+        """Have a path be there, with the links on the way; return it without these, ``None`` if it is not."""
+        parent, _, name = path.rpartition("/")
+        folder = self._resolve(parent)
+        if folder is None:
+            return None
+        full = f"{folder}/{name}" if name else folder
+        return full if self._is_placed(full) or self._add(full) else None
+
+    def _is_placed(self, full: str) -> bool:
+        held = self.capture
+        return full in held.files or full in held.links or full in held.folders
+
+    def _add(self, full: str) -> bool:
+        target = self._target(full)
+        try:
+            mode = os.lstat(self._tree.path(full)).st_mode
+        except OSError:
+            return False
+        if not is_kept(full, target=target):
+            return False
+        self._add_folders(posixpath.dirname(full))
+        if target is not None:
+            self.capture.links[full] = _relative(full, target)
+        elif stat.S_ISDIR(mode) or full == _SELF:
+            self._add_folders(full)
+        else:
+            self.capture.files[full] = b""
+        return True
+
+    def _add_folders(self, full: str) -> None:
+        while full not in ("", "/") and full not in self.capture.folders:
+            self.capture.folders.add(full)
+            full = posixpath.dirname(full)
+
+    def _target(self, full: str) -> str | None:
+        """Return where a link points; a process's own folder counts as none."""
+        try:
+            return None if full == _SELF else os.readlink(self._tree.path(full))
+        except OSError:
+            return None
+
+    def _resolve(self, path: str) -> str | None:
+        """Return a path with all links followed, which are placed; ``None`` where they go round."""
+        if path not in self._resolved:
+            self._resolved[path] = None
+            parent, _, name = path.rpartition("/")
+            folder = self._resolve(parent)
+            if folder is not None:
+                self._resolved[path] = self._step(f"{folder}/{name}")
+        return self._resolved[path]
+
+    def _step(self, full: str) -> str | None:
+        target = self._target(full)
+        if target is None:
+            return full
+        self._place(full)
+        return self._resolve(posixpath.normpath(posixpath.join(posixpath.dirname(full), target)))
+
+
+def _relative(full: str, target: str) -> str:
+    """Return a link's target such that it stays below the capture's folder; an open file's is no path."""
+    if target.startswith("/") and not full.startswith("/proc/"):
+        return posixpath.relpath(target, posixpath.dirname(full))
+    return target

@@ -1,0 +1,227 @@
+"""A captured machine: its folder, or its archive unpacked, as a tree to be read.
+
+An archive comes from anywhere: it is unpacked into a private folder, with nothing in it but folders,
+plain files and links that stay inside, and within bounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import posixpath
+import re
+import stat
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
+
+from vfiotool.errors import VfioToolError
+from vfiotool.host.tree import Tree
+
+NOTES = "/vfiotool/capture.json"
+"""Where a capture says what no file can: who owns nodes, and what could not be read."""
+SCHEMA = "vfiotool.capture/1"
+
+MOST_ENTRIES = 200_000
+MOST_BYTES = 256 << 20
+_CHUNK = 1 << 20
+_DESCRIPTOR = re.compile(r"proc/\d+/fd/\d+")
+
+Access = tuple[int, int, int]
+
+
+class CapturedTree(Tree):
+    """A captured machine: reading gives the errors that it gave there, and never blocks."""
+
+    def __init__(self, root: str, unreadable: Mapping[str, int], nodes: Mapping[str, Access]) -> None:
+        super().__init__(root)
+        self._unreadable, self._nodes = unreadable, nodes
+
+    def read_bytes(self, path: str) -> bytes:
+        self._fail_as_there(path)
+        return super().read_bytes(path)
+
+    def names(self, path: str) -> list[str]:
+        self._fail_as_there(path)
+        return sorted(super().names(path), key=lambda name: (len(name), name))
+
+    def access(self, path: str) -> Access:
+        return self._nodes.get(path) or super().access(path)
+
+    def answers(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None]:
+        return {path: self._answer(path) for path in paths}
+
+    def _answer(self, path: str) -> bytes | OSError | None:
+        try:
+            return self.read_bytes(path)
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return error
+
+    def _fail_as_there(self, path: str) -> None:
+        if path in self._unreadable:
+            code = self._unreadable[path]
+            raise OSError(code, os.strerror(code), path)
+
+
+def open_tree(root: str) -> Tree:
+    """Return the machine below a folder: this one's ``/``, a capture, or any copy of ``/sys`` and ``/proc``.
+
+    Raises:
+        VfioToolError: the folder's notes are not those of a capture.
+    """
+    tree = Tree(root)
+    if tree.is_live:
+        return tree
+    text = tree.find(NOTES)
+    if text is None:
+        return tree
+    try:
+        return CapturedTree(root, *_parse(json.loads(text)))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unusable(tree.path(NOTES), f"{type(error).__name__}: {error}") from error
+
+
+def _parse(document: object) -> tuple[Mapping[str, int], Mapping[str, Access]]:
+    if not isinstance(document, dict) or document["schema"] != SCHEMA:
+        raise ValueError(f"not a document of {SCHEMA}")
+    unreadable = {str(path): _number(code) for path, code in document["unreadable"].items()}
+    nodes = {}
+    for path, (mode, owner, group) in document["nodes"].items():
+        nodes[str(path)] = (_number(mode), _number(owner), _number(group))
+    return unreadable, nodes
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 32:
+        raise ValueError(f"{value!r} is not a number of the kernel's")
+    return value
+
+
+@contextlib.contextmanager
+def unpacked(archive: str) -> Iterator[str]:
+    """Yield the folder into which an archive is unpacked; it is removed after the block.
+
+    Raises:
+        VfioToolError: it is no capture, or has something in it that a capture never has.
+    """
+    with tempfile.TemporaryDirectory(prefix="vfiotool-") as folder:
+        try:
+            if not stat.S_ISREG(os.stat(archive).st_mode):
+                raise ValueError("neither a folder nor a plain file")
+            with open(archive, "rb") as file, tempfile.TemporaryFile() as plain:
+                _decompress(file, plain)
+                with tarfile.open(fileobj=plain, mode="r:") as tar:
+                    _unpack(tar, folder)
+            if not os.path.isfile(folder + NOTES):
+                raise ValueError(f"it has no {NOTES}")
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error, tarfile.TarError) as error:
+            raise _unusable(archive, str(error) or type(error).__name__) from error
+        yield folder
+
+
+def _decompress(file: IO[bytes], plain: IO[bytes]) -> None:
+    """Decompress before anything is parsed: what a header claims is bounded by what there is."""
+    size = 0
+    with gzip.GzipFile(fileobj=file) as packed:
+        while chunk := packed.read(_CHUNK):
+            size += len(chunk)
+            if size > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+            plain.write(chunk)
+    plain.seek(0)
+
+
+def _unpack(tar: tarfile.TarFile, folder: str) -> None:
+    writer = _Writer(folder)
+    for count, member in enumerate(tar, 1):
+        if count > MOST_ENTRIES:
+            raise ValueError(f"it has more than {MOST_ENTRIES} entries")
+        if member.isdir():
+            writer.add_folder(_checked(member.name))
+        elif member.issym():
+            writer.add_link(_checked(member.name), member.linkname)
+        elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None:
+            content = tar.extractfile(member)
+            assert content is not None  # noqa: S101 - it is a plain file
+            writer.add_file(_checked(member.name), content.read())
+        else:
+            raise ValueError(f"{member.name!r} is neither a folder, nor a plain file, nor a link")
+    writer.check_links()
+
+
+def _checked(name: str) -> str:
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise ValueError(f"{name!r} leads out of it")
+    return name
+
+
+class _Writer:
+    """Writes below a private folder; a folder above what is written is always one that this made."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = folder
+        self._folders = {""}
+        self._links: list[str] = []
+
+    def add_folder(self, name: str) -> None:
+        """Make a folder, and those above it; one that is there already must be a folder."""
+        if name in self._folders:
+            return
+        self.add_folder(name.rpartition("/")[0])
+        os.mkdir(f"{self._root}/{name}", 0o700)
+        self._folders.add(name)
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Write a file that is not there yet."""
+        self.add_folder(name.rpartition("/")[0])
+        fd = os.open(f"{self._root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(content)
+
+    def add_link(self, name: str, target: str) -> None:
+        """Make a link: inside, or what a process has open, which is never followed."""
+        parent = name.rpartition("/")[0]
+        is_node = target.startswith("/dev/vfio/") and posixpath.normpath(target) == target
+        if _DESCRIPTOR.fullmatch(name) is None or not is_node:
+            depth = parent.count("/") + 1 if parent else 0
+            if target.startswith("/") or _climbs(target) > depth:
+                raise ValueError(f"the link {name!r} leads out of it, to {target!r}")
+            self._links.append(name)
+        self.add_folder(parent)
+        os.symlink(target, f"{self._root}/{name}")
+
+    def check_links(self) -> None:
+        """Follow every link, now that all are there: it must end inside, or nowhere."""
+        root = os.path.realpath(self._root)
+        for name in self._links:
+            path = f"{root}/{name}"
+            if not f"{os.path.realpath(path)}/".startswith(f"{root}/"):
+                raise ValueError(f"the link {name!r} leads out of it")
+            try:
+                os.stat(path)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise ValueError(f"the link {name!r} leads to itself") from None
+
+
+def _climbs(target: str) -> int:
+    """Return how far above its folder a relative target reaches at most."""
+    depth = lowest = 0
+    for part in target.split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        lowest = min(lowest, depth)
+    return -lowest
+
+
+def _unusable(path: str, cause: str) -> VfioToolError:
+    return VfioToolError(
+        f"{path} is not a capture that can be used: {cause}",
+        hint="'vfiotool capture FILE' makes one; a folder with a machine's /sys and /proc will do as well",
+    )

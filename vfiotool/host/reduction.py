@@ -1,0 +1,165 @@
+"""What a capture keeps of the files that say more than vfiotool reads.
+
+``/proc`` is kept by a list, and all else there left out; of files outside ``/sys`` and of what is not in
+this list only their presence is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from vfiotool.host.holders import DEVICE_DESCRIPTOR
+from vfiotool.pci import config as pci_config
+
+_PARAMETERS = re.compile(
+    r"(intel_iommu|amd_iommu|iommu|arm-smmu|virtio_iommu|intremap|nointremap|x2apic|nox2apic|vfio|hugepage"
+    r"|default_hugepagesz|transparent_hugepage|lockdown|pci=|pcie)"
+)
+_SERIAL_NUMBER, _SERIAL_NUMBER_SIZE = 0x03, 12
+_VPD, _VPD_SIZE = 0x03, 8
+_STAT_FIELDS = 22
+
+Reduction = Callable[[str], str]
+
+
+def _cmdline(text: str) -> str:
+    return " ".join(word for word in text.split() if _PARAMETERS.match(word)) + "\n"
+
+
+def _cpuinfo(text: str) -> str:
+    """Keep the first processor's vendor, and whether it is a guest's."""
+    kept = []
+    for line in text.partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "vendor_id":
+            kept.append(line)
+        if name.strip() == "flags" and "hypervisor" in value.split():
+            kept.append("flags : hypervisor")
+    return "".join(f"{line}\n" for line in kept)
+
+
+def _interrupts(text: str) -> str:
+    """Keep each interrupt's number and chip, neither counters nor who asked for it."""
+    kept = []
+    for line in text.splitlines():
+        number, colon, rest = line.partition(":")
+        words = [word for word in rest.split() if not word.isdecimal()]
+        if colon and words and number.strip().isdecimal():
+            kept.append(f"{number.strip()}: {words[0]}\n")
+    return "".join(kept)
+
+
+def _mountinfo(text: str) -> str:
+    """Keep which block device is mounted where: no options, no servers, no folder below a mount."""
+    kept = []
+    for line in text.splitlines():
+        first, _, last = line.partition(" - ")
+        fields, sources = first.split(" "), last.split(" ")
+        if len(fields) > 4 and len(sources) > 1:
+            is_node = sources[1].startswith("/dev/")
+            if is_node or not fields[2].startswith("0:"):
+                source = sources[1] if is_node else "none"
+                kept.append(f"0 0 {fields[2]} / {fields[4]} rw - {sources[0]} {source} rw\n")
+    return "".join(kept)
+
+
+def _swaps(text: str) -> str:
+    header, _, rest = text.partition("\n")
+    return "\n".join([header, *(line for line in rest.splitlines() if line.startswith("/dev/"))]) + "\n"
+
+
+def _kallsyms(text: str) -> str:
+    return "0 T iommu_group_claim_dma_owner\n" if " iommu_group_claim_dma_owner" in text else ""
+
+
+def _stat(text: str) -> str:
+    """Keep whether a process lives and when it started, by which a pending unbind's writer is known."""
+    pid, fields = text.partition(" ")[0], text.rpartition(")")[2].split()
+    if len(fields) < _STAT_FIELDS - 2:
+        return ""
+    return f"{pid} () {fields[0]}{' 0' * (_STAT_FIELDS - 4)} {fields[_STAT_FIELDS - 3]}\n"
+
+
+def _modules(text: str) -> str:
+    return "".join(f"{line}\n" for line in text.splitlines() if "vfio" in line or "iommufd" in line)
+
+
+def _udev(text: str) -> str:
+    kept = ("E:ID_FS_TYPE=", "E:ID_PART_TABLE_TYPE=")
+    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(kept))
+
+
+def _dm_uuid(text: str) -> str:
+    prefix, dash, _ = text.partition("-")
+    return f"{prefix}{dash}\n"
+
+
+def _backing_file(text: str) -> str:
+    return text if text.startswith("/dev/") else "\n"
+
+
+def _whole(text: str) -> str:
+    return text
+
+
+_PROC: Mapping[str, Reduction] = {
+    r"/proc/cmdline": _cmdline,
+    r"/proc/consoles": _whole,
+    r"/proc/cpuinfo": _cpuinfo,
+    r"/proc/interrupts": _interrupts,
+    r"/proc/kallsyms": _kallsyms,
+    r"/proc/(self|1)/mountinfo": _mountinfo,
+    r"/proc/swaps": _swaps,
+    r"/proc/sys/kernel/(osrelease|modules_disabled)": _whole,
+    r"/proc/\d+/comm": _whole,
+    r"/proc/\d+/stat": _stat,
+}
+_OTHERS: Mapping[str, Reduction] = {
+    r"/run/udev/data/b\d+:\d+": _udev,
+    r"/lib/modules/[^/]+/modules\.(dep|builtin)": _modules,
+    r"/sys/.*/dm/uuid": _dm_uuid,
+    r"/sys/.*/loop/backing_file": _backing_file,
+}
+_RULES = tuple((re.compile(pattern), rule) for pattern, rule in {**_PROC, **_OTHERS}.items())
+_CONFIG = re.compile(r"/sys/.*/config")
+
+
+def is_kept(path: str, *, target: str | None = None) -> bool:
+    """Say whether a capture may show that a path is there; ``target`` is where it points, if it is a link.
+
+    Of processes only the holders of VFIO's nodes are shown, and of their files only these nodes.
+    """
+    if not path.startswith("/proc/"):
+        return True
+    if re.fullmatch(r"/proc/\d+/fd/\d+", path):
+        node = (target or "").removesuffix(" (deleted)")
+        return node == DEVICE_DESCRIPTOR or node.startswith("/dev/vfio/")
+    return any(rule.fullmatch(path) for rule, _ in _RULES)
+
+
+def reduce(path: str, content: bytes) -> bytes:
+    """Return what a capture keeps of a file that vfiotool read: nothing, unless a rule has it."""
+    if _CONFIG.fullmatch(path):
+        return _without_serial(content)
+    for pattern, rule in _RULES:
+        if pattern.fullmatch(path):
+            return rule(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return content if path.startswith("/sys/") else b""
+
+
+def _without_serial(config: bytes) -> bytes:
+    """Blank the device serial number, which a network card makes of its MAC, and the VPD's data."""
+    kept = bytearray(config)
+    if len(config) < pci_config.STANDARD_SIZE:
+        return config
+    for capability in pci_config.capabilities(config):
+        key = (capability.extended, capability.id)
+        if key == (True, _SERIAL_NUMBER):
+            start, end = capability.offset + 4, capability.offset + _SERIAL_NUMBER_SIZE
+        elif key == (False, _VPD):
+            start, end = capability.offset + 4, capability.offset + _VPD_SIZE
+        else:
+            continue
+        kept[start:end] = bytes(len(kept[start:end]))
+    return bytes(kept)
