@@ -161,17 +161,19 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("VFIO_GROUP_UNSET_CONTAINER", errno.EINVAL): ("the group has no container", ""),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.EINVAL): (
-        "the group has no container, or the container has no IOMMU",
-        "set the group's container, then the container's IOMMU, then open the device",
+        "the group has no container, or the container has no IOMMU, or the device takes no VF token",
+        "set the group's container, then the container's IOMMU, then open the device; give a token only "
+        "for a VF whose PF is on vfio-pci too",
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV): (
         "the group has no such device on a VFIO driver",
         "'vfiotool groups' shows the group's devices; 'vfiotool bind' hands one over",
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): (
-        "the device is a VF, and its PF's owner asks for a token",
-        "name it as 'ADDRESS vf_token=UUID', with the token that the PF's owner has set",
+        "it is a VF whose PF is on vfio-pci too, or such a PF with a VF open, and this is not their token",
+        "give as vf_token what the PF's owner has set",
     ),
+    ("VFIO_DEVICE_FEATURE", errno.ENOTTY): ("the device, or this kernel, lacks the feature", ""),
     ("VFIO_IOMMU_GET_INFO", errno.EINVAL): (
         "the container has no IOMMU yet",
         "set a group's container first, then the container's IOMMU",

@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -180,6 +181,16 @@ def test_a_group_has_only_its_own_devices(container: Container, group: Group) ->
     container.set_type1()
     fails(errno.ENODEV, lambda: group.open_device("0000:00:1f.0"))
     fails(errno.ENODEV, lambda: group.open_device("no device at all"))
+
+
+def test_a_device_that_is_no_pf_neither_takes_nor_gives_a_token(edu: GroupDevice) -> None:
+    """Those that do are in tests/lab/test_traps_sriov.py."""
+    error = fails(errno.ENOTTY, lambda: edu.device.set_vf_token(uuid.uuid4()))
+    assert (error.operation, error.subject) == ("VFIO_DEVICE_FEATURE", EDU)
+    edu.device.close()
+    error = fails(errno.EINVAL, lambda: edu.group.open_device(EDU, uuid.uuid4()))
+    assert "takes no VF token" in str(error)
+    edu.group.open_device(EDU).close()
 
 
 def test_two_devices_of_a_group_are_open_at_once(vfio_bound: VfioBound) -> None:

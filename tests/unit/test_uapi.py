@@ -33,6 +33,7 @@ C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
     uapi.IrqSetFlags: "VFIO_IRQ_SET_{}",
     uapi.HotResetInfoFlags: "VFIO_PCI_HOT_RESET_FLAG_{}",
     uapi.DeviceFeatureFlags: "VFIO_DEVICE_FEATURE_{}",
+    uapi.DeviceFeature: "VFIO_DEVICE_FEATURE_{}",
     uapi.AtomicCompFlags: "VFIO_PCI_{}",
     uapi.Type1InfoFlags: "VFIO_IOMMU_INFO_{}",
     uapi.DmaMapFlags: "VFIO_DMA_MAP_FLAG_{}",

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import struct
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from vfiotool.vfio.uapi import (
 
 PAGE = mmap.PAGESIZE
 REAL = _shim.lib
+TOKEN = uuid.UUID("B7A4C2D0-1E2F-4A5B-8C9D-0123456789AB")
 
 
 class FakeShim:
@@ -161,6 +163,7 @@ CLOSED_USES: list[tuple[str, Callable[[Container, Group, Device], object]]] = [
     ("Device.regions", lambda c, g, d: d.regions()),
     ("Device.irq", lambda c, g, d: d.irq(0)),
     ("Device.irqs", lambda c, g, d: d.irqs()),
+    ("Device.set_vf_token", lambda c, g, d: d.set_vf_token(TOKEN)),
 ]
 
 
@@ -267,6 +270,36 @@ def test_a_name_that_c_would_cut_reaches_no_kernel(shim: FakeShim, group: Group,
     with pytest.raises(DeviceNotFoundError):
         group.open_device(name)
     assert not shim.called("vt_group_device_fd")
+
+
+def test_the_token_follows_the_name_and_stands_in_no_message(shim: FakeShim, group: Group) -> None:
+    group.open_device("0000:01:00.1", TOKEN).close()
+    assert shim.called("vt_group_device_fd") == [
+        (group.fileno(), b"0000:01:00.1 vf_token=b7a4c2d0-1e2f-4a5b-8c9d-0123456789ab")
+    ]
+    shim.answers["vt_group_device_fd"] = -errno.EACCES
+    with pytest.raises(KernelError, match="not their token") as caught:
+        GroupDevice("0000:01:00.1", 7, TOKEN)
+    assert caught.value.subject == "0000:01:00.1 of group 7"
+    assert "vf_token" in caught.value.hint
+    assert str(TOKEN) not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_pfs_owner_sets_the_token_in_the_order_of_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bytes]] = []
+    monkeypatch.setattr("fcntl.ioctl", lambda fd, request, data: asked.append((request, data)))
+    with Device(null(), "0000:01:00.0") as pf:
+        pf.set_vf_token(TOKEN)
+    token = bytes.fromhex("b7a4c2d01e2f4a5b8c9d0123456789ab")
+    assert asked == [(ord(";") << 8 | 117, struct.pack("=II", 24, 1 << 17) + token)]
+
+
+def test_what_is_no_pf_has_no_token() -> None:
+    """/dev/null answers ENOTTY to VFIO's questions, as a device does that is no PF."""
+    with Device(null(), "0000:00:10.0") as device, pytest.raises(KernelError, match="lacks the") as caught:
+        device.set_vf_token(TOKEN)
+    assert (caught.value.operation, caught.value.errno) == ("VFIO_DEVICE_FEATURE", errno.ENOTTY)
+    assert caught.value.hint == "only a PF on vfio-pci has a token for its VFs"
 
 
 STEPS = (

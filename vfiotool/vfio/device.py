@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -13,7 +14,15 @@ from vfiotool.errors import KernelError
 from vfiotool.vfio.answer import Answer, ask
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.info import DeviceInfo, IrqInfo, RegionInfo, device_info, irq_info, region_info
-from vfiotool.vfio.uapi import DeviceIoctl, vfio_device_info, vfio_irq_info, vfio_region_info
+from vfiotool.vfio.uapi import (
+    DeviceFeature,
+    DeviceFeatureFlags,
+    DeviceIoctl,
+    vfio_device_feature,
+    vfio_device_info,
+    vfio_irq_info,
+    vfio_region_info,
+)
 
 T = TypeVar("T")
 
@@ -57,6 +66,24 @@ class Device(Handle):
     def irqs(self) -> tuple[IrqInfo, ...]:
         """Return the interrupt indexes that the device has."""
         return _all(self.irq, self.info().num_irqs)
+
+    def set_vf_token(self, token: uuid.UUID) -> None:
+        """Set the secret that whoever opens a VF of this PF must show; every call replaces it.
+
+        The kernel makes up one that no one knows when the PF comes to its driver, so its VFs open
+        only after this. Who opens the PF while a VF is open must show it too.
+
+        Raises:
+            KernelError: ENOTTY, the device is not a PF.
+        """
+        request = DeviceIoctl.VFIO_DEVICE_FEATURE
+        size = ctypes.sizeof(vfio_device_feature) + len(token.bytes)
+        feature = vfio_device_feature(size, DeviceFeatureFlags.SET | DeviceFeature.PCI_VF_TOKEN)
+        try:
+            fcntl.ioctl(self.fileno(), int(request), bytes(feature) + token.bytes)
+        except OSError as error:
+            hint = "only a PF on vfio-pci has a token for its VFs" if error.errno == errno.ENOTTY else ""
+            raise KernelError(error.errno or errno.EIO, request.name, self.name, hint=hint) from None
 
     def _ask_of(self, request: DeviceIoctl, question: vfio_region_info | vfio_irq_info, index: int) -> Answer:
         if not 0 <= index < 1 << 32:  # ctypes would cut it to another index

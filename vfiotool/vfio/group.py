@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 
 from vfiotool._shim import lib
 from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError
@@ -68,20 +69,26 @@ class Group(Handle):
         result = lib.vt_group_unset_container(self.fileno())
         checked(result, GroupIoctl.VFIO_GROUP_UNSET_CONTAINER.name, self.name)
 
-    def open_device(self, address: str) -> Device:
+    def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> Device:
         """Open a device of the group; its container must have an IOMMU set.
+
+        ``vf_token`` is for a VF whose PF is on vfio-pci too, and for such a PF while its VFs are open:
+        see ``Device.set_vf_token``.
 
         Raises:
             GroupNotViableError: a device of the group came onto a host driver meanwhile (≤ 5.18).
             DeviceNotFoundError: it is empty or has a NUL.
             KernelError: ENODEV, it is not in the group or not on a VFIO driver; EINVAL, no
-                container or no IOMMU; EBUSY, someone else has it; EACCES, it wants a VF token.
+                container or no IOMMU, or a token for a device that takes none; EBUSY, someone else
+                has it; EACCES, it wants another VF token.
         """
         name = os.fsencode(address)
         if not name or b"\0" in name:  # C would stop reading there
             raise DeviceNotFoundError(
                 f"{address!r} is not the name of a device", hint="give it like 0000:03:00.0"
             )
+        if vf_token is not None:
+            name += b" vf_token=%s" % str(vf_token).encode()
         fd = lib.vt_group_device_fd(self.fileno(), name)
         if fd == -errno.EINVAL:
             self._require_viable()

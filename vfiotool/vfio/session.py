@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -15,8 +16,10 @@ class GroupDevice:
     A context manager that closes the three in that order. Threads may share it, but see ``Handle``.
     """
 
-    def __init__(self, address: str, group_id: int) -> None:
+    def __init__(self, address: str, group_id: int, vf_token: uuid.UUID | None = None) -> None:
         """Open the device at an address, through its group; the container is type1v2 or type1.
+
+        ``vf_token`` is for a VF whose PF is on vfio-pci too: see ``Device.set_vf_token``.
 
         Raises:
             UnsupportedError, DeviceNotFoundError, GroupNotViableError, KernelError: as ``Container``,
@@ -27,7 +30,7 @@ class GroupDevice:
             self.group = stack.enter_context(Group(group_id))
             self.group.set_container(self.container)
             self.iommu = self.container.set_type1()
-            self.device = stack.enter_context(self.group.open_device(address))
+            self.device = stack.enter_context(self.group.open_device(address, vf_token))
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -129,6 +129,12 @@ class DeviceFeatureFlags(IntFlag):
     PROBE = 1 << 18
 
 
+class DeviceFeature(IntEnum):
+    """Numbers of features, for VFIO_DEVICE_FEATURE."""
+
+    PCI_VF_TOKEN = 0
+
+
 class AtomicCompFlags(IntFlag):
     """PCI_ATOMIC_COMP: widths of the atomic operations that the root complex completes."""
 
