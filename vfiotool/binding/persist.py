@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,24 +88,26 @@ class Entry:
 
 
 def add(tree: Tree, address: str, driver: str = "vfio-pci") -> Entry:
-    """Have the device that is at an address now on a VFIO driver from the next start on; see ``add_all``."""
-    return add_all(tree, [address], driver)[0]
+    """Have the device that is at an address now on a VFIO driver from the next start on.
+
+    Raises as ``entry_for`` and ``add_all`` do.
+    """
+    entry = entry_for(tree, address, driver)
+    add_all(tree, [entry])
+    return entry
 
 
-def add_all(tree: Tree, addresses: Iterable[str], driver: str = "vfio-pci") -> list[Entry]:
-    """Have devices on a VFIO driver from the next start on; all of them, or none.
+def add_all(tree: Tree, added: Sequence[Entry]) -> None:
+    """Have what the entries say from the next start on; all of them, or none.
 
     Writes the rules, and a hook for each builder of an initramfs that is installed; loads and binds
     nothing, and builds no initramfs: see ``rebuild_commands``. Whether the machine can do without the
     devices is for the caller to check.
 
     Raises:
-        DeviceNotFoundError: there is no such device.
-        RefusedError: the driver is no VFIO driver.
-        UnsupportedError: a device is a VF, or the machine has no udev.
+        UnsupportedError: the machine has no udev.
         VfioToolError: a file cannot be written, or is somebody else's; nothing was added.
     """
-    added = [entry_for(tree, address, driver) for address in addresses]
     if not tree.exists(RULES):
         raise UnsupportedError(
             f"this machine has no folder {RULES}", hint="install udev; without it nothing can persist"
@@ -121,7 +123,6 @@ def add_all(tree: Tree, addresses: Iterable[str], driver: str = "vfio-pci") -> l
             for entry in fresh:
                 _remove_rule(tree, entry)
             raise
-    return added
 
 
 def remove(tree: Tree, entry: Entry) -> None:
@@ -224,7 +225,13 @@ def stamp_path(entry: Entry) -> str:
 
 
 def entry_for(tree: Tree, address: str, driver: str) -> Entry:
-    """Return the entry for the device that is at an address now; raises as ``add_all`` does."""
+    """Return the entry for the device that is at an address now.
+
+    Raises:
+        DeviceNotFoundError: there is no such device.
+        RefusedError: the driver is no VFIO driver.
+        UnsupportedError: the device is a VF, or has no place that lasts.
+    """
     if not _is_driver(driver):
         raise RefusedError(
             f"refused: '{driver}' is not a VFIO driver, and a rule for another could harm a group in use",

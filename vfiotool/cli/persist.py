@@ -42,7 +42,7 @@ def persist() -> None:
 
 @persist.command()
 @choosing_options
-@click.option("--driver", default="vfio-pci", show_default=True, help="A VFIO driver.")
+@click.option("--driver", default="vfio-pci", show_default=True, help="A VFIO driver, or 'auto'.")
 @lifting_options
 @json_option
 @click.pass_obj
@@ -56,9 +56,12 @@ def add(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> No
     wanted = select_meant(tree, options["selectors"], several=options["several"] or options["group"])
     if options["group"]:
         wanted = looking.group_members(wanted)
-    for warning in looking.bind(wanted, driver).warnings:
+    planned = looking.bind(wanted, driver)
+    for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    _report(tree, rules.add_all(tree, wanted, driver), as_json, "is added")
+    added = _entries(tree, planned, driver)
+    rules.add_all(tree, added)
+    _report(tree, added, as_json, "is added")
 
 
 @persist.command("list")
@@ -124,16 +127,13 @@ def bind_and_persist(
     Returns the plan with the files that were written among its steps.
     """
     planned = looking.bind(wanted, driver, owner)
-    chosen = [
-        rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
-    ]
+    chosen = _entries(tree, planned, driver)
     files = tuple(Step(entry.address, entry.rule, rules.rule_text(entry)) for entry in chosen)
     if binding.dry_run:
         return replace(planned, steps=planned.steps + files)
     known = rules.entries(tree)
     try:
-        for entry in chosen:
-            rules.add(tree, entry.address, entry.driver)
+        rules.add_all(tree, chosen)
         done = binding.bind(wanted, driver, owner)
     except BaseException:
         for entry in rules.entries(tree):
@@ -142,6 +142,13 @@ def bind_and_persist(
         raise
     _tell_to_rebuild(rules.rebuild_commands(tree))
     return replace(done, steps=done.steps + files)
+
+
+def _entries(tree: Tree, planned: Plan, driver: str) -> list[Entry]:
+    """Return the entries for what a plan binds; it has chosen a driver where that was left to it."""
+    return [
+        rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
+    ]
 
 
 def _live(settings: Settings) -> Tree:

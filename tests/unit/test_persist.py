@@ -1,0 +1,454 @@
+"""Where a device is plugged in, the rule that is keyed on it, and files that leave no trace."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shlex
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import Run
+from vfiotool.binding import persist, topology_path
+from vfiotool.binding.persist import Entry
+from vfiotool.binding.persist_check import check
+from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
+from vfiotool.host.attributes import device_path
+from vfiotool.testing import FakeHost
+
+PORT, NVME, TWIN, NIC, PF, VF = (
+    "0000:00:02.0",
+    "0000:01:00.0",
+    "0000:00:13.0",
+    "0000:00:12.0",
+    "0000:02:00.0",
+    "0000:03:00.0",
+)
+PATH = "pci0000:00/02.0/00.0"
+RULE = f"{persist.RULES}/40-vfiotool-pci0000-00-02.0-00.0.rules"
+
+
+@pytest.fixture(autouse=True)
+def machine(host: FakeHost) -> FakeHost:
+    host.add_driver("vfio-pci", module_loaded=False)
+    host.add_device(PORT, class_code=0x060400, group=2)
+    host.add_device(NVME, vendor=0x1B36, device=0x10, driver="nvme", group=3, bridge=PORT)
+    host.add_device(TWIN, vendor=0x1B36, device=0x10, driver="nvme", group=4)
+    host.add_device(NIC, vendor=0x8086, device=0x10D3, driver="e1000e", group=5)
+    for folder in (persist.RULES, "/etc/initramfs-tools/hooks", "/etc/dracut.conf.d", "/run/udev"):
+        os.makedirs(host.tree.path(folder))
+    return host
+
+
+def etc(host: FakeHost) -> dict[str, tuple[int, bytes]]:
+    """Everything below /etc: mode and content."""
+    root = Path(host.tree.path("/etc"))
+    return {
+        str(path.relative_to(root)): (path.lstat().st_mode, b"" if path.is_dir() else path.read_bytes())
+        for path in root.rglob("*")
+    }
+
+
+def move(host: FakeHost, address: str, folder: str) -> None:
+    """Have a device lie elsewhere in /sys/devices, as on another machine or after a restart."""
+    os.makedirs(os.path.dirname(host.tree.path(folder)), exist_ok=True)
+    os.rename(host.tree.path(host.devices[address].folder), host.tree.path(folder))
+    host.remove(device_path(address))
+    host.link(device_path(os.path.basename(folder)), folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "pattern"),
+    [
+        ("pci0000:00/0000:00:13.0", "pci0000:00/13.0", "pci0000:00/0000:00:13.0"),
+        (
+            "pci0000:00/0000:00:02.0/0000:01:00.0",
+            "pci0000:00/02.0/00.0",
+            "pci0000:00/0000:00:02.0/0000:??:00.0",
+        ),
+        (
+            "pci0000:80/0000:80:04.0/0000:81:00.0/0000:82:01.0/0000:83:00.7",
+            "pci0000:80/04.0/00.0/01.0/00.7",
+            "pci0000:80/0000:80:04.0/0000:??:00.0/0000:??:01.0/0000:??:00.7",
+        ),
+        (
+            "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:02.0/10000:e1:00.0",
+            "pci0000:00/0e.0/pci10000:e0/02.0/00.0",
+            "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:02.0/10000:??:00.0",
+        ),
+        (
+            "platform/4010000000.pcie/pci0000:00/0000:00:01.0",
+            "platform/4010000000.pcie/pci0000:00/01.0",
+            "platform/4010000000.pcie/pci0000:00/0000:00:01.0",
+        ),
+    ],
+)
+def test_a_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: str, pattern: str) -> None:
+    address = os.path.basename(folder)
+    for other in (NVME, PORT, TWIN):
+        host.remove_device(other)
+    move(host, NIC, f"/sys/devices/{folder}")
+    assert topology_path.read_path(host.tree, address) == path
+    assert topology_path.pattern(path) == f"/devices/{pattern}"
+    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.pattern(path))
+    assert topology_path.find_at(host.tree, path) == address
+
+
+@pytest.mark.parametrize(
+    ("folder", "matches"),
+    [
+        ("pci0000:00/0000:00:02.0/0000:01:00.0", True),
+        ("pci0000:00/0000:00:02.0/0000:7f:00.0", True),  # a shifted bus
+        ("pci0000:00/0000:00:03.0/0000:01:00.0", False),  # the same address in another slot
+        ("pci0000:00/0000:00:02.0/0000:01:00.1", False),
+        ("pci0000:00/0000:00:02.0/0000:01:01.0", False),
+        ("pci0000:00/0000:00:02.0/0000:01:00.0/0000:02:00.0", False),
+        ("pci0000:80/0000:80:02.0/0000:81:00.0", False),
+        ("pci0001:00/0001:00:02.0/0001:01:00.0", False),
+    ],
+)
+def test_a_pattern_matches_the_slot_on_whatever_bus(folder: str, matches: bool) -> None:
+    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.pattern(PATH)) is matches
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "00.0", "pci0000:00", "pci0000:00/13.0/", "/pci0000:00/13.0", "../pci0000:00/13.0", "a/13.0"]
+    + [f"pci0000:00/{odd}/13.0" for odd in ("*", 'a"b', "a b", "a|b", "..", "$d", "%k", "ä", "a\n")],
+)
+def test_what_means_something_to_udev_or_a_shell_is_no_path(text: str) -> None:
+    assert not topology_path.is_path(text)
+
+
+def test_an_odd_place_is_refused(host: FakeHost) -> None:
+    move(host, NIC, "/sys/devices/a b/pci0000:00/0000:00:12.0")
+    with pytest.raises(UnsupportedError, match="no place that lasts"):
+        persist.add(host.tree, NIC)
+    assert persist.entries(host.tree) == []
+
+
+def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
+    before = etc(host)
+    entry = persist.add(host.tree, NVME)
+    assert entry == Entry(NVME, PATH, 0x1B36, 0x10, "vfio-pci")
+    added = etc(host)
+    assert set(added) - set(before) == {
+        RULE.removeprefix("/etc/"),
+        "initramfs-tools/hooks/vfiotool",
+        "dracut.conf.d/90-vfiotool.conf",
+    }
+    modes = {name: stat.S_IMODE(mode) for name, (mode, _) in added.items() if name not in before}
+    assert modes == dict.fromkeys(modes, 0o644) | {"initramfs-tools/hooks/vfiotool": 0o755}
+    assert persist.entries(host.tree) == [entry]
+    assert persist.add(host.tree, NVME) == entry
+    assert etc(host) == added
+    host.put(persist.stamp_path(entry), "")
+    persist.remove(host.tree, entry)
+    assert etc(host) == before
+    assert os.listdir(host.tree.path("/run/udev")) == []
+
+
+def test_the_hooks_go_with_the_last_entry(host: FakeHost) -> None:
+    before = etc(host)
+    first, second = (persist.add(host.tree, address) for address in (NVME, TWIN))
+    persist.remove(host.tree, first)
+    assert "initramfs-tools/hooks/vfiotool" in etc(host)
+    persist.remove(host.tree, second)
+    assert etc(host) == before
+
+
+def test_only_what_is_installed_gets_a_hook(host: FakeHost) -> None:
+    os.rmdir(host.tree.path("/etc/dracut.conf.d"))
+    persist.add(host.tree, NVME)
+    assert persist.rebuild_commands(host.tree) == ["update-initramfs -u"]
+    assert not host.tree.exists("/etc/dracut.conf.d")
+
+
+def test_no_udev(host: FakeHost) -> None:
+    os.rmdir(host.tree.path(persist.RULES))
+    with pytest.raises(UnsupportedError, match=f"no folder {persist.RULES}"):
+        persist.add(host.tree, NVME)
+
+
+@pytest.mark.parametrize("driver", ["e1000e", "pci-stub", 'vfio"', "vfio-pci\n", "vfio pci", "../vfio", ""])
+def test_only_a_vfio_driver(host: FakeHost, driver: str) -> None:
+    with pytest.raises(RefusedError):
+        persist.add(host.tree, NVME, driver)
+    assert persist.entries(host.tree) == []
+
+
+def test_a_vf_is_not_there_at_the_start(host: FakeHost) -> None:
+    before = etc(host)
+    host.add_device(PF, vendor=0x8086, device=0x10C9, totalvfs=7)
+    host.add_device(VF, vendor=0x8086, device=0x10CA, physfn=PF)
+    with pytest.raises(UnsupportedError, match="is a VF"):
+        persist.add(host.tree, VF)
+    assert etc(host) == before
+
+
+def test_a_vf_with_its_pfs_path_is_not_taken_for_it(host: FakeHost) -> None:
+    """An NVMe's VFs have its ids; the kernel can put one on the next bus, with device and function 0."""
+    host.add_device(PF, vendor=0x1B36, device=0x10, bridge=PORT, totalvfs=4)
+    host.add_device(VF, vendor=0x1B36, device=0x10, bridge=PORT, physfn=PF)
+    host.remove_device(NVME)
+    assert topology_path.find_at(host.tree, PATH) == PF
+
+
+@pytest.mark.parametrize("name", [RULE, "/etc/initramfs-tools/hooks/vfiotool"])
+@pytest.mark.parametrize("kind", ["link", "foreign", "folder"])
+def test_what_is_not_ours_is_not_touched(host: FakeHost, name: str, kind: str, tmp_path: Path) -> None:
+    path = Path(host.tree.path(name))
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text("theirs")
+    before = etc(host)
+    with pytest.raises(VfioToolError, match=r"cannot be used|not vfiotool's own"):
+        persist.add(host.tree, NVME)
+    assert etc(host) == before
+    assert victim.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("line", ["", "# {}", "# []", "# {", '# {"address": 1}', "# " + "[" * 100_000])
+def test_a_rule_that_says_nothing_is_an_error(host: FakeHost, line: str) -> None:
+    host.put(RULE, f"# Written by vfiotool\n{line}\n")
+    with pytest.raises(VfioToolError, match="does not say which device"):
+        persist.entries(host.tree)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")],
+)
+def test_a_rule_that_says_something_else_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
+    persist.add(host.tree, NVME)
+    text = host.tree.read(RULE)
+    host.put(RULE, text.replace(*change))
+    with pytest.raises(VfioToolError, match="does not say which device"):
+        persist.entries(host.tree)
+
+
+def shell_command(entry: Entry) -> str:
+    """What udev gives to the shell: the rule's PROGRAM, unquoted, its doubled dollars made single."""
+    match = re.search(r'PROGRAM="(.*)"\n', persist.rule_text(entry))
+    assert match
+    shell, option, command = shlex.split(match[1].replace("$$", "$"))
+    assert (shell, option) == ("/bin/sh", "-c")
+    return command
+
+
+def arm(host: FakeHost, entry: Entry) -> None:
+    """Run what the first event of any PCI device runs, on the fake's files."""
+    command = shell_command(entry).replace("/sys/", f"{host.root}/sys/").replace("/run/", f"{host.root}/run/")
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+
+
+def override(host: FakeHost, address: str) -> str:
+    return host.tree.read(f"{device_path(address)}/driver_override")
+
+
+def test_the_first_event_sets_the_override_of_the_one_device(host: FakeHost) -> None:
+    for address in (NVME, TWIN):
+        host.set_driver(address, None)
+    entry = persist.add(host.tree, NVME)
+    move(host, NVME, "/sys/devices/pci0000:00/0000:00:02.0/0000:42:00.0")
+    arm(host, entry)
+    assert override(host, "0000:42:00.0") == "vfio-pci"
+    assert override(host, TWIN) == "(null)"
+    assert host.tree.exists(persist.stamp_path(entry))
+
+
+def test_the_first_event_leaves_other_ids_alone(host: FakeHost) -> None:
+    host.set_driver(NVME, None)
+    entry = persist.add(host.tree, NVME)
+    host.put(f"{device_path(NVME)}/device", "0x0011")
+    arm(host, entry)
+    assert override(host, NVME) == "(null)"
+    assert persist.present_at(host.tree, entry) is None
+
+
+def test_the_first_event_leaves_a_device_that_has_a_driver(host: FakeHost) -> None:
+    entry = persist.add(host.tree, NVME)
+    arm(host, entry)
+    assert override(host, NVME) == "(null)"
+
+
+def test_the_first_event_does_without_the_device(host: FakeHost) -> None:
+    entry = persist.add(host.tree, NVME)
+    host.remove_device(NVME)
+    arm(host, entry)
+
+
+def verdicts(host: FakeHost, entry: Entry) -> dict[str, bool | None]:
+    return {one.name: one.ok for one in check(host.tree, entry)}
+
+
+@pytest.fixture
+def good(host: FakeHost) -> Entry:
+    """An entry that holds: the device is on its driver, the initramfs is new, nothing is built in."""
+    entry = persist.add(host.tree, NVME)
+    host.put(f"{device_path(NVME)}/modalias", "pci:v00001B36d00000010sv0000sd0000bc01sc08i02")
+    host.put(
+        "/lib/modules/6.12.0/modules.builtin.modinfo", b"ahci.alias=pci:v*bc01sc06i01*\0ext4.license=GPL\0"
+    )
+    host.set_driver(NVME, "vfio-pci")
+    host.put("/boot/initrd.img-6.12.0", "")
+    assert verdicts(host, entry) == dict.fromkeys(
+        ("rule", "device", "driver", "native", "initramfs-hook", "initramfs"), True
+    )
+    return entry
+
+
+def failing(host: FakeHost, entry: Entry) -> dict[str, bool | None]:
+    return {name: ok for name, ok in verdicts(host, entry).items() if not ok}
+
+
+def test_check_finds_a_changed_rule(host: FakeHost, good: Entry) -> None:
+    host.put(RULE, host.tree.read(RULE) + "\n#")
+    assert failing(host, good)["rule"] is False
+
+
+def test_check_finds_another_device(host: FakeHost, good: Entry) -> None:
+    host.put(f"{device_path(NVME)}/vendor", "0x8086")
+    assert failing(host, good) == {"device": False, "driver": None, "native": None}
+
+
+def test_check_finds_the_native_driver(host: FakeHost, good: Entry) -> None:
+    host.set_driver(NVME, "nvme")
+    assert failing(host, good) == {"driver": False}
+
+
+def test_check_finds_a_driver_that_is_built_in(host: FakeHost, good: Entry) -> None:
+    host.put("/lib/modules/6.12.0/modules.builtin.modinfo", b"nvme.alias=pci:v*d*sv*sd*bc01sc08i02*\0")
+    (failed,) = [one for one in check(host.tree, good) if not one.ok]
+    assert (failed.name, failed.ok) == ("native", False)
+    assert failed.detail.startswith("nvme is built into the kernel")
+
+
+def test_check_finds_an_old_initramfs(host: FakeHost, good: Entry) -> None:
+    old = time.time() - 3600
+    os.utime(host.tree.path("/boot/initrd.img-6.12.0"), (old, old))
+    (failed,) = [one for one in check(host.tree, good) if not one.ok]
+    assert (failed.name, failed.remedy) == ("initramfs", "update-initramfs -u or dracut -f")
+
+
+def test_check_finds_a_missing_hook(host: FakeHost, good: Entry) -> None:
+    host.remove("/etc/initramfs-tools/hooks/vfiotool")
+    assert failing(host, good)["initramfs-hook"] is False
+
+
+def test_check_says_what_it_cannot_know(host: FakeHost, good: Entry) -> None:
+    for name in ("/etc/initramfs-tools/hooks/vfiotool", "/etc/dracut.conf.d/90-vfiotool.conf"):
+        host.remove(name)
+        os.rmdir(os.path.dirname(host.tree.path(name)))
+    host.remove("/lib/modules/6.12.0/modules.builtin.modinfo")
+    assert failing(host, good) == {"native": None, "initramfs-hook": None}
+
+
+def test_the_documents(vfiotool: Run, host: FakeHost) -> None:
+    added = vfiotool("persist", "add", "--json", NVME).document
+    entry = {
+        "address": NVME,
+        "path": PATH,
+        "vendor_id": 0x1B36,
+        "device_id": 0x10,
+        "driver": "vfio-pci",
+        "rule": RULE,
+        "present_at": NVME,
+        "bound_to": "nvme",
+    }
+    rebuild = ["update-initramfs -u", "dracut -f"]
+    assert added == {"schema": "vfiotool.persist/1", "entries": [entry], "rebuild": rebuild}
+    assert vfiotool("persist", "list", "--json").document["entries"] == [entry]
+    checked = vfiotool("persist", "check", "--json")
+    assert checked.status == 1
+    (found,) = checked.document["entries"]
+    assert set(found["checks"][0]) == {"name", "ok", "detail", "remedy"}
+    host.set_driver(NVME, "vfio-pci")
+    assert vfiotool("persist", "check").status == 0
+    removed = vfiotool("persist", "remove", "--all", "--json").document
+    assert [one["address"] for one in removed["entries"]] == [NVME]
+    assert vfiotool("persist", "list", "--json").document["entries"] == []
+    assert host.writes == []
+
+
+def test_the_words_for_a_person(vfiotool: Run, host: FakeHost) -> None:
+    added = vfiotool("persist", "add", "1b36:0010", "--all")
+    assert added.stdout.splitlines() == [
+        f"{PATH} ({NVME}): vfio-pci is added"
+        if one == NVME
+        else f"pci0000:00/13.0 ({TWIN}): vfio-pci is added"
+        for one in (TWIN, NVME)
+    ]
+    assert "now run 'update-initramfs -u' or 'dracut -f'" in added.stderr
+    table = vfiotool("persist", "list").stdout
+    assert PATH in table
+    assert "pci0000:00/13.0" in table
+    assert vfiotool("persist", "check").status == 1
+
+
+@pytest.mark.parametrize("selector", [NVME, "01:00.0", PATH])
+def test_remove_takes_an_address_or_a_path(vfiotool: Run, selector: str) -> None:
+    vfiotool("persist", "add", NVME, TWIN)
+    assert vfiotool("persist", "remove", selector).status == 0
+    assert [one["address"] for one in vfiotool("persist", "list", "--json").document["entries"]] == [TWIN]
+
+
+def test_an_address_names_the_device_that_is_there_now(vfiotool: Run, host: FakeHost) -> None:
+    """After a shift of the buses the recorded address may be another device's."""
+    vfiotool("persist", "add", NVME)
+    move(host, NVME, "/sys/devices/pci0000:00/0000:00:02.0/0000:42:00.0")
+    assert vfiotool("persist", "list", "--json").document["entries"][0]["present_at"] == "0000:42:00.0"
+    assert vfiotool("persist", "remove", NVME).status == 1
+    assert vfiotool("persist", "remove", "0000:42:00.0").status == 0
+
+
+def test_a_device_that_is_gone_can_be_removed_by_its_former_address(vfiotool: Run, host: FakeHost) -> None:
+    vfiotool("persist", "add", NVME)
+    host.remove_device(NVME)
+    assert vfiotool("persist", "list", "--json").document["entries"][0]["present_at"] is None
+    assert vfiotool("persist", "remove", NVME).status == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (f"add {PORT}", 3),
+        (f"add --driver e1000e {NIC}", 3),
+        ("add 0000:09:00.0", 1),
+        ("add 1b36:0010", 2),
+        ("add", 2),
+        (f"remove {NVME}", 1),
+        ("remove nothing/00.0", 1),
+        ("remove", 2),
+        (f"remove --all {NVME}", 2),
+    ],
+)
+def test_an_error_has_its_status_and_writes_nothing(
+    vfiotool: Run, host: FakeHost, args: str, status: int
+) -> None:
+    before = etc(host)
+    result = vfiotool("persist", *args.split())
+    assert (result.status, result.stdout) == (status, ""), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "\nhint: " in result.stderr
+    assert etc(host) == before
+
+
+def test_what_bind_refuses_is_refused(vfiotool: Run, host: FakeHost) -> None:
+    host.add_class("block", "nvme0n1", f"{host.devices[NVME].folder}/block/nvme0n1", dev="259:0")
+    host.mount("/dev/nvme0n1", "/srv")
+    before = etc(host)
+    refused = vfiotool("persist", "add", TWIN, NVME)
+    assert (refused.status, etc(host)) == (3, before)
+    assert "--allow-mounted" in refused.stderr
+    assert vfiotool("persist", "add", TWIN, NVME, "--allow-mounted").status == 0
