@@ -31,6 +31,7 @@ from tests.lab.support import (
     read,
     remove,
     rescan,
+    vfiotool,
     vfiotool_as_nobody,
     write,
 )
@@ -359,6 +360,17 @@ def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
         assert (one["is_vf"], one["physfn"], one["driver"]) == (True, SUBSYSTEM_NVME, None)
     await_("the VFs are gone", lambda: not any(os.path.exists(path(vf)) for vf in vfs))
     assert listing() == listed
+
+
+def test_an_interface_goes_by_its_other_names() -> None:
+    (name,) = os.listdir(path(E1000E, "net"))
+    output("ip", "link", "property", "add", "dev", name, "altname", "uplink")
+    try:
+        (one,) = done("list", "uplink")["devices"]
+    finally:
+        output("ip", "link", "property", "del", "dev", name, "altname", "uplink")
+    assert one["address"] == E1000E
+    assert vfiotool("list", "uplink").status == 1
 
 
 @pytest.mark.skipif(MACHINE != "default", reason="that the kernel goes by ACS's control bits is seen once")

@@ -48,6 +48,10 @@ def machine(host: FakeHost) -> FakeHost:
         ("nvme1n1", [SHARED]),
         ("ethernet controller", [NIC]),
         ("Ethernet Controller", [NIC]),
+        ("/dev/nvme0n1p1", [NVME]),
+        ("class:02", [NIC]),
+        ("class:0108", [NVME, SHARED, VMD]),
+        ("class:010802", [NVME, SHARED, VMD]),
     ],
 )
 def test_forms_of_a_selector(machine: FakeHost, selector: str, found: list[str]) -> None:
@@ -57,7 +61,8 @@ def test_forms_of_a_selector(machine: FakeHost, selector: str, found: list[str])
 @pytest.mark.parametrize(
     "selector",
     [
-        *("", "a/b", "a\0b", "group:", "group:x", "group:-1"),
+        *("", "a/b", "a\0b", "group:", "group:x", "group:-1", "/dev/", "/dev/disk/by-id/x", "/dev//dev/sda"),
+        *("class:", "class:1", "class:00g0", "class:0x02", "class:01080200"),
         *("00:12", "00:12.9", "zz:00.0", "80_6:10d3", "0x86:10d3", "+086:10d3", "8086:10d3:1"),
     ],
 )
@@ -81,11 +86,20 @@ def test_malformed_selectors(machine: FakeHost, selector: str) -> None:
         "no such class",
         "x" * 300,
         "group:" + "9" * 5000,
+        "class:ff",
+        "/dev/sda",
     ],
 )
 def test_selectors_that_match_nothing(machine: FakeHost, selector: str) -> None:
     with pytest.raises(DeviceNotFoundError, match="no PCI device matches"):
         select(machine.tree, [selector])
+
+
+def test_a_class_where_a_device_has_no_number(machine: FakeHost) -> None:
+    machine.put(f"{machine.devices[NIC].folder}/class", "nonsense")
+    assert select(machine.tree, ["class:01"]) == [NVME, SHARED, VMD]
+    with pytest.raises(DeviceNotFoundError):
+        select(machine.tree, ["Ethernet controller"])
 
 
 def test_each_device_once_in_the_order_of_the_selectors(machine: FakeHost) -> None:

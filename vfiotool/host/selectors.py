@@ -12,8 +12,8 @@ from vfiotool.pci.address import HEX_DIGITS, is_address, parse_address
 from vfiotool.pci.names import PciNames
 
 _FORMS = (
-    "use an address (0000:03:00.0, 03:00.0), a glob (0000:03:*), vendor:device (8086:10d3), "
-    "group:N, a network interface, a block or NVMe device, or a class name (see 'vfiotool list')"
+    "use an address (0000:03:00.0, 03:00.0), a glob (0000:03:*), vendor:device (8086:10d3), group:N, "
+    "class:0108, a network interface, a block or NVMe device, or a class name (see 'vfiotool list')"
 )
 
 
@@ -52,7 +52,8 @@ def select_meant(tree: Tree, selectors: Sequence[str], *, several: bool) -> list
 
 
 def _matches(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
-    found = _search(selector)(tree, selector, present)
+    name = selector.removeprefix("/dev/")
+    found = _search(name)(tree, name, present)
     if not found:
         raise DeviceNotFoundError(
             f"no PCI device matches '{selector}'", hint="'vfiotool list' shows all devices"
@@ -68,6 +69,8 @@ def _search(selector: str) -> Callable[[Tree, str, Sequence[str]], list[str]]:
         return _by_glob
     if selector.startswith("group:"):
         return _by_group
+    if selector.startswith("class:"):
+        return _by_class_number
     if is_address(selector):
         return _by_address
     if _ids(selector) is not None:
@@ -108,7 +111,34 @@ def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     """Find what carries an interface, a disk or a partition of this name, else a class."""
-    return find_carriers(tree, selector) or _by_class(tree, selector, present)
+    return (
+        find_carriers(tree, selector)
+        or find_carriers(tree, _first_name(tree, selector))
+        or _by_class(tree, selector, present)
+    )
+
+
+def _first_name(tree: Tree, interface: str) -> str:
+    """Return the name under which sysfs has an interface, which can have others (``ip link property``).
+
+    The kernel knows them by this call up to 15 characters. What is no interface's name is returned as it is.
+    """
+    if not tree.is_live:
+        return interface
+    import socket
+
+    try:
+        return socket.if_indextoname(socket.if_nametoindex(interface))
+    except OSError:
+        return interface
+
+
+def _by_class_number(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
+    """Find a class, or a subclass or programming interface of it, by two, four or six digits."""
+    digits = selector.removeprefix("class:").lower()
+    if len(digits) not in (2, 4, 6) or not HEX_DIGITS.issuperset(digits):
+        raise SelectorError(f"'{selector}' is not a class", hint="a class looks like class:02 or class:0108")
+    return [one for one in present if f"{_number(tree, one, 'class'):06x}".startswith(digits)]
 
 
 def _by_class(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
@@ -126,5 +156,8 @@ def _ids(selector: str) -> tuple[int, int] | None:
 
 
 def _number(tree: Tree, address: str, name: str) -> int:
-    """Return a number of a device, or -1 where the device is gone meanwhile."""
-    return int(tree.find(f"{device_path(address)}/{name}") or "-1", 0)
+    """Return a number of a device, or -1 where the device is gone meanwhile, or has none."""
+    try:
+        return int(tree.find(f"{device_path(address)}/{name}") or "-1", 0)
+    except ValueError:
+        return -1
