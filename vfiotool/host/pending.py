@@ -10,6 +10,8 @@ from vfiotool.host.tree import Tree
 
 STATE_DIR = "/run/vfiotool"
 
+_MOST_DIGITS = 10
+
 
 def pending_dir(state_dir: str) -> str:
     """Return the folder that holds a file named by its address for each pending unbind."""
@@ -21,7 +23,7 @@ def blocked_addresses(tree: Tree, state_dir: str) -> frozenset[str]:
     folder = pending_dir(state_dir)
     try:
         names = tree.names(folder)
-    except (FileNotFoundError, PermissionError):
+    except OSError:
         return frozenset()
     return frozenset(name for name in names if pending_writer(tree, state_dir, name) is not None)
 
@@ -30,9 +32,9 @@ def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
     """Return the pid of the process whose write to a device has not returned, if there is one."""
     try:
         pid, _, started = (tree.find(f"{pending_dir(state_dir)}/{address}") or "").partition(" ")
-    except PermissionError:
+    except OSError:
         return None
-    is_alive = pid.isdecimal() and process_start(tree, int(pid)) == started
+    is_alive = pid.isdecimal() and len(pid) <= _MOST_DIGITS and process_start(tree, int(pid)) == started
     return int(pid) if is_alive else None
 
 
