@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -136,7 +136,7 @@ def test_a_shell_that_asks_without_saying_what(shell: Shell, shell_name: str) ->
 class Terminal:
     """An interactive shell on a terminal of its own; Ctrl-X prints the line that is typed."""
 
-    def __init__(self, argv: Sequence[str], home: str) -> None:
+    def __init__(self, argv: list[str], home: str) -> None:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             environment = {

@@ -154,8 +154,8 @@ def _forms(machine: Machine, chosen: Iterable[str], incomplete: str) -> Items:
 
 def _is_on_pci(tree: Tree, kind: str, name: str) -> bool:
     """Virtual interfaces and disks lie elsewhere; an NVMe that several controllers may share, too."""
-    path = os.path.realpath(tree.path(f"/sys/class/{kind}/{name}"))
-    return "/devices/pci" in path or "/nvme-subsys" in path
+    path = tree.resolve(f"/sys/class/{kind}/{name}")
+    return path.startswith("/sys/devices/pci") or "/nvme-subsys" in path
 
 
 class Bash(BashComplete):

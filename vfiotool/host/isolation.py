@@ -7,7 +7,6 @@ untold after these is a quirk of the kernel, or the way of the IOMMU's own drive
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +92,7 @@ def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function
 
 def _bridges_above(tree: Tree, address: str) -> tuple[str, ...]:
     """Return the bridges above a device, the nearest first, from where sysfs keeps its folder."""
-    parts = os.path.realpath(tree.path(device_path(address))).split("/")[:-1]
+    parts = tree.resolve(device_path(address)).split("/")[:-1]
     return tuple(part for part in reversed(parts) if part.count(":") == 2 and is_address(part))
 
 
