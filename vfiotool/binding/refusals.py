@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vfiotool.binding.scene import Scene
 from vfiotool.errors import RefusedError
+from vfiotool.host.claim import printable, some
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import Group, is_bridge, is_vfio_driver
 from vfiotool.host.state import DeviceState
@@ -40,7 +41,13 @@ RULES: Mapping[str, str] = {
 }
 """The rules that can be lifted, each by ``--allow-NAME``, with that option's help."""
 
-_NOUNS = {"net": "network interface", "block": "disk", "nvme": "NVMe controller"}
+_NOUNS = {
+    "net": "network interface",
+    "block": "disk",
+    "nvme": "NVMe controller",
+    "drm": "graphics node",
+    "uio": "UIO node",
+}
 _HARMLESS = "pci-stub"  # it does no DMA: the kernel lets it into a live group (vfio_dev_viable())
 
 
@@ -173,12 +180,11 @@ def _is_host_driver(driver: str | None) -> bool:
 
 
 def _names(group: Group) -> str:
-    names = dict.fromkeys(f"pid {holder.pid} ({holder.comm})" for holder in group.holders)
-    return ", ".join(names)
+    return printable(some(list(dict.fromkeys(f"pid {one.pid} ({one.comm})" for one in group.holders))))
 
 
 def _liftable(address: str, rule: str, reason: str) -> Refusal:
-    return Refusal(address, rule, reason, f"--allow-{rule}")
+    return Refusal(address, rule, printable(reason), f"--allow-{rule}")
 
 
 def _hint(found: Sequence[Refusal]) -> str:

@@ -42,8 +42,8 @@ def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, str]:
         name = _KERNELS.get((device.vendor_id, device.device_id))
         if name is not None and not lifted:
             denied[device.address] = (
-                f"it is a {name} device, which the kernel's denylist keeps from vfio-pci for its errata; that "
-                "also takes vfio-pci's module parameter disable_denylist=1"
+                f"it is a {name} device, which the kernel's denylist keeps from vfio-pci for its errata; "
+                "that also takes vfio-pci's module parameter disable_denylist=1"
             )
         if device.address in owners:
             denied[device.address] = f"'{owners[device.address]}' in {OWNERS_LIST} names it"

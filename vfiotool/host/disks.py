@@ -2,20 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from vfiotool.host.claim import Claim
+from vfiotool.host.claim import Claim, some
+from vfiotool.host.mounts import mount_points, swaps
+from vfiotool.host.openers import is_claimed
 from vfiotool.host.tree import Tree
+
+BLOCK = "/sys/class/block"
+_ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
+
+# Prefix of dm/uuid -> rule, and what is said of the disk below.
+_MAPPED = {
+    "LVM-": ("lvm", "is a part of the LVM volume"),
+    "CRYPT-": ("crypt", "is below the encrypted volume"),
+    "mpath-": ("stacked", "is a path of the multipath device"),
+}
+# ID_FS_TYPE of udev's database -> rule, and what is said of a disk that has it and is idle.
+_SIGNATURES = {
+    "LVM2_member": ("lvm", "is an LVM physical volume"),
+    "linux_raid_member": ("md", "is a member of an md array"),
+    "ddf_raid_member": ("md", "is a member of a firmware's RAID array"),
+    "isw_raid_member": ("md", "is a member of a firmware's RAID array"),
+    "crypto_LUKS": ("crypt", "is encrypted with LUKS"),
+    "zfs_member": ("zfs", "is a member of a ZFS pool"),
+    "swap": ("swap", "is made for swap"),
+}
 
 
 def disk_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, ...]]:
-    """Return why each of these disks and partitions must not be taken lightly; an idle one has no claims."""
-    return {name: tuple(_claims(tree, name)) for name in names}
+    """Return why each of these disks and partitions must not be taken lightly; an idle one has no claims.
+
+    What is on an idle disk is known from udev's database, where it runs.
+    """
+    disks = _Disks(tree)
+    found = {name: tuple(dict.fromkeys(disks.claims(name))) for name in names}
+    for name, claims in found.items():
+        parts = disks.partitions(name)
+        if not claims and not any(found.get(part) for part in parts):
+            found[name] = (*disks.kernels_claim(name), *disks.table_claims(name, parts))
+    return found
 
 
-def _claims(tree: Tree, name: str) -> Iterable[Claim]:
-    lines = (tree.find("/proc/self/mounts") or "").splitlines()
-    mounts = [(fields[0], fields[1]) for fields in map(str.split, lines) if len(fields) > 1]
-    points = [point for source, point in mounts if source == f"/dev/{name}"]
-    if points:
-        yield Claim("mounted", f"is mounted on {', '.join(points)}")
+def is_hidden(tree: Tree, name: str) -> bool:
+    """Say whether a block device is but one path to a disk, as an NVMe namespace's are: it has no node."""
+    return tree.find(f"{BLOCK}/{name}/hidden") == "1"
+
+
+class _Disks:
+    """The block devices of one moment."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._points, self._swaps = mount_points(tree), swaps(tree)
+        self._loops = _loops(tree)
+
+    def claims(self, name: str) -> Iterator[Claim]:
+        """Yield what uses a disk or partition, but for its own partitions."""
+        above = self._above(name)
+        rules = set()
+        for upper in above:
+            if (claim := self._membership(upper)) is not None:
+                rules.add(claim.rule)
+                yield claim
+        for one in (name, *above):
+            yield from self._uses(one, "" if one == name else f", through {self._label(one)}")
+        rule, text = _SIGNATURES.get(self._udev(name).get("ID_FS_TYPE", ""), ("", ""))
+        if rule and rule not in rules and name not in self._swaps:
+            yield Claim(rule, f"{text}, which is not active")
+
+    def kernels_claim(self, name: str) -> Iterator[Claim]:
+        """Yield that the kernel has a disk in use, of which nothing else was found."""
+        if self._tree.root == "/" and is_claimed(f"/dev/{name.replace('!', '/')}"):
+            yield Claim("claimed", "is in use by the kernel, which does not say for what")
+
+    def table_claims(self, name: str, parts: list[str]) -> Iterator[Claim]:
+        """Yield that a disk is divided, though nothing of it may be in use."""
+        kind = self._udev(name).get("ID_PART_TABLE_TYPE")
+        if parts:
+            yield Claim("partitions", f"has the partitions {some(parts)}")
+        elif kind and not self._tree.exists(f"{BLOCK}/{name}/partition"):
+            yield Claim("partitions", f"has a partition table ({kind})")
+
+    def partitions(self, name: str) -> list[str]:
+        """Return the partitions of a disk, which lie in its folder."""
+        inside = sorted(self._tree.find_names(f"{BLOCK}/{name}"))
+        return [one for one in inside if one.startswith(name) and self._is_partition(f"{name}/{one}")]
+
+    def _is_partition(self, path: str) -> bool:
+        return self._tree.exists(f"{BLOCK}/{path}/partition")
+
+    def _above(self, name: str) -> list[str]:
+        """Return all that is built on a disk, each once: the kernel allows no circles, a capture might."""
+        found: dict[str, None] = {}
+        waiting = [name]
+        while waiting:
+            one = waiting.pop(0)
+            uppers = [*sorted(self._tree.find_names(f"{BLOCK}/{one}/holders")), *self._loops.get(one, ())]
+            uppers += self.partitions(one) if one != name else []
+            waiting += [upper for upper in uppers if upper not in found and upper != name]
+            found.update(dict.fromkeys(waiting))
+        return list(found)
+
+    def _membership(self, upper: str) -> Claim | None:
+        if self._is_partition(upper):
+            return None
+        uuid = self._tree.find(f"{BLOCK}/{upper}/dm/uuid") or ""
+        for prefix, (rule, text) in _MAPPED.items():
+            if uuid.startswith(prefix):
+                return Claim(rule, f"{text} {self._label(upper)}")
+        if self._tree.exists(f"{BLOCK}/{upper}/md"):
+            return Claim("md", f"is a member of the md array {upper}")
+        return Claim("stacked", f"is below {self._label(upper)}")
+
+    def _uses(self, name: str, through: str) -> Iterator[Claim]:
+        points = self._points.get(name, ())
+        vital, others = [p for p in points if p in _ROOTS], [p for p in points if p not in _ROOTS]
+        if vital:
+            yield Claim("root", f"holds {', '.join(vital)} of this machine{through}")
+        if others:
+            yield Claim("mounted", f"is mounted on {some(others)}{through}")
+        if name in self._swaps:
+            yield Claim("swap", f"is swapped to{through}")
+
+    def _label(self, name: str) -> str:
+        return self._tree.find(f"{BLOCK}/{name}/dm/name") or name
+
+    def _udev(self, name: str) -> Mapping[str, str]:
+        """Return what udev knows of a device (its database's lines ``E:KEY=VALUE``)."""
+        text = self._tree.find(f"/run/udev/data/b{self._tree.find(f'{BLOCK}/{name}/dev')}") or ""
+        pairs = (line[2:].partition("=") for line in text.splitlines() if line.startswith("E:"))
+        return {key: value for key, _, value in pairs}
+
+
+def _loops(tree: Tree) -> Mapping[str, tuple[str, ...]]:
+    """Return the loop devices that are on block devices, by the name of that."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in tree.find_names(BLOCK):
+        backing = tree.find(f"{BLOCK}/{name}/loop/backing_file") if name.startswith("loop") else None
+        if backing and backing.startswith("/dev/"):
+            disk = backing.removeprefix("/dev/")
+            found[disk] = (*found.get(disk, ()), name)
+    return found

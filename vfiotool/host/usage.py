@@ -6,18 +6,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vfiotool.host.carriers import all_carriers
-from vfiotool.host.claim import Claim
-from vfiotool.host.disks import disk_claims
+from vfiotool.host.claim import Claim, printable, some
+from vfiotool.host.disks import disk_claims, is_hidden
 from vfiotool.host.display import display_claims
 from vfiotool.host.groups import Group
 from vfiotool.host.network import interface_claims
+from vfiotool.host.openers import find_openers
 from vfiotool.host.tree import Tree
+
+# Kind, which is the name of a class in sysfs -> where its nodes are; those of VFIO are the groups' own.
+_NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}
+_KINDS = ("net", *_NODES)
+_STATES = {"net": "operstate", "nvme": "state"}
+
+_Claims = Mapping[str, tuple[Claim, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One thing that hangs on a device, or uses it; ``kind`` is ``net``, ``block``, ``nvme``, ``display``,
-    ``console`` or ``holder``.
+    """One thing that hangs on a device, or uses it; ``kind`` is ``net``, ``block``, ``nvme``, ``drm``,
+    ``uio``, ``display``, ``console`` or ``holder``.
 
     ``claims`` tell why its device must not be taken lightly; an idle thing has none.
     """
@@ -33,7 +41,7 @@ def read_usage(
 ) -> Mapping[str, tuple[Usage, ...]]:
     """Return what hangs on each of these devices, and who holds those of the given groups that they are in.
 
-    What this user may not see is left out.
+    What this user may not see is left out. A disk that takes its time to open costs a second.
     """
     found: dict[str, list[Usage]] = {address: [] for address in addresses}
     for usage, carrying in _things(tree, frozenset(found)):
@@ -47,11 +55,13 @@ def read_usage(
 
 def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozenset[str]]]:
     """Yield each thing that hangs on a wanted device, with the devices that carry it."""
-    carried = {kind: _carried(tree, kind, wanted) for kind in ("net", "block", "nvme")}
+    carried = {kind: _carried(tree, kind, wanted) for kind in _KINDS}
     claims = {"net": interface_claims(tree, carried["net"]), "block": disk_claims(tree, carried["block"])}
+    opened = _opened(tree, carried)
     for kind, names in carried.items():
         for name, carrying in names.items():
-            yield _usage(tree, kind, name, claims.get(kind, {}).get(name, ())), carrying
+            own = (*claims.get(kind, {}).get(name, ()), *opened.get((kind, name), ()))
+            yield _usage(tree, kind, name, own), carrying
     for kind, name, claim, carrying in display_claims(tree, wanted):
         yield Usage(kind, name, claim.text, (claim,)), carrying
 
@@ -59,17 +69,27 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
 def _carried(tree: Tree, kind: str, wanted: frozenset[str]) -> dict[str, frozenset[str]]:
     """Return the things of a kind that wanted devices carry, in order."""
     names = sorted(tree.find_names(f"/sys/class/{kind}"))
-    carrying = {name: all_carriers(tree, kind, name) for name in names}
+    carrying = {name: all_carriers(tree, kind, name) for name in names if not _is_part(tree, kind, name)}
     return {name: devices for name, devices in carrying.items() if devices & wanted}
+
+
+def _is_part(tree: Tree, kind: str, name: str) -> bool:
+    """Say whether a name is but a path to a disk, or a plug of a graphics card: those have no node."""
+    return (kind == "block" and is_hidden(tree, name)) or (kind == "drm" and "-" in name)
+
+
+def _opened(tree: Tree, carried: Mapping[str, Iterable[str]]) -> Mapping[tuple[str, str], tuple[Claim, ...]]:
+    """Return who has the nodes of things open."""
+    nodes = {pattern.format(name): (kind, name) for kind, pattern in _NODES.items() for name in carried[kind]}
+    openers = find_openers(tree, nodes)
+    return {nodes[node]: (Claim("opened", f"is open in {some(who)}"),) for node, who in openers.items()}
 
 
 def _usage(tree: Tree, kind: str, name: str, claims: tuple[Claim, ...]) -> Usage:
     said = [claim.text for claim in claims]
-    if kind == "net":
-        said.insert(0, f"operstate {tree.find(f'/sys/class/net/{name}/operstate') or 'unknown'}")
-    if kind == "nvme":
-        said.insert(0, f"state {tree.find(f'/sys/class/nvme/{name}/state') or 'unknown'}")
-    return Usage(kind, name, ", ".join(said) or "not in use", claims)
+    if (attribute := _STATES.get(kind)) is not None:
+        said.insert(0, f"{attribute} {tree.find(f'/sys/class/{kind}/{name}/{attribute}') or 'unknown'}")
+    return Usage(kind, name, printable(", ".join(said)) or "not in use", claims)
 
 
 def _holders(group: Group) -> list[Usage]:

@@ -53,7 +53,7 @@ class FakeTree:
         for folder in (DEVICES, DRIVERS, GROUPS, "/dev"):
             os.makedirs(self.tree.path(folder))
         self.put(DRIVERS_PROBE, "")
-        self.put("/proc/self/mounts", "")
+        self.put("/proc/self/mountinfo", "")
         self.put("/proc/sys/kernel/osrelease", self.kernel)
         self.put("/proc/sys/kernel/random/boot_id", _BOOT_ID)
 
@@ -151,9 +151,11 @@ class FakeTree:
             self.put(f"{folder}/{attribute}", text)
 
     def mount(self, source: str, point: str) -> None:
-        """Mount a disk."""
-        mounts = self.tree.read("/proc/self/mounts")
-        self.put("/proc/self/mounts", f"{mounts}\n{source} {point} ext4 rw 0 0".lstrip())
+        """Mount a disk, by its number where it was added with one (``dev``)."""
+        number = self.tree.find(f"/sys/class/block/{os.path.basename(source)}/dev") or "0:99"
+        mounts = self.tree.read("/proc/self/mountinfo")
+        line = f"30 1 {number} / {point} rw,relatime shared:1 - ext4 {source} rw"
+        self.put("/proc/self/mountinfo", f"{mounts}\n{line}".lstrip())
 
     def add_process(self, pid: int, comm: str, fds: Mapping[int, str] | None = None) -> None:
         """Add a process with open files, by descriptor."""

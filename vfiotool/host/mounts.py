@@ -1,0 +1,61 @@
+"""File systems and swap that are in use, by block device."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+
+from vfiotool.host.tree import Tree
+
+# This process may have a mount namespace of its own; init's is the machine's.
+_MOUNTINFO = ("/proc/self/mountinfo", "/proc/1/mountinfo")
+_BTRFS = "/sys/fs/btrfs"
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
+    """Return where each block device is mounted, by its name in ``/sys/class/block``.
+
+    Source: proc_pid_mountinfo(5). A btrfs has a device number of its own and any number of disks, which
+    it names in ``/sys/fs/btrfs/UUID/devices``.
+    """
+    numbers = {
+        tree.find(f"/sys/class/block/{name}/dev"): name for name in tree.find_names("/sys/class/block")
+    }
+    siblings = _btrfs_siblings(tree)
+    found: dict[str, dict[str, None]] = {}
+    for number, point, source in _mounts(tree):
+        name = numbers.get(number) or source.removeprefix("/dev/")
+        for member in siblings.get(name, (name,)):
+            found.setdefault(member, {})[point] = None
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def swaps(tree: Tree) -> frozenset[str]:
+    """Return the names of the block devices that are swapped to (``/proc/swaps``)."""
+    lines = (tree.find("/proc/swaps") or "").splitlines()[1:]
+    return frozenset(_decode(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
+
+
+def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
+    """Yield device number, mount point and source of each mount."""
+    for path in _MOUNTINFO:
+        with contextlib.suppress(PermissionError):
+            for line in (tree.find(path) or "").splitlines():
+                first, _, last = line.partition(" - ")
+                fields, sources = first.split(" "), last.split(" ")
+                if len(fields) > 4 and len(sources) > 1:
+                    yield fields[2], _decode(fields[4]), _decode(sources[1])
+
+
+def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
+    """Return all disks of the btrfs that a disk belongs to, itself included."""
+    folders = (f"{_BTRFS}/{uuid}/devices" for uuid in tree.find_names(_BTRFS))
+    groups = [tuple(sorted(tree.find_names(folder))) for folder in folders if tree.exists(folder)]
+    return {name: group for group in groups for name in group}
+
+
+def _decode(text: str) -> str:
+    """Undo the kernel's escapes of blanks (``mangle_path()``)."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8) & 0x7F), text)

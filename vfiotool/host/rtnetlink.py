@@ -1,0 +1,170 @@
+"""Addresses and routes of all tables, asked of the kernel by rtnetlink(7).
+
+``/proc/net/route`` and ``/proc/net/ipv6_route`` show one table alone. Every length comes from
+outside, so each is bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SECONDS = 2.0
+_MOST_BYTES = 64 << 20  # of a dump: the whole Internet's routes
+_CHUNK = 1 << 18
+
+# include/uapi/linux/netlink.h and rtnetlink.h
+_MESSAGE = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_ADDRESS = struct.Struct("=BBBBI")  # family, prefix, flags, scope, interface
+_ROUTE = struct.Struct("=BBBBBBBBI")  # family, prefix, …, table at 4, protocol at 5, type at 7, flags
+_NEXTHOP = struct.Struct("=HBBi")
+_NUMBER = struct.Struct("=I")
+_ERROR = struct.Struct("=i")
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_RTM_GETADDR, _RTM_GETROUTE = 22, 26
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 9, 15
+_RTN_UNICAST = 1
+_RTM_F_CLONED = 0x200
+_TYPE_MASK = 0x3FFF
+
+_Attributes = dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of the interface with a number, as ``192.0.2.2/24``."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A unicast route over the interfaces with these numbers, several where it has several hops.
+
+    ``protocol`` says who made it (``RTPROT_…``).
+    """
+
+    indexes: tuple[int, ...]
+    destination: str
+    table: int
+    protocol: int
+
+
+def read_addresses() -> list[Address]:
+    """Return all addresses of this network namespace; OSError where the kernel does not tell."""
+    found = []
+    for body in _dump(_RTM_GETADDR, socket.AF_UNSPEC, _ADDRESS.size):
+        family, prefix, _, _, index = _ADDRESS.unpack_from(body)
+        attributes = _attributes(body[_ADDRESS.size :])
+        text = _host(family, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS) or b"")
+        if text is not None:
+            found.append(Address(index, f"{text}/{prefix}"))
+    return found
+
+
+def read_routes() -> Iterator[Route]:
+    """Yield the unicast routes of this network namespace, IPv4 and IPv6, of every table; OSError as above.
+
+    A dump that is larger or slower than anything sensible ends early.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for body in _dump(_RTM_GETROUTE, family, _ROUTE.size):
+            route = _route(body)
+            if route is not None:
+                yield route
+
+
+def _route(body: bytes) -> Route | None:
+    family, prefix, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+    if kind != _RTN_UNICAST or flags & _RTM_F_CLONED:
+        return None
+    attributes = _attributes(body[_ROUTE.size :])
+    network = _host(family, attributes[_RTA_DST]) if _RTA_DST in attributes else None
+    return Route(
+        indexes=tuple(dict.fromkeys([*_numbers(attributes, _RTA_OIF), *_hops(attributes)])),
+        destination=f"{network}/{prefix}" if network and prefix else "default",
+        table=next(_numbers(attributes, _RTA_TABLE), table),
+        protocol=protocol,
+    )
+
+
+def _numbers(attributes: _Attributes, kind: int) -> Iterator[int]:
+    if len(value := attributes.get(kind, b"")) == 4:
+        yield _NUMBER.unpack(value)[0]
+
+
+def _hops(attributes: _Attributes) -> Iterator[int]:
+    """Yield the interfaces of a route with several hops (``struct rtnexthop``)."""
+    rest = attributes.get(_RTA_MULTIPATH, b"")
+    while len(rest) >= _NEXTHOP.size:
+        length, _, _, index = _NEXTHOP.unpack_from(rest)
+        if length < _NEXTHOP.size:
+            return
+        yield index
+        rest = rest[_aligned(length) :]
+
+
+def _dump(request: int, family: int, least: int) -> Iterator[bytes]:
+    """Ask for all objects of a kind, and yield the body of each message."""
+    body = bytes([family]).ljust(max(_ADDRESS.size, _ROUTE.size), b"\0")
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as link:
+        link.settimeout(_SECONDS)
+        link.bind((0, 0))
+        header = _MESSAGE.pack(_MESSAGE.size + len(body), request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+        link.send(header + body)
+        received = 0
+        while received < _MOST_BYTES:
+            chunk = link.recv(_CHUNK)
+            received += len(chunk)
+            for kind, content in _messages(chunk):
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise OSError(_error(content), "rtnetlink")
+                if len(content) >= least:
+                    yield content
+
+
+def _messages(chunk: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of each message; what is cut short ends it."""
+    while len(chunk) >= _MESSAGE.size:
+        length, kind, _, _, _ = _MESSAGE.unpack_from(chunk)
+        if not _MESSAGE.size <= length <= len(chunk):
+            return
+        yield kind, chunk[_MESSAGE.size : length]
+        chunk = chunk[_aligned(length) :]
+
+
+def _attributes(content: bytes) -> _Attributes:
+    found = {}
+    while len(content) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(content)
+        if not _ATTRIBUTE.size <= length <= len(content):
+            break
+        found[kind & _TYPE_MASK] = content[_ATTRIBUTE.size : length]
+        content = content[_aligned(length) :]
+    return found
+
+
+def _error(content: bytes) -> int:
+    return -_ERROR.unpack_from(content)[0] if len(content) >= _ERROR.size else errno.EBADMSG
+
+
+def _host(family: int, raw: bytes) -> str | None:
+    if (family, len(raw)) not in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
+        return None
+    return str(ipaddress.ip_address(raw))
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
