@@ -4,7 +4,7 @@ import pytest
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
 from vfiotool.host.selectors import select, select_meant
-from vfiotool.host.usage import Usage, read_usage
+from vfiotool.host.usage import read_usage
 from vfiotool.testing import FakeHost
 
 NIC, NVME, SHARED, VMD = "0000:00:12.0", "0000:00:13.0", "0000:01:00.0", "10000:e1:00.0"
@@ -115,15 +115,10 @@ def test_several_must_be_meant(machine: FakeHost) -> None:
 
 
 def test_what_hangs_on_a_device(machine: FakeHost) -> None:
-    machine.mount("/dev/nvme0n1p1", "/srv")
-    machine.mount("/dev/nvme0n1p1", "/mnt")
-    assert read_usage(machine.tree, NIC, ()) == (Usage("net", "eth0", "operstate up"),)
-    assert read_usage(machine.tree, NVME, ()) == (
-        Usage("block", "nvme0n1", "not mounted"),
-        Usage("block", "nvme0n1p1", "mounted on /srv, /mnt"),
-        Usage("nvme", "nvme0", "state live"),
-    )
-    assert read_usage(machine.tree, SHARED, ()) == (
-        Usage("block", "nvme1n1", "not mounted"),
-        Usage("nvme", "nvme1", "state live"),
-    )
+    found = read_usage(machine.tree, [NIC, NVME, SHARED, VMD], ())
+    assert {address: [(one.kind, one.name) for one in usage] for address, usage in found.items()} == {
+        NIC: [("net", "eth0")],
+        NVME: [("block", "nvme0n1"), ("block", "nvme0n1p1"), ("nvme", "nvme0")],
+        SHARED: [("block", "nvme1n1"), ("nvme", "nvme1")],
+        VMD: [],
+    }

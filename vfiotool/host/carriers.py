@@ -53,7 +53,10 @@ def _subsystem(path: str) -> str | None:
     if _addresses(path):
         return None
     parts = path.split("/")
-    depth = next((at for at, part in enumerate(parts) if part.startswith("nvme-subsys") and part[11:]), None)
+    depth = next(
+        (at for at, part in enumerate(parts) if part.startswith("nvme-subsys") and part[11:].isdecimal()),
+        None,
+    )
     return None if depth is None or depth + 1 == len(parts) else "/".join(parts[: depth + 1])
 
 
