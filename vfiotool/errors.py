@@ -207,6 +207,32 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): ("nothing is mapped there", ""),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("sriov_numvfs", errno.ENOENT): (
+        "the PF's driver does not make VFs, or it has no driver",
+        "bind it to a driver that does",
+    ),
+    ("sriov_numvfs", errno.ERANGE): ("the PF has not so many", "'vfiotool show' tells how many it has"),
+    ("sriov_numvfs", errno.EBUSY): (
+        "there are VFs already, made by somebody else meanwhile",
+        "see 'vfiotool list', and try again",
+    ),
+    ("sriov_numvfs", errno.ENOMEM): (
+        "the bridge above has too few addresses, or too few bus numbers, for so many VFs",
+        "ask for fewer, turn SR-IOV on in the firmware, or boot with pci=realloc (addresses) or "
+        "pci=assign-busses (bus numbers); the kernel's log says which (dmesg)",
+    ),
+    ("sriov_numvfs", errno.ENOSPC): (
+        "the PF's driver has no room for so many VFs",
+        "ask for fewer; its firmware may be set to more",
+    ),
+    ("sriov_numvfs", errno.EINVAL): (
+        "the PF's driver does not take that number",
+        "its firmware may have SR-IOV off, or allow fewer; see the kernel's log (dmesg)",
+    ),
+    ("sriov_numvfs", errno.EIO): (
+        "the PF's SR-IOV capability contradicts itself",
+        "update its firmware; 'lspci -vv' shows the capability",
+    ),
     ("", errno.EBADMSG): ("its answer does not follow the kernel's own format", ""),
 }
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from vfiotool.binding.machine import Events, Machine
 from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, parse_access, steps_between
+from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, made_quietly, parse_access, steps_between
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, parse_override
 from vfiotool.host.era import Era
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
-from vfiotool.host.state import OVERRIDE, node_path, read_state
+from vfiotool.host.state import NUMVFS, OVERRIDE, node_path, read_state
 
 EVENT_SECONDS = 30.0
 """How long an event may take to come after the kernel has done what it tells of."""
@@ -94,6 +94,7 @@ class Binder:
             self._require_idle_group(step.address, step.binds)
         self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
         self._verify(step)
+        self._verify_presence(step)
         missing = events.missing(step.events, EVENT_SECONDS)
         if missing:
             names = ", ".join(f"'{action}' of {address}" for action, address in sorted(missing))
@@ -130,15 +131,32 @@ class Binder:
                 hint="another program may be changing the device at the same time",
             )
 
+    def _verify_presence(self, step: Step) -> None:
+        """See whether VFs came where the PF's offset and stride foretold, or went."""
+        for action, address in step.events:
+            is_there = self._tree.exists(device_path(address))
+            if action == "add" and not is_there:
+                raise VfioToolError(
+                    f"there is no VF at {address}, where the PF's sriov_offset and sriov_stride foretold one",
+                    hint="this PF places its VFs by their number; see its virtfn links",
+                )
+            if action == "remove" and is_there:
+                raise VfioToolError(
+                    f"{address} is still there", hint="another program may have made VFs at the same time"
+                )
+
     def _put_back(self, events: Events, plan: Plan, touched: Iterable[str]) -> str:
         """Bring each touched device back to where it was, the last first; return what came of it."""
         failures = []
         with _undisturbed():
-            for address in reversed(list(touched)):
+            back = [address for address in reversed(list(touched)) if address in plan.before]
+            pfs = [address for address in back if plan.before[address].numvfs]
+            for address in [*back, *pfs]:  # a PF once more, when its VFs have their drivers
                 try:
                     now = read_state(self._tree, address)
                     node = node_path(self._tree, address)
-                    for step in steps_between(now, plan.before[address], address, node=node):
+                    former = made_quietly(now, plan.before[address])
+                    for step in steps_between(now, former, address, node=node):
                         self._carry_out(events, step)
                 except (VfioToolError, TimeoutError) as error:
                     failures.append(f"{address} could not be put back ({error}): see 'vfiotool recover'")
@@ -148,8 +166,9 @@ class Binder:
         """Name who holds the device: its group's holders, else whoever holds any device's descriptor."""
         holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
         names = [f"pid {holder.pid} ({holder.comm}), fd {holder.fd} on {holder.node}" for holder in holders]
+        what = "its driver did not let go" if step.counts_vfs is None else "its VFs did not come or go"
         return BlockedError(
-            f"{step.address}: its driver did not let go within {self._timeout:g} s; held by "
+            f"{step.address}: {what} within {self._timeout:g} s; held by "
             f"{'; '.join(names) or 'a process that cannot be seen from here'}",
             holders=names,
             hint="end that process, then run 'vfiotool recover', which finishes what is pending. "
@@ -171,4 +190,7 @@ def _failed(step: Step, error: VfioToolError, state: str) -> BindError:
     hint = error.hint
     if isinstance(error, KernelError) and error.errno == errno.ENODEV and step.binds:
         hint = f"driver {step.binds} does not serve this device; see the kernel's log (dmesg)"
+    if isinstance(error, KernelError) and step.counts_vfs is not None:
+        error = KernelError(error.errno or -1, NUMVFS, step.address)
+        hint = error.hint
     return BindError(f"{step.address}: {error.message}; {state}", step=str(step), state=state, hint=hint)

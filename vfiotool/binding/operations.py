@@ -12,18 +12,27 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 
 from vfiotool.binding.binder import Binder
-from vfiotool.binding.journal import Journal
+from vfiotool.binding.journal import Journal, debris
 from vfiotool.binding.locks import lock_keys, locked
 from vfiotool.binding.machine import LiveMachine, Machine
 from vfiotool.binding.ownership import Owner
-from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
+from vfiotool.binding.plan import NOTHING, Plan, bound_to, group_warnings, make_plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.scene import Scene, read_scene
-from vfiotool.binding.steps import grant_to
+from vfiotool.binding.sriov import (
+    about_to_leave,
+    check_count,
+    leaving,
+    live_group_refusals,
+    with_bound_vfs,
+    with_vfs,
+)
+from vfiotool.binding.state_dir import remove_own
+from vfiotool.binding.steps import grant_to, made_quietly
 from vfiotool.binding.stored import Stored, boot_id, is_driver_name
 from vfiotool.binding.transaction import Transaction, TransactionLog, unfinished
 from vfiotool.errors import BlockedError, SelectorError, UnsupportedError, VfioToolError
-from vfiotool.host.attributes import addresses
+from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.devices import Device, find_device, read_devices
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.holders import Holder
@@ -36,6 +45,9 @@ AUTO = "auto"
 
 Wish = Callable[[Device, DeviceState], DeviceState]
 """From a device and its state to the state that it is to be in."""
+
+Shape = Callable[[Scene, Plan], Plan]
+"""What an operation adds to a plan that states alone do not say."""
 
 
 class Binding:
@@ -97,6 +109,34 @@ class Binding:
         """
         return self._run(wanted, self._recorded_state, forget=True)
 
+    def sriov(self, pf: str, count: int, *, bind: bool = False) -> Plan:
+        """Give a PF a number of VFs, each of them bound to vfio-pci where that is wished for.
+
+        VFs that it has are removed first, where their number is another; a process that holds one, or
+        a host that uses one, forbids that. Returns what was done, with the VFs as they are after it.
+
+        Raises:
+            UnsupportedError: the device is no PF, or has no IOMMU group and its VFs are to be bound.
+            RefusedError: the PF or its driver has not so many, or a rule forbids it.
+            Others as ``bind`` does.
+        """
+        device = find_device(self._read_devices(), pf)
+        if bind and device.iommu_group is None:
+            raise _no_group(pf)
+        if bind and count and count == len(device.vfs):
+            return self.bind(device.vfs)
+
+        def wish(device: Device, state: DeviceState) -> DeviceState:
+            check_count(self._tree, device, state, count)
+            return replace(state, numvfs=count)
+
+        def shape(scene: Scene, plan: Plan) -> Plan:
+            plan = with_bound_vfs(scene, plan, pf) if bind else plan
+            return replace(plan, refusals=plan.refusals + live_group_refusals(scene, plan, pf))
+
+        plan = self._run([pf], wish, shape=shape)
+        return plan if self.dry_run else self._with_vfs_now(plan, pf, warn=bind)
+
     def recover(self) -> Plan:
         """Put right what killed processes left, and finish what waited for a holder.
 
@@ -114,6 +154,8 @@ class Binding:
                 done += self._recover(transaction)
             except VfioToolError as error:
                 errors.append(error)
+        if not self.dry_run:
+            self._sweep()
         if errors:
             raise errors[0]
         return done
@@ -139,13 +181,19 @@ class Binding:
         return list(chosen)
 
     def _run(
-        self, wanted: Sequence[str], wish: Wish, *, forget: bool = False, owner: Owner | None = None
+        self,
+        wanted: Sequence[str],
+        wish: Wish,
+        *,
+        forget: bool = False,
+        owner: Owner | None = None,
+        shape: Shape | None = None,
     ) -> Plan:
         if self.dry_run:
-            return self._plan(wanted, wish, self._allowed, owner)[0]
+            return self._plan(wanted, wish, self._allowed, owner, shape)[0]
         with self._locked(wanted):
             self._mend(wanted)
-            plan, scene = self._plan(wanted, wish, self._allowed, owner)
+            plan, scene = self._plan(wanted, wish, self._allowed, owner, shape)
             self._carry_out(plan, scene, forget=wanted if forget else ())
         return plan
 
@@ -155,18 +203,18 @@ class Binding:
         wish: Wish,
         allowed: frozenset[str],
         owner: Owner | None = None,
+        shape: Shape | None = None,
     ) -> tuple[Plan, Scene]:
-        scene = read_scene(self._tree, self._read_devices(), wanted, allowed=allowed)
-        for address in wanted:
-            if scene.devices[address].blocked:
-                raise _waiting(scene, address)
-        try:
-            now = read_states(self._tree, wanted)
-        except TimeoutError as error:
-            raise _waiting(scene, error.filename) from None
-        plan = make_plan(
-            scene, now, {address: wish(scene.devices[address], now[address]) for address in wanted}
-        )
+        devices = self._read_devices()
+        scene, now = self._look(devices, wanted, allowed)
+        states = {address: wish(scene.devices[address], now[address]) for address in wanted}
+        removed = leaving(scene.devices, now, states)
+        if removed:
+            stay = {address: state for address, state in states.items() if address not in removed}
+            scene, now = self._look(devices, [*removed, *stay], allowed)
+            states = {vf: about_to_leave(now[vf]) for vf in removed} | stay
+        plan = with_vfs(self._tree, scene, make_plan(scene, now, states), removed)
+        plan = plan if shape is None else shape(scene, plan)
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
         if owner is not None:
@@ -174,8 +222,29 @@ class Binding:
             plan = replace(plan, steps=plan.steps + grants)
         return plan, scene
 
+    def _look(
+        self, devices: Sequence[Device], wanted: Sequence[str], allowed: frozenset[str]
+    ) -> tuple[Scene, dict[str, DeviceState]]:
+        scene = read_scene(self._tree, devices, wanted, allowed=allowed)
+        for address in wanted:
+            if scene.devices[address].blocked:
+                raise _waiting(scene, address)
+        try:
+            return scene, read_states(self._tree, wanted)
+        except TimeoutError as error:
+            raise _waiting(scene, error.filename) from None
+
+    def _with_vfs_now(self, plan: Plan, pf: str, *, warn: bool) -> Plan:
+        """Tell of the VFs as they came, be it on a host driver or in a group with others."""
+        devices = self._read_devices()
+        vfs = find_device(devices, pf).vfs
+        scene, now = self._look(devices, vfs, self._allowed)
+        warnings = group_warnings(scene, now) if warn else ()
+        return replace(plan, after={**plan.after, **now}, warnings=plan.warnings + warnings)
+
     def _carry_out(self, plan: Plan, scene: Scene, *, forget: Iterable[str]) -> None:
         """Execute a plan, from the first line of its transaction to the last."""
+        forget = [*dict.fromkeys([*forget, *plan.removed, *self._as_recorded(plan)])]
         if not plan.steps:
             self._forget(forget)
             return
@@ -207,7 +276,7 @@ class Binding:
             log.end()
             return
         pending = [address for address in changed if pending_writer(self._tree, self.state_dir, address)]
-        if changed == set(pending):
+        if changed == set(pending) and plan.can_be_finished:
             log.blocked(pending[0])
         log.close()
 
@@ -231,7 +300,7 @@ class Binding:
                     return
 
     def _lock_keys(self, wanted: Iterable[str]) -> frozenset[str]:
-        together = set(wanted)
+        together = {*wanted, *self._pfs_of(wanted)}
         for transaction in unfinished(self._journal)[0]:
             if transaction.addresses & together:
                 together |= transaction.addresses
@@ -240,6 +309,7 @@ class Binding:
     def _mend(self, wanted: Collection[str]) -> None:
         """Put right what is unfinished of these devices: whoever began it is dead, or it had the locks."""
         found, broken = unfinished(self._journal)
+        wanted = {*wanted, *self._pfs_of(wanted)}
         for address in wanted:
             if address in broken:
                 raise broken[address]
@@ -260,17 +330,30 @@ class Binding:
                     return self._undo_or_end(now) if now.blocked is None else self._finish(now)
         return NOTHING
 
+    def _sweep(self) -> None:
+        """Remove what killed processes left in the state folder that says nothing."""
+        for path, address in debris(self._tree, self._journal):
+            with self._locked([address]):
+                if (path, address) in debris(self._tree, self._journal):
+                    remove_own(path)
+
     def _undo_or_end(self, transaction: Transaction) -> Plan:
         if transaction.is_done:
             self._forget(transaction.forget)
             transaction.end()
             return NOTHING
         self._await_writers(transaction)
+        plan = self._undo(transaction)
+        if not plan.can_be_finished:
+            plan += self._undo(transaction)  # VFs that were made anew get their drivers back
+        self._forget(transaction.fresh)
+        transaction.end()
+        return plan
+
+    def _undo(self, transaction: Transaction) -> Plan:
         plan, scene = self._plan_recovery(transaction)
         if plan.steps:
             self._binder(scene).execute(plan, lambda _: None, _holders(scene))
-        self._forget(transaction.fresh)
-        transaction.end()
         return plan
 
     def _finish(self, transaction: Transaction) -> Plan:
@@ -290,11 +373,16 @@ class Binding:
             wanted, chosen = dict(transaction.after), tuple(transaction.after)
         there = {device.address: device for device in self._read_devices()}
         same = [one for one in chosen if one in there and transaction.before[one].is_of(there[one])]
-        return self._plan(same, lambda device, _: wanted[device.address], self._allowed | transaction.allowed)
+
+        def wish(device: Device, now: DeviceState) -> DeviceState:
+            return made_quietly(now, wanted[device.address])
+
+        return self._plan(same, wish, self._allowed | transaction.allowed)
 
     def _await_writers(self, transaction: Transaction) -> None:
         """Wait for the writes that whoever began the plan left behind."""
-        for address in transaction.addresses:
+        pfs = [device for device in self._read_devices() if device.address in transaction.addresses]
+        for address in {*transaction.addresses, *(vf for pf in pfs for vf in pf.vfs)}:
             if not self._machine.await_writer(address, self.timeout):
                 raise _waiting(read_scene(self._tree, self._read_devices(), [address]), address)
 
@@ -307,6 +395,15 @@ class Binding:
         for address in wanted:
             self._machine.revoke(address)
             self._journal.forget(address)
+
+    def _as_recorded(self, plan: Plan) -> list[str]:
+        """Return the devices that a plan brings back to just what is recorded of them."""
+        records = {address: self._journal.find(address) for address in plan.before}
+        return [one for one, record in records.items() if record and record.state == plan.after[one]]
+
+    def _pfs_of(self, wanted: Iterable[str]) -> set[str]:
+        links = (self._tree.find_link(f"{device_path(address)}/physfn") for address in wanted)
+        return {pf for pf in links if pf is not None}
 
     def _read_devices(self) -> list[Device]:
         return read_devices(self._tree, addresses(self._tree), PciNames(b""), state_dir=self.state_dir)

@@ -23,22 +23,33 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, in order. ``before`` has each device's state now; pure data."""
+    """What will be done, in order. ``before`` has each device's state now; pure data.
+
+    ``after`` has that to come, of VFs that are not there yet too. ``removed`` are the VFs that go on the
+    way, be they made anew or not.
+    """
 
     before: Mapping[str, DeviceState]
     after: Mapping[str, DeviceState]
     steps: tuple[Step, ...]
     refusals: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
         """The devices that end on another driver."""
-        return tuple(
-            Change(address, state.driver, self.after[address].driver)
-            for address, state in self.before.items()
-            if state.driver != self.after[address].driver
+        none = DeviceState(None, None)
+        all_changes = (
+            Change(address, self.before.get(address, none).driver, self.after[address].driver)
+            for address in {**self.before, **self.after}
         )
+        return tuple(change for change in all_changes if change.before != change.after)
+
+    @property
+    def can_be_finished(self) -> bool:
+        """Say whether what ``after`` has of the devices that are there now is all that there is to it."""
+        return not any(step.counts_vfs for step in self.steps)
 
     def __add__(self, other: Plan) -> Plan:
         """What two plans do, one after the other."""
@@ -48,6 +59,7 @@ class Plan:
             steps=self.steps + other.steps,
             refusals=self.refusals + other.refusals,
             warnings=self.warnings + other.warnings,
+            removed=self.removed + other.removed,
         )
 
 
@@ -63,7 +75,7 @@ def make_plan(scene: Scene, now: Mapping[str, DeviceState], wanted: Mapping[str,
         after=dict(wanted),
         steps=(*modules(scene, steps), *steps),
         refusals=refusals(scene, touched),
-        warnings=_warnings(scene, wanted),
+        warnings=group_warnings(scene, wanted),
     )
 
 
@@ -91,7 +103,7 @@ def _steps(scene: Scene, now: DeviceState, wanted: DeviceState, address: str) ->
     return list(steps_between(now, wanted, address, node=node))
 
 
-def _warnings(scene: Scene, wanted: Mapping[str, DeviceState]) -> tuple[str, ...]:
+def group_warnings(scene: Scene, wanted: Mapping[str, DeviceState]) -> tuple[str, ...]:
     """Tell of groups that stay out of userspace's reach, because of members that are not touched."""
     warnings = []
     for number, group in sorted(scene.groups.items()):

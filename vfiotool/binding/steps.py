@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfiotool.binding.ownership import RULES, Owner, rule_path
 from vfiotool.host.attributes import device_path
@@ -62,6 +62,11 @@ class Step:
         """Say whether it takes a driver from a device."""
         return self.path.startswith(f"{DRIVERS}/") and self.path.endswith("/unbind")
 
+    @property
+    def counts_vfs(self) -> int | None:
+        """How many VFs it gives a PF."""
+        return int(self.value) if self.path.endswith(f"/{NUMVFS}") else None
+
 
 def set_attribute(address: str, name: str, value: str, events: Iterable[Event] = ()) -> Step:
     """Write one of a device's own attributes."""
@@ -93,8 +98,9 @@ def steps_between(
 ) -> Iterable[Step]:
     """Yield what leads from one state to the other; ``node`` is that of the device's group.
 
-    The override is set before the device is let go, so that no other driver can take it between. The
-    power policy is set last: drivers change it as they come and go.
+    The override is set before the device is let go, so that no other driver can take it between, and
+    whether host drivers take VFs before there are any. The power policy is set last: drivers change it
+    as they come and go.
     """
     moves = now.driver != wanted.driver
     if now.driver_override != wanted.driver_override:
@@ -105,16 +111,22 @@ def steps_between(
         yield unbind_from(address, now.driver)
     if moves and wanted.driver is not None:
         yield bind_to(address, wanted.driver)
-    if wanted.numvfs and now.numvfs != wanted.numvfs:
-        yield set_attribute(address, NUMVFS, str(wanted.numvfs))
     if wanted.autoprobe is not None and now.autoprobe not in (None, wanted.autoprobe):
         yield set_attribute(address, AUTOPROBE, str(wanted.autoprobe))
+    if wanted.numvfs and now.numvfs != wanted.numvfs:
+        yield set_attribute(address, NUMVFS, str(wanted.numvfs))
     if wanted.power_control is not None and (moves or now.power_control != wanted.power_control):
         yield set_attribute(address, POWER, wanted.power_control)
     if node is not None and wanted.node is not None and is_vfio_driver(wanted.driver):
         made_anew = ROOTS_ALONE if moves else now.node
         if made_anew != wanted.node:
             yield Step(address, node, _access(wanted.node))
+
+
+def made_quietly(now: DeviceState, wanted: DeviceState) -> DeviceState:
+    """Return ``wanted``, but that VFs which are made anew get no driver: each is to get back its own."""
+    are_made = wanted.numvfs not in (None, 0, now.numvfs)
+    return replace(wanted, autoprobe=0) if are_made and wanted.autoprobe else wanted
 
 
 def _access(node: NodeAccess) -> str:

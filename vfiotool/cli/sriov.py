@@ -1,0 +1,46 @@
+"""The verb that makes and removes VFs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vfiotool.cli.bind import changing_options, make_binding, report
+from vfiotool.cli.settings import Settings
+from vfiotool.host.attributes import read_fields
+from vfiotool.host.devices import Device, find_device, read_devices
+from vfiotool.host.selectors import select_meant
+from vfiotool.pci.names import PciNames
+from vfiotool.render.tables import print_devices
+
+_MOST = 0xFFFF
+
+
+@click.command("sriov")
+@click.argument("selector", metavar="ADDRESS")
+@click.argument("count", metavar="N", type=click.IntRange(0, _MOST))
+@click.option("--bind", is_flag=True, help="Bind the VFs to vfio-pci, with no host driver before it.")
+@changing_options
+@click.pass_obj
+def sriov(
+    settings: Settings, /, selector: str, count: int, bind: bool, as_json: bool, **options: Any
+) -> None:
+    """Give a PF as many VFs as N; 0 removes them.
+
+    VFs that it has are removed first, where N is another number. 'vfiotool restore' brings the former
+    number back.
+    """
+    if bind and not count:
+        raise click.UsageError("--bind is for VFs that are made, and N is 0")
+    binding = make_binding(settings, **options)
+    (pf,) = select_meant(settings.tree, [selector], several=False)
+
+    def vfs() -> dict[str, Any]:
+        names, state_dir = PciNames.of_this_machine(), settings.state_dir
+        device = find_device(read_devices(settings.tree, [pf], names, state_dir=state_dir), pf)
+        return {"vfs": read_fields(settings.tree, device.vfs, names, state_dir=state_dir)}
+
+    report("sriov", lambda: binding.sriov(pf, count, bind=bind), as_json, binding.dry_run, vfs)
+    if not as_json and not binding.dry_run and (there := vfs()["vfs"]):
+        print_devices([Device(**one) for one in there])
