@@ -84,7 +84,7 @@ def open_tree(root: str) -> Tree:
         return tree
     try:
         return CapturedTree(root, *_parse(json.loads(text)))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unusable(tree.path(NOTES), f"{type(error).__name__}: {error}") from error
 
 
