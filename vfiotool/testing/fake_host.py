@@ -19,7 +19,8 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending import STATE_DIR, pending_dir, process_start
-from vfiotool.host.state import POWER, NodeAccess
+from vfiotool.host.state import AUTOPROBE, NUMVFS, POWER, NodeAccess
+from vfiotool.testing.fake_sriov import notice_vfs, remove_vfs, set_numvfs, vfs_of
 from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE, FakeTree
 
 _BRIDGE = 0x0604
@@ -50,10 +51,14 @@ class FakeEvents:
 class FakeHost(FakeTree):
     """A ``vfiotool.binding.machine.Machine``. ``state_dir`` is where its pending unbinds are noted.
 
+    ``vf_drivers`` are the host drivers that take VFs; those of QEMU's NVMe no driver can have before they
+    are brought online.
+
     Threads must not share it.
     """
 
     state_dir: str = STATE_DIR
+    vf_drivers: set[str] = field(default_factory=set)
     writes: list[tuple[str, str]] = field(init=False, default_factory=list)
     _failures: dict[str, int] = field(init=False, default_factory=dict)
     _holders: dict[str, int] = field(init=False, default_factory=dict)
@@ -76,7 +81,7 @@ class FakeHost(FakeTree):
         if address in self._writers:
             self.end_process(self._writers.pop(address))
             self._let_sleep(address, "on")
-            self._emit("unbind", address)
+            self.emit("unbind", address)
 
     def events(self) -> FakeEvents:
         """Start to listen."""
@@ -128,14 +133,17 @@ class FakeHost(FakeTree):
             TimeoutError: an unbind waits for the device's holder, and is pending.
         """
         self.writes.append((path, value))
+        notice_vfs(self)
         folder, _, name = path.rpartition("/")
         subject = folder.rpartition("/")[2]
         actions: dict[str, Callable[[str], int]] = {
             "driver_override": lambda text: self._override(subject, text),
+            NUMVFS: lambda text: set_numvfs(self, subject, text.removesuffix("\n")),
+            AUTOPROBE: lambda text: self._set_autoprobe(folder, text.removesuffix("\n")),
             "control": lambda text: self._set_power(folder, text.removesuffix("\n")),
             "bind": lambda text: self._bind(text.removesuffix("\n"), subject),
             "unbind": lambda text: self._unbind(text.removesuffix("\n"), subject),
-            os.path.basename(DRIVERS_PROBE): lambda text: self._probe(text.removesuffix("\n")),
+            os.path.basename(DRIVERS_PROBE): lambda text: self.probe(text.removesuffix("\n")),
         }
         code = self._failures.get(path, 0)
         if not code and not self.tree.exists(path):
@@ -157,12 +165,18 @@ class FakeHost(FakeTree):
         self.put(f"{folder}/control", policy)
         return 0
 
+    def _set_autoprobe(self, folder: str, text: str) -> int:
+        if text not in ("0", "1"):
+            return errno.EINVAL
+        self.put(f"{folder}/{AUTOPROBE}", text)
+        return 0
+
     def _bind(self, address: str, driver: str) -> int:
         """Return the errno of ``bind_store()``; up to 5.13 each cause has the same one."""
         code = self._attach(address, driver)
         return code if self.at_least(5, 14) or not code else errno.ENODEV
 
-    def _probe(self, address: str) -> int:
+    def probe(self, address: str) -> int:
         """Succeed whether or not a driver took the device."""
         if address not in self.devices:
             return errno.ENODEV
@@ -181,7 +195,7 @@ class FakeHost(FakeTree):
         self.set_driver(address, driver)
         if is_vfio_driver(driver):
             self._let_sleep(address, "auto")
-        self._emit("bind", address)
+        self.emit("bind", address)
         return 0
 
     def _matches(self, address: str, driver: str) -> bool:
@@ -193,14 +207,18 @@ class FakeHost(FakeTree):
     def _probe_by(self, address: str, driver: str) -> int:
         device = self.devices[address]
         if is_vfio_driver(driver):
-            return errno.EINVAL if device.group is None or device.class_code >> 8 == _BRIDGE else 0
+            if device.group is None or device.class_code >> 8 == _BRIDGE:
+                return errno.EINVAL
+            return errno.EBUSY if vfs_of(self, address) else 0
         if driver == _TAKES_ALL:
             return 0
         if self._is_live(device.group):
             if not self.at_least(5, 19):
                 raise AssertionError(f"kernel BUG: {driver} in group {device.group}, which is in use")
             return errno.EBUSY
-        return 0 if device.ids in self.drivers[driver].ids else errno.ENODEV
+        is_vf = self.tree.exists(f"{device_path(address)}/physfn")
+        serves = driver in self.vf_drivers or not is_vf
+        return 0 if serves and device.ids in self.drivers[driver].ids else errno.ENODEV
 
     def _is_live(self, group: int | None) -> bool:
         return any(self.devices[address].group == group for address in self._holders)
@@ -212,8 +230,9 @@ class FakeHost(FakeTree):
         if address in self._holders:
             self._wait_for_holder(address)
         if is_vfio_driver(driver):
+            remove_vfs(self, address)
             self._let_sleep(address, "on")
-        self._emit("unbind", address)
+        self.emit("unbind", address)
         return 0
 
     def _let_sleep(self, address: str, policy: str) -> None:
@@ -229,6 +248,7 @@ class FakeHost(FakeTree):
         self.put(f"{pending_dir(self.state_dir)}/{address}", note)
         raise TimeoutError(f"{DRIVERS}/vfio-pci/unbind")
 
-    def _emit(self, action: str, address: str) -> None:
+    def emit(self, action: str, address: str) -> None:
+        """Have all listeners get an event."""
         for listener in self._listeners:
             listener.queue.append((action, address))

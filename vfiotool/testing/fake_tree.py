@@ -92,7 +92,7 @@ class FakeTree:
 
         Its driver is added where there is none of that name, and serves its ids.
         """
-        folder = f"{self._parent_folder(address, bridge)}/{address}"
+        folder = f"{self._parent_folder(address, bridge, physfn)}/{address}"
         self.devices[address] = FakeDevice((vendor, device), class_code, group, folder)
         numbers = {"vendor": vendor, "device": device, "subsystem_vendor": 0, "subsystem_device": 0}
         for name, number in numbers.items():
@@ -108,7 +108,8 @@ class FakeTree:
             self._join_group(address, group)
         if totalvfs is not None:
             self.put(f"{folder}/sriov_totalvfs", str(totalvfs))
-            self.put(f"{folder}/sriov_numvfs", "0")
+            for name, number in (("numvfs", 0), ("drivers_autoprobe", 1), ("offset", 1), ("stride", 1)):
+                self.put(f"{folder}/sriov_{name}", str(number))
         if physfn is not None:
             self._join_physfn(address, physfn)
         if driver is not None:
@@ -193,7 +194,9 @@ class FakeTree:
         parts = self.kernel.split(".")
         return (int(parts[0]), int(parts[1])) >= (major, minor)
 
-    def _parent_folder(self, address: str, bridge: str | None) -> str:
+    def _parent_folder(self, address: str, bridge: str | None, physfn: str | None) -> str:
+        if physfn is not None:
+            return os.path.dirname(self.devices[physfn].folder)
         if bridge is not None:
             return self.devices[bridge].folder
         return f"/sys/devices/pci{address.rpartition(':')[0]}"
