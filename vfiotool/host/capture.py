@@ -15,7 +15,8 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from vfiotool.errors import VfioToolError
 from vfiotool.host import guard
@@ -32,6 +33,7 @@ from vfiotool.host.tree import GONE, Tree
 from vfiotool.pci.names import PciNames
 
 _SELF = "/proc/self"
+_Found = TypeVar("_Found")
 _ABSENT = (*GONE, errno.ESRCH, errno.ENOTDIR)
 
 
@@ -141,29 +143,32 @@ def _look(tree: Tree, state_dir: str) -> None:
 
 
 class _Watched(Tree):
-    """A tree that notes what it is asked for, in the order of asking."""
+    """A tree that remembers what it was asked for and what it gave, and asks the machine once."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
+        self._machine = Tree(root)
         self.present: dict[str, None] = {}
-        self.listed: dict[str, None] = {}
-        self.contents: dict[str, None] = {}
-        self.nodes: dict[str, None] = {}
-        self.guarded: list[list[str]] = []
+        self.listed: dict[str, list[str] | OSError] = {}
+        self.contents: dict[str, guard.Answer] = {}
+        self.nodes: dict[str, tuple[int, int, int]] = {}
+        self._resolved: dict[str, str] = {}
 
     def path(self, path: str) -> str:
         self.present[path] = None
         return super().path(path)
 
     def read_bytes(self, path: str) -> bytes:
-        self.contents[path] = None
-        return super().read_bytes(path)
+        if self.contents.get(path) is None:
+            self.contents[path] = _or_error(super().read_bytes, path)
+        return _or_raise(self.contents[path])
 
     def names(self, path: str) -> list[str]:
-        if path == "/proc" and path in self.listed:
+        if path not in self.listed:
+            self.listed[path] = _or_error(super().names, path)
+        elif path == "/proc":
             return []  # all looks at devices look for holders among all processes: one is enough
-        self.listed[path] = None
-        return super().names(path)
+        return _or_raise(self.listed[path])
 
     def find_link(self, path: str) -> str | None:
         self.present[path] = None
@@ -175,14 +180,32 @@ class _Watched(Tree):
 
     def resolve(self, path: str) -> str:
         self.present[path] = None
-        return super().resolve(path)
+        if path not in self._resolved:
+            self._resolved[path] = super().resolve(path)
+        return self._resolved[path]
 
     def access(self, path: str) -> tuple[int, int, int]:
-        self.nodes[path] = None
-        return super().access(path)
+        self.nodes[path] = super().access(path)
+        return self.nodes[path]
 
-    def answers(self, paths: Sequence[str]) -> None:
-        self.guarded.append(list(paths))
+    def answers(self, paths: Sequence[str]) -> dict[str, guard.Answer]:
+        unknown = [path for path in paths if self.contents.get(path) is None]
+        self.contents.update(guard.read_all(self._machine, unknown))
+        return {path: self.contents[path] for path in paths}
+
+
+def _or_error(read: Callable[[str], _Found], path: str) -> _Found | OSError:
+    try:
+        return read(path)
+    except OSError as error:
+        return error
+
+
+def _or_raise(found: _Found | OSError | None) -> _Found:
+    if isinstance(found, OSError):
+        raise found
+    assert found is not None  # noqa: S101 - only guarded reads give nothing
+    return found
 
 
 class _Copier:
@@ -195,27 +218,22 @@ class _Copier:
         self.capture = Capture()
 
     def copy(self, seen: _Watched) -> None:
-        """Copy all that was seen; what may block is read in the same portions again."""
+        """Copy all that was seen, but for what a capture may not show."""
         for path in seen.present:
             self._place(path)
-        for path in seen.listed:
-            self._copy_names(path)
-        for path in seen.contents:
-            self._copy_content(path, self._read(path))
-        for paths in seen.guarded:
-            for path, answer in guard.read_all(self._tree, paths).items():
+        for path, names in seen.listed.items():
+            if is_kept(path):
+                self._copy_names(path, names)
+        for path, answer in seen.contents.items():
+            if is_kept(path):
                 self._copy_content(path, answer)
-        for path in seen.nodes:
+        for path, access in seen.nodes.items():
             if self._place(path) is not None:
-                self.capture.nodes[path] = self._tree.access(path)
+                self.capture.nodes[path] = access
 
-    def _copy_names(self, path: str) -> None:
-        if not is_kept(path):
-            return
-        try:
-            names = self._tree.names(path)
-        except OSError as error:
-            self._note_error(path, error)
+    def _copy_names(self, path: str, names: list[str] | OSError) -> None:
+        if isinstance(names, OSError):
+            self._note_error(path, names)
             return
         folder = self._resolve(path)
         if self._place(path) is not None and folder is not None:
@@ -223,26 +241,17 @@ class _Copier:
             for name in names:
                 self._place(f"{folder}/{name}")
 
-    def _read(self, path: str) -> guard.Answer:
-        if not is_kept(path):
-            return b""
-        try:
-            return self._tree.read_bytes(path)
-        except OSError as error:
-            return error
-
     def _copy_content(self, path: str, answer: guard.Answer) -> None:
         if not isinstance(answer, bytes):
             self._note_error(path, answer or TimeoutError(errno.ETIMEDOUT, ""))
             return
         file = self._resolve(path) if self._place(path) is not None else None
-        if file is None or self._place(file) not in self.capture.files:
-            return
-        self.capture.unreadable.pop(path, None)
-        self.capture.files[file] = answer if path.startswith(self._pending) else reduce(path, answer)
+        if file is not None and self._place(file) in self.capture.files:
+            kept = answer if path.startswith(self._pending) else reduce(path, answer)
+            self.capture.files[file] = kept
 
     def _note_error(self, path: str, error: OSError) -> None:
-        if error.errno is not None and error.errno not in _ABSENT and is_kept(path):
+        if error.errno is not None and error.errno not in _ABSENT:
             self.capture.unreadable[path] = error.errno
 
     def _place(self, path: str) -> str | None:
