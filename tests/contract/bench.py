@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.holding import held
 from vfiotool.binding.machine import Events, LiveMachine, Machine
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
@@ -32,14 +31,6 @@ NVME = "0000:00:13.0"
 BRIDGE = "0000:02:00.0"
 SIBLINGS = ("0000:03:01.0", "0000:03:02.0")
 TOUCHED = (EDU, E1000E, NVME, BRIDGE, *SIBLINGS)
-
-HOLDER = """
-import sys
-from vfiotool.vfio import GroupDevice
-with GroupDevice(sys.argv[1], int(sys.argv[2])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @dataclass
@@ -135,17 +126,8 @@ def kernel_bench(state_dir: str) -> Bench:
 
     @contextlib.contextmanager
     def hold(address: str) -> Iterator[int]:
-        group = machine.tree.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")
-        command = [sys.executable, "-c", HOLDER, address, str(group)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            assert holder.stdin is not None
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
-            try:
-                yield holder.pid
-            finally:
-                holder.stdin.close()
-                holder.wait()
+        with held(address) as pid:
+            yield pid
         _await_writer(f"{pending_dir(state_dir)}/{address}")
 
     return Bench(Watched(machine), state_dir, hold)

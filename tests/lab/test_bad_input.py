@@ -17,7 +17,6 @@ from tests.lab.support import (
     EDU,
     MACHINE,
     TESTDEV,
-    Result,
     done,
     listing,
     needs_iommu,
@@ -26,6 +25,7 @@ from tests.lab.support import (
     vfiotool,
     vfiotool_as_nobody,
 )
+from tests.results import Result
 
 pytestmark = pytest.mark.needs_guest
 

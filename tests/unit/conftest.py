@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.results import Result
 from vfiotool import cli
 from vfiotool.cli.settings import Settings
 from vfiotool.host.tree import Tree
@@ -32,20 +30,6 @@ def host(tmp_path: Path, state_dir: str) -> FakeHost:
 def old_host(tmp_path: Path, state_dir: str) -> FakeHost:
     """An empty machine with a kernel of the first era."""
     return FakeHost(str(tmp_path / "old"), kernel="5.10.0-46-amd64", state_dir=state_dir)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a command line ended, and what it printed."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
 
 
 Run = Callable[..., Result]

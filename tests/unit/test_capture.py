@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.conftest import Result, Run
+from tests.results import Result
+from tests.unit.conftest import Run
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host import captured
