@@ -27,7 +27,11 @@ PAIRS = {
     ("7", "amd"): SEE_AND_BIND,
     ("6.12", "virtio-iommu"): SEE_AND_BIND,
     ("7", "virtio-iommu"): SEE_AND_BIND,
-    ("6.12", "none"): ("tests/lab/test_see.py", "tests/lab/test_bad_input.py"),
+    ("6.12", "none"): (
+        "tests/lab/test_see.py",
+        "tests/lab/test_bad_input.py",
+        "tests/lab/test_traps_bind.py",
+    ),
 }
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
 SECONDS = 600

@@ -1,0 +1,13 @@
+"""What the tests in a guest ask for by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.support import output
+
+
+@pytest.fixture
+def vfio_pci() -> None:
+    """Have vfio-pci loaded."""
+    output("modprobe", "vfio-pci")
