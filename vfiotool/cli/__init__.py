@@ -39,6 +39,10 @@ def run(args: list[str]) -> int:
         _show_traceback(args)
         report(error)
         return error.exit_status
+    except OSError as error:
+        _show_traceback(args)
+        report(VfioToolError(f"{error.filename or 'a file'} cannot be used: {error.strerror}"))
+        return VfioToolError.exit_status
     except Exception as error:
         _show_traceback(args)
         report(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from vfiotool.errors import VfioToolError
 from vfiotool.host import guard, pending
 from vfiotool.host.tree import GONE, Tree, decode
-from vfiotool.pci.address import sort_key
+from vfiotool.pci.address import is_full_address, sort_key
 from vfiotool.pci.names import PciNames
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ def device_path(address: str) -> str:
 
 def addresses(tree: Tree) -> list[str]:
     """Return the addresses of all PCI devices, in order; none where the machine has no PCI bus."""
-    return sorted(tree.find_names(DEVICES), key=sort_key)
+    return sorted(filter(is_full_address, tree.find_names(DEVICES)), key=sort_key)
 
 
 def read_fields(

@@ -43,6 +43,9 @@ class Tree:
             while chunk := os.read(fd, _READ_SIZE):
                 chunks.append(chunk)
             return b"".join(chunks)
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
             os.close(fd)
 

@@ -14,10 +14,11 @@ from vfiotool.host.tree import Tree
 
 VFIO_PCI = "vfio-pci"
 
-_WIDTHS = {"v": 8, "d": 8, "sv": 8, "sd": 8, "bc": 2, "sc": 2, "i": 2}
+# Field of an alias -> its hexadecimal digits (struct pci_device_id, as scripts/mod/file2alias.c writes it).
+ALIAS_FIELDS = {"v": 8, "d": 8, "sv": 8, "sd": 8, "bc": 2, "sc": 2, "i": 2}
 _ALIAS = re.compile(
     "alias vfio_pci:"
-    + "".join(rf"{name}(\*|[0-9A-F]{{{width}}})" for name, width in _WIDTHS.items())
+    + "".join(rf"{name}(\*|[0-9A-F]{{{width}}})" for name, width in ALIAS_FIELDS.items())
     + r" ([A-Za-z0-9_]+)"
 )
 
@@ -42,7 +43,7 @@ def best_vfio_driver(tree: Tree, device: Device) -> str:
 
 def modalias(device: Device) -> str:
     """Return the device's ``modalias`` of sysfs with the prefix that VFIO drivers' aliases have."""
-    return "vfio_pci:" + "".join(map("".join, zip(_WIDTHS, _fields(device), strict=True)))
+    return "vfio_pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
 
 
 def _fields(device: Device) -> list[str]:
@@ -55,7 +56,7 @@ def _fields(device: Device) -> list[str]:
         device.class_code >> 8 & 0xFF,
         device.class_code & 0xFF,
     )
-    return [f"{number:0{width}X}" for number, width in zip(numbers, _WIDTHS.values(), strict=True)]
+    return [f"{number:0{width}X}" for number, width in zip(numbers, ALIAS_FIELDS.values(), strict=True)]
 
 
 def _aliases(tree: Tree) -> str:

@@ -40,6 +40,14 @@ def is_address(text: str) -> bool:
     return True
 
 
+def is_full_address(text: str) -> bool:
+    """Say whether the text is an address just as the kernel writes it."""
+    try:
+        return parse_address(text) == text
+    except SelectorError:
+        return False
+
+
 def sort_key(address: str) -> tuple[int, str]:
     """Order addresses by domain as a number, then by the rest, which is of fixed width."""
     domain, _, rest = address.partition(":")
