@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from vfiotool.host.claim import Claim, some
@@ -10,6 +11,7 @@ from vfiotool.host.openers import is_claimed
 from vfiotool.host.tree import Tree
 
 BLOCK = "/sys/class/block"
+_NUMBER = re.compile("[0-9]{1,10}:[0-9]{1,10}")  # major:minor
 _ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 
 # Prefix of dm/uuid -> rule, and what is said of the disk below.
@@ -130,7 +132,10 @@ class _Disks:
 
     def _udev(self, name: str) -> Mapping[str, str]:
         """Return what udev knows of a device (its database's lines ``E:KEY=VALUE``)."""
-        text = self._tree.find(f"/run/udev/data/b{self._tree.find(f'{BLOCK}/{name}/dev')}") or ""
+        number = self._tree.find(f"{BLOCK}/{name}/dev") or ""
+        if _NUMBER.fullmatch(number) is None:
+            return {}
+        text = self._tree.find(f"/run/udev/data/b{number}") or ""
         pairs = (line[2:].partition("=") for line in text.splitlines() if line.startswith("E:"))
         return {key: value for key, _, value in pairs}
 
