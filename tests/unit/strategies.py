@@ -13,7 +13,7 @@ HEX = "0123456789abcdefABCDEF"
 TRICKS = (
     "..", ".", "", "/", "../../CANARY", "/CANARY", "a/../../CANARY", "\n", "\x00", "(null)", "0x", "-1",
     "9" * 5000, "0x" + "f" * 5000, "\x1b[2J", "٣", "vfio-pci\n../../CANARY", "0 0 0", "vfio-pci", "none",
-    "0000:00:00.0",
+    "0000:00:00.0", "[/x]", "[red]", "[link=x]",
 )  # fmt: skip
 
 

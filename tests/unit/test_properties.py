@@ -163,7 +163,7 @@ def place(full: str, content: bytes | str | Odd) -> None:
         os.mkfifo(full)
 
 
-def look(host: FakeHost, *words: str, works: bool = False) -> None:
+def look(host: FakeHost, *words: str, works: bool = False) -> str:
     """Run a reading verb on the machine: it prints a document or a clear error, and no secret."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -172,10 +172,12 @@ def look(host: FakeHost, *words: str, works: bool = False) -> None:
     assert MARK not in said
     assert "did not expect" not in said, said
     assert "Traceback" not in said
+    assert "\x1b" not in said
     if status == 0 and "--json" in words:
         json.loads(stdout.getvalue())
     else:
         assert status == 0 or (not works and stderr.getvalue().startswith("error: ")), said
+    return said
 
 
 def look_at_all(host: FakeHost) -> None:
@@ -233,7 +235,17 @@ def test_links_to_anywhere(machine: FakeHost, data: st.DataObject) -> None:
         os.symlink(former, full)
 
 
+def test_brackets_of_a_name_are_shown(machine: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pci.ids has such names: to a renderer of markup they are commands."""
+    names = PciNames(b"1234  Vendor [/x]\n\t11e8  Port [ext gfx]\n")
+    monkeypatch.setattr(PciNames, "of_this_machine", lambda: names)
+    for words in (["list"], ["groups"], ["show", NIC]):
+        assert "Vendor [/x] Port [ext gfx]" in look(machine, *words, works=True)
+
+
 @settings(max_examples=15)
+@example(name="[/x]")
+@example(name="\x1b[2J")
 @given(name=tricky_text | st.text(max_size=20))
 def test_names_in_folders(machine: FakeHost, name: str) -> None:
     """A device, a group, an interface, a pending note, a process of any name."""

@@ -87,11 +87,16 @@ def _read(verb: str, names: list[str], *, as_json: bool) -> None:
 
 def report(error: VfioToolError) -> None:
     """Print an error as its ``error:`` line and, where it has one, its ``hint:`` line."""
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {_one_line(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
     if isinstance(error, GuestLostError) and error.console:
         print(error.console, file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """Names in a message can hold anything, such as what moves the cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _show_traceback(args: list[str]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vfiotool.host.claim import printable
 from vfiotool.host.details import Details
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_vfio_driver
@@ -20,13 +21,9 @@ def print_devices(devices: Iterable[Device]) -> None:
     """Print a line for each device."""
     table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
     for device in devices:
-        table.add_row(
-            device.address,
-            f"{device.vendor_id:04x}:{device.device_id:04x}",
-            _text(device.iommu_group),
-            _driver(device),
-            _name(device),
-        )
+        ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
+        cells = device.address, ids, _text(device.iommu_group), _driver(device), _name(device)
+        table.add_row(*map(_literal, cells))
     _print(table)
 
 
@@ -40,13 +37,13 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
         for address in group.devices:
             device = by_address.get(address)
             if device is not None:
-                table.add_row(*columns, address, _driver(device), _name(device))
+                table.add_row(*map(_literal, (*columns, address, _driver(device), _name(device))))
                 columns = ["", "", ""]
         if len(group.devices) > 1 or group.holders:
             notes += [f"group {group.id}: {line}" for line in group_notes(group)]
     _print(table)
     for note in notes:
-        _print(Text(note))
+        _print(_literal(note))
 
 
 def group_notes(group: Group) -> list[str]:
@@ -64,10 +61,10 @@ def group_notes(group: Group) -> list[str]:
 
 def print_details(details: Details) -> None:
     """Print all about one device."""
-    _print(Text(f"{details.device.address} {_name(details.device)}", style="bold"))
+    _print(_literal(f"{details.device.address} {_name(details.device)}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for label, value in _facts(details):
-        table.add_row(Text(label), Text(value))
+        table.add_row(label, _literal(value))
     _print(table)
 
 
@@ -153,6 +150,11 @@ def _print(renderable: Table | Text) -> None:
 
 
 _PIPE_WIDTH = 200
+
+
+def _literal(text: str, *, style: str = "") -> Text:
+    """Return text as it is: no brackets of a name are markup, and none of it moves the cursor."""
+    return Text(printable(text), style=style)
 
 
 def _driver(device: Device) -> str:
