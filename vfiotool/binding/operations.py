@@ -135,7 +135,8 @@ class Binding:
             return replace(plan, refusals=plan.refusals + live_group_refusals(scene, plan, pf))
 
         plan = self._run([pf], wish, shape=shape)
-        return plan if self.dry_run else self._with_vfs_now(plan, pf, warn=bind)
+        is_done = plan.steps and not self.dry_run
+        return self._with_vfs_now(plan, pf, warn=bind) if is_done else plan
 
     def recover(self) -> Plan:
         """Put right what killed processes left, and finish what waited for a holder.

@@ -1,0 +1,292 @@
+"""The verb sriov where the lab's PF cannot show it: other layouts, VFs in use, errors of other hardware."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.conftest import Run
+from vfiotool.binding.operations import Binding
+from vfiotool.binding.plan import Plan
+from vfiotool.binding.refusals import PlanRefusedError
+from vfiotool.binding.sriov import vf_addresses
+from vfiotool.binding.steps import DRIVERS
+from vfiotool.errors import BindError, BlockedError, UnsupportedError
+from vfiotool.host.attributes import device_path
+from vfiotool.testing import FakeHost
+
+PORT, PF = "0000:00:02.0", "0000:01:00.0"
+VFS = tuple(f"0000:01:00.{number}" for number in range(1, 5))
+NUMVFS, AUTOPROBE = (f"{device_path(PF)}/sriov_{name}" for name in ("numvfs", "drivers_autoprobe"))
+BIND = f"{DRIVERS}/vfio-pci/bind"
+
+
+def plug(host: FakeHost) -> FakeHost:
+    """Add a PF to a machine, with a driver that serves VFs too."""
+    host.vf_drivers.add("nvme")
+    host.add_driver("vfio-pci")
+    host.add_device(PORT, class_code=0x060400, driver="pcieport", group=1)
+    host.add_device(PF, vendor=0x1B36, device=0x10, driver="nvme", bridge=PORT, group=2, totalvfs=4)
+    return host
+
+
+@pytest.fixture(autouse=True)
+def pf(host: FakeHost) -> FakeHost:
+    return plug(host)
+
+
+@pytest.fixture
+def binding(host: FakeHost, state_dir: str) -> Binding:
+    return Binding(machine=host, state_dir=state_dir)
+
+
+def drivers(host: FakeHost) -> list[str | None]:
+    """The drivers of the VFs that there are."""
+    return [host.driver(vf) for vf in VFS if host.tree.exists(device_path(vf))]
+
+
+# Where VFs will be
+
+
+@pytest.mark.parametrize(
+    ("pf", "offset", "stride", "vfs"),
+    [
+        ("0000:03:00.0", 16, 1, ["0000:03:02.0", "0000:03:02.1", "0000:03:02.2"]),
+        ("0000:03:00.1", 128, 2, ["0000:03:10.1", "0000:03:10.3", "0000:03:10.5"]),
+        ("0000:03:00.0", 255, 1, ["0000:03:1f.7", "0000:04:00.0", "0000:04:00.1"]),
+        ("0000:03:00.0", 0x180, 0x100, ["0000:04:10.0", "0000:05:10.0", "0000:06:10.0"]),
+        ("10000:e1:00.0", 8, 4, ["10000:e1:01.0", "10000:e1:01.4", "10000:e1:02.0"]),
+    ],
+)
+def test_vfs_are_where_offset_and_stride_tell(
+    host: FakeHost, pf: str, offset: int, stride: int, vfs: list[str]
+) -> None:
+    host.add_device(pf, sriov_offset=str(offset), sriov_stride=str(stride))
+    assert list(vf_addresses(host.tree, pf, 3)) == vfs
+    assert list(vf_addresses(host.tree, pf, 1)) == vfs[:1]
+
+
+@pytest.mark.parametrize(
+    ("pf", "offset", "stride"),
+    [
+        ("0000:03:00.0", "0", "1"),
+        ("0000:03:00.0", "1", "0"),
+        ("0000:ff:00.0", "254", "1"),
+        ("0000:03:00.0", "99999999999", "1"),
+        ("0000:03:00.0", "-1", "1"),
+        ("0000:03:00.0", "x", "1"),
+        ("0000:03:00.0", "1", ""),
+    ],
+)
+def test_vfs_that_have_no_addresses(host: FakeHost, pf: str, offset: str, stride: str) -> None:
+    host.add_device(pf, sriov_offset=offset, sriov_stride=stride)
+    with pytest.raises(UnsupportedError, match=pf):
+        vf_addresses(host.tree, pf, 3)
+
+
+def test_a_pf_that_does_not_say_where_its_vfs_will_be(host: FakeHost, binding: Binding) -> None:
+    host.remove(f"{device_path(PF)}/sriov_stride")
+    with pytest.raises(UnsupportedError, match="it has no sriov_stride"):
+        binding.sriov(PF, 2)
+
+
+def test_a_pf_that_places_its_vfs_elsewhere_is_noticed(
+    host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfiotool.binding.sriov.vf_addresses", lambda *_: ("0000:01:10.0",))
+    with pytest.raises(BindError, match="there is no VF at 0000:01:10") as failed:
+        binding.sriov(PF, 1, bind=True)
+    assert failed.value.state == "all devices are as they were before"
+    assert (drivers(host), host.tree.read(AUTOPROBE), binding.recorded()) == ([], "1", [])
+
+
+# VFs that a host driver takes
+
+
+def test_vfs_get_the_driver_that_probes_them_unless_they_are_to_be_bound(
+    host: FakeHost, binding: Binding
+) -> None:
+    plan = binding.sriov(PF, 2)
+    assert drivers(host) == ["nvme", "nvme"]
+    assert [(one.address, one.after) for one in plan.changes] == [(vf, "nvme") for vf in VFS[:2]]
+    binding.sriov(PF, 3, bind=True)
+    assert drivers(host) == ["vfio-pci"] * 3
+    assert ("bind", VFS[0]) not in [(path.rpartition("nvme/")[2], value) for path, value in host.writes]
+
+
+def test_autoprobe_that_is_off_stays_off(host: FakeHost, binding: Binding) -> None:
+    host.put(AUTOPROBE, "0")
+    binding.sriov(PF, 2)
+    assert drivers(host) == [None, None]
+    binding.sriov(PF, 1, bind=True)
+    assert (drivers(host), host.tree.read(AUTOPROBE)) == (["vfio-pci"], "0")
+    assert AUTOPROBE not in [path for path, _ in host.writes]
+
+
+def test_vfs_that_were_on_several_drivers_get_them_back(host: FakeHost, binding: Binding) -> None:
+    binding.sriov(PF, 3)
+    binding.bind([VFS[1]])
+    binding.unbind([VFS[2]])
+    recorded = binding.recorded()
+    host.fail(f"{device_path(VFS[3])}/driver_override", errno.ENOMEM)
+    with pytest.raises(BindError, match="all devices are as they were before"):
+        binding.sriov(PF, 4, bind=True)
+    assert drivers(host) == ["nvme", "vfio-pci", None]
+    assert host.tree.read(f"{device_path(VFS[1])}/driver_override") == "vfio-pci"
+    assert (host.tree.read(AUTOPROBE), binding.recorded()) == ("1", recorded)
+
+
+def test_records_of_vfs_go_with_them(host: FakeHost, binding: Binding) -> None:
+    binding.sriov(PF, 2)
+    binding.bind(VFS[:2])
+    assert binding.recorded() == [PF, *VFS[:2]]
+    binding.sriov(PF, 1)
+    assert (binding.recorded(), drivers(host)) == ([PF], ["nvme"])
+
+
+def test_a_vf_that_the_host_uses_stays(host: FakeHost, binding: Binding) -> None:
+    binding.sriov(PF, 2)
+    host.add_class("block", "nvme7n1", f"{device_path(VFS[1])}/nvme/nvme7/nvme7n1", dev="259:7")
+    host.mount("/dev/nvme7n1", "/srv")
+    writes = list(host.writes)
+    runs: list[Callable[[], Plan]] = [
+        lambda: binding.sriov(PF, 0),
+        lambda: binding.sriov(PF, 4),
+        lambda: binding.restore([PF]),
+    ]
+    for run in runs:
+        with pytest.raises(PlanRefusedError, match=f"{VFS[1]}: its disk nvme7n1") as refused:
+            run()
+        assert {one.flag for one in refused.value.refusals} == {"--allow-mounted"}
+    assert host.writes == writes
+
+
+def test_vfs_that_share_the_pfs_group_are_warned_of(
+    host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = host.add_device
+
+    def add_in_one_group(address: str, **options: object) -> None:
+        add(address, **(options | {"group": 2}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(host, "add_device", add_in_one_group)
+    plan = binding.sriov(PF, 1, bind=True)
+    assert [warning.partition(":")[0] for warning in plan.warnings] == ["group 2 is not viable while 0000"]
+
+
+def test_old_kernels_let_no_host_driver_near_a_group_in_use(old_host: FakeHost, state_dir: str) -> None:
+    plug(old_host)
+    other = "0000:01:01.0"
+    old_host.add_device(other, driver="vfio-pci", bridge=PORT, group=2)
+    old_host.block(other)
+    binding = Binding(machine=old_host, state_dir=state_dir)
+    with pytest.raises(PlanRefusedError, match="kernel BUG") as refused:
+        binding.sriov(PF, 1)
+    assert [(one.rule, one.flag) for one in refused.value.refusals] == [("live-group", None)]
+    binding.sriov(PF, 1, bind=True)
+    binding.sriov(PF, 0)
+    old_host.put(AUTOPROBE, "0")
+    binding.sriov(PF, 1)
+
+
+# What the kernel may say
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "hint"),
+    [
+        (errno.ENOENT, "the PF's driver does not make VFs", "bind it to a driver that does"),
+        (errno.ENOMEM, "too few addresses, or too few bus numbers", "pci=realloc"),
+        (errno.ENOSPC, "the PF's driver has no room", "ask for fewer"),
+        (errno.EINVAL, "the PF's driver does not take that number", "SR-IOV off"),
+        (errno.EBUSY, "there are VFs already", "vfiotool list"),
+        (errno.EIO, "contradicts itself", "firmware"),
+    ],
+)
+def test_a_refusal_of_the_kernel_is_explained(
+    host: FakeHost, binding: Binding, code: int, cause: str, hint: str
+) -> None:
+    host.fail(NUMVFS, code)
+    with pytest.raises(BindError, match=cause) as failed:
+        binding.sriov(PF, 2, bind=True)
+    assert hint in failed.value.hint
+    assert (host.tree.read(AUTOPROBE), binding.recorded()) == ("1", [])
+
+
+def test_vfs_that_take_too_long_are_not_said_to_be_held(
+    host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = host.write
+
+    def slow(path: str, value: str, *, address: str, timeout: float) -> None:
+        if (path, value) == (NUMVFS, "2"):
+            raise TimeoutError(path)
+        write(path, value, address=address, timeout=timeout)
+
+    monkeypatch.setattr(host, "write", slow)
+    with pytest.raises(BlockedError, match="its VFs did not come or go within 30 s"):
+        binding.sriov(PF, 2)
+
+
+# The command line
+
+
+def test_the_document(vfiotool: Run) -> None:
+    made = vfiotool("sriov", PF, "2", "--bind", "--json")
+    assert made.status == 0
+    document = made.document
+    assert list(document) == ["schema", "vfs", "changed", "steps", "refused"]
+    assert document["schema"] == "vfiotool.sriov/1"
+    assert document["vfs"] == vfiotool("list", *VFS[:2], "--json").document["devices"]
+    assert document["changed"] == [{"address": vf, "from": None, "to": "vfio-pci"} for vf in VFS[:2]]
+    assert document["steps"][1] == {"path": NUMVFS, "value": "2"}
+    again = vfiotool("sriov", PF, "2", "--json").document
+    assert (again["vfs"], again["steps"], again["changed"]) == (document["vfs"], [], [])
+    removed = vfiotool("sriov", PF, "0", "--json").document
+    assert (removed["vfs"], [one["to"] for one in removed["changed"]]) == ([], [None, None])
+
+
+def test_a_refusal_has_a_document_too(vfiotool: Run) -> None:
+    result = vfiotool("sriov", PF, "5", "--json")
+    assert result.status == 3
+    assert (result.document["vfs"], result.document["steps"]) == ([], [])
+    assert result.document["refused"] == [
+        {"address": PF, "rule": "totalvfs", "reason": "it can have at most 4 VFs, not 5", "flag": None}
+    ]
+    assert (
+        result.stderr
+        == f"error: refused: {PF}: it can have at most 4 VFs, not 5\nhint: no option lifts this\n"
+    )
+
+
+def test_what_a_person_sees(vfiotool: Run, host: FakeHost) -> None:
+    dry = vfiotool("sriov", PF, "1", "--dry-run")
+    assert dry.stdout == f"write '1' to {NUMVFS}\n"
+    assert drivers(host) == []
+    made = vfiotool("sriov", PF, "1")
+    assert made.stdout.startswith(f"{VFS[0]}: no driver -> nvme\n")
+    assert [line.split()[:4] for line in made.stdout.splitlines()[-1:]] == [
+        [VFS[0], "1b36:0010", "0", "nvme"]
+    ]
+    assert vfiotool("sriov", PF, "0").stdout == f"{VFS[0]}: nvme -> no driver\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "error"),
+    [
+        ([PF, "0", "--bind"], 2, "--bind is for VFs that are made, and N is 0"),
+        ([PF, "-1"], 2, ""),
+        ([PF, "65536"], 2, ""),
+        ([PF, "x"], 2, ""),
+        ([PF], 2, ""),
+        ([PORT, "1"], 4, f"{PORT} can have no VFs"),
+        (["0000:7f:00.0", "1"], 1, "no PCI device matches"),
+    ],
+)
+def test_a_command_line_that_does_not_fit(vfiotool: Run, args: list[str], status: int, error: str) -> None:
+    result = vfiotool("sriov", *args)
+    assert (result.status, result.stdout) == (status, "")
+    assert result.stderr.startswith(f"error: {error}")
+    assert "\nhint: " in result.stderr
