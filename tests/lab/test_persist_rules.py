@@ -1,0 +1,170 @@
+"""The rule of a persisted device at the moments that matter, and the hook for its initramfs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import missing
+from tests.lab.support import (
+    BUS,
+    EDU,
+    NVME,
+    OTHER_NVME,
+    SUBSYSTEM_NVME,
+    done,
+    driver,
+    needs_iommu,
+    output,
+    path,
+    read,
+    settle,
+    vfiotool,
+    write,
+)
+from vfiotool.binding import persist
+from vfiotool.binding.persist import RULES
+from vfiotool.host.tree import Tree
+
+CONFIGURATION = (RULES, "/etc/initramfs-tools", "/etc/dracut.conf.d")
+TREE = Tree()
+
+pytestmark = [pytest.mark.needs_guest, needs_iommu]
+
+
+def trigger(address: str) -> None:
+    """Have udevd handle a device's "add" event, as at the start of the machine, to its end.
+
+    By itself udevd looks for changed rules every few seconds only.
+    """
+    output("udevadm", "control", "--reload")
+    output("udevadm", "trigger", "--settle", "--action=add", path(address))
+
+
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    """No NVMe has a driver, none is loaded for them, and nothing is persisted: as before udevd starts."""
+    settle()
+    output("modprobe", "-r", "nvme")
+    output("modprobe", "-r", "vfio-pci")
+    yield
+    vfiotool("persist", "remove", "--all")
+    for address in (NVME, SUBSYSTEM_NVME, OTHER_NVME):
+        write(path(address, "driver_override"), "\n")
+        if driver(address) == "vfio-pci":
+            write(path(address, "driver/unbind"), address)
+    output("modprobe", "nvme")
+    for address in (NVME, SUBSYSTEM_NVME, OTHER_NVME):
+        if driver(address) is None:
+            write(f"{BUS}/drivers/nvme/bind", address)
+    settle()
+
+
+def persisted(address: str) -> dict[str, Any]:
+    (entry,) = done("persist", "add", address)["entries"]
+    return dict(entry)
+
+
+def test_another_devices_event_comes_first(unloaded: None) -> None:
+    """That one loads nvme, which would take its twin as well: udevd handles events side by side."""
+    persisted(NVME)
+    trigger(OTHER_NVME)
+    assert driver(OTHER_NVME) == "nvme"
+    assert (driver(NVME), read(path(NVME, "driver_override"))) == (None, "vfio-pci")
+    trigger(NVME)
+    assert driver(NVME) == "vfio-pci"
+    assert read(path(OTHER_NVME, "driver_override")) == "(null)"
+
+
+def test_a_second_device_is_bound_although_the_driver_is_loaded(unloaded: None) -> None:
+    done("persist", "add", NVME, OTHER_NVME)
+    trigger(NVME)
+    trigger(OTHER_NVME)
+    assert (driver(NVME), driver(OTHER_NVME)) == ("vfio-pci", "vfio-pci")
+
+
+def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
+    """The rule is of a card that was replaced: to the rule it says 1b36:0010, to the kernel 1b36:0011."""
+    entry = persist.entries(TREE)[0] if persisted(NVME) else None
+    assert entry is not None
+    rule = Path(entry.rule)
+    rule.write_text(rule.read_text().replace("0x0010", "0x0011"))
+    trigger(NVME)
+    assert (driver(NVME), read(path(NVME, "driver_override"))) == ("nvme", "(null)")
+
+
+def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> None:
+    """06:00.0's entry, written as if it had been 2a:00.0, holds; 01:00.0 has the same ids elsewhere."""
+    entry = persist.add(TREE, OTHER_NVME)
+    rule = Path(entry.rule)
+    rule.write_text(rule.read_text().replace(OTHER_NVME, "0000:2a:00.0"))
+    trigger(SUBSYSTEM_NVME)
+    trigger(OTHER_NVME)
+    assert (driver(OTHER_NVME), driver(SUBSYSTEM_NVME)) == ("vfio-pci", "nvme")
+    assert done("persist", "list")["entries"][0]["present_at"] == OTHER_NVME
+
+
+def test_a_device_that_has_a_driver_keeps_it() -> None:
+    """A machine that runs triggers all events again when udev is upgraded."""
+    persisted(NVME)
+    try:
+        trigger(NVME)
+        assert (driver(NVME), read(path(NVME, "driver_override"))) == ("nvme", "(null)")
+        result = vfiotool("persist", "check", "--json")
+        (entry,) = result.document["entries"]
+        failed = [check["name"] for check in entry["checks"] if check["ok"] is False]
+        assert (result.status, failed) == (1, ["driver"])
+    finally:
+        done("persist", "remove", "--all")
+
+
+def test_remove_leaves_no_trace() -> None:
+    before = configuration()
+    persisted(EDU)
+    trigger(EDU)
+    added = set(configuration()) - set(before)
+    assert f"{RULES}/40-vfiotool-pci0000-00-10.0.rules" in added
+    assert driver(EDU) == "vfio-pci"
+    done("persist", "remove", EDU)
+    assert configuration() == before
+    assert [name for name in os.listdir("/run/udev") if "vfiotool" in name] == []
+    write(path(EDU, "driver_override"), "\n")
+    write(path(EDU, "driver/unbind"), EDU)
+    settle()
+
+
+def configuration() -> dict[str, tuple[int, bytes]]:
+    """Every file and folder that persist could change: mode and content."""
+    found = {}
+    for root in CONFIGURATION:
+        for one in (Path(root), *Path(root).rglob("*")):
+            if one.exists():
+                content = b"" if one.is_dir() else one.read_bytes()
+                found[str(one)] = (one.lstat().st_mode, content)
+    return found
+
+
+def test_the_initramfs_hook_takes_rule_and_driver(tmp_path: Path) -> None:
+    """It runs as mkinitramfs(8) runs it: that whole program takes minutes under emulation."""
+    if not os.path.exists("/usr/share/initramfs-tools/hook-functions"):
+        missing("initramfs-tools is not installed")
+    release, image = os.uname().release, tmp_path / "image"
+    image.mkdir()
+    settings = {"version": release, "MODULESDIR": f"/lib/modules/{release}", "DESTDIR": str(image)}
+    entry = persist.add(TREE, EDU)
+    try:
+        (hook,) = (hook.path for hook in persist.HOOKS if hook.builder == "initramfs-tools")
+        assert output(hook, "prereqs") == ""
+        output("env", *(f"{name}={value}" for name, value in settings.items()), hook)
+        rule = Path(entry.rule)
+        assert (image / entry.rule.lstrip("/")).read_text() == rule.read_text()
+    finally:
+        persist.remove(TREE, entry)
+    modules = {path.name.partition(".ko")[0] for path in image.rglob("*.ko*")}
+    depended = output("modprobe", "--show-depends", "vfio-pci").split()
+    assert modules >= {os.path.basename(word).partition(".ko")[0] for word in depended if ".ko" in word}
+    assert "vfio-pci" in modules
