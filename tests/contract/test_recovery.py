@@ -25,6 +25,7 @@ from vfiotool.host.state import DeviceState
 from vfiotool.testing import FakeHost
 
 PAIR = (NVME, E1000E)
+MIXED = (E1000E, EDU)  # with and without a driver, and quick to probe
 # What the kernel's functions behind each file return (drivers/base/bus.c, drivers/pci/pci-sysfs.c).
 ERRNOS = {
     "driver_override": (errno.EINVAL, errno.ENOMEM),
@@ -48,20 +49,20 @@ class Scenario:
 
 SCENARIOS = [
     Scenario("bind one without a driver", lambda binding: binding.bind([EDU])),
-    Scenario("bind two", lambda binding: binding.bind(PAIR)),
+    Scenario("bind two", lambda binding: binding.bind(MIXED)),
     Scenario("bind a group", lambda binding: binding.bind(SIBLINGS)),
-    Scenario("bind to a stub", lambda binding: binding.bind([E1000E], "pci-stub")),
-    Scenario("unbind", lambda binding: binding.unbind(PAIR)),
+    Scenario("bind to a stub", lambda binding: binding.bind([EDU], "pci-stub")),
+    Scenario("unbind", lambda binding: binding.unbind([E1000E])),
     Scenario(
-        "bind what is unbound",
-        lambda binding: binding.bind([E1000E]),
-        lambda binding: binding.unbind([E1000E]),
+        "bind what another driver has",
+        lambda binding: binding.bind([EDU]),
+        lambda binding: binding.bind([EDU], "pci-stub"),
     ),
-    Scenario("restore two", lambda binding: binding.restore(PAIR), lambda binding: binding.bind(PAIR)),
+    Scenario("restore two", lambda binding: binding.restore(MIXED), lambda binding: binding.bind(MIXED)),
     Scenario(
-        "restore from a stub",
-        lambda binding: binding.restore([E1000E]),
-        lambda binding: binding.bind([E1000E], "pci-stub"),
+        "restore to no driver",
+        lambda binding: binding.restore([EDU]),
+        lambda binding: binding.bind([EDU], "pci-stub"),
     ),
 ]
 in_each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
@@ -187,12 +188,20 @@ def wanted(plan: Plan) -> dict[str, str | None]:
     return {address: state.driver for address, state in plan.after.items()}
 
 
+def errnos(bench: Bench, step: Step) -> tuple[int, ...]:
+    """All on the fake; as no kernel sees a write that is made to fail, one of them there."""
+    known = ERRNOS[os.path.basename(step.path)]
+    return known if isinstance(bench.machine.machine, FakeHost) else known[-1:]
+
+
 @in_each_scenario
 def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> None:
+    if not isinstance(bench.machine.machine, FakeHost) and not scenario.name.endswith("two"):
+        pytest.skip("no kernel sees a write that is made to fail: two plans show what it does then")
     before = prepared(bench, scenario)
     steps = scenario.run(bench.binding(dry_run=True)).steps
     for number, step in enumerate(steps):
-        for code in ERRNOS[os.path.basename(step.path)]:
+        for code in errnos(bench, step):
             bench.machine.fail_once(number, code)
             with pytest.raises(BindError, match="all devices are as they were before") as failed:
                 scenario.run(bench.binding())
