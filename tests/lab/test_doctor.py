@@ -1,0 +1,135 @@
+"""What doctor says of the machine it runs on, against the kernel's own log, modprobe and prlimit."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+
+from tests.lab.support import (
+    BUS,
+    E1000_PAIR,
+    EDU,
+    GROUPS,
+    MACHINE,
+    RELEASE,
+    as_before,
+    command,
+    group,
+    needs_iommu,
+    output,
+    path,
+    vfiotool,
+    vfiotool_as_nobody,
+    write,
+)
+
+pytestmark = pytest.mark.needs_guest
+
+Checks = dict[str, dict[str, Any]]
+_REMAPPING = re.compile(r"DMAR-IR: Enabled IRQ remapping|AMD-Vi: Interrupt remapping enabled")
+
+
+def examined() -> Checks:
+    """Return the checks by name, of a run whose exit status agrees with them."""
+    result = vfiotool("doctor", "--json")
+    checks = result.document["checks"]
+    assert result.status == int(any(check["ok"] is False for check in checks))
+    return {check["name"]: check for check in checks}
+
+
+def hand_over(address: str) -> None:
+    write(path(address, "driver_override"), "vfio-pci")
+    if os.path.exists(path(address, "driver")):
+        write(path(address, "driver/unbind"), address)
+    write(f"{BUS}/drivers/vfio-pci/bind", address)
+
+
+def test_the_iommu_and_its_remapping_are_as_the_kernel_logged() -> None:
+    checks, log = examined(), output("dmesg", "--notime")
+    joined = {line.rpartition(" ")[2] for line in log.splitlines() if "Adding to iommu group" in line}
+    assert joined == set(os.listdir(GROUPS))
+    assert checks["iommu"]["ok"] is bool(joined)
+    assert checks["interrupt-remapping"]["ok"] is (_REMAPPING.search(log) is not None)
+    assert checks["interrupt-remapping"]["ok"] is (MACHINE in ("default", "amd"))
+    if MACHINE == "none":
+        assert "-device intel-iommu" in checks["iommu"]["remedy"]
+    if MACHINE == "virtio-iommu":
+        assert "allow_unsafe_interrupts=1" in checks["interrupt-remapping"]["remedy"]
+
+
+def test_the_modules_are_as_modprobe_has_them() -> None:
+    """VFIO is made of modules in the lab's kernels."""
+    found = [command("modprobe", "--show-depends", name).status for name in ("vfio-pci", "vfio_iommu_type1")]
+    check = examined()["modules"]
+    assert check["ok"] is (found == [0, 0])
+    output("modprobe", "vfio-pci")
+    assert "vfio_pci: loaded" in examined()["modules"]["detail"]
+
+
+def test_the_kernels_era() -> None:
+    check = examined()["kernel"]
+    assert os.uname().release in check["detail"]
+    assert check["ok"] is (RELEASE >= (5, 19))
+    assert ("kernel BUG" in check["detail"]) is (RELEASE < (5, 19))
+
+
+def test_lockdown_is_as_the_kernel_says() -> None:
+    assert examined()["lockdown"]["ok"] is None
+    output("sh", "-c", examined()["lockdown"]["remedy"])
+    try:
+        assert (examined()["lockdown"]["ok"], examined()["lockdown"]["detail"]) == (True, "off")
+    finally:
+        output("umount", "/sys/kernel/security")
+
+
+def test_a_user_without_rights_learns_as_much_but_for_a_limit_of_its_own() -> None:
+    root = examined()
+    seen = vfiotool_as_nobody("doctor", "--json")
+    nobody = {check["name"]: check for check in seen.document["checks"]}
+    limit = int(output("setpriv", "--reuid=nobody", "prlimit", "--memlock", "--output=SOFT", "--noheadings"))
+    assert f"may pin {limit >> 20} MiB of" in nobody["memlock"]["detail"]
+    assert (nobody["memlock"]["ok"], seen.status) == (False, 1)
+    assert "echo 'nobody - memlock unlimited'" in nobody["memlock"]["remedy"]
+    assert root["memlock"]["ok"] is True
+    leftovers = {check: one for check, one in root.items() if check not in ("memlock", "leftovers")}
+    assert {check: nobody[check] for check in leftovers} == leftovers
+
+
+def test_hugepages_are_counted() -> None:
+    pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    write(pool, "3")
+    try:
+        assert "3 of 2048kB reserved, 3 free" in examined()["hugepages"]["detail"]
+    finally:
+        write(pool, "0")
+
+
+@needs_iommu
+def test_a_node_for_everyone_is_found_and_its_remedy_mends_it() -> None:
+    output("modprobe", "vfio-pci")
+    with as_before(EDU):
+        hand_over(EDU)
+        node = f"/dev/vfio/{group(EDU)}"
+        assert examined()["nodes"]["ok"] is True
+        os.chmod(node, 0o606)  # noqa: S103 - what the check is for
+        check = examined()["nodes"]
+        assert (check["ok"], node in check["detail"]) == (False, True)
+        output("sh", "-c", check["remedy"])
+        assert os.stat(node).st_mode & 0o777 == 0o600
+        assert examined()["nodes"]["ok"] is True
+
+
+@needs_iommu
+@pytest.mark.skipif(MACHINE == "virtio-iommu", reason="machine 'virtio-iommu' has no group of several")
+def test_a_group_that_was_handed_over_in_part_is_found() -> None:
+    output("modprobe", "vfio-pci")
+    first, second = E1000_PAIR
+    with as_before(first):
+        hand_over(first)
+        check = examined()["viability"]
+        assert (check["ok"], check["remedy"]) == (False, f"vfiotool bind --group group:{group(first)}")
+        assert second in check["detail"]
+    assert examined()["viability"]["ok"] is True
