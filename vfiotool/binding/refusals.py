@@ -92,7 +92,7 @@ def _of_device(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refu
     if device.driver == wanted.driver:
         return
     yield from _vfs(device, wanted)
-    yield from _denied(scene, address, wanted)
+    yield from _denied(scene, device, wanted)
     yield from _in_use(scene.usage.get(address, ()), address)
     yield from _live_group(scene, device, wanted)
 
@@ -110,9 +110,13 @@ def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
         yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
 
 
-def _denied(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refusal]:
-    if is_vfio_driver(wanted.driver) and address in scene.denylist:
-        yield _liftable(address, "denylist", scene.denylist[address])
+def _denied(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
+    """The owner's list keeps a device from being taken, not from being given back."""
+    denial = scene.denylist.get(device.address)
+    if denial is None:
+        return
+    if is_vfio_driver(wanted.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
+        yield _liftable(device.address, "denylist", denial.reason)
 
 
 def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable[Refusal]:
@@ -127,11 +131,12 @@ def _live_group(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[R
     (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind gives EBUSY. And a VFIO
     driver does not let go of what is open."""
     group = scene.group_of(device.address)
-    if group is None or not group.holders:
+    if group is None or group.id not in scene.open_groups:
         return
     used = f"its group {group.id} is in use by {_names(group)}"
     if _is_host_driver(wanted.driver) and not scene.era.has_dma_owner:
-        yield Refusal(device.address, "live-group", f"{used}: on this kernel that ends in a kernel BUG", None)
+        reason = printable(f"{used}: on this kernel that ends in a kernel BUG")
+        yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
         yield _liftable(device.address, "held", f"{used}, for which {device.driver} would wait")
     elif _is_host_driver(wanted.driver):
@@ -164,12 +169,12 @@ def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable
                 f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which is in "
                 f"use by {_names(group)}: on this kernel that ends in a kernel BUG"
             )
-            yield Refusal(address, "live-group", reason, None)
+            yield Refusal(address, "live-group", printable(reason), None)
 
 
 def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[Group, str]]:
     for group in scene.groups.values():
-        for address in group.devices if group.holders else ():
+        for address in group.devices if group.id in scene.open_groups else ():
             device = scene.devices[address]
             if device.driver is None and device.driver_override in (None, driver):
                 yield group, address
@@ -180,7 +185,8 @@ def _is_host_driver(driver: str | None) -> bool:
 
 
 def _names(group: Group) -> str:
-    return printable(some(list(dict.fromkeys(f"pid {one.pid} ({one.comm})" for one in group.holders))))
+    names = dict.fromkeys(f"pid {holder.pid} ({holder.comm})" for holder in group.holders)
+    return some(list(names)) or "a process that cannot be seen from here"
 
 
 def _liftable(address: str, rule: str, reason: str) -> Refusal:

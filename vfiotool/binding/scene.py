@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vfiotool.binding.steps import DRIVERS
-from vfiotool.host.denylist import find_denied
+from vfiotool.host.denylist import Denial, find_denied
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import Group, group_ids, read_groups
+from vfiotool.host.openers import is_group_open
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import Usage, read_usage
 
@@ -21,7 +22,7 @@ class Scene:
     ``groups`` has those of the devices that may be touched; up to kernel 5.18 all, for a driver that is
     loaded may reach into any. ``usage`` has what hangs on each device of these groups, and on each that
     may be touched. ``allowed`` names the rules that are lifted, ``denylist`` says of addresses why they
-    are on one.
+    are on one, ``open_groups`` has those of the groups that are open, by whomever.
     """
 
     devices: Mapping[str, Device]
@@ -30,7 +31,8 @@ class Scene:
     loaded_drivers: frozenset[str]
     era: Era
     allowed: frozenset[str] = field(default_factory=frozenset)
-    denylist: Mapping[str, str] = field(default_factory=dict)
+    denylist: Mapping[str, Denial] = field(default_factory=dict)
+    open_groups: frozenset[int] = field(default_factory=frozenset)
 
     def group_of(self, address: str) -> Group | None:
         """Return the group that a device is in, where it is in one."""
@@ -62,4 +64,9 @@ def read_scene(
         era=era,
         allowed=frozenset(allowed),
         denylist=find_denied(tree, chosen),
+        open_groups=frozenset(number for number, group in groups.items() if _is_open(tree, group)),
     )
+
+
+def _is_open(tree: Tree, group: Group) -> bool:
+    return bool(group.holders) or (group.node is not None and is_group_open(tree.path(group.node)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address
@@ -16,15 +17,14 @@ def carriers(tree: Tree, kind: str, name: str) -> list[str]:
     An NVMe namespace that several controllers may share lies below its subsystem, not below a
     device; then all controllers of the subsystem carry it (CONFIG_NVME_MULTIPATH).
     """
-    chains = [chain for path in _paths(tree, kind, name) if (chain := _addresses(path))]
-    return sorted({chain[-1] for chain in chains})
+    return _nearest(_paths(tree, kind, name))
 
 
 def all_carriers(tree: Tree, kind: str, name: str) -> frozenset[str]:
     """Return the same, and those that make the PCI domain that it is in, as Intel's VMD does: without
     their driver all of that domain is gone."""
-    domains = [above for path in _paths(tree, kind, name) for above in _domain_makers(path)]
-    return frozenset([*carriers(tree, kind, name), *domains])
+    paths = _paths(tree, kind, name)
+    return frozenset([*_nearest(paths), *(above for path in paths for above in _domain_makers(path))])
 
 
 def find_carriers(tree: Tree, name: str) -> list[str]:
@@ -58,6 +58,10 @@ def _subsystem(path: str) -> str | None:
         None,
     )
     return None if depth is None or depth + 1 == len(parts) else "/".join(parts[: depth + 1])
+
+
+def _nearest(paths: Iterable[str]) -> list[str]:
+    return sorted({chain[-1] for path in paths if (chain := _addresses(path))})
 
 
 def _addresses(path: str) -> list[str]:

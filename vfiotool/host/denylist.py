@@ -6,6 +6,7 @@ The owner's list is read, and never written, by vfiotool.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError, VfioToolError
 from vfiotool.host.devices import Device
@@ -29,8 +30,16 @@ _KERNELS = {
 }
 
 
-def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, str]:
-    """Return why each of these devices that is on a list is not to go to vfio-pci, by address.
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why a device is on a list; the owner's holds for all that would take it from the host."""
+
+    reason: str
+    by_owner: bool
+
+
+def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, Denial]:
+    """Return why each of these devices that is on a list is not to be taken, by address.
 
     Raises:
         VfioToolError: a line of the owner's list cannot be understood, or the list cannot be read.
@@ -41,12 +50,14 @@ def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, str]:
     for device in devices:
         name = _KERNELS.get((device.vendor_id, device.device_id))
         if name is not None and not lifted:
-            denied[device.address] = (
+            reason = (
                 f"it is a {name} device, which the kernel's denylist keeps from vfio-pci for its errata; "
                 "that also takes vfio-pci's module parameter disable_denylist=1"
             )
+            denied[device.address] = Denial(reason, by_owner=False)
         if device.address in owners:
-            denied[device.address] = f"'{owners[device.address]}' in {OWNERS_LIST} names it"
+            line = owners[device.address]
+            denied[device.address] = Denial(f"'{line}' in {OWNERS_LIST} names it", by_owner=True)
     return denied
 
 

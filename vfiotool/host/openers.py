@@ -12,7 +12,7 @@ from vfiotool.host.child import start_child
 from vfiotool.host.tree import Tree
 
 _SECONDS = 1.0
-_FREE, _CLAIMED, _UNKNOWN = b"f", b"c", b"u"
+_FREE, _BUSY, _UNKNOWN = b"f", b"b", b"u"
 _UDEVD = ("systemd-udevd", "(udev-worker)", "udevd")
 
 
@@ -34,14 +34,27 @@ def find_openers(tree: Tree, nodes: Collection[str]) -> Mapping[str, tuple[str, 
 
 
 def is_claimed(node: str) -> bool:
-    """Say whether the kernel has a disk in use as a whole, or in part: it opens it to no one else then.
+    """Say whether the kernel has a disk in use, as a whole or in part, so that nobody can open it alone.
 
-    Takes root; where it is not known the answer is no. A disk that is dead may never open, so a child
-    tries. Source: ``O_EXCL`` of open(2) on a block device.
+    Takes root; where it is not known the answer is no. Source: ``O_EXCL`` of open(2) on a block device.
     """
+    return _is_busy(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
+
+
+def is_group_open(node: str) -> bool:
+    """Say whether a group's node, or a device of the group, is open: the kernel opens it but once.
+
+    This finds what ``/proc`` does not show: a descriptor on its way between processes, a process in
+    another PID namespace, a device that is open while its group no longer is. Answers as above.
+    """
+    return _is_busy(node, os.O_RDWR)
+
+
+def _is_busy(node: str, flags: int) -> bool:
+    """Try to open a node, in a child: what is behind it may be dead, and never answer."""
 
     def try_to_open(fd: int) -> None:
-        os.write(fd, _open_alone(node))
+        os.write(fd, _open(node, flags))
 
     pid, fd = start_child(try_to_open)
     try:
@@ -53,14 +66,14 @@ def is_claimed(node: str) -> bool:
     finally:
         os.close(fd)
     os.waitpid(pid, 0)
-    return answer == _CLAIMED
+    return answer == _BUSY
 
 
-def _open_alone(node: str) -> bytes:
+def _open(node: str, flags: int) -> bytes:
     try:
-        os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.open(node, flags | os.O_CLOEXEC)
     except OSError as error:
-        return _CLAIMED if error.errno == errno.EBUSY else _UNKNOWN
+        return _BUSY if error.errno == errno.EBUSY else _UNKNOWN
     return _FREE
 
 
