@@ -77,12 +77,13 @@ def read_routes() -> Iterator[Route]:
     """
     for family in (socket.AF_INET, socket.AF_INET6):
         for body in _dump(_RTM_GETROUTE, family, _ROUTE.size):
-            route = _route(body)
+            route = parse_route(body)
             if route is not None:
                 yield route
 
 
-def _route(body: bytes) -> Route | None:
+def parse_route(body: bytes) -> Route | None:
+    """Read the body of an RTM_NEWROUTE, of 12 bytes at least; ``None`` where it is no unicast route."""
     family, prefix, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
     if kind != _RTN_UNICAST or flags & _RTM_F_CLONED:
         return None
@@ -126,7 +127,7 @@ def _dump(request: int, family: int, least: int) -> Iterator[bytes]:
         while received < _MOST_BYTES:
             chunk = link.recv(_CHUNK)
             received += len(chunk)
-            for kind, content in _messages(chunk):
+            for kind, content in messages(chunk):
                 if kind == _NLMSG_DONE:
                     return
                 if kind == _NLMSG_ERROR:
@@ -135,7 +136,7 @@ def _dump(request: int, family: int, least: int) -> Iterator[bytes]:
                     yield content
 
 
-def _messages(chunk: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(chunk: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield type and body of each message; what is cut short ends it."""
     while len(chunk) >= _MESSAGE.size:
         length, kind, _, _, _ = _MESSAGE.unpack_from(chunk)

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import click
+import pytest
+
+from vfiotool.binding.refusals import RULES, PlanRefusedError, Refusal, refusals
+from vfiotool.binding.scene import Scene, read_scene
+from vfiotool.cli.root import cli
+from vfiotool.errors import VfioToolError
+from vfiotool.host.claim import Claim
+from vfiotool.host.denylist import OWNERS_LIST
+from vfiotool.host.devices import read_devices
+from vfiotool.host.era import Era
+from vfiotool.host.holders import Holder
+from vfiotool.host.state import DeviceState
+from vfiotool.host.usage import Usage
+from vfiotool.pci.names import PciNames
+from vfiotool.testing import FakeHost
+from vfiotool.testing.fake_tree import FakeTree
+
+NIC, IDLE, BRIDGE, ALONE = "0000:00:12.0", "0000:00:13.0", "0000:00:14.0", "0000:00:15.0"
+HOLDER = Holder(9, "qemu", 3, "/dev/vfio/1")
+MOUNTED = Usage("block", "sda1", "", (Claim("mounted", "is mounted on /srv"), Claim("swap", "is swapped to")))
+UP = Usage("net", "eth0", "", (Claim("network", "is up with 192.0.2.9/24"),))
+VGA = Usage("display", NIC, "", (Claim("vga", "is the graphics card"),))
+TO_VFIO, TO_NONE, TO_HOST = (
+    DeviceState("vfio-pci", "vfio-pci"),
+    DeviceState(None, None),
+    DeviceState("nvme", None),
+)
+OLD = [Era.DEFERRED_PUT, Era.NOTIFIER]
+
+
+@pytest.fixture
+def scene(host: FakeHost) -> Scene:
+    """A NIC on its driver and a device without one, in one group with a bridge; and a device alone."""
+    host.add_device(NIC, driver="e1000e", group=1)
+    host.add_device(IDLE, group=1)
+    host.add_device(BRIDGE, class_code=0x060400, driver="pcieport", group=1)
+    host.add_device(ALONE, driver="other", group=2)
+    seen = look(host, NIC, ALONE)
+    return replace(seen, loaded_drivers=frozenset({"vfio-pci", "e1000e", "nvme", "other"}))
+
+
+def look(host: FakeTree, *wanted: str) -> Scene:
+    return read_scene(host.tree, read_devices(host.tree, sorted(host.devices), PciNames(b"")), wanted)
+
+
+def used(scene: Scene, address: str, *usage: Usage) -> Scene:
+    return replace(scene, usage={address: usage})
+
+
+def changed(scene: Scene, address: str, **fields: Any) -> Scene:
+    return replace(scene, devices={**scene.devices, address: replace(scene.devices[address], **fields)})
+
+
+def held(scene: Scene, era: Era, *holders: Holder) -> Scene:
+    groups = {**scene.groups, 1: replace(scene.groups[1], holders=holders)}
+    return replace(scene, groups=groups, open_groups=frozenset({1}), era=era)
+
+
+def rules(found: Sequence[Refusal]) -> list[tuple[str, str, str | None]]:
+    return [(one.address, one.rule, one.flag) for one in found]
+
+
+def test_a_free_device_is_not_refused(scene: Scene) -> None:
+    for state in (TO_VFIO, TO_NONE, TO_HOST):
+        assert refusals(scene, {NIC: state, ALONE: state}) == ()
+
+
+@pytest.mark.parametrize("state", [TO_VFIO, TO_NONE, TO_HOST], ids=["vfio", "none", "another"])
+def test_what_uses_a_device_refuses_it_by_rules_that_are_lifted_one_by_one(
+    scene: Scene, state: DeviceState
+) -> None:
+    scene = used(scene, NIC, MOUNTED, UP, VGA)
+    assert [(one.rule, one.flag, one.reason) for one in refusals(scene, {NIC: state})] == [
+        ("mounted", "--allow-mounted", "its disk sda1 is mounted on /srv"),
+        ("swap", "--allow-swap", "its disk sda1 is swapped to"),
+        ("network", "--allow-network", "its network interface eth0 is up with 192.0.2.9/24"),
+        ("vga", "--allow-vga", "it is the graphics card"),
+    ]
+    lifted = replace(scene, allowed=frozenset({"mounted", "vga", "network"}))
+    assert rules(refusals(lifted, {NIC: state})) == [(NIC, "swap", "--allow-swap")]
+    assert refusals(replace(scene, allowed=frozenset(RULES)), {NIC: state}) == ()
+
+
+def test_a_device_that_stays_on_its_driver_is_not_refused(scene: Scene) -> None:
+    scene = used(changed(scene, NIC, vfs=("0000:00:12.1",)), NIC, UP)
+    assert refusals(scene, {NIC: DeviceState("e1000e", "e1000e")}) == ()
+
+
+def test_a_bridge_is_refused_for_whatever_change(scene: Scene) -> None:
+    for state in (TO_VFIO, DeviceState("pcieport", "pcieport")):
+        scene = replace(scene, allowed=frozenset({"bridge", *RULES}))
+        assert rules(refusals(scene, {BRIDGE: state})) == [(BRIDGE, "bridge", None)]
+
+
+@pytest.mark.parametrize(
+    ("state", "flag"),
+    [
+        (TO_VFIO, None),
+        (replace(TO_VFIO, numvfs=1), None),
+        (replace(TO_VFIO, numvfs=0), "--allow-vfs"),
+        (TO_NONE, "--allow-vfs"),
+        (TO_HOST, "--allow-vfs"),
+    ],
+)
+def test_a_pf_with_vfs(scene: Scene, state: DeviceState, flag: str | None) -> None:
+    scene = changed(scene, NIC, vfs=("0000:00:12.1",))
+    assert rules(refusals(scene, {NIC: state})) == [(NIC, "vfs", flag)]
+    lifted = refusals(replace(scene, allowed=frozenset({"vfs"})), {NIC: state})
+    assert rules(lifted) == ([] if flag else [(NIC, "vfs", None)])
+
+
+# The whole group
+
+
+def test_userspace_gets_the_whole_group_and_so_what_uses_a_sibling_counts(scene: Scene) -> None:
+    scene = used(scene, NIC, UP)
+    (one,) = refusals(scene, {IDLE: TO_VFIO})
+    assert (one.address, one.rule, one.flag) == (NIC, "network", "--allow-network")
+    assert one.reason == (
+        "its network interface eth0 is up with 192.0.2.9/24; it shares group 1 with 0000:00:13.0, "
+        "and the group goes to userspace as a whole"
+    )
+    assert refusals(scene, {IDLE: TO_HOST}) == ()
+    assert refusals(scene, {ALONE: TO_VFIO}) == ()
+
+
+def test_a_sibling_that_is_named_too_is_refused_once(scene: Scene) -> None:
+    found = refusals(used(scene, NIC, UP), {IDLE: TO_VFIO, NIC: TO_VFIO})
+    assert [(one.address, one.reason) for one in found] == [
+        (NIC, "its network interface eth0 is up with 192.0.2.9/24")
+    ]
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", None], ids=["on vfio", "without a driver"])
+def test_a_sibling_that_the_host_does_not_drive_does_not_count(scene: Scene, driver: str | None) -> None:
+    scene = changed(used(scene, NIC, VGA), NIC, driver=driver)
+    assert refusals(scene, {IDLE: TO_VFIO}) == ()
+
+
+# A group that is in use
+
+
+@pytest.mark.parametrize("era", Era)
+@pytest.mark.parametrize(
+    ("now", "state", "old", "new"),
+    [
+        ("vfio-pci", TO_HOST, "live-group", "held"),
+        (None, TO_HOST, "live-group", "held"),
+        ("vfio-pci", TO_NONE, "held", "held"),
+        ("vfio-pci", DeviceState("pci-stub", None), "held", "held"),
+        (None, DeviceState("pci-stub", None), None, None),
+        (None, TO_VFIO, None, None),
+        ("vfio-pci", DeviceState("mlx5_vfio_pci", None), "held", "held"),
+    ],
+)
+def test_a_device_of_a_group_that_is_in_use(
+    scene: Scene, era: Era, now: str | None, state: DeviceState, old: str | None, new: str | None
+) -> None:
+    scene = changed(held(scene, era, HOLDER), IDLE, driver=now)
+    rule = old if era in OLD else new
+    flag = "--allow-held" if rule == "held" else None
+    found = refusals(scene, {IDLE: state})
+    assert rules(found) == ([] if rule is None else [(IDLE, rule, flag)])
+    assert all("group 1 is in use by pid 9 (qemu)" in one.reason for one in found)
+
+
+def test_a_holder_that_cannot_be_seen_counts_too(scene: Scene) -> None:
+    (one,) = refusals(held(scene, Era.DEFERRED_PUT), {IDLE: TO_HOST})
+    assert (one.rule, "by a process that cannot be seen" in one.reason) == ("live-group", True)
+
+
+@pytest.mark.parametrize("era", Era)
+def test_a_module_that_is_loaded_reaches_into_every_live_group(scene: Scene, era: Era) -> None:
+    """Up to 5.18 its driver probes each device without one; it may serve the one in the live group."""
+    scene = held(replace(scene, loaded_drivers=frozenset({"vfio-pci"})), era, HOLDER)
+    found = refusals(scene, {ALONE: TO_HOST})
+    assert rules(found) == ([(ALONE, "live-group", None)] if era in OLD else [])
+    assert all(f"could bind {IDLE}" in one.reason for one in found)
+    assert refusals(scene, {ALONE: TO_VFIO}) == ()
+    aside = changed(scene, IDLE, driver_override="vfio-pci")
+    assert refusals(aside, {ALONE: TO_HOST}) == ()
+    named = changed(scene, IDLE, driver_override="nvme")
+    assert rules(refusals(named, {ALONE: TO_HOST})) == rules(found)
+
+
+def test_old_kernels_are_looked_at_as_a_whole(host: FakeHost, old_host: FakeHost) -> None:
+    for one, groups in ((host, {1}), (old_host, {1, 2})):
+        one.add_device(NIC, group=1)
+        one.add_device(ALONE, driver="vfio-pci", group=2)
+        one.block(ALONE)
+        scene = look(one, NIC)
+        assert scene.groups.keys() == groups
+        assert scene.open_groups == groups - {1}
+
+
+# Denylists
+
+
+@pytest.mark.parametrize(
+    ("device", "named"), [(0x37C9, "QAT"), (0x0B25, "DSA"), (0x0CFE, "IAX"), (0x10D3, None)]
+)
+def test_the_kernels_denylist_holds_for_vfio(host: FakeHost, device: int, named: str | None) -> None:
+    host.add_device(NIC, vendor=0x8086, device=device, driver="x", group=1)
+    found = refusals(look(host, NIC), {NIC: TO_VFIO})
+    assert rules(found) == ([(NIC, "denylist", "--allow-denylist")] if named else [])
+    assert all(f"a {named} device" in one.reason and "disable_denylist=1" in one.reason for one in found)
+    assert refusals(look(host, NIC), {NIC: TO_NONE}) == ()
+    host.put("/sys/module/vfio_pci/parameters/disable_denylist", "Y")
+    assert refusals(look(host, NIC), {NIC: TO_VFIO}) == ()
+
+
+def test_the_owners_denylist_holds_for_all_but_giving_back(host: FakeHost) -> None:
+    host.add_device(NIC, driver="e1000e", group=1)
+    host.add_device(ALONE, driver="e1000e", group=2)
+    host.put(OWNERS_LIST, f"# mine\n\nffff:ffff\n{NIC}   # the uplink")
+    for state in (TO_VFIO, TO_NONE, TO_HOST):
+        (one,) = refusals(look(host, NIC, ALONE), {NIC: state, ALONE: state})
+        assert (one.address, one.rule, one.reason) == (NIC, "denylist", f"'{NIC}' in {OWNERS_LIST} names it")
+    host.set_driver(NIC, "vfio-pci")
+    assert refusals(look(host, NIC), {NIC: DeviceState("e1000e", None)}) == ()
+
+
+def test_a_denylist_that_cannot_be_understood_lets_nothing_through(host: FakeHost) -> None:
+    host.add_device(NIC, driver="e1000e", group=1)
+    host.put(OWNERS_LIST, "00:zz.0")
+    with pytest.raises(VfioToolError, match=r"'00:zz\.0' is not a way to name a device") as broken:
+        look(host, NIC)
+    assert OWNERS_LIST in str(broken.value)
+    assert broken.value.hint
+
+
+# What is said
+
+
+@pytest.mark.parametrize("verb", ["bind", "unbind", "restore", "recover", "sriov"])
+def test_each_rule_has_its_option(verb: str) -> None:
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    said = {one.opts[0]: one.help for one in command.params if isinstance(one, click.Option)}
+    assert {f"--allow-{rule}": text for rule, text in RULES.items()}.items() <= said.items()
+
+
+def test_the_hint_names_each_option_once(scene: Scene) -> None:
+    both = replace(scene, usage={NIC: (MOUNTED,), ALONE: (MOUNTED,)})
+    error = PlanRefusedError(refusals(both, {NIC: TO_NONE, ALONE: TO_NONE}))
+    assert error.hint == "if you mean it, add --allow-mounted --allow-swap"
+    assert str(error).startswith(f"refused: {NIC}: its disk sda1 is mounted on /srv; {NIC}: its disk")
+
+
+def test_the_hint_promises_nothing_that_no_option_lifts(scene: Scene) -> None:
+    assert PlanRefusedError(refusals(scene, {BRIDGE: TO_NONE})).hint == "no option lifts this"
+    error = PlanRefusedError(refusals(used(scene, NIC, UP), {BRIDGE: TO_NONE, NIC: TO_NONE}))
+    assert error.hint == f"no option lifts this for {BRIDGE}"
+
+
+def test_a_reason_is_one_line(scene: Scene) -> None:
+    odd = Usage("block", "sda1", "", (Claim("mounted", "is mounted on /a\nb\x1b[2J"),))
+    (one,) = refusals(used(scene, NIC, odd), {NIC: TO_NONE})
+    assert one.reason == "its disk sda1 is mounted on /a?b?[2J"
+    live = held(scene, Era.DEFERRED_PUT, replace(HOLDER, comm="a\nb"))
+    assert "(a?b)" in refusals(live, {IDLE: TO_HOST})[0].reason

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import json
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfiotool.host import rtnetlink
+from vfiotool.host.claim import Claim, printable, some
+from vfiotool.host.network import CAPTURED, Network, read_network
+from vfiotool.host.ssh import connected_address
+from vfiotool.host.tree import Tree
+from vfiotool.host.usage import Usage, read_usage
+from vfiotool.testing import FakeHost
+
+NIC, NVME, VGA, VMD, BEHIND = "0000:00:12.0", "0000:00:13.0", "0000:00:02.0", "0000:5d:05.5", "10000:e1:00.0"
+BLOCK = "/sys/class/block"
+VIRTUAL = "/sys/devices/virtual/block"
+
+
+@pytest.fixture
+def machine(host: FakeHost) -> FakeHost:
+    """A NIC that is down, and an NVMe with two partitions."""
+    host.add_device(NIC, class_code=0x020000, group=7)
+    host.add_device(NVME, class_code=0x010802, group=8)
+    folder = f"{host.devices[NVME].folder}/nvme/nvme0"
+    host.add_class("nvme", "nvme0", folder, state="live")
+    host.add_class("block", "nvme0n1", f"{folder}/nvme0n1", dev="259:0")
+    for number in (1, 2):
+        part = f"{folder}/nvme0n1/nvme0n1p{number}"
+        host.add_class("block", f"nvme0n1p{number}", part, dev=f"259:{number}", partition=str(number))
+    host.add_class("net", "eth0", f"{host.devices[NIC].folder}/net/eth0", operstate="down", flags="0x1002")
+    return host
+
+
+def claims(host: FakeHost, address: str) -> list[tuple[str, str, str]]:
+    """Return name, rule and text of all claims on a device."""
+    usage = read_usage(host.tree, [address], ())[address]
+    return [(one.name, claim.rule, claim.text) for one in usage for claim in one.claims]
+
+
+def stack(host: FakeHost, lower: str, upper: str, **attributes: str) -> None:
+    """Build a virtual block device on another."""
+    folder = f"{VIRTUAL}/{upper}"
+    if not host.tree.exists(f"{BLOCK}/{upper}"):
+        host.add_class("block", upper, folder)
+    for name, text in attributes.items():
+        host.put(f"{folder}/{name.replace('_', '/', 1)}", text)
+    host.link(f"{BLOCK}/{lower}/holders/{upper}", folder)
+
+
+def connect(host: FakeHost, **fields: dict[str, list[str]]) -> None:
+    host.put(CAPTURED, json.dumps(fields))
+
+
+# Disks
+
+
+def test_an_idle_device_has_users_and_no_claims(machine: FakeHost) -> None:
+    machine.remove(f"{BLOCK}/nvme0n1p1/partition")
+    machine.remove(f"{BLOCK}/nvme0n1p2/partition")
+    assert read_usage(machine.tree, [NVME], ())[NVME] == (
+        Usage("block", "nvme0n1", "not in use"),
+        Usage("block", "nvme0n1p1", "not in use"),
+        Usage("block", "nvme0n1p2", "not in use"),
+        Usage("nvme", "nvme0", "state live"),
+    )
+
+
+def test_partitions_are_named_only_where_nothing_says_more(machine: FakeHost) -> None:
+    assert claims(machine, NVME) == [("nvme0n1", "partitions", "has the partitions nvme0n1p1, nvme0n1p2")]
+    machine.mount("/dev/nvme0n1p2", "/srv")
+    assert claims(machine, NVME) == [("nvme0n1p2", "mounted", "is mounted on /srv")]
+
+
+def test_a_mount_is_known_by_its_number_and_its_blanks_are_decoded(machine: FakeHost) -> None:
+    machine.put("/proc/self/mountinfo", r"30 1 259:2 / /my\040disk rw shared:1 master:2 - ext4 /dev/root rw")
+    machine.put("/proc/1/mountinfo", "30 1 259:2 / /elsewhere rw - ext4 /dev/root rw")
+    assert claims(machine, NVME) == [("nvme0n1p2", "mounted", "is mounted on /my disk, /elsewhere")]
+
+
+@pytest.mark.parametrize("line", ["", " - ", "1 2 3", "30 1 259:2 / /srv rw - ext4", "a b c d e f"])
+def test_a_mount_that_cannot_be_understood_is_passed_over(machine: FakeHost, line: str) -> None:
+    machine.put("/proc/self/mountinfo", line)
+    assert claims(machine, NVME)[0][1] == "partitions"
+
+
+def test_the_disk_that_the_machine_runs_from(machine: FakeHost) -> None:
+    for point in ("/", "/boot/efi", "/srv"):
+        machine.mount("/dev/nvme0n1p1", point)
+    assert claims(machine, NVME) == [
+        ("nvme0n1p1", "root", "holds /, /boot/efi of this machine"),
+        ("nvme0n1p1", "mounted", "is mounted on /srv"),
+    ]
+
+
+def test_every_disk_of_a_mounted_btrfs(machine: FakeHost) -> None:
+    machine.put("/proc/self/mountinfo", "30 1 0:40 / /data rw - btrfs /dev/sdz rw")
+    for name in ("sdz", "nvme0n1p1"):
+        machine.put(f"/sys/fs/btrfs/0123/devices/{name}", "")
+    assert claims(machine, NVME) == [("nvme0n1p1", "mounted", "is mounted on /data")]
+
+
+def test_swap(machine: FakeHost) -> None:
+    machine.put("/proc/swaps", "Filename Type Size Used Priority\n/dev/nvme0n1p1 partition 9 0 -2")
+    assert claims(machine, NVME) == [("nvme0n1p1", "swap", "is swapped to")]
+
+
+def test_what_is_built_on_a_disk_is_followed_to_its_end(machine: FakeHost) -> None:
+    """A RAID under an encrypted volume under an LVM volume that is mounted."""
+    stack(machine, "nvme0n1p1", "md0", md_level="raid1")
+    stack(machine, "md0", "dm-0", dm_uuid="CRYPT-LUKS2-0-safe", dm_name="safe")
+    stack(machine, "dm-0", "dm-1", dm_uuid="LVM-0", dm_name="vg-data", dev="254:1")
+    machine.mount("/dev/dm-1", "/srv")
+    assert claims(machine, NVME) == [
+        ("nvme0n1p1", "md", "is a member of the md array md0"),
+        ("nvme0n1p1", "crypt", "is below the encrypted volume safe"),
+        ("nvme0n1p1", "lvm", "is a part of the LVM volume vg-data"),
+        ("nvme0n1p1", "mounted", "is mounted on /srv, through vg-data"),
+    ]
+
+
+def test_a_circle_in_a_capture_ends(machine: FakeHost) -> None:
+    stack(machine, "nvme0n1p1", "dm-0", dm_uuid="mpath-0", dm_name="mpatha")
+    stack(machine, "dm-0", "dm-1", dm_name="other")
+    stack(machine, "dm-1", "dm-0")
+    assert [rule for _, rule, _ in claims(machine, NVME)] == ["stacked", "stacked"]
+
+
+def test_a_partition_of_what_is_built_on_a_disk(machine: FakeHost) -> None:
+    stack(machine, "nvme0n1", "md0", md_level="raid1")
+    machine.add_class("block", "md0p1", f"{VIRTUAL}/md0/md0p1", dev="259:9", partition="1")
+    machine.mount("/dev/md0p1", "/srv")
+    assert claims(machine, NVME) == [
+        ("nvme0n1", "md", "is a member of the md array md0"),
+        ("nvme0n1", "mounted", "is mounted on /srv, through md0p1"),
+    ]
+
+
+def test_a_loop_device_on_a_partition(machine: FakeHost) -> None:
+    machine.add_class("block", "loop0", f"{VIRTUAL}/loop0")
+    machine.put(f"{BLOCK}/loop0/loop/backing_file", "/dev/nvme0n1p2")
+    assert claims(machine, NVME) == [("nvme0n1p2", "stacked", "is below loop0")]
+
+
+@pytest.mark.parametrize(
+    ("signature", "rule"),
+    [
+        ("LVM2_member", "lvm"),
+        ("linux_raid_member", "md"),
+        ("crypto_LUKS", "crypt"),
+        ("zfs_member", "zfs"),
+        ("swap", "swap"),
+        ("ext4", "partitions"),
+    ],
+)
+def test_the_signature_of_an_idle_disk(machine: FakeHost, signature: str, rule: str) -> None:
+    machine.put("/run/udev/data/b259:2", f"I:1\nE:ID_FS_TYPE={signature}\nE:ID_FS_USAGE=x")
+    assert [found for _, found, _ in claims(machine, NVME)] == [rule]
+
+
+def test_a_member_that_is_active_is_not_said_to_be_idle(machine: FakeHost) -> None:
+    machine.put("/run/udev/data/b259:2", "E:ID_FS_TYPE=LVM2_member")
+    stack(machine, "nvme0n1p2", "dm-0", dm_uuid="LVM-0", dm_name="vg-data")
+    assert claims(machine, NVME) == [("nvme0n1p2", "lvm", "is a part of the LVM volume vg-data")]
+
+
+def test_who_has_a_node_open(machine: FakeHost) -> None:
+    machine.add_process(31, "qemu", {3: "/dev/nvme0n1p1", 4: "/dev/nvme0n1p1"})
+    machine.add_process(32, "(udev-worker)", {3: "/dev/nvme0n1"})
+    machine.add_process(33, "other", {3: "/dev/null"})
+    assert ("nvme0n1p1", "opened", "is open in pid 31 (qemu)") in claims(machine, NVME)
+    assert [name for name, rule, _ in claims(machine, NVME) if rule == "opened"] == ["nvme0n1p1"]
+
+
+def test_paths_of_a_disk_are_no_disks(machine: FakeHost) -> None:
+    folder = f"{machine.devices[NVME].folder}/nvme/nvme0"
+    machine.add_class("block", "nvme0c0n1", f"{folder}/nvme0c0n1", hidden="1")
+    assert "nvme0c0n1" not in [one.name for one in read_usage(machine.tree, [NVME], ())[NVME]]
+
+
+def test_what_is_behind_a_controller_that_makes_a_domain(host: FakeHost) -> None:
+    """Intel's VMD: without its driver the disks behind it are gone."""
+    host.add_device(VMD, class_code=0x010400)
+    folder = f"{host.devices[VMD].folder}/pci10000:e0/10000:e0:00.0/{BEHIND}/nvme/nvme1"
+    host.add_class("block", "nvme1n1", f"{folder}/nvme1n1", dev="259:7")
+    host.mount("/dev/nvme1n1", "/srv")
+    found = read_usage(host.tree, [VMD, BEHIND, "10000:e0:00.0"], ())
+    assert {address: [one.name for one in usage] for address, usage in found.items()} == {
+        VMD: ["nvme1n1"],
+        BEHIND: ["nvme1n1"],
+        "10000:e0:00.0": [],
+    }
+
+
+# Network interfaces
+
+
+@pytest.mark.parametrize(
+    ("flags", "addresses", "refused"),
+    [
+        ("0x1003", ["192.0.2.9/24", "fe80::1/64"], [("network", "is up with 192.0.2.9/24")]),
+        ("0x1003", ["2001:db8::9/64"], [("network", "is up with 2001:db8::9/64")]),
+        ("0x1003", ["fe80::1/64", "169.254.3.4/16"], []),
+        ("0x1003", [], []),
+        ("0x1002", ["192.0.2.9/24"], []),
+        ("nonsense", ["192.0.2.9/24"], []),
+    ],
+)
+def test_an_interface_counts_while_it_is_up_with_an_address(
+    machine: FakeHost, flags: str, addresses: list[str], refused: list[tuple[str, str]]
+) -> None:
+    machine.put("/sys/class/net/eth0/flags", flags)
+    connect(machine, addresses={"eth0": addresses}, routes={})
+    assert [(rule, text) for _, rule, text in claims(machine, NIC)] == refused
+
+
+def test_a_route_counts(machine: FakeHost) -> None:
+    connect(machine, addresses={}, routes={"eth0": ["default in table 100", "a", "b", "c", "d"]})
+    text = "carries the route default in table 100, a, b and 2 more"
+    assert claims(machine, NIC) == [("eth0", "route", text)]
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("bonding", "bond"), ("bridge", "bridge"), ("x", "interface")])
+def test_a_member_names_its_master(machine: FakeHost, folder: str, kind: str) -> None:
+    master = "/sys/devices/virtual/net/top0"
+    machine.add_class("net", "top0", master)
+    machine.put(f"{master}/{folder}/id", "")
+    for link in ("master", "upper_top0"):
+        machine.link(f"/sys/class/net/eth0/{link}", master)
+    assert claims(machine, NIC) == [("eth0", "member", f"is a member of the {kind} top0")]
+
+
+def test_a_vlan_is_named(machine: FakeHost) -> None:
+    machine.link("/sys/class/net/eth0/upper_eth0.5", "/sys/devices/virtual/net/eth0.5")
+    assert claims(machine, NIC) == [("eth0", "member", "is below eth0.5")]
+
+
+@pytest.mark.parametrize("text", ["[]", "nonsense", '{"routes": 1}', '{"routes": {"eth0": 1}}', "[" * 9999])
+def test_a_network_that_is_not_known_is_not_said_to_be_idle(machine: FakeHost, text: str) -> None:
+    machine.put(CAPTURED, text)
+    assert read_network(machine.tree) is None
+    machine.put("/sys/class/net/eth0/flags", "0x1003")
+    assert claims(machine, NIC) == [
+        ("eth0", "network", "is up, with addresses and routes that cannot be read")
+    ]
+
+
+def test_a_network_is_what_was_written_of_it(machine: FakeHost) -> None:
+    network = Network({"eth0": ("192.0.2.9/24",)}, {"eth0": ("default",)})
+    machine.put(CAPTURED, network.to_json())
+    assert read_network(machine.tree) == network
+
+
+def test_the_running_machines_network() -> None:
+    network = read_network(Tree())
+    assert network is not None
+    assert "127.0.0.1/8" in network.addresses["lo"]
+
+
+# The SSH connection
+
+
+def descend(host: FakeHost, *environments: str | None) -> None:
+    """Have this process descend from others, each with what it was started with."""
+    pids = ["self", *map(str, range(500, 499 + len(environments))), "1"]
+    for pid, parent, environment in zip(pids, [*pids[1:], "0"], environments, strict=False):
+        host.put(f"/proc/{pid}/stat", f"{pid} (a) b) S {parent} 0")
+        if environment is not None:
+            host.put(f"/proc/{pid}/environ", environment.encode())
+
+
+@pytest.mark.parametrize(
+    ("environments", "found"),
+    [
+        (["A=1\0SSH_CONNECTION=192.0.2.1 5 192.0.2.9 22\0B=2"], "192.0.2.9"),
+        (["SUDO_USER=a", None, "SSH_CONNECTION=2001:db8::1 5 2001:db8::9 22"], "2001:db8::9"),
+        (["SSH_CONNECTION=fe80::1%eth0 5 fe80::9%eth0 22"], "fe80::9"),
+        (["SSH_CONNECTION=::ffff:192.0.2.1 5 ::ffff:192.0.2.9 22"], "192.0.2.9"),
+        (["SSH_CONNECTION=", "XSSH_CONNECTION=a b c d"], None),
+        ([], None),
+    ],
+)
+def test_the_address_of_the_ssh_connection(
+    host: FakeHost, environments: list[str | None], found: str | None
+) -> None:
+    descend(host, *environments)
+    assert connected_address(host.tree) == found
+
+
+def test_ancestors_that_are_their_own_end(host: FakeHost) -> None:
+    host.put("/proc/self/stat", "1 (a) S self 0")
+    assert connected_address(host.tree) is None
+
+
+def test_the_ssh_connection_is_found_through_what_is_above(machine: FakeHost) -> None:
+    descend(machine, "SSH_CONNECTION=192.0.2.1 5 192.0.2.9 22")
+    for lower, upper in (("eth0", "bond0"), ("bond0", "bond0.5")):
+        machine.add_class("net", upper, f"/sys/devices/virtual/net/{upper}")
+        machine.link(f"/sys/class/net/{lower}/upper_{upper}", f"/sys/devices/virtual/net/{upper}")
+    connect(machine, addresses={"bond0.5": ["192.0.2.9/24"], "eth1": ["192.0.2.9/24"]}, routes={})
+    assert claims(machine, NIC)[0] == (
+        "eth0",
+        "ssh",
+        "carries this very SSH connection (192.0.2.9), through bond0.5",
+    )
+
+
+# The console
+
+
+def test_the_boot_vga_and_the_console_on_it(host: FakeHost) -> None:
+    host.add_device(VGA, class_code=0x030000, boot_vga="1")
+    host.add_device(NIC, boot_vga="0")
+    host.add_class("graphics", "fb0", f"{host.devices[VGA].folder}/graphics/fb0")
+    host.put("/sys/class/vtconsole/vtcon0/name", "(S) dummy device")
+    host.put("/sys/class/vtconsole/vtcon0/bind", "0")
+    assert [rule for _, rule, _ in claims(host, VGA)] == ["vga"]
+    host.put("/sys/class/vtconsole/vtcon1/name", "(M) frame buffer device")
+    host.put("/sys/class/vtconsole/vtcon1/bind", "1")
+    assert [(name, rule) for name, rule, _ in claims(host, VGA)] == [(VGA, "vga"), ("fb0", "console")]
+    assert claims(host, NIC) == []
+
+
+def test_a_serial_console_on_a_card(host: FakeHost) -> None:
+    host.add_device(NIC)
+    host.add_class("tty", "ttyS4", f"{host.devices[NIC].folder}/tty/ttyS4")
+    host.add_class("tty", "ttyS0", "/sys/devices/pnp0/00:00/tty/ttyS0")
+    host.put("/proc/consoles", "ttyS0                -W- (EC  p a)    4:64\nttyS4 -W- (E p) 4:68\nnetcon0 x")
+    assert claims(host, NIC) == [("ttyS4", "console", "carries the console ttyS4")]
+
+
+def test_the_plugs_of_a_graphics_card_are_left_out(host: FakeHost) -> None:
+    host.add_device(VGA, class_code=0x030000)
+    for name in ("card0", "card0-DP-1", "renderD128"):
+        host.add_class("drm", name, f"{host.devices[VGA].folder}/drm/{name}")
+    host.add_process(31, "Xorg", {5: "/dev/dri/card0"})
+    assert [one.name for one in read_usage(host.tree, [VGA], ())[VGA]] == ["card0", "renderD128"]
+    assert claims(host, VGA) == [("card0", "opened", "is open in pid 31 (Xorg)")]
+
+
+# Text
+
+
+def test_few_of_many_are_named() -> None:
+    assert [some(list("abcd"[:count])) for count in range(5)] == [
+        *("", "a", "a, b", "a, b, c", "a, b, c and 1 more"),
+    ]
+
+
+def test_what_others_named_cannot_break_a_line(machine: FakeHost) -> None:
+    assert printable("a\n\x1b[2Jb é") == "a??[2Jb é"
+    machine.put("/proc/self/mountinfo", "30 1 259:2 / /a\\012b\x1b rw - ext4 x rw")
+    (*_, usage, _) = read_usage(machine.tree, [NVME], ())[NVME]
+    assert usage.detail == "is mounted on /a?b?"
+    assert usage.claims == (Claim("mounted", "is mounted on /a\nb\x1b"),)
+
+
+# rtnetlink
+
+
+def attribute(kind: int, content: bytes) -> bytes:
+    return (struct.pack("=HH", 4 + len(content), kind) + content).ljust((len(content) + 7) & ~3, b"\0")
+
+
+def route(*attributes: bytes, kind: int = 1, prefix: int = 24, table: int = 254, flags: int = 0) -> bytes:
+    return struct.pack("=BBBBBBBBI", socket.AF_INET, prefix, 0, 0, table, 3, 0, kind, flags) + b"".join(
+        attributes
+    )
+
+
+def test_a_route_of_a_high_table_with_several_hops() -> None:
+    hops = b"".join(
+        struct.pack("=HBBi", 8 + len(more), 0, 0, index) + more for index, more in ((2, b""), (5, b"\0" * 8))
+    )
+    content = route(
+        attribute(1, bytes([10, 0, 0, 0])),
+        attribute(9, hops),
+        attribute(15, struct.pack("=I", 70000)),
+        table=252,
+    )
+    assert rtnetlink.parse_route(content) == rtnetlink.Route((2, 5), "10.0.0.0/24", 70000, 3)
+
+
+def test_what_is_no_unicast_route_is_left_out() -> None:
+    assert rtnetlink.parse_route(route(kind=2)) is None
+    assert rtnetlink.parse_route(route(flags=0x200)) is None
+    default = rtnetlink.parse_route(route(attribute(4, struct.pack("=I", 3)), prefix=0))
+    assert default == rtnetlink.Route((3,), "default", 254, 3)
+
+
+@given(st.binary(min_size=12, max_size=200))
+def test_a_route_of_any_bytes_is_understood_or_not(content: bytes) -> None:
+    found = rtnetlink.parse_route(content)
+    assert found is None or all(isinstance(index, int) for index in found.indexes)
+
+
+@given(st.binary(max_size=300))
+def test_messages_of_any_bytes_come_to_an_end(chunk: bytes) -> None:
+    assert sum(16 + len(body) for _, body in rtnetlink.messages(chunk)) <= len(chunk)
+
+
+def test_the_kernels_own_routes_name_interfaces_that_are_there() -> None:
+    numbers = dict(socket.if_nameindex())
+    assert all(index in numbers for found in rtnetlink.read_routes() for index in found.indexes)
