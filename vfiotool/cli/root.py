@@ -22,7 +22,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
     "recover": ("vfiotool.cli.bind:recover", "Put right what a killed vfiotool left."),
     "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
-    "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
     "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
     "doctor": ("vfiotool.cli.doctor:doctor", "Check whether this machine is ready, and say what to do."),
     "capture": ("vfiotool.cli.capture:capture", "Capture this machine into a file, for --sysroot."),
