@@ -158,9 +158,9 @@ def test_a_pf_on_vfio_pci_takes_its_vfs_by_itself_and_they_go_with_it(bench: Ben
     assert [(one.address, one.before, one.after) for one in plan.changes] == [
         (vf, None, "vfio-pci") for vf in VFS[:2]
     ]
-    bench.binding().sriov(PF, 0)
-    bench.binding().restore([PF])
-    assert (bench.device(PF).driver, count(bench)) == ("nvme", 0)
+    bench.binding(allowed=["vfs"]).restore([PF])
+    assert written(bench)[:3] == ["vfio-pci/unbind"] * 2 + [f"{PF}/driver_override"]
+    assert (bench.device(PF).driver, count(bench), bench.binding().recorded()) == ("nvme", 0, [])
 
 
 # What the verb does

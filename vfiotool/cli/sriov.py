@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vfiotool.cli.bind import changing_options, make_binding, report
+from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.settings import Settings
 from vfiotool.host.attributes import read_fields
 from vfiotool.host.devices import Device, find_device, read_devices
@@ -18,7 +19,7 @@ _MOST = 0xFFFF
 
 
 @click.command("sriov")
-@click.argument("selector", metavar="ADDRESS")
+@click.argument("selector", metavar="ADDRESS", shell_complete=complete_endpoint)
 @click.argument("count", metavar="N", type=click.IntRange(0, _MOST))
 @click.option("--bind", is_flag=True, help="Bind the VFs to vfio-pci, with no host driver before it.")
 @changing_options
