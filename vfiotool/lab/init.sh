@@ -22,8 +22,14 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=131072 root /h
 mount -t tmpfs -o mode=755 tmpfs /changes
 mkdir /changes/upper /changes/work
 mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work overlay /root
-# Modes stay, owners do not; what is there is replaced, and not written through a link.
-[ -z "$FILES" ] || cp -dR --remove-destination "/host$FILES/." /root/
+if [ -n "$FILES" ]; then # modes stay, owners do not; folders that are there stay as they are
+    (cd "/host$FILES" && find . ! -type d) | while IFS= read -r file; do
+        mkdir -p "/root/$(dirname "$file")"
+        rm -f "/root/$file"
+        cp -dp "/host$FILES/$file" "/root/$file"
+        chown -h 0:0 "/root/$file"
+    done
+fi
 
 if [ "$MODULES_ROOT" != / ]; then
     mkdir -p "/root/lib/modules/$RELEASE"
