@@ -38,7 +38,7 @@ class Owner:
         return 0o600 if self.gid is None else 0o660
 
     def __str__(self) -> str:
-        return f"{self.uid}:{'' if self.gid is None else self.gid}"
+        return str(self.uid) if self.gid is None else f"{self.uid}:{self.gid}"
 
 
 def parse_owner(text: str) -> Owner:
@@ -159,10 +159,9 @@ def _rule_path(tree: Tree, address: str) -> str:
 
 def _rule(address: str, owner: Owner) -> str:
     """A group's number changes, so its node is known by the device; a cdev is the device's child."""
-    group = "" if owner.gid is None else owner.gid
-    gives = f'OWNER:="{owner.uid}", GROUP:="{group or 0}", MODE:="0{owner.mode:o}"'
+    gives = f'OWNER:="{owner.uid}", GROUP:="{owner.gid or 0}", MODE:="0{owner.mode:o}"'
     return (
-        f"{own_files.MARK} for 'bind --owner', by number: {owner.uid}:{group}\n"
+        f"{own_files.MARK} for 'bind --owner', by number: {owner}\n"
         f'SUBSYSTEM=="vfio", TEST=="{GROUPS}/%k/devices/{address}", {gives}\n'
         f'SUBSYSTEM=="vfio-dev", KERNELS=="{address}", {gives}\n'
     )
