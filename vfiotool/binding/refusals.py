@@ -173,10 +173,11 @@ def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable
 
 
 def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[Group, str]]:
+    """Yield what such a driver could take. A bridge may have any (``vfio_dev_driver_allowed()``)."""
     for group in scene.groups.values():
         for address in group.devices if group.id in scene.open_groups else ():
             device = scene.devices[address]
-            if device.driver is None and device.driver_override in (None, driver):
+            if device.driver is None and device.driver_override in (None, driver) and not is_bridge(device):
                 yield group, address
 
 
