@@ -116,12 +116,12 @@ def test_a_rule_of_the_machines_own_does_not_open_it_to_the_world(bound: str) ->
         output("udevadm", "control", "--reload")
 
 
-def test_a_device_without_nodes_gets_them_owned_at_its_bind() -> None:
-    ownership.grant(TREE, E1000E, ownership.parse_owner("nobody:nogroup"))
+def test_bind_gives_the_nodes_and_restore_takes_them_back() -> None:
+    owner = ownership.parse_owner("nobody")
+    done("bind", E1000E, "--owner", "nobody")
     try:
-        done("bind", E1000E)
-        settle()
-        assert access(f"/dev/vfio/{group(E1000E)}")[2] == 0o660
+        assert access(f"/dev/vfio/{group(E1000E)}") == (owner.uid, 0, 0o600)
+        assert ownership.owner_of(TREE, E1000E) == owner
     finally:
         done("restore", E1000E)
-        ownership.revoke(TREE, E1000E)
+    assert ownership.owner_of(TREE, E1000E) is None
