@@ -14,6 +14,7 @@ import pytest
 
 from tests.results import Result
 from tests.unit.conftest import Run
+from tests.unit.test_tree_guard import blocking
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host import captured
@@ -198,17 +199,16 @@ def test_what_could_not_be_read_cannot_be_read_elsewhere(
     vfiotool: Run, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Elsewhere
 ) -> None:
     """The override blocks as behind a pending unbind; the type gives an error, as a folder gives one."""
-    override = host.tree.path(f"{device_path(SISTER)}/driver_override")
-    os.unlink(override)
-    os.mkfifo(override)
-    domain = "/sys/kernel/iommu_groups/5/type"
-    host.remove(domain)
+    override, domain = f"{device_path(SISTER)}/driver_override", "/sys/kernel/iommu_groups/5/type"
+    for path in (override, domain):
+        host.remove(path)
     os.mkdir(host.tree.path(domain))
     archive = str(tmp_path / "blocked")
-    assert vfiotool("capture", archive).status == 0
+    with blocking(host, override):
+        assert vfiotool("capture", archive).status == 0
     notes = json.loads(members(archive)[NOTES.lstrip("/")])
     assert notes["unreadable"] == {
-        f"{device_path(SISTER)}/driver_override": errno.ETIMEDOUT,
+        override: errno.ETIMEDOUT,
         f"{device_path(SISTER)}/reset_method": errno.ETIMEDOUT,
         domain: errno.EISDIR,
     }
