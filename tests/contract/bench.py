@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tests.holding import held
@@ -20,7 +18,6 @@ from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import Group, read_group
-from vfiotool.host.pending import pending_dir
 from vfiotool.host.state import DeviceState, NodeAccess, node_path, read_states
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
@@ -128,15 +125,9 @@ def kernel_bench(state_dir: str) -> Bench:
     def hold(address: str) -> Iterator[int]:
         with held(address) as pid:
             yield pid
-        _await_writer(f"{pending_dir(state_dir)}/{address}")
+        assert machine.await_writer(address, 30)
 
     return Bench(Watched(machine), state_dir, hold)
-
-
-def _await_writer(note: str) -> None:
-    """Wait until the write of a pending unbind has returned: its process is a child of this one."""
-    if os.path.exists(note):
-        os.waitpid(int(Path(note).read_text().split()[0]), 0)
 
 
 def fake_bench(root: str, state_dir: str, kernel: str) -> Bench:

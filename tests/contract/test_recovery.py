@@ -135,7 +135,7 @@ def die_at(bench: Bench, moment: int) -> None:
     if isinstance(machine, FakeHost):
         files = {name: getattr(os, name) for name in ("write", "replace", "unlink")}
         arm_files(armed=True)
-        machine.write = dying(write_whole)
+        machine.write = dying(write_whole)  # type: ignore[method-assign]
     else:
         os.write = tell_and_die  # type: ignore[assignment]
         machine.write = dying(write)

@@ -21,6 +21,7 @@ from vfiotool.binding.scene import Scene
 from vfiotool.binding.sriov import check_count, live_group_refusals, with_bound_vfs
 from vfiotool.binding.stored import boot_id, is_driver_name
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
+from vfiotool.host.attributes import device_path
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending import STATE_DIR
@@ -143,8 +144,9 @@ class Binding:
         return self._recovery.recover()
 
     def recorded(self) -> list[str]:
-        """Return the addresses of the devices that can be restored."""
-        return [address for address in self._journal.addresses() if self._is_recorded(address)]
+        """Return the addresses of the devices that can be restored: those that are there."""
+        found = self._journal.addresses()
+        return [one for one in found if self._tree.exists(device_path(one)) and self._is_recorded(one)]
 
     def group_members(self, wanted: Iterable[str]) -> list[str]:
         """Return the endpoints of the groups that the devices are in, bridges left out.
