@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -32,9 +32,18 @@ def changing_options(verb: Verb) -> Verb:
             metavar="S",
             help="How long a driver may take to let go, in seconds.",
         ),
-        *(click.option(f"--allow-{rule}", _allow(rule), is_flag=True, help=RULES[rule]) for rule in RULES),
-        json_option,
     ]
+    return with_options([*options, lifting_options, json_option], verb)
+
+
+def lifting_options(verb: Verb) -> Verb:
+    """Add an option for each rule that can be lifted."""
+    flags = [click.option(f"--allow-{rule}", _allow(rule), is_flag=True, help=RULES[rule]) for rule in RULES]
+    return with_options(flags, verb)
+
+
+def with_options(options: Sequence[Callable[[Verb], Verb]], verb: Verb) -> Verb:
+    """Add options to a verb, in the order in which its help is to show them."""
     for option in reversed(options):
         verb = option(verb)
     return verb
@@ -62,9 +71,7 @@ def choosing_options(verb: Verb) -> Verb:
         click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
         click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
     ]
-    for option in reversed(options):
-        verb = option(verb)
-    return verb
+    return with_options(options, verb)
 
 
 @click.command("bind")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,9 +13,8 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import Entry
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.refusals import RULES
 from vfiotool.binding.steps import Step
-from vfiotool.cli.bind import allowed_rules, choosing_options
+from vfiotool.cli.bind import allowed_rules, choosing_options, lifting_options
 from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
@@ -24,15 +23,6 @@ from vfiotool.host.selectors import select, select_meant
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address, parse_address
 from vfiotool.render.documents import write_document
-
-Verb = Callable[..., Any]
-
-
-def lifting_options(verb: Verb) -> Verb:
-    """Add an option for each rule that can be lifted, as ``bind`` has them."""
-    for rule in reversed(list(RULES)):
-        verb = click.option(f"--allow-{rule}", f"allow_{rule}", is_flag=True, help=RULES[rule])(verb)
-    return verb
 
 
 @click.group("persist")
