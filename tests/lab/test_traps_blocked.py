@@ -145,7 +145,7 @@ def test_up_to_6_1_who_reads_the_override_or_the_uevent_waits_with_the_unbind(
 
 @pytest.mark.usefixtures("blocked")
 def test_vfiotool_does_not_wait_with_an_unbind_of_someone_elses() -> None:
-    every, _, shown = prompt_looks(("list",), ("groups",), ("show", EDU))
+    every, shown = prompt_looks(("list",), ("show", EDU))
     (device,) = (one for one in every.document["devices"] if one["address"] == EDU)
     assert device["driver"] is None
     assert ("driver_override" in device["unavailable"]) == READERS_WAIT

@@ -116,7 +116,7 @@ def test_vfs_go_when_their_holder_lets_go_and_much_waits_with_them() -> None:
             assert those_that_wait(of_pf) == {"sriov_numvfs", *locked}
             assert those_that_wait(of_vf) == locked
             assert comes_to_wait(rescan, "rescan_store")
-            every, *_ = prompt_looks(("list",), ("groups",), ("show", PF))
+            every, _ = prompt_looks(("list",), ("show", PF))
         (pf,) = (one for one in every.document["devices"] if one["address"] == PF)
         assert "sriov_numvfs" in pf["unavailable"]
         assert pf["sriov_numvfs"] is None
