@@ -18,6 +18,7 @@ from vfiotool.binding.machine import GO
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import DRIVERS, Step
+from vfiotool.cli.signals import unwind_when_told_to_end
 from vfiotool.errors import BindError, BlockedError, VfioToolError
 from vfiotool.host.devices import Device
 from vfiotool.host.pending import pending_writer
@@ -376,3 +377,28 @@ def test_steps_are_on_disk_before_they_are_done(bench: Bench) -> None:
     skipped = len(plan.steps) - len(steps)
     assert seen == [(step.path, f'{{"step": {number}}}') for number, step in enumerate(steps, start=skipped)]
     bench.binding().restore(PAIR)
+
+
+def test_being_told_to_end_puts_all_back(bench: Bench) -> None:
+    before = snapshot(bench)
+    steps = bench.binding(dry_run=True).bind(MIXED).steps
+    for number in range(len(steps)):
+        pid = os.fork()
+        if pid == 0:
+            writes = itertools.count()
+
+            def be_told(path: str, number: int = number, writes: Any = writes) -> None:
+                if next(writes) == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            bench.machine.on_write = be_told
+            unwind_when_told_to_end()
+            try:
+                bench.binding().bind(MIXED)
+            except SystemExit as ended:
+                os._exit(int(str(ended.code)))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
+        assert snapshot(bench) == before
+        assert leftovers(bench) == []
