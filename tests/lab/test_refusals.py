@@ -42,6 +42,7 @@ from tests.lab.support import (
     vfiotool,
     write,
 )
+from vfiotool.vfio import GroupDevice
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
 
@@ -467,6 +468,21 @@ def test_a_device_that_a_process_holds() -> None:
             assert f"pid {pid} (python" in the_reason(found, "held")
             assert vfiotool("restore", NVME, "--dry-run", "--allow-held").status == 0
         assert f"pid {pid} (python" in the_reason(refused("unbind", NVME), "held")
+    done("restore", NVME)
+    settle()
+
+
+def test_a_device_that_is_open_while_its_group_no_longer_is() -> None:
+    """Then /proc shows that someone has a device open, up to 6.17 not which."""
+    done("bind", NVME)
+    number = group(NVME)
+    assert number is not None
+    with GroupDevice(NVME, number) as opened:
+        opened.group.close()
+        assert done("groups", str(number))["groups"][0]["holders"] == []
+        (one,) = refused("restore", NVME)
+    assert one["rule"] == ("live-group" if HOST_DRIVER_IN_A_LIVE_GROUP_IS_A_BUG else "held")
+    assert "a process that cannot be named" in one["reason"]
     done("restore", NVME)
     settle()
 

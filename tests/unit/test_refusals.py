@@ -173,7 +173,7 @@ def test_a_device_of_a_group_that_is_in_use(
 
 def test_a_holder_that_cannot_be_seen_counts_too(scene: Scene) -> None:
     (one,) = refusals(held(scene, Era.DEFERRED_PUT), {IDLE: TO_HOST})
-    assert (one.rule, "by a process that cannot be seen" in one.reason) == ("live-group", True)
+    assert (one.rule, "by a process that cannot be named" in one.reason) == ("live-group", True)
 
 
 @pytest.mark.parametrize("era", Era)

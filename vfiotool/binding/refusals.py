@@ -134,12 +134,12 @@ def _live_group(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[R
     if group is None or group.id not in scene.open_groups:
         return
     used = f"its group {group.id} is in use by {_names(group)}"
-    if _is_host_driver(wanted.driver) and not scene.era.has_dma_owner:
+    if is_host_driver(wanted.driver) and not scene.era.has_dma_owner:
         reason = printable(f"{used}: on this kernel that ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
         yield _liftable(device.address, "held", f"{used}, for which {device.driver} would wait")
-    elif _is_host_driver(wanted.driver):
+    elif is_host_driver(wanted.driver):
         yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {wanted.driver}")
 
 
@@ -151,7 +151,7 @@ def _of_siblings(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterabl
             continue
         also = f"; it shares group {group.id} with {address}, and the group goes to userspace as a whole"
         for sibling in group.devices:
-            if sibling not in wanted and _is_host_driver(scene.devices[sibling].driver):
+            if sibling not in wanted and is_host_driver(scene.devices[sibling].driver):
                 yield from _in_use(scene.usage.get(sibling, ()), sibling, also=also)
 
 
@@ -162,7 +162,7 @@ def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable
         return
     drivers = {wanted[address].driver: address for address in moved}
     for driver, address in drivers.items():
-        if driver in scene.loaded_drivers or not _is_host_driver(driver):
+        if driver in scene.loaded_drivers or not is_host_driver(driver):
             continue
         for group, idle in _idle_in_live_groups(scene, driver):
             reason = (
@@ -181,13 +181,14 @@ def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[Gro
                 yield group, address
 
 
-def _is_host_driver(driver: str | None) -> bool:
+def is_host_driver(driver: str | None) -> bool:
+    """Say whether a driver is one that the kernel keeps out of a group that is in use."""
     return driver is not None and driver != _HARMLESS and not is_vfio_driver(driver)
 
 
 def _names(group: Group) -> str:
     names = dict.fromkeys(f"pid {holder.pid} ({holder.comm})" for holder in group.holders)
-    return some(list(names)) or "a process that cannot be seen from here"
+    return some(list(names)) or "a process that cannot be named"
 
 
 def _liftable(address: str, rule: str, reason: str) -> Refusal:
