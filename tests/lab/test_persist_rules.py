@@ -170,3 +170,24 @@ def test_the_initramfs_hook_takes_rule_and_driver(tmp_path: Path) -> None:
     depended = output("modprobe", "--show-depends", "vfio-pci").split()
     assert modules >= {os.path.basename(word).partition(".ko")[0] for word in depended if ".ko" in word}
     assert "vfio-pci" in modules
+
+
+def test_bind_can_persist_too_or_do_neither(tmp_path: Path) -> None:
+    before = done("persist", "list")["entries"]
+    tmp_path.chmod(0o777)
+    refused = vfiotool("--state-dir", str(tmp_path), "bind", EDU, "--persist")
+    assert (refused.status, driver(EDU)) == (1, None)
+    assert done("persist", "list")["entries"] == before
+    try:
+        steps = done("bind", EDU, "--persist")["steps"]
+        (entry,) = done("persist", "list")["entries"]
+        assert (entry["address"], entry["driver"], driver(EDU)) == (EDU, "vfio-pci", "vfio-pci")
+        assert steps[-1] == {"path": entry["rule"], "value": read_whole(entry["rule"])}
+    finally:
+        vfiotool("persist", "remove", "--all")
+        vfiotool("restore", EDU)
+    assert driver(EDU) is None
+
+
+def read_whole(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")
