@@ -104,7 +104,6 @@ def test_a_bridge_is_refused_for_whatever_change(scene: Scene) -> None:
     [
         (TO_VFIO, None),
         (replace(TO_VFIO, numvfs=1), None),
-        (replace(TO_VFIO, numvfs=0), "--allow-vfs"),
         (TO_NONE, "--allow-vfs"),
         (TO_HOST, "--allow-vfs"),
     ],

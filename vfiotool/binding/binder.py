@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from vfiotool.binding.machine import Events, Machine
 from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
+from vfiotool.binding.refusals import is_host_driver
 from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, made_quietly, parse_access, steps_between
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, parse_override
 from vfiotool.host.era import Era
-from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
+from vfiotool.host.openers import is_group_open
 from vfiotool.host.state import NUMVFS, OVERRIDE, node_path, read_state
 
 EVENT_SECONDS = 30.0
@@ -106,12 +107,14 @@ class Binder:
     def _require_idle_group(self, address: str, driver: str) -> None:
         """Look again, right before the write that would end in a kernel BUG: see ``refusals``."""
         node = node_path(self._tree, address)
-        holders = () if node is None or is_vfio_driver(driver) else find_holders(self._tree).get(node, ())
-        if holders:
-            who = ", ".join(f"pid {holder.pid} ({holder.comm})" for holder in holders)
+        if node is None or not is_host_driver(driver):
+            return
+        holders = find_holders(self._tree).get(node, ())
+        if holders or is_group_open(self._tree.path(node)):
+            names = ", ".join(f"pid {holder.pid} ({holder.comm})" for holder in holders)
             raise VfioToolError(
-                f"{driver} was not bound to {address}: {who} has just opened its group, and on this "
-                "kernel that ends in a kernel BUG",
+                f"{driver} was not bound to {address}: {names or 'a process'} has just opened its group, and "
+                "on this kernel that ends in a kernel BUG",
                 hint="end that process, then run 'vfiotool recover'",
             )
 

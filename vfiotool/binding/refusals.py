@@ -98,12 +98,14 @@ def _of_device(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refu
 
 
 def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
-    """vfio-pci does not take a PF with VFs, which other drivers leave behind (``pci_num_vf()``), unless
-    the plan removes them first."""
-    if not device.vfs:
+    """vfio-pci does not take a PF with VFs, which other drivers leave behind (``pci_num_vf()``).
+
+    VFs that the plan removes first have rules of their own.
+    """
+    if not device.vfs or wanted.numvfs not in (None, len(device.vfs)):
         return
     count = f"it has {len(device.vfs)} VFs enabled"
-    if is_vfio_driver(wanted.driver) and wanted.numvfs in (None, len(device.vfs)):
+    if is_vfio_driver(wanted.driver):
         reason = f"{count}, with which the kernel gives no PF to {wanted.driver}: remove them first"
         yield Refusal(device.address, "vfs", reason, None)
     else:
