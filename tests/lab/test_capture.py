@@ -37,7 +37,7 @@ from tests.lab.support import (
     write,
 )
 from vfiotool.errors import LabError
-from vfiotool.host.captured import unpacked
+from vfiotool.host.capture.captured import unpacked
 from vfiotool.lab import initramfs, qemu
 from vfiotool.vfio.container import Container
 from vfiotool.vfio.group import Group
@@ -51,7 +51,7 @@ _SERIAL = re.compile(r"Device Serial Number ([0-9a-f-]{23})")
 _ON_A_MACHINE = """
 import contextlib, io, json, sys
 from vfiotool import cli
-from vfiotool.host import captured
+from vfiotool.host.capture import captured
 def said(*args):
     text = io.StringIO()
     with contextlib.redirect_stdout(text):

@@ -27,8 +27,8 @@ from tests.lab.support import (
     vfiotool,
     write,
 )
-from vfiotool.binding import persist
-from vfiotool.binding.persist import RULES
+from vfiotool.binding.persist import entries as persist
+from vfiotool.binding.persist.entries import RULES
 from vfiotool.host.tree import Tree
 
 CONFIGURATION = (RULES, "/etc/initramfs-tools", "/etc/dracut.conf.d")

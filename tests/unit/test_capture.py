@@ -17,10 +17,10 @@ from tests.unit.conftest import Run
 from tests.unit.test_tree_guard import blocking
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
-from vfiotool.host import captured
 from vfiotool.host.attributes import device_path
-from vfiotool.host.captured import NOTES, CapturedTree, open_tree, unpacked
-from vfiotool.host.reduction import is_kept, reduce
+from vfiotool.host.capture import captured
+from vfiotool.host.capture.captured import NOTES, CapturedTree, open_tree, unpacked
+from vfiotool.host.capture.reduction import is_kept, reduce
 from vfiotool.testing import FakeHost, config_space
 
 EDU, NIC, SISTER = "0000:00:10.0", "0000:00:12.0", "0000:00:12.1"

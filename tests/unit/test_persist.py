@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import Run
-from vfiotool.binding import persist, topology_path
-from vfiotool.binding.persist import Entry
-from vfiotool.binding.persist_check import check
+from vfiotool.binding.persist import entries as persist
+from vfiotool.binding.persist import topology_path
+from vfiotool.binding.persist.check import check
+from vfiotool.binding.persist.entries import Entry
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.testing import FakeHost

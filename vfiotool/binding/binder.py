@@ -17,8 +17,8 @@ from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, parse_override
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
-from vfiotool.host.openers import is_group_open
 from vfiotool.host.state import NUMVFS, OVERRIDE, node_path, read_state
+from vfiotool.host.usage.openers import is_group_open
 
 EVENT_SECONDS = 30.0
 """How long an event may take to come after the kernel has done what it tells of."""

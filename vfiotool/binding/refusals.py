@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from vfiotool.binding.scene import Scene
 from vfiotool.errors import RefusedError
-from vfiotool.host.claim import printable, some
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import Group, is_bridge, is_vfio_driver
 from vfiotool.host.state import DeviceState
-from vfiotool.host.usage import Usage
+from vfiotool.host.usage.claim import printable, some
+from vfiotool.host.usage.survey import Usage
 
 RULES: Mapping[str, str] = {
     "mounted": "Take a disk that has a mounted file system.",

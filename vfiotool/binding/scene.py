@@ -10,9 +10,9 @@ from vfiotool.host.denylist import Denial, find_denied
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import Group, group_ids, read_groups
-from vfiotool.host.openers import is_group_open
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage import Usage, read_usage
+from vfiotool.host.usage.openers import is_group_open
+from vfiotool.host.usage.survey import Usage, read_usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from vfiotool.cli.settings import Settings
-from vfiotool.host.capture import capture as capture_machine
-from vfiotool.host.capture import write_capture
+from vfiotool.host.capture.recording import capture as capture_machine
+from vfiotool.host.capture.recording import write_capture
 
 
 @click.command("capture")

@@ -123,7 +123,7 @@ def _recorded(machine: Machine, incomplete: str) -> Items:
 
 
 def _persisted(machine: Machine, incomplete: str) -> Items:
-    from vfiotool.binding.persist import entries
+    from vfiotool.binding.persist.entries import entries
 
     return ((entry.address, machine.name(entry.address)) for entry in entries(machine.tree))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from vfiotool.binding import persist as rules
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
-from vfiotool.binding.persist import Entry
+from vfiotool.binding.persist import entries as rules
+from vfiotool.binding.persist.entries import Entry
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import Step
 from vfiotool.cli.bind import allowed_rules, choosing_options, lifting_options
@@ -93,7 +93,7 @@ def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, 
 @click.pass_obj
 def check(settings: Settings, /, as_json: bool) -> int:
     """Check whether each entry will hold at the next start, and does now. Exits with 1 where one does not."""
-    from vfiotool.binding.persist_check import check as check_entry
+    from vfiotool.binding.persist.check import check as check_entry
 
     tree = settings.tree
     checked = [(entry, check_entry(tree, entry)) for entry in rules.entries(tree)]

@@ -80,7 +80,7 @@ def _folder(context: click.Context, sysroot: str) -> str:
     """Return the folder of a machine; that of a capture is unpacked for as long as the verb runs."""
     if os.path.isdir(sysroot):
         return sysroot
-    from vfiotool.host.captured import unpacked
+    from vfiotool.host.capture.captured import unpacked
 
     return context.with_resource(unpacked(sysroot))
 

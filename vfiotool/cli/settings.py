@@ -28,6 +28,6 @@ class Settings:
         """
         if self.sysroot == "/":
             return Tree()
-        from vfiotool.host.captured import open_tree
+        from vfiotool.host.capture.captured import open_tree
 
         return open_tree(self.sysroot)

@@ -10,7 +10,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import Group, read_group
 from vfiotool.host.tree import Tree, decode
-from vfiotool.host.usage import Usage, read_usage
+from vfiotool.host.usage.survey import Usage, read_usage
 from vfiotool.pci import config as pci_config
 
 # include/linux/ioport.h

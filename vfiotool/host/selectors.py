@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
 from vfiotool.host.attributes import addresses, device_path
-from vfiotool.host.carriers import find_carriers
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.carriers import find_carriers
 from vfiotool.pci.address import HEX_DIGITS, is_address, parse_address
 from vfiotool.pci.names import PciNames
 

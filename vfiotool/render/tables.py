@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vfiotool.host.claim import printable
 from vfiotool.host.details import Details
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_vfio_driver
+from vfiotool.host.usage.claim import printable
 
 _NONE = "-"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from vfiotool.host.claim import Claim, some
-from vfiotool.host.mounts import mount_points, swaps
-from vfiotool.host.openers import is_claimed
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.claim import Claim, some
+from vfiotool.host.usage.mounts import mount_points, swaps
+from vfiotool.host.usage.openers import is_claimed
 
 BLOCK = "/sys/class/block"
 _NUMBER = re.compile("[0-9]{1,10}:[0-9]{1,10}")  # major:minor

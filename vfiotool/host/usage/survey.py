@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vfiotool.host.carriers import all_carriers
-from vfiotool.host.claim import Claim, printable, some
-from vfiotool.host.disks import disk_claims, is_hidden
-from vfiotool.host.display import display_claims
 from vfiotool.host.groups import Group
-from vfiotool.host.network import interface_claims
-from vfiotool.host.openers import find_openers
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.carriers import all_carriers
+from vfiotool.host.usage.claim import Claim, printable, some
+from vfiotool.host.usage.disks import disk_claims, is_hidden
+from vfiotool.host.usage.display import display_claims
+from vfiotool.host.usage.network import interface_claims
+from vfiotool.host.usage.openers import find_openers
 
 # Kind, which is the name of a class in sysfs -> where its nodes are; those of VFIO are the groups' own.
 _NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from vfiotool.binding import own_files
-from vfiotool.binding.persist import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
-from vfiotool.binding.topology_path import find_at
+from vfiotool.binding.persist.entries import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
+from vfiotool.binding.persist.topology_path import find_at
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.checks import Verdict, modules_folder

@@ -21,15 +21,15 @@ from typing import TypeVar
 from vfiotool.errors import VfioToolError
 from vfiotool.host import guard
 from vfiotool.host.attributes import addresses
-from vfiotool.host.captured import NOTES, SCHEMA
+from vfiotool.host.capture.captured import NOTES, SCHEMA
+from vfiotool.host.capture.reduction import is_kept, reduce
 from vfiotool.host.details import read_details
 from vfiotool.host.devices import read_devices
 from vfiotool.host.doctor import examine
 from vfiotool.host.groups import group_ids, read_groups
-from vfiotool.host.network import CAPTURED, read_network
 from vfiotool.host.pending import STATE_DIR, pending_dir
-from vfiotool.host.reduction import is_kept, reduce
 from vfiotool.host.tree import GONE, Tree
+from vfiotool.host.usage.network import CAPTURED, read_network
 from vfiotool.pci.names import PciNames
 
 _SELF = "/proc/self"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vfiotool.binding import own_files
-from vfiotool.binding.topology_path import find_at, is_path, pattern, read_path
+from vfiotool.binding.persist.topology_path import find_at, is_path, pattern, read_path
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import is_vfio_driver

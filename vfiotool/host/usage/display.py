@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiotool.host.attributes import device_path
-from vfiotool.host.carriers import all_carriers
-from vfiotool.host.claim import Claim
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.carriers import all_carriers
+from vfiotool.host.usage.claim import Claim
 
 Found = tuple[str, str, Claim, frozenset[str]]
 """Kind and name of a thing, what it is for, and the devices that carry it."""

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vfiotool.host import rtnetlink
-from vfiotool.host.claim import Claim, some
-from vfiotool.host.ssh import connected_address
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage import rtnetlink
+from vfiotool.host.usage.claim import Claim, some
+from vfiotool.host.usage.ssh import connected_address
 
 NET = "/sys/class/net"
 CAPTURED = "/vfiotool/network.json"

@@ -1,0 +1,1 @@
+"""Devices on a VFIO driver from the start of the machine on."""

@@ -1,0 +1,1 @@
+"""A machine put into one file, and looked at elsewhere."""
