@@ -50,7 +50,7 @@ def hand_over(address: str) -> None:
 def test_the_iommu_and_its_remapping_are_as_the_kernel_logged() -> None:
     checks, log = examined(), output("dmesg", "--notime")
     joined = {line.rpartition(" ")[2] for line in log.splitlines() if "Adding to iommu group" in line}
-    assert joined == set(os.listdir(GROUPS))
+    assert joined >= set(os.listdir(GROUPS))  # groups end, with their devices
     assert checks["iommu"]["ok"] is bool(joined)
     assert checks["interrupt-remapping"]["ok"] is (_REMAPPING.search(log) is not None)
     assert checks["interrupt-remapping"]["ok"] is (MACHINE in ("default", "amd"))

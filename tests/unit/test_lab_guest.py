@@ -99,6 +99,24 @@ def test_a_command_that_may_have_run_is_not_started_again(starts: Path) -> None:
     assert starts.read_text() == "started\n"
 
 
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("os.kill(os.getpid(), 6)", "QEMU was ended by SIGABRT"),
+        ("os.kill(os.getpid(), 9)", "QEMU was ended by SIGKILL"),
+        ("sys.exit(3)", "QEMU ended with status 3"),
+    ],
+)
+def test_qemus_end_and_its_words_are_told(starts: Path, end: str, why: str) -> None:
+    console = (
+        'print("line\\n" * 100, file=open(re.search("path=(/proc/self/fd/[0-9]+)", arguments)[1], "a"))\n'
+    )
+    install(starts, READY + console + 'print("no such address", flush=True)\n' + end)
+    with pytest.raises(GuestLostError, match=why) as lost:
+        guest.run(job(), guest.Times())
+    assert lost.value.console.startswith("no such address\n")
+
+
 def test_a_command_over_its_time_loses_the_guest(starts: Path) -> None:
     install(starts, READY + HANG)
     with pytest.raises(GuestLostError, match=r"longer than 0\.1 seconds"):

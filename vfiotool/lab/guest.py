@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import termios
 import time
@@ -33,12 +34,15 @@ SILENCE_SECONDS = 120
 """How long a guest may say nothing, which it does every few seconds, before it is given up."""
 
 _CONSOLE_LINES = 40
+_END_SECONDS = 5  # from QEMU's last word to its end
 _REPORT_LINES = 80  # an oops, with the panic that follows it
 _LEAD_LINES = 5  # what led to it: init.sh says there which step failed
 _CAUSE = re.compile(r"(Kernel panic - not syncing|BUG|Oops|general protection fault)\b.*")
 _CMDLINE = (
     # A bug ends the guest, with its report on the console.
     "console=ttyS0 loglevel=5 panic=-1 oops=panic "
+    # Tests read back what was logged long ago.
+    "log_buf_len=4M "
     # An emulated processor leaks nothing that is worth a mitigation, and pays dearly for each.
     "mitigations=off no5lvl init_on_alloc=0 cryptomgr.notests random.trust_cpu=on "
     # Its clock is sound, but a busy host delays the timer ticks by which the kernel judges that.
@@ -155,12 +159,24 @@ class Guest:
             *job.machine.arguments(known, drives),
         ]
 
+    def stopped(self) -> GuestLostError:
+        """The error for a guest that closed its end of the channel: it powered off, or QEMU died."""
+        try:
+            status = self._qemu.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = 0
+        if status < 0:
+            return self.lost(f"QEMU was ended by {signal.Signals(-status).name}")
+        return self.lost(
+            f"QEMU ended with status {status}" if status else "it stopped before its command ended"
+        )
+
     def lost(self, why: str) -> GuestLostError:
-        """The error for this guest, with the last lines that it or QEMU printed."""
+        """The error for this guest, with what QEMU said and the last lines of the guest's console."""
         self._qemu.kill()
         self._qemu.wait()
-        printed = self.messages.contents() + self.console.contents()
-        cause, report = last_words(printed.decode(errors="replace").replace("\r", ""))
+        cause, report = last_words(text(self.console))
+        report = text(self.messages) + report  # QEMU's own words would be lost before a long console
         return GuestLostError(
             f"the guest was lost: {why}{f' ({cause})' if cause else ''}",
             hint="the end of its console follows" if report else "its console is empty",
@@ -174,6 +190,11 @@ class Guest:
         self._socket.close()
         for file in self._files:
             file.close()
+
+
+def text(file: qemu.MemoryFile) -> str:
+    """What was printed to this file."""
+    return file.contents().decode(errors="replace").replace("\r", "")
 
 
 def last_words(console: str) -> tuple[str, str]:
@@ -321,7 +342,7 @@ class Session:
         try:
             frames = self._channel.receive()
         except wire.WireError:
-            raise self._guest.lost("it stopped before its command ended") from None
+            raise self._guest.stopped() from None
         self._heard = time.monotonic()
         for kind, payload in frames:
             if kind == wire.READY:
