@@ -17,6 +17,7 @@ from tests.lab.support import (
     NVME,
     OTHER_NVME,
     SUBSYSTEM_NVME,
+    TESTDEV,
     done,
     driver,
     needs_iommu,
@@ -35,6 +36,12 @@ CONFIGURATION = (RULES, "/etc/initramfs-tools", "/etc/dracut.conf.d")
 TREE = Tree()
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
+
+
+def forget_the_start() -> None:
+    """Have the next event be the machine's first, as after a restart: what is in /run is gone."""
+    for stamp in Path("/run/udev").glob("vfiotool-*"):
+        stamp.unlink()
 
 
 def trigger(address: str) -> None:
@@ -70,9 +77,22 @@ def persisted(address: str) -> dict[str, Any]:
     return dict(entry)
 
 
+def test_until_the_next_start_nothing_is_set() -> None:
+    """Nor is anything once the entry is removed, though udevd looks for changed rules only now and then."""
+    persisted(EDU)
+    trigger(TESTDEV)
+    assert read(path(EDU, "driver_override")) == "(null)"
+    output("udevadm", "control", "--reload")
+    forget_the_start()
+    done("persist", "remove", EDU)
+    output("udevadm", "trigger", "--settle", "--action=add", path(TESTDEV))
+    assert read(path(EDU, "driver_override")) == "(null)"
+
+
 def test_another_devices_event_comes_first(unloaded: None) -> None:
     """That one loads nvme, which would take its twin as well: udevd handles events side by side."""
     persisted(NVME)
+    forget_the_start()
     trigger(OTHER_NVME)
     assert driver(OTHER_NVME) == "nvme"
     assert (driver(NVME), read(path(NVME, "driver_override"))) == (None, "vfio-pci")
@@ -83,6 +103,7 @@ def test_another_devices_event_comes_first(unloaded: None) -> None:
 
 def test_a_second_device_is_bound_although_the_driver_is_loaded(unloaded: None) -> None:
     done("persist", "add", NVME, OTHER_NVME)
+    forget_the_start()
     trigger(NVME)
     trigger(OTHER_NVME)
     assert (driver(NVME), driver(OTHER_NVME)) == ("vfio-pci", "vfio-pci")
@@ -94,6 +115,7 @@ def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
     assert entry is not None
     rule = Path(entry.rule)
     rule.write_text(rule.read_text().replace("0x0010", "0x0011"))
+    forget_the_start()
     trigger(NVME)
     assert (driver(NVME), read(path(NVME, "driver_override"))) == ("nvme", "(null)")
 
@@ -103,6 +125,7 @@ def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> Non
     entry = persist.add(TREE, OTHER_NVME)
     rule = Path(entry.rule)
     rule.write_text(rule.read_text().replace(OTHER_NVME, "0000:2a:00.0"))
+    forget_the_start()
     trigger(SUBSYSTEM_NVME)
     trigger(OTHER_NVME)
     assert (driver(OTHER_NVME), driver(SUBSYSTEM_NVME)) == ("vfio-pci", "nvme")
@@ -112,6 +135,7 @@ def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> Non
 def test_a_device_that_has_a_driver_keeps_it() -> None:
     """A machine that runs triggers all events again when udev is upgraded."""
     persisted(NVME)
+    forget_the_start()
     try:
         trigger(NVME)
         assert (driver(NVME), read(path(NVME, "driver_override"))) == ("nvme", "(null)")

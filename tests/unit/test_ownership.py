@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from vfiotool.binding import ownership
+from vfiotool.binding import ownership, udevadm
 from vfiotool.binding.ownership import Owner, parse_owner
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.testing import FakeHost
@@ -25,10 +25,10 @@ def machine(host: FakeHost) -> FakeHost:
 
 
 @pytest.fixture(autouse=True)
-def udevadm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+def asked_of_udevadm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What udevadm is asked to do: nothing of it is done."""
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(ownership, "_udevadm", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(udevadm, "_run", lambda *arguments: asked.append(arguments))
     return asked
 
 
@@ -75,7 +75,9 @@ def test_the_world_gets_nothing(host: FakeHost, owner: Owner, mode: int) -> None
     assert ownership.owner_of(host.tree, EDU) == owner
 
 
-def test_the_rule_knows_the_group_by_its_device(host: FakeHost, udevadm: list[tuple[str, ...]]) -> None:
+def test_the_rule_knows_the_group_by_its_device(
+    host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]
+) -> None:
     ownership.grant(host.tree, EDU, Owner(7, 8))
     assert list(rules(host)) == [f"90-vfiotool-owner-{EDU}.rules"]
     (text,) = rules(host).values()
@@ -84,18 +86,18 @@ def test_the_rule_knows_the_group_by_its_device(host: FakeHost, udevadm: list[tu
         in text
     )
     assert f'SUBSYSTEM=="vfio-dev", KERNELS=="{EDU}", OWNER:="7", GROUP:="8"' in text
-    assert udevadm == [("control", "--reload")]
+    assert asked_of_udevadm == [("control", "--reload")]
     ownership.revoke(host.tree, EDU)
     assert rules(host) == {}
 
 
 def test_a_node_that_is_there_is_changed_and_looked_at(
-    host: FakeHost, udevadm: list[tuple[str, ...]]
+    host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]
 ) -> None:
     put_node(host, 5, 0o660)
     ownership.grant(host.tree, EDU, ME)
     device = host.tree.path("/sys/class/vfio/5")
-    assert udevadm[1:] == [("trigger", "--settle", "--action=change", device)]
+    assert asked_of_udevadm[1:] == [("trigger", "--settle", "--action=change", device)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a node back")
@@ -111,7 +113,7 @@ def test_no_udevd_is_not_supported(host: FakeHost, monkeypatch: pytest.MonkeyPat
     def refuse(*arguments: str) -> None:
         raise VfioToolError("it does not answer")
 
-    monkeypatch.setattr(ownership, "_udevadm", refuse)
+    monkeypatch.setattr(udevadm, "_run", refuse)
     with pytest.raises(UnsupportedError, match="no udevd runs here"):
         ownership.grant(host.tree, EDU, ME)
     assert rules(host) == {}
@@ -136,11 +138,11 @@ def test_the_node_is_roots_again_with_the_groups_last_grant(host: FakeHost) -> N
     assert stat.S_IMODE(os.stat(node).st_mode) == 0o600
 
 
-def test_what_was_not_granted_is_left_alone(host: FakeHost, udevadm: list[tuple[str, ...]]) -> None:
+def test_what_was_not_granted_is_left_alone(host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]) -> None:
     node = put_node(host, 5, 0o640)
     ownership.revoke(host.tree, EDU)
     assert stat.S_IMODE(os.stat(node).st_mode) == 0o640
-    assert udevadm == []
+    assert asked_of_udevadm == []
 
 
 @pytest.mark.parametrize("change", [("0660", "0666"), ('OWNER:="7"', 'OWNER:="0"'), ("7:8", "seven")])

@@ -9,11 +9,9 @@ import contextlib
 import grp
 import os
 import pwd
-import shutil
-import subprocess
 from dataclasses import dataclass
 
-from vfiotool.binding import own_files
+from vfiotool.binding import own_files, udevadm
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import GROUPS
@@ -22,7 +20,6 @@ from vfiotool.pci.address import parse_address
 
 RULES = "/run/udev/rules.d"
 _PREFIX, _SUFFIX = "90-vfiotool-owner-", ".rules"
-_UDEVADM_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +72,10 @@ def grant(tree: Tree, address: str, owner: Owner) -> None:
     os.makedirs(tree.path(RULES), mode=0o755, exist_ok=True)
     _change(tree, address, owner)
     try:
-        _reload()
+        udevadm.reload()
         nodes = _nodes(tree, address)
         for device in nodes.values():
-            _udevadm("trigger", "--settle", "--action=change", tree.path(device))
+            udevadm.announce_change(tree.path(device))
         for node in nodes:
             _verify(tree, node, owner)
     except BaseException:
@@ -98,7 +95,7 @@ def revoke(tree: Tree, address: str) -> None:
         return
     _change(tree, address, None)
     with contextlib.suppress(UnsupportedError):  # no udevd, no rule in force
-        _reload()
+        udevadm.reload()
     nodes = _nodes(tree, address)
     if any(owner_of(tree, sibling) for sibling in _siblings(tree, address)):
         nodes.pop(_group_node(tree, address) or "", None)
@@ -197,39 +194,4 @@ def _verify(tree: Tree, node: str, owner: Owner) -> None:
         raise VfioToolError(
             f"udevd did not give {node} to its owner: it is {found[0]}:{found[1]}, {found[2]:o}",
             hint=f"another udev rule may set it: 'udevadm test /sys/class/vfio/{os.path.basename(node)}'",
-        )
-
-
-def _reload() -> None:
-    try:
-        _udevadm("control", "--reload")
-    except VfioToolError as error:
-        raise UnsupportedError(
-            f"no udevd runs here, which gives nodes their owners ({error})",
-            hint="start systemd-udevd, or run as root without --owner",
-        ) from error
-
-
-def _udevadm(*arguments: str) -> None:
-    udevadm = shutil.which("udevadm", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/sbin")
-    if udevadm is None:
-        raise VfioToolError("udevadm is not on this machine", hint="install the package udev")
-    try:
-        ended = subprocess.run(
-            [udevadm, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=_UDEVADM_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise VfioToolError(
-            f"'udevadm {' '.join(arguments)}' did not end within {_UDEVADM_SECONDS:g} s",
-            hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
-        ) from None
-    if ended.returncode:
-        raise VfioToolError(
-            f"'udevadm {' '.join(arguments)}' failed: {' '.join(ended.stderr.split())}",
-            hint="see whether systemd-udevd runs",
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vfiotool.binding import own_files
+from vfiotool.binding import own_files, udevadm
 from vfiotool.binding.persist.topology_path import find_at, is_path, pattern, read_path
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
@@ -116,10 +116,11 @@ def add_all(tree: Tree, added: Sequence[Entry]) -> None:
         fresh = [entry for entry in added if own_files.read(tree.path(entry.rule)) is None]
         try:
             for entry in added:
+                _stamp(tree, entry)
                 own_files.write(tree.path(entry.rule), rule_text(entry))
             for hook in installed_hooks(tree):
                 _write_hook(tree, hook)
-        except VfioToolError:
+        except (VfioToolError, OSError):
             for entry in fresh:
                 _remove_rule(tree, entry)
             raise
@@ -127,6 +128,8 @@ def add_all(tree: Tree, added: Sequence[Entry]) -> None:
 
 def remove(tree: Tree, entry: Entry) -> None:
     """Take an entry's rule away, and with the last one the hooks too. The device stays as it is.
+
+    When it returns, the rule is in force no more.
 
     Raises:
         VfioToolError: a file cannot be removed, or is somebody else's.
@@ -220,7 +223,7 @@ LABEL="vfiotool_end"
 
 
 def stamp_path(entry: Entry) -> str:
-    """Return the file that the rule leaves until the machine ends."""
+    """Return the file that says, until the machine ends, that its first event has been."""
     return f"/run/udev/vfiotool-{entry.name}"
 
 
@@ -254,8 +257,18 @@ def _write_hook(tree: Tree, hook: Hook) -> None:
         own_files.write(path, hook.text, hook.mode)
 
 
+def _stamp(tree: Tree, entry: Entry) -> None:
+    """Have the machine's first event behind us: what comes now is no start."""
+    stamp = tree.path(stamp_path(entry))
+    os.makedirs(os.path.dirname(stamp), exist_ok=True)
+    os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+
 def _remove_rule(tree: Tree, entry: Entry) -> None:
     own_files.remove(tree.path(entry.rule))
+    if tree.is_live:
+        with contextlib.suppress(VfioToolError):  # without udevd, or a sound one, it is in force no more
+            udevadm.reload()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(tree.path(stamp_path(entry)))
 
