@@ -11,7 +11,7 @@ import pytest
 from tests.contract.bench import SIBLINGS, Bench
 from vfiotool.errors import VfioToolError
 
-ROUNDS = 4
+ROUNDS = 2
 
 
 def work(bench: Bench, log: Path) -> None:

@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 DEVICES = (EDU, TESTDEV, E1000E)
-CYCLES = int(os.environ.get("VFIOTOOL_CYCLES", "20"))
+CYCLES = int(os.environ.get("VFIOTOOL_CYCLES", "5"))
 _NOTICE = 5  # as syslog(3) numbers them: below are warnings and worse
 _MONITORED = re.compile(r"^UDEV +\[[\d.]+\] +(bind|unbind) +\S*/([0-9a-f:.]+) \(pci\)$")
 

@@ -41,6 +41,7 @@ NO_TEST_RAN, LOST = 5, 125
 
 ROOT = Path(__file__).parents[2]
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
+_REPORT = re.compile(r"^=+ (?:FAILURES|ERRORS) =+$", re.MULTILINE)
 
 Run = subprocess.CompletedProcess[str]
 
@@ -66,7 +67,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Futur
 def run_in_guest(kernel: str, machine: str) -> Run:
     """Run pytest in a guest; what it and the guest printed comes as one text."""
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine]
-    inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--durations=5"]
+    inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short", "--durations=5"]
     return subprocess.run(
         [*lab, "--timeout", str(SECONDS), "--times", "--", *inner, *PAIRS[kernel, machine]],
         cwd=ROOT,
@@ -91,7 +92,7 @@ def test_in_guest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = runs[kernel, machine].result()
-    print(run.stdout)
+    print(run.stdout[found.start() :] if (found := _REPORT.search(run.stdout)) else run.stdout)
     with capsys.disabled():
         print(f"\n{kernel} on {machine}: {''.join(_SUMMARY.findall(run.stdout)) or 'lost'}")
     assert run.returncode != LOST, "the guest was lost"
