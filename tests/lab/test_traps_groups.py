@@ -146,3 +146,22 @@ def test_a_node_made_anew_is_roots_alone() -> None:
         settle()
         status = os.stat(node)
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
+
+
+def test_who_has_but_a_nodes_path_does_not_hold_the_group() -> None:
+    """As udevd has, for a moment, while it gives a new node its owner."""
+    number = group(EDU)
+    assert number is not None
+    with as_before(EDU):
+        to_vfio(EDU)
+        settle()
+        fd = os.open(f"/dev/vfio/{number}", os.O_PATH)
+        try:
+            (described,) = done("groups", str(number))["groups"]
+            assert described["holders"] == []
+            with Group(number):
+                (described,) = done("groups", str(number))["groups"]
+                assert [one["pid"] for one in described["holders"]] == [os.getpid()]
+            done("unbind", EDU)
+        finally:
+            os.close(fd)

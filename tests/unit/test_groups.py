@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from vfiotool.errors import DeviceNotFoundError
@@ -123,6 +125,23 @@ def test_who_holds_a_group(host: FakeHost) -> None:
         (Holder(20, "qemu (one)", 11, "/dev/vfio/3"),),
     )
     assert find_holders(host.tree)[DEVICE_DESCRIPTOR] == (Holder(20, "qemu (one)", 12, DEVICE_DESCRIPTOR),)
+
+
+def test_who_has_but_its_path_holds_no_group(host: FakeHost) -> None:
+    """As udevd has, while it gives the node its owner."""
+    host.add_driver("vfio-pci")
+    host.add_device(A, group=3, driver="vfio-pci")
+    host.add_process(20, "(udev-worker)", {11: "/dev/vfio/3"}, os.O_PATH | os.O_CLOEXEC)
+    assert find_holders(host.tree) == {}
+
+
+@pytest.mark.parametrize("fdinfo", ["", "flags:", "flags: none", "flags:\t99", "pos:\t0", "\0"])
+def test_a_descriptor_of_which_nothing_is_known_counts_as_open(host: FakeHost, fdinfo: str) -> None:
+    host.add_driver("vfio-pci")
+    host.add_device(A, group=3, driver="vfio-pci")
+    host.add_process(20, "qemu", {11: "/dev/vfio/3"}, os.O_PATH)
+    host.put("/proc/20/fdinfo/11", fdinfo)
+    assert group(host).holders == (Holder(20, "qemu", 11, "/dev/vfio/3"),)
 
 
 def test_a_node_that_is_gone_still_has_its_holders(host: FakeHost) -> None:

@@ -50,9 +50,21 @@ def _open_nodes(tree: Tree, pid: int) -> list[Holder]:
     with contextlib.suppress(OSError):
         for fd in tree.names(f"{folder}/fd"):
             node = _target(tree, f"{folder}/fd/{fd}").removesuffix(" (deleted)")
-            if node == DEVICE_DESCRIPTOR or (node.startswith(f"{_NODES}/") and node != _CONTAINER):
+            is_vfio = node == DEVICE_DESCRIPTOR or (node.startswith(f"{_NODES}/") and node != _CONTAINER)
+            if is_vfio and not _is_path_alone(tree, f"{folder}/fdinfo/{fd}"):
                 holders.append(Holder(pid, tree.read(f"{folder}/comm"), int(fd), node))
     return holders
+
+
+def _is_path_alone(tree: Tree, path: str) -> bool:
+    """Say whether a descriptor was opened with ``O_PATH``, which opens no device: udevd's are, while it
+    gives a node its owner. Where it is not known it counts as open."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in tree.read(path).splitlines():
+            name, _, value = line.partition(":")
+            if name == "flags":
+                return bool(int(value, 8) & os.O_PATH)
+    return False
 
 
 def _target(tree: Tree, path: str) -> str:

@@ -158,14 +158,17 @@ class FakeTree:
         line = f"30 1 {number} / {point} rw,relatime shared:1 - ext4 {source} rw"
         self.put("/proc/self/mountinfo", f"{mounts}\n{line}".lstrip())
 
-    def add_process(self, pid: int, comm: str, fds: Mapping[int, str] | None = None) -> None:
-        """Add a process with open files, by descriptor."""
+    def add_process(
+        self, pid: int, comm: str, fds: Mapping[int, str] | None = None, flags: int = os.O_RDWR
+    ) -> None:
+        """Add a process with open files, by descriptor, which it opened with ``flags``."""
         folder = f"/proc/{pid}"
         self.put(f"{folder}/comm", comm)
         self.put(f"{folder}/stat", f"{pid} ({comm}) S{' 0' * 18} 100 0")
         os.makedirs(self.tree.path(f"{folder}/fd"))
         for fd, target in (fds or {}).items():
             os.symlink(target, self.tree.path(f"{folder}/fd/{fd}"))
+            self.put(f"{folder}/fdinfo/{fd}", f"pos:\t0\nflags:\t0{flags:o}\nmnt_id:\t27")
 
     def end_process(self, pid: int) -> None:
         """End a process."""

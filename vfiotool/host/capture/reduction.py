@@ -81,6 +81,10 @@ def _stat(text: str) -> str:
     return f"{pid} () {fields[0]}{' 0' * (_STAT_FIELDS - 4)} {fields[_STAT_FIELDS - 3]}\n"
 
 
+def _fdinfo(text: str) -> str:
+    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("flags:"))
+
+
 def _modules(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if "vfio" in line or "iommufd" in line)
 
@@ -113,6 +117,7 @@ _PROC: Mapping[str, Reduction] = {
     r"/proc/swaps": _swaps,
     r"/proc/sys/kernel/(osrelease|modules_disabled)": _whole,
     r"/proc/\d+/comm": _whole,
+    r"/proc/\d+/fdinfo/\d+": _fdinfo,
     r"/proc/\d+/stat": _stat,
 }
 _OTHERS: Mapping[str, Reduction] = {
