@@ -108,8 +108,17 @@ def udev() -> Iterator[Udev]:
     monitor.close()
 
 
-def test_cycles(udev: Udev, capsys: pytest.CaptureFixture[str]) -> None:
-    binding, log = Binding(), KernelLog()
+@pytest.fixture
+def binding() -> Iterator[Binding]:
+    """What it leaves when a cycle fails is put back, for the tests that follow."""
+    binding = Binding()
+    yield binding
+    if left := binding.recorded():
+        binding.restore(left)
+
+
+def test_cycles(binding: Binding, udev: Udev, capsys: pytest.CaptureFixture[str]) -> None:
+    log = KernelLog()
     cycle(binding)
     usual, descriptors_before, before = log.kinds(), descriptors(), listing()
     begun = time.monotonic()

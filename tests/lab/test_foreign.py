@@ -46,9 +46,11 @@ def complaints() -> list[str]:
 def bound(before: dict[str, dict[str, Any]], complaints: list[str]) -> Iterator[None]:
     """The devices are on vfio-pci, by one command."""
     changed = {one["address"]: one["to"] for one in done("bind", *HANDED_OVER)["changed"]}
-    assert changed == dict.fromkeys(HANDED_OVER, "vfio-pci")
-    yield
-    done("restore", "--all")
+    try:
+        assert changed == dict.fromkeys(HANDED_OVER, "vfio-pci")
+        yield
+    finally:
+        done("restore", "--all")
 
 
 @pytest.mark.usefixtures("bound")
