@@ -153,7 +153,7 @@ def test_remove_leaves_no_trace() -> None:
     trigger(EDU)
     added = set(configuration()) - set(before)
     assert f"{RULES}/40-vfiotool-pci0000-00-10.0.rules" in added
-    assert driver(EDU) == "vfio-pci"
+    assert (driver(EDU), read(path(EDU, "driver_override"))) == ("vfio-pci", "vfio-pci")
     done("persist", "remove", EDU)
     assert configuration() == before
     assert [name for name in os.listdir("/run/udev") if "vfiotool" in name] == []

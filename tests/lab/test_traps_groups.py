@@ -162,6 +162,6 @@ def test_who_has_but_a_nodes_path_does_not_hold_the_group() -> None:
             with Group(number):
                 (described,) = done("groups", str(number))["groups"]
                 assert [one["pid"] for one in described["holders"]] == [os.getpid()]
-            done("unbind", EDU)
+            write(path(EDU, "driver/unbind"), EDU)
         finally:
             os.close(fd)
