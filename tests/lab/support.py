@@ -45,8 +45,8 @@ needs_iommu = pytest.mark.skipif(MACHINE == "none", reason="machine 'none' has n
 _SERIOUS = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|refcount_t|INFO: task .* blocked")
 _POLL_SECONDS = 0.02
 _MOST_SECONDS = 2
-_USUAL_START = 0.2
 _MOST_LOOKS = 8
+_USUAL_START = 0.2
 """Seconds that a bare start of Python takes in a guest on an idle host; a busy host slows all alike."""
 
 

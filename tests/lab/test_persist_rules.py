@@ -206,12 +206,8 @@ def test_bind_can_persist_too_or_do_neither(tmp_path: Path) -> None:
         steps = done("bind", EDU, "--persist")["steps"]
         (entry,) = done("persist", "list")["entries"]
         assert (entry["address"], entry["driver"], driver(EDU)) == (EDU, "vfio-pci", "vfio-pci")
-        assert steps[-1] == {"path": entry["rule"], "value": read_whole(entry["rule"])}
+        assert steps[-1] == {"path": entry["rule"], "value": Path(entry["rule"]).read_text()}
     finally:
         vfiotool("persist", "remove", "--all")
         vfiotool("restore", EDU)
     assert driver(EDU) is None
-
-
-def read_whole(file: str) -> str:
-    return Path(file).read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
 from vfiotool.host.checks import Verdict
@@ -14,6 +15,8 @@ from vfiotool.host.checks.leftovers import check_leftovers
 from vfiotool.host.checks.memory import check_hugepages, check_memlock
 from vfiotool.host.pending import STATE_DIR
 from vfiotool.host.tree import Tree
+
+P = ParamSpec("P")
 
 CHECKS: Mapping[str, Callable[[Tree, str], Verdict]] = {
     "iommu": check_iommu,
@@ -44,11 +47,16 @@ def examine(tree: Tree, *, state_dir: str = STATE_DIR) -> list[Check]:
 
     Works without root, and is bounded in time as a listing is.
     """
-    checks = []
-    for name, check in CHECKS.items():
+    return judge(CHECKS, tree, state_dir)
+
+
+def judge(checks: Mapping[str, Callable[P, Verdict]], *args: P.args, **kwargs: P.kwargs) -> list[Check]:
+    """Run checks on what they are for; what cannot be read makes one unknown."""
+    judged = []
+    for name, check in checks.items():
         try:
-            verdict = check(tree, state_dir)
+            verdict = check(*args, **kwargs)
         except (OSError, ValueError, VfioToolError) as error:
             verdict = Verdict(None, f"it cannot be told: {error}")
-        checks.append(Check(name, verdict.ok, verdict.detail, verdict.remedy))
-    return checks
+        judged.append(Check(name, verdict.ok, verdict.detail, verdict.remedy))
+    return judged

@@ -9,10 +9,9 @@ from fnmatch import fnmatchcase
 from vfiotool.binding import own_files
 from vfiotool.binding.persist.entries import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
 from vfiotool.binding.persist.topology_path import find_at
-from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.checks import Verdict, modules_folder
-from vfiotool.host.doctor import Check
+from vfiotool.host.doctor import Check, judge
 from vfiotool.host.era import kernel_release
 from vfiotool.host.tree import Tree
 
@@ -25,14 +24,7 @@ def check(tree: Tree, entry: Entry) -> list[Check]:
 
     What cannot be read makes a check unknown (``ok`` is ``None``).
     """
-    checks = []
-    for name, look in _CHECKS.items():
-        try:
-            verdict = look(tree, entry)
-        except (OSError, ValueError, VfioToolError) as error:
-            verdict = Verdict(None, f"it cannot be told: {error}")
-        checks.append(Check(name, verdict.ok, verdict.detail, verdict.remedy))
-    return checks
+    return judge(_CHECKS, tree, entry)
 
 
 def _check_rule(tree: Tree, entry: Entry) -> Verdict:
