@@ -111,7 +111,7 @@ class Binder:
             return
         holders = find_holders(self._tree).get(node, ())
         if holders or is_group_open(self._tree.path(node)):
-            names = ", ".join(f"pid {holder.pid} ({holder.comm})" for holder in holders)
+            names = ", ".join(holder.process for holder in holders)
             raise VfioToolError(
                 f"{driver} was not bound to {address}: {names or 'a process'} has just opened its group, and "
                 "on this kernel that ends in a kernel BUG",
@@ -168,7 +168,7 @@ class Binder:
     def _blocked(self, step: Step, group_holders: Sequence[Holder], state: str) -> BlockedError:
         """Name who holds the device: its group's holders, else whoever holds any device's descriptor."""
         holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
-        names = [f"pid {holder.pid} ({holder.comm}), fd {holder.fd} on {holder.node}" for holder in holders]
+        names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
         what = "its driver did not let go" if step.counts_vfs is None else "its VFs did not come or go"
         return BlockedError(
             f"{step.address}: {what} within {self._timeout:g} s; held by "

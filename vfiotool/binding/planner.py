@@ -88,7 +88,7 @@ def waiting(scene: Scene, address: str) -> BlockedError:
     What is not known of a device could not be recorded, and a write to it would wait as well.
     """
     group = scene.group_of(address)
-    names = [f"pid {holder.pid} ({holder.comm})" for holder in (group.holders if group else ())]
+    names = [holder.process for holder in (group.holders if group else ())]
     who = ", ".join(names) or "a process"
     return BlockedError(
         f"an unbind of {address} is pending: its driver waits for {who} to let go",

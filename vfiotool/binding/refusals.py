@@ -189,7 +189,7 @@ def is_host_driver(driver: str | None) -> bool:
 
 
 def _names(group: Group) -> str:
-    names = dict.fromkeys(f"pid {holder.pid} ({holder.comm})" for holder in group.holders)
+    names = dict.fromkeys(holder.process for holder in group.holders)
     return some(list(names)) or "a process that cannot be named"
 
 

@@ -25,6 +25,11 @@ class Holder:
     fd: int
     node: str
 
+    @property
+    def process(self) -> str:
+        """The process, for a person: ``pid 12 (qemu)``."""
+        return f"pid {self.pid} ({self.comm})"
+
 
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
     """Return the holders of every group and device node, and of device descriptors, by node.

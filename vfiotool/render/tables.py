@@ -53,9 +53,7 @@ def group_notes(group: Group) -> list[str]:
     notes += [f"not viable because of {blocker.address}: {blocker.reason}" for blocker in group.blockers]
     if len(group.blockers) > 1:
         notes.append(f"not viable: 'vfiotool bind --group group:{group.id}' hands all of them over")
-    notes += [
-        f"held: {holder.node} by pid {holder.pid} ({holder.comm}), fd {holder.fd}" for holder in group.holders
-    ]
+    notes += [f"held: {holder.node} by {holder.process}, fd {holder.fd}" for holder in group.holders]
     return notes
 
 

@@ -93,7 +93,4 @@ def _usage(tree: Tree, kind: str, name: str, claims: tuple[Claim, ...]) -> Usage
 
 
 def _holders(group: Group) -> list[Usage]:
-    return [
-        Usage("holder", holder.node, f"pid {holder.pid} ({holder.comm}), fd {holder.fd}")
-        for holder in group.holders
-    ]
+    return [Usage("holder", holder.node, f"{holder.process}, fd {holder.fd}") for holder in group.holders]
