@@ -83,8 +83,7 @@ def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, 
     tree = _live(settings)
     known = rules.entries(tree)
     chosen = known if everything else _chosen(tree, known, selectors)
-    for entry in chosen:
-        rules.remove(tree, entry)
+    rules.remove_all(tree, chosen)
     _report(tree, chosen, as_json, "is removed")
 
 
@@ -126,9 +125,7 @@ def bind_and_persist(
         rules.add_all(tree, chosen)
         done = binding.bind(wanted, driver, owner)
     except BaseException:
-        for entry in rules.entries(tree):
-            if entry not in known and entry in chosen:
-                rules.remove(tree, entry)
+        rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
         raise
     _tell_to_rebuild(rules.rebuild_commands(tree))
     return replace(done, steps=done.steps + files)

@@ -121,21 +121,27 @@ def add_all(tree: Tree, added: Sequence[Entry]) -> None:
             for hook in installed_hooks(tree):
                 _write_hook(tree, hook)
         except (VfioToolError, OSError):
-            for entry in fresh:
-                _remove_rule(tree, entry)
+            _remove_rules(tree, fresh)
             raise
 
 
 def remove(tree: Tree, entry: Entry) -> None:
-    """Take an entry's rule away, and with the last one the hooks too. The device stays as it is.
+    """Leave the device of an entry to its own driver again; raises as ``remove_all`` does."""
+    remove_all(tree, [entry])
 
-    When it returns, the rule is in force no more.
+
+def remove_all(tree: Tree, removed: Sequence[Entry]) -> None:
+    """Take entries' rules away, and with the last one the hooks too. The devices stay as they are.
+
+    When it returns, the rules are in force no more.
 
     Raises:
         VfioToolError: a file cannot be removed, or is somebody else's.
     """
+    if not removed:
+        return
     with own_files.locked(tree.path(RULES)):
-        _remove_rule(tree, entry)
+        _remove_rules(tree, removed)
         if entries(tree):
             return
         for hook in installed_hooks(tree):
@@ -264,13 +270,18 @@ def _stamp(tree: Tree, entry: Entry) -> None:
     os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
 
-def _remove_rule(tree: Tree, entry: Entry) -> None:
-    own_files.remove(tree.path(entry.rule))
-    if tree.is_live:
-        with contextlib.suppress(VfioToolError):  # without udevd, or a sound one, it is in force no more
-            udevadm.reload()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(tree.path(stamp_path(entry)))
+def _remove_rules(tree: Tree, removed: Sequence[Entry]) -> None:
+    try:
+        for entry in removed:
+            own_files.remove(tree.path(entry.rule))
+    finally:
+        if removed and tree.is_live:
+            with contextlib.suppress(VfioToolError):  # without udevd, or a sound one, none is in force
+                udevadm.reload()
+        for entry in removed:
+            if not tree.exists(entry.rule):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(tree.path(stamp_path(entry)))
 
 
 def _parse(path: str, text: str) -> Entry:
