@@ -1,4 +1,4 @@
-"""Build ``vfiotool._shim`` from shim.c by cffi in API mode: one abi3 extension for every Python 3.
+"""Build ``vfiotool._shim`` from the C files beside it, by cffi in API mode: one abi3 extension.
 
 The GIL is released around every call, as cffi does for all functions of a library.
 """
@@ -6,20 +6,30 @@ The GIL is released around every call, as cffi does for all functions of a libra
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 
 from cffi import FFI
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-# setuptools wants sources relative to setup.py, the compiler an include path that holds anywhere.
-_SOURCE = os.path.join("c_shim", "shim.c")
+
+
+def _text(name: str) -> str:
+    with open(os.path.join(_HERE, name), encoding="ascii") as file:
+        return file.read()
+
+
+def _parts() -> list[str]:
+    """Return the names of the parts: each is a header that shim.h includes, and a C file."""
+    return re.findall(r'#include "(\w+)\.h"', _text("shim.h"))
 
 
 def declarations() -> str:
-    """Return the part of shim.h that cffi can parse: what stands between its two markers."""
-    with open(os.path.join(_HERE, "shim.h"), encoding="ascii") as header:
-        text = header.read()
-    return text.partition("/* declarations */")[2].partition("/* end of declarations */")[0]
+    """Return the parts of the headers that cffi can parse: what stands between their markers."""
+    texts = (_text(f"{part}.h") for part in _parts())
+    return "".join(
+        text.partition("/* declarations */")[2].partition("/* end of declarations */")[0] for text in texts
+    )
 
 
 ffibuilder = FFI()
@@ -27,9 +37,10 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "vfiotool._shim",
     '#include "shim.h"',
-    sources=[_SOURCE],
+    # setuptools wants sources relative to setup.py, the compiler an include path that holds anywhere.
+    sources=[os.path.join("c_shim", f"{part}.c") for part in _parts()],
     include_dirs=[_HERE],
-    depends=[os.path.join("c_shim", "shim.h")],
+    depends=[os.path.join("c_shim", name) for name in sorted(os.listdir(_HERE)) if name.endswith(".h")],
     extra_compile_args=["-Wall", "-Wextra"],
     # A free-threaded Python has no stable ABI to build against.
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),

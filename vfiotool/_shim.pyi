@@ -1,4 +1,4 @@
-"""The C shim: group and container life cycle, and DMA mapping (see c_shim/shim.h).
+"""The C shim (see c_shim/shim.h): group and container life cycle, DMA mapping.
 
 Each function returns a value >= 0 or ``-errno``, keeps no state, and runs without the GIL.
 """
