@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from types import TracebackType
 from typing import TypeVar
 
@@ -16,14 +17,17 @@ class Handle:
     """Owns a file descriptor of the kernel's; a context manager that closes it.
 
     Threads may share a handle, since the kernel does its own locking; only ``close()`` must not
-    run while another thread is inside a call.
+    run while another thread is inside a call. A forked child has none of its parent's handles: they
+    are closed in it, without a word to the kernel about what the parent has set up.
     """
 
     _fd = -1
+    _why_closed = "open it again"
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self.name = name
+        _open_handles.add(self)
 
     @property
     def closed(self) -> bool:
@@ -37,7 +41,7 @@ class Handle:
             ClosedError: the handle is closed.
         """
         if self._fd < 0:
-            raise ClosedError(f"{self.name} is closed", hint="open it again")
+            raise ClosedError(f"{self.name} is closed", hint=self._why_closed)
         return self._fd
 
     def close(self) -> None:
@@ -45,6 +49,11 @@ class Handle:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _close_in_child(self) -> None:
+        """Close what a fork has copied, and nothing else: the rest is the parent's."""
+        Handle.close(self)
+        self._why_closed = "it belongs to the process that opened it: open it in this one after the fork"
 
     def __enter__(self: H) -> H:
         self.fileno()
@@ -67,6 +76,18 @@ class Handle:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {self._fd}"
         return f"<{type(self).__name__} {self.name}, {state}>"
+
+
+_open_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _close_copies() -> None:
+    for handle in tuple(_open_handles):
+        if not handle.closed:
+            handle._close_in_child()
+
+
+os.register_at_fork(after_in_child=_close_copies)
 
 
 def checked(result: int, operation: str, subject: str) -> int:

@@ -1,13 +1,12 @@
 # ruff: noqa: N801 - a structure has the kernel's own name, so that one search finds both
-"""The kernel's VFIO interface, written once: structures, one flag type an ioctl, ioctl numbers.
+"""VFIO: containers, groups and devices.
 
-Source: <linux/vfio.h>. tests/unit/test_uapi.py compares every size, offset and number with the C
-header. Structures that end in a flexible array are described without it.
+Source: <linux/vfio.h>. Structures that end in a flexible array are described without it.
 """
 
 from __future__ import annotations
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
 VFIO_API_VERSION = 0
@@ -52,6 +51,9 @@ class DeviceIoctl(IntEnum):
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = _io(12)
     VFIO_DEVICE_PCI_HOT_RESET = _io(13)
     VFIO_DEVICE_FEATURE = _io(17)
+    VFIO_DEVICE_BIND_IOMMUFD = _io(18)
+    VFIO_DEVICE_ATTACH_IOMMUFD_PT = _io(19)
+    VFIO_DEVICE_DETACH_IOMMUFD_PT = _io(20)
 
 
 class IommuType(IntEnum):
@@ -133,6 +135,17 @@ class DeviceFeature(IntEnum):
     """Numbers of features, for VFIO_DEVICE_FEATURE."""
 
     PCI_VF_TOKEN = 0
+    MIGRATION = 1
+    MIG_DEVICE_STATE = 2
+    LOW_POWER_ENTRY = 3
+    LOW_POWER_ENTRY_WITH_WAKEUP = 4
+    LOW_POWER_EXIT = 5
+    DMA_LOGGING_START = 6
+    DMA_LOGGING_STOP = 7
+    DMA_LOGGING_REPORT = 8
+    MIG_DATA_SIZE = 9
+    BUS_MASTER = 10
+    DMA_BUF = 11
 
 
 class AtomicCompFlags(IntFlag):
@@ -155,6 +168,12 @@ class DmaMapFlags(IntFlag):
 
     READ = 1 << 0
     WRITE = 1 << 1
+
+
+class DmaUnmapFlags(IntFlag):
+    """VFIO_IOMMU_UNMAP_DMA."""
+
+    ALL = 1 << 1
 
 
 class PciRegion(IntEnum):
@@ -377,3 +396,32 @@ class vfio_iommu_type1_dma_unmap(Structure):
         ("iova", c_uint64),
         ("size", c_uint64),
     )
+
+
+class vfio_device_low_power_entry_with_wakeup(Structure):
+    """LOW_POWER_ENTRY_WITH_WAKEUP (since 6.1): ``wakeup_eventfd`` tells that the device woke."""
+
+    _fields_ = (("wakeup_eventfd", c_int32), ("reserved", c_uint32))
+
+
+class vfio_device_bind_iommufd(Structure):
+    """VFIO_DEVICE_BIND_IOMMUFD (since 6.6)."""
+
+    _fields_ = (
+        ("argsz", c_uint32),
+        ("flags", c_uint32),
+        ("iommufd", c_int32),
+        ("out_devid", c_uint32),
+    )
+
+
+class vfio_device_attach_iommufd_pt(Structure):
+    """VFIO_DEVICE_ATTACH_IOMMUFD_PT (since 6.6): ``pt_id`` is an IOAS or a page table."""
+
+    _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("pt_id", c_uint32))
+
+
+class vfio_device_detach_iommufd_pt(Structure):
+    """VFIO_DEVICE_DETACH_IOMMUFD_PT (since 6.6)."""
+
+    _fields_ = (("argsz", c_uint32), ("flags", c_uint32))

@@ -1,0 +1,79 @@
+"""What an IO address space is to the rest of this package, whichever of the kernel's interfaces makes it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.ranges import Ranges, Runs
+from vfiotool.vfio.uapi import DmaMapFlags
+
+
+class IommuMode(str, Enum):
+    """The interfaces through which the kernel gives out an IOMMU.
+
+    The two ``compat`` modes are type1 as iommufd plays it: containers that are iommufds.
+    ``NOIOMMU`` has no IOMMU at all: a device reaches all memory, and the kernel is tainted.
+    """
+
+    TYPE1 = "type1"
+    TYPE1V2 = "type1v2"
+    COMPAT_TYPE1 = "compat-type1"
+    COMPAT_TYPE1V2 = "compat-type1v2"
+    IOMMUFD = "iommufd"
+    NOIOMMU = "noiommu"
+
+
+@dataclass(frozen=True, slots=True)
+class IommuInfo:
+    """What an address space takes: ``page_sizes`` is a bitmap of bytes.
+
+    ``iova_ranges`` leaves out what the kernel reserves; ``dma_avail`` is how many more mappings there
+    may be, ``None`` where there is no limit or the kernel does not tell.
+    """
+
+    page_sizes: int
+    iova_ranges: tuple[IovaRange, ...]
+    dma_avail: int | None
+
+
+class Iommu(Protocol):
+    """An IO address space and the devices in it. Threads may share it, but see ``Handle``.
+
+    Errors are the same in all modes: DmaMapError with the errno that type1v2 has for the cause.
+    """
+
+    mode: IommuMode
+    name: str
+
+    @property
+    def closed(self) -> bool:
+        """Say whether ``close()`` was called."""
+
+    def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
+        """Bring a device into the address space and open it."""
+
+    def info(self) -> IommuInfo:
+        """Return what the address space takes now; each further device may narrow it."""
+
+    def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        """Let the devices reach memory of this process."""
+
+    def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> Runs:
+        """Map all of many ranges or none, neighbours as one."""
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Undo the mappings inside a range; return the bytes that were mapped, 0 for none."""
+
+    def unmap_runs(self, runs: Runs) -> int:
+        """Undo what ``map_ranges`` did; return the bytes that were mapped."""
+
+    def unmap_all(self) -> int:
+        """Undo all mappings; return the bytes that were mapped."""
+
+    def close(self) -> None:
+        """Close it; the kernel ends it with its last device."""
