@@ -14,5 +14,6 @@
 
 #include "dma.h"
 #include "group.h"
+#include "memory.h"
 
 #endif
