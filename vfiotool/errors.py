@@ -83,6 +83,18 @@ class ClosedError(VfioToolError, ValueError):
     """A handle was used after ``close()``."""
 
 
+class RegisterError(VfioToolError):
+    """A register's definition contradicts itself, or it was used against it; the device saw nothing of it."""
+
+
+class RegisterTimeoutError(RegisterError, TimeoutError):
+    """A register did not read in time as it should; ``last`` is what it last read."""
+
+    def __init__(self, message: str, *, last: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.last = last
+
+
 class LabError(VfioToolError):
     """The virtual lab could not be prepared: no kernel, no QEMU, no module."""
 
