@@ -15,5 +15,6 @@
 #include "dma.h"
 #include "group.h"
 #include "memory.h"
+#include "mmio.h"
 
 #endif

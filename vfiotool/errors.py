@@ -32,6 +32,12 @@ class SelectorError(VfioToolError, ValueError):
     exit_status = 2
 
 
+class UsageError(VfioToolError, ValueError):
+    """An argument has no meaning here: no such name, a value out of its range, two that exclude each other."""
+
+    exit_status = 2
+
+
 class DeviceNotFoundError(VfioToolError):
     """No PCI device, or no IOMMU group, answers to the given name."""
 
@@ -83,6 +89,10 @@ class ClosedError(VfioToolError, ValueError):
     """A handle was used after ``close()``."""
 
 
+class AccessError(VfioToolError, ValueError):
+    """An access that a region does not take: outside, misaligned, without the right; the device saw nothing."""
+
+
 class RegisterError(VfioToolError):
     """A register's definition contradicts itself, or it was used against it; the device saw nothing of it."""
 
@@ -128,12 +138,32 @@ class KernelError(VfioToolError, OSError):
 
 
 class DmaMapError(KernelError):
-    """The kernel refused to map or unmap ``size`` bytes at ``iova``."""
+    """The kernel refused to map or unmap ``size`` bytes at ``iova``.
 
-    def __init__(self, code: int, operation: str, subject: str, *, iova: int, size: int) -> None:
-        super().__init__(code, operation, subject)
+    ``index`` tells which of many ranges it was, where many were mapped at once.
+    """
+
+    def __init__(
+        self, code: int, operation: str, iova: int, size: int, *, index: int | None = None, hint: str = ""
+    ) -> None:
+        which = "" if index is None else f", range {index},"
+        super().__init__(code, operation, f"{size:#x} bytes at IOVA {iova:#x}{which}", hint=hint)
         self.iova = iova
         self.size = size
+        self.index = index
+
+
+class DmaRangeError(VfioToolError, ValueError):
+    """What is to be mapped is no memory, or does not fit where it is to go."""
+
+
+class IovaExhaustedError(VfioToolError):
+    """No IOVAs are free for ``size`` bytes, none of them above ``iova_max`` (``None``: no such limit)."""
+
+    def __init__(self, message: str, *, size: int, iova_max: int | None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.size = size
+        self.iova_max = iova_max
 
 
 # (operation, errno) -> (cause, remedy). An operation of "" holds for all that have no row of their own.
@@ -217,8 +247,40 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "no IOMMU yet",
         "unmap whole mappings, as they were made",
     ),
-    ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): ("nothing is mapped there", ""),
+    ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): (
+        "nothing is mapped there, or the range cuts through a mapping",
+        "unmap whole mappings, as they were made",
+    ),
+    ("VFIO_DEVICE_BIND_IOMMUFD", errno.EINVAL): (
+        "the device or its group is open already, or the fd is no iommufd",
+        "'vfiotool groups' names the processes that hold a group",
+    ),
+    ("VFIO_DEVICE_BIND_IOMMUFD", errno.EPERM): (
+        "another device of its group has another owner",
+        "'vfiotool groups' shows the group's devices and who holds them",
+    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EPERM): (
+        "the IOMMU does not remap interrupts, so a device could forge them",
+        "turn interrupt remapping on, or, where the device is trusted, load iommufd with "
+        "allow_unsafe_interrupts=1",
+    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EADDRINUSE): (
+        "something is mapped, or is to stay valid, where this device's IOMMU reserves addresses",
+        "open all devices before memory is mapped",
+    ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("reserve", errno.EINVAL): (
+        "they are not whole IOMMU pages, or lie outside of the IOVA ranges that the kernel allows",
+        "choose whole pages inside of the ranges, or leave the choice to vfiotool",
+    ),
+    ("reserve", errno.EEXIST): ("a part of the range is in use", "choose another IOVA, or unmap first"),
+    ("reserve", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("free", errno.ENOENT): ("nothing is allocated there", ""),
+    ("free", errno.EINVAL): ("another size is allocated there", "free all of what was allocated at once"),
+    ("set_ranges", errno.EINVAL): (
+        "a further device makes the kernel allow fewer IOVAs, and these no longer",
+        "unmap them before that device is attached, or give it an address space of its own",
+    ),
     ("sriov_numvfs", errno.ENOENT): (
         "the PF's driver does not make VFs, or it has no driver",
         "bind it to a driver that does",
@@ -247,6 +309,15 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("", errno.EBADMSG): ("its answer does not follow the kernel's own format", ""),
 }
+
+
+# iommufd answers as type1 does, by operations of other names.
+for (_operation, _code), _row in list(_CAUSES.items()):
+    if _operation == "VFIO_IOMMU_MAP_DMA":
+        for _same in ("IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"):
+            _CAUSES.setdefault((_same, _code), _row)
+    elif _operation == "VFIO_IOMMU_UNMAP_DMA":
+        _CAUSES.setdefault(("IOMMU_IOAS_UNMAP", _code), _row)
 
 
 def explain(operation: str, code: int) -> tuple[str, str]:
