@@ -4,19 +4,15 @@ Names are the kernel's own (Documentation/driver-api/vfio.rst).
 """
 
 from vfiotool.vfio.container import Container
-from vfiotool.vfio.device import Device
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import DeviceInfo, IovaRange, IrqInfo, MmapArea, RegionInfo, Type1Info
-from vfiotool.vfio.session import GroupDevice
 from vfiotool.vfio.uapi import Extension, GroupFlags, IommuType
 
 __all__ = [
     "Container",
-    "Device",
     "DeviceInfo",
     "Extension",
     "Group",
-    "GroupDevice",
     "GroupFlags",
     "IommuType",
     "IovaRange",

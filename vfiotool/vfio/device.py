@@ -1,37 +1,67 @@
-"""A device that VFIO gave to this process."""
+"""An open device: its regions, interrupts, configuration space and DMA in one place."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
-import uuid
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from contextlib import AbstractContextManager
+from functools import cached_property
+from types import TracebackType
 
-from vfiotool.errors import KernelError
-from vfiotool.vfio.answer import Answer, ask
-from vfiotool.vfio.handle import Handle
-from vfiotool.vfio.info import DeviceInfo, IrqInfo, RegionInfo, device_info, irq_info, region_info
-from vfiotool.vfio.uapi import (
-    DeviceFeature,
-    DeviceFeatureFlags,
-    DeviceIoctl,
-    vfio_device_feature,
-    vfio_device_info,
-    vfio_irq_info,
-    vfio_region_info,
-)
-
-T = TypeVar("T")
+from vfiotool.vfio import reset
+from vfiotool.vfio.config_space import ConfigSpace
+from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.features import Features
+from vfiotool.vfio.info import DeviceInfo
+from vfiotool.vfio.irqs import Irqs
+from vfiotool.vfio.queries import read_device_info
+from vfiotool.vfio.regions import Regions
+from vfiotool.vfio.requests import ReleaseRequest
 
 
-class Device(Handle):
-    """An open device; ``name`` is its address. Threads may share it, but see ``Handle``.
+class Device:
+    """A device that this process drives; ``name`` is its address. A context manager.
 
-    While it is open the kernel keeps its group and its container, closed or not.
+    Threads may share it. What was made from it (mapped regions, vectors, DMA memory) ends with it, and
+    may be closed before or after it. When the kernel asks for the device, because something unbinds or
+    removes it, ``on_request`` is called with it in a thread of its own; then it is given back, and all
+    that uses it raises ClosedError.
     """
+
+    _ended = False
+    on_request: Callable[[Device], None] | None = None
+    """What a driver has to do before its device goes: stop DMA, above all. It has seconds."""
+
+    def __init__(self, file: DeviceFile, dma: Dma, *, honour_requests: bool = True) -> None:
+        """Take over an open device and a share in its address space; ``open_device`` makes both.
+
+        ``honour_requests=False`` leaves requests for the device to ``irqs.req``.
+        """
+        self.file = file
+        self.name = file.name
+        self.dma = dma.share()
+        self.regions = Regions(file)
+        self.irqs = Irqs(file)
+        self.features = Features(file)
+        self._request = ReleaseRequest(file, self.irqs, self._ask_driver) if honour_requests else None
+
+    @cached_property
+    def config(self) -> ConfigSpace:
+        """Its configuration space."""
+        return ConfigSpace(self.regions.config)
+
+    @property
+    def closed(self) -> bool:
+        """Say whether it was closed or given back."""
+        return self.file.closed
+
+    def fileno(self) -> int:
+        """Return its file descriptor.
+
+        Raises:
+            ClosedError: it was closed or given back.
+        """
+        return self.file.fileno()
 
     def info(self) -> DeviceInfo:
         """Return what kind of device it is, and how many regions and interrupts it can have.
@@ -39,69 +69,57 @@ class Device(Handle):
         Raises:
             KernelError: EBADMSG for a malformed answer.
         """
-        return device_info(self._ask(DeviceIoctl.VFIO_DEVICE_GET_INFO, vfio_device_info()))
+        return read_device_info(self.file)
 
-    def region(self, index: int) -> RegionInfo:
-        """Return where a region is and what may be done with it; the index may be a ``PciRegion``.
+    @property
+    def bus_master(self) -> bool:
+        """Whether it may do DMA and raise MSI. It may not when it is opened: turning that on is explicit."""
+        return self.config.bus_master
 
-        Raises:
-            KernelError: EINVAL, there is no such region; EBADMSG for a malformed answer.
-        """
-        request = DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO
-        return region_info(self._ask_of(request, vfio_region_info(), index))
+    @bus_master.setter
+    def bus_master(self, enabled: bool) -> None:
+        self.config.bus_master = enabled
 
-    def irq(self, index: int) -> IrqInfo:
-        """Return how many interrupts an index has; it may be a ``PciIrq``.
-
-        Raises:
-            KernelError: EINVAL, there is no such index.
-        """
-        request = DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO
-        return irq_info(self._ask_of(request, vfio_irq_info(), index))
-
-    def regions(self) -> tuple[RegionInfo, ...]:
-        """Return the regions that the device has; indexes that it lacks, as VGA, are left out."""
-        return _all(self.region, self.info().num_regions)
-
-    def irqs(self) -> tuple[IrqInfo, ...]:
-        """Return the interrupt indexes that the device has."""
-        return _all(self.irq, self.info().num_irqs)
-
-    def set_vf_token(self, token: uuid.UUID) -> None:
-        """Set the secret that whoever opens a VF of this PF must show; every call replaces it.
-
-        The kernel makes up one that no one knows when the PF comes to its driver, so its VFs open
-        only after this. Who opens the PF while a VF is open must show it too.
+    def reset(self) -> None:
+        """Reset the function, and arm again the interrupts that were enabled; bus mastering is off then.
 
         Raises:
-            KernelError: ENOTTY, the device is not a PF.
+            UnsupportedError: it cannot be reset alone: see ``hot_reset``.
+            KernelError: the reset failed.
         """
-        request = DeviceIoctl.VFIO_DEVICE_FEATURE
-        size = ctypes.sizeof(vfio_device_feature) + len(token.bytes)
-        feature = vfio_device_feature(size, DeviceFeatureFlags.SET | DeviceFeature.PCI_VF_TOKEN)
-        try:
-            fcntl.ioctl(self.fileno(), int(request), bytes(feature) + token.bytes)
-        except OSError as error:
-            hint = "only a PF on vfio-pci has a token for its VFs" if error.errno == errno.ENOTTY else ""
-            raise KernelError(error.errno or errno.EIO, request.name, self.name, hint=hint) from None
+        reset.reset_function(self.file)
+        self.irqs.rearm()
 
-    def _ask_of(self, request: DeviceIoctl, question: vfio_region_info | vfio_irq_info, index: int) -> Answer:
-        if not 0 <= index < 1 << 32:  # ctypes would cut it to another index
-            raise KernelError(errno.EINVAL, request.name, self.name)
-        question.index = index
-        return self._ask(request, question)
+    def low_power(self) -> AbstractContextManager[object]:
+        """Let the device sleep for a ``with`` block; its registers cannot be reached meanwhile."""
+        return self.features.low_power()
 
-    def _ask(self, request: DeviceIoctl, question: ctypes.Structure) -> Answer:
-        call = partial(fcntl.ioctl, self.fileno(), int(request))
-        return ask(call, question, request.name, self.name)
+    def close(self) -> None:
+        """Give the device back; calls after the first do nothing. The last one ends the address space."""
+        if self._ended:
+            return
+        self._ended = True
+        self.irqs.close()
+        self.file.close()
+        if self._request is not None:
+            self._request.close()
+        self.dma.release()
 
+    def _ask_driver(self) -> None:
+        if self.on_request is not None:
+            self.on_request(self)
 
-def _all(read: Callable[[int], T], count: int) -> tuple[T, ...]:
-    found = []
-    for index in range(count):
-        try:
-            found.append(read(index))
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    return tuple(found)
+    def __enter__(self) -> Device:
+        self.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.name}, {'closed' if self.closed else 'open'}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Callable
 
 from vfiotool._shim import lib
 from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError
@@ -14,8 +15,9 @@ from vfiotool.host.groups import GROUPS, blockers
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.vfio.container import Container
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device_file import KernelDeviceFile
 from vfiotool.vfio.handle import Handle, checked
+from vfiotool.vfio.nodes import group_node
 from vfiotool.vfio.uapi import GroupFlags, GroupIoctl
 
 
@@ -35,7 +37,7 @@ class Group(Handle):
                 or one of its devices still is; EACCES, the node is not this user's.
         """
         self.id = group_id
-        path = f"/dev/vfio/{group_id}"
+        path = group_node(group_id)
         fd = lib.vt_open(path.encode())
         if fd == -errno.ENOENT:
             raise _no_node(group_id, path)
@@ -69,11 +71,17 @@ class Group(Handle):
         result = lib.vt_group_unset_container(self.fileno())
         checked(result, GroupIoctl.VFIO_GROUP_UNSET_CONTAINER.name, self.name)
 
-    def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> Device:
+    def open_device(
+        self,
+        address: str,
+        vf_token: uuid.UUID | None = None,
+        *,
+        let_go: Callable[[], None] | None = None,
+    ) -> KernelDeviceFile:
         """Open a device of the group; its container must have an IOMMU set.
 
         ``vf_token`` is for a VF whose PF is on vfio-pci too, and for such a PF while its VFs are open:
-        see ``Device.set_vf_token``.
+        see ``Features.set_vf_token``. ``let_go`` is called when the device is closed or given back.
 
         Raises:
             GroupNotViableError: a device of the group came onto a host driver meanwhile (≤ 5.18).
@@ -93,7 +101,9 @@ class Group(Handle):
         if fd == -errno.EINVAL:
             self._require_viable()
         subject = f"{address} of {self.name}"
-        return Device(checked(fd, GroupIoctl.VFIO_GROUP_GET_DEVICE_FD.name, subject), address)
+        return KernelDeviceFile(
+            checked(fd, GroupIoctl.VFIO_GROUP_GET_DEVICE_FD.name, subject), address, let_go
+        )
 
     def _require_viable(self) -> None:
         if GroupFlags.VIABLE not in self.status():

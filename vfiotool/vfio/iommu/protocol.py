@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import IovaRange
-from vfiotool.vfio.ranges import Ranges, Runs
+from vfiotool.vfio.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
 
 
@@ -49,6 +50,12 @@ class Iommu(Protocol):
 
     mode: IommuMode
     name: str
+    on_emptied: Callable[[], None]
+    """Called when the kernel has undone all mappings because the last device left."""
+
+    @property
+    def attached(self) -> bool:
+        """Say whether the kernel keeps mappings now: type1 does while a device is open."""
 
     @property
     def closed(self) -> bool:
@@ -63,17 +70,17 @@ class Iommu(Protocol):
     def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
         """Let the devices reach memory of this process."""
 
-    def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> Runs:
-        """Map all of many ranges or none, neighbours as one."""
+    def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
+        """Map all ranges or none, neighbours by one call; the error's ``index`` is the one that failed."""
 
     def unmap(self, iova: int, size: int) -> int:
-        """Undo the mappings inside a range; return the bytes that were mapped, 0 for none."""
+        """Undo the mappings inside a range, and return the bytes that were mapped; none is ENOENT."""
 
-    def unmap_runs(self, runs: Runs) -> int:
-        """Undo what ``map_ranges`` did; return the bytes that were mapped."""
+    def unmap_ranges(self, ranges: Ranges) -> int:
+        """Undo what ``map_ranges`` did, and return the bytes that were mapped."""
 
     def unmap_all(self) -> int:
-        """Undo all mappings; return the bytes that were mapped."""
+        """Undo all mappings, and return the bytes that were mapped, 0 for none."""
 
     def close(self) -> None:
         """Close it; the kernel ends it with its last device."""

@@ -1,0 +1,72 @@
+"""Many buffers in one mapping."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iova import IovaAllocator
+from vfiotool.vfio.mapping import Buffer, Mapped
+from vfiotool.vfio.memory import Memory
+
+_GRANULE = 64  # a cache line: two buffers never share one
+
+
+class Arena(Mapped):
+    """Memory that is mapped once, to be given out in buffers. Threads may share it.
+
+    ``size`` bytes at ``address`` of this process, which devices reach at ``iova``.
+    """
+
+    def __init__(self, memory: Memory, iova: int) -> None:
+        self.address = memory.address
+        self.iova = iova
+        self.size = memory.size
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._free = IovaAllocator([IovaRange(iova, iova + memory.size - 1)], _GRANULE)
+        self._given: dict[int, Buffer] = {}
+
+    def alloc(self, size: int, *, align: int = _GRANULE) -> Buffer:
+        """Return a buffer of ``size`` bytes whose IOVA is a multiple of ``align``, a power of two.
+
+        It is not cleared. Closing it gives its place back to the arena; devices reach it until the arena
+        is closed.
+
+        Raises:
+            IovaExhaustedError: there is no room for it.
+            ClosedError: the arena is closed.
+        """
+        self.require_open()
+        whole = max(1, -(-size // _GRANULE)) * _GRANULE
+        with self._lock:
+            iova = self._free.allocate(whole, align=max(align, _GRANULE))
+            buffer = Buffer.over(self._memory.source, self._memory.offset + iova - self.iova, iova, size)
+            buffer.on_close(partial(self._take_back, iova))
+            self._given[iova] = buffer
+        return buffer
+
+    def forget(self, why: str) -> None:
+        """Take note that the kernel has undone the mapping, and with it all buffers."""
+        super().forget(why)
+        self._end(why)
+
+    def close(self) -> None:
+        """Undo the mapping, and with it all buffers; calls after the first do nothing."""
+        super().close()
+        self._end("its arena was closed")
+
+    def _end(self, why: str) -> None:
+        with self._lock:
+            given, self._given = self._given, {}
+        for buffer in given.values():
+            buffer.forget(why)
+
+    def _take_back(self, iova: int) -> None:
+        with self._lock:
+            if self._given.pop(iova, None) is not None:
+                self._free.free(iova)
+
+    def __repr__(self) -> str:
+        return f"<Arena of {self.size:#x} bytes at IOVA {self.iova:#x}>"

@@ -1,0 +1,387 @@
+"""The memory that the devices of an IO address space reach: whose it is, and where they reach it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import threading
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from vfiotool._shim import ffi
+from vfiotool.errors import DmaMapError, DmaRangeError
+from vfiotool.vfio.arena import Arena
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.iommu.protocol import Iommu
+from vfiotool.vfio.iova import IovaAllocator
+from vfiotool.vfio.limits import is_memlock_bound, require_mappings, require_memlock
+from vfiotool.vfio.mapping import Batch, Buffer, Mapped, Mapping
+from vfiotool.vfio.memory import Memory, PageKind
+from vfiotool.vfio.ranges import Ranges
+from vfiotool.vfio.uapi import DmaMapFlags
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_LARGE = 2 << 20
+_LARGE_PAGES = (1 << 30, _LARGE)  # what IOMMUs have beside their smallest page
+_GONE = "its last device was closed or given back, which undid all mappings"
+
+M = TypeVar("M", bound=Mapped)
+
+
+class Addressed(Protocol):
+    """Memory that knows where it is in this process: a ``Mmio``, a ``Memory``, a ``Buffer``."""
+
+    @property
+    def address(self) -> int:
+        """Its first byte."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+
+class Dma:
+    """What devices of one address space reach. Threads may share it: disjoint calls run side by side.
+
+    Sizes, addresses and IOVAs are bytes. ``read`` and ``write`` say what a device may do. Without
+    ``iova`` one is chosen, up to ``iova_max`` where that is given: the highest IOVA that the device
+    can reach, ``(1 << bits) - 1``. What is mapped stays so until it is closed, or the last device is.
+
+    All that map raise DmaMapError (see ``Iommu.map``), IovaExhaustedError, and ClosedError after the end.
+    """
+
+    def __init__(self, iommu: Iommu) -> None:
+        self.iommu = iommu
+        self._lock = threading.Lock()
+        self._known: IovaAllocator | None = None
+        self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with how many bytes
+        self._is_bound = is_memlock_bound()
+        self._shares = 0
+        iommu.on_emptied = self._forget_all
+
+    def alloc(
+        self,
+        size: int,
+        *,
+        iova: int | None = None,
+        iova_max: int | None = None,
+        pages: PageKind | str = "auto",
+        read: bool = True,
+        write: bool = True,
+    ) -> Buffer:
+        """Allocate memory and map it; it is zero. ``pages`` is as for ``Memory``.
+
+        Raises:
+            UnsupportedError: there are no such pages.
+        """
+        memory = Memory(size, pages)
+        place = self._map(memory.address, memory.size, iova, iova_max, _access(read, write))
+        return self._keep(Buffer.over(memory.source, memory.offset, place, size), place, memory.size)
+
+    def arena(
+        self,
+        size: int,
+        *,
+        iova: int | None = None,
+        iova_max: int | None = None,
+        pages: PageKind | str = "auto",
+        read: bool = True,
+        write: bool = True,
+    ) -> Arena:
+        """Allocate memory and map it, by one call to the kernel, for many small buffers.
+
+        Raises:
+            UnsupportedError: there are no such pages.
+        """
+        memory = Memory(size, pages)
+        place = self._map(memory.address, memory.size, iova, iova_max, _access(read, write))
+        return self._keep(Arena(memory, place), place, memory.size)
+
+    def map(
+        self,
+        memory: ReadableBuffer | Addressed | int,
+        size: int | None = None,
+        *,
+        offset: int = 0,
+        iova: int | None = None,
+        iova_max: int | None = None,
+        read: bool = True,
+        write: bool = True,
+    ) -> Mapping:
+        """Map the caller's own memory: anything with the buffer protocol, a mapped BAR, or an address.
+
+        ``size`` bytes from ``offset`` on; all of it without a size. Address and size must be whole pages:
+        an ``mmap.mmap`` is made of them. A buffer is held until it is closed; memory that is given by its
+        address must stay where it is. A BAR is another device's, for DMA from device to device.
+
+        Raises:
+            DmaRangeError: the memory does not reach so far, or an address comes without a size.
+        """
+        address, length, owner = _located(memory, size, offset, write=write)
+        try:
+            place = self._map(address, length, iova, iova_max, _access(read, write))
+        except BaseException:
+            if owner is not None:
+                owner.release()  # else the traceback would keep the buffer from being closed
+            raise
+        return self._keep(Mapping(address, place, length, owner), place, length)
+
+    def map_file(
+        self,
+        fd: int,
+        size: int,
+        *,
+        offset: int = 0,
+        iova: int | None = None,
+        iova_max: int | None = None,
+        read: bool = True,
+        write: bool = True,
+    ) -> Mapping:
+        """Map a file's memory, a memfd's above all, which other processes may have mapped too.
+
+        iommufd pins whole folios of it where the kernel can (since 6.14): then it is not mapped into this
+        process, and has no ``address`` (0). Else it is mapped here first.
+
+        Raises:
+            OSError: the file cannot be mapped.
+        """
+        if isinstance(self.iommu, Iommufd) and self.iommu.can_map_files:
+            with self._placed(0, size, iova, iova_max) as place:
+                self.iommu.map_file(fd, offset, place, size, _access(read, write))
+            return self._keep(Mapping(0, place, size), place, size)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+        memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection, offset=offset)
+        return self.map(memory, iova=iova, iova_max=iova_max, read=read, write=write)
+
+    def map_ranges(
+        self,
+        ranges: Ranges | Iterable[tuple[int, int, int]] | ReadableBuffer,
+        *,
+        read: bool = True,
+        write: bool = True,
+    ) -> Batch:
+        """Map many (address, iova, size), all of them or none, in one call to the shim.
+
+        Neighbours in memory and in IOVA become one mapping. The memory must stay where it is. A failure
+        says by its ``index`` which range it is. See ``Ranges.of`` for what is taken without a copy.
+
+        Raises:
+            DmaRangeError: the ranges are not made of 64-bit numbers.
+        """
+        given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
+        runs = given.merged()
+        with self._reserved(given, runs):
+            self._map_ranges(given, runs, _access(read, write))
+        return self._keep(Batch(runs), None, runs.size)
+
+    def map_buffers(
+        self,
+        addresses: ReadableBuffer,
+        size: int,
+        *,
+        iova_max: int | None = None,
+        read: bool = True,
+        write: bool = True,
+    ) -> Batch:
+        """Map many pieces of memory of one size by their addresses, an array of 64-bit words.
+
+        Their IOVAs are chosen so that pieces which are neighbours in memory, in whatever order they come,
+        become one mapping: ``Batch.iova_of`` tells where each is. The memory must stay where it is.
+
+        Raises:
+            DmaRangeError: they leave the 64 bits.
+        """
+        ranges, span = Ranges.laid_out(addresses, size, _LARGE)
+        with self._placed(0, span, None, iova_max) as place:
+            ranges.place(place, _LARGE)
+            runs = ranges.merged()
+            self._map_ranges(ranges, runs, _access(read, write))
+        return self._keep(Batch(runs), place, runs.size)
+
+    def unmap_all(self) -> int:
+        """Undo all mappings at once, and return how many bytes they had.
+
+        Raises:
+            DmaMapError: the kernel had another number of bytes mapped.
+        """
+        expected = sum(size for _, size in self._mapped.values())
+        unmapped = self.iommu.unmap_all()
+        self._forget_all("unmap_all() was called")
+        if unmapped != expected:
+            raise _miscounted(0, expected, unmapped)
+        return unmapped
+
+    def share(self) -> Dma:
+        """Take note that one more device is in the address space."""
+        with self._lock:
+            self._shares += 1
+        return self
+
+    def release(self) -> None:
+        """Take note that a device has left; with the last one the address space ends, and all mappings."""
+        with self._lock:
+            self._shares -= 1
+            is_last = self._shares <= 0
+        if is_last:
+            self.iommu.close()
+            self._forget_all()
+
+    def refresh(self) -> None:
+        """Read again which IOVAs are valid: each further device may narrow them.
+
+        Raises:
+            DmaMapError: what is mapped lies outside of them.
+        """
+        with self._lock:
+            if self._known is not None:
+                self._known.set_ranges(self.iommu.info().iova_ranges)
+
+    @property
+    def mapped(self) -> tuple[Mapped, ...]:
+        """What is mapped now."""
+        with self._lock:
+            return tuple(mapped for mapped, _size in self._mapped.values())
+
+    def _map(
+        self, address: int, size: int, iova: int | None, iova_max: int | None, access: DmaMapFlags
+    ) -> int:
+        if self._is_bound:
+            require_memlock(self.iommu.name, iova or 0, size)
+        with self._placed(address, size, iova, iova_max) as place:
+            self.iommu.map(address, place, size, access)
+        return place
+
+    def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> None:
+        if self._is_bound:
+            require_memlock(self.iommu.name, 0, runs.size)
+        require_mappings(self.iommu.name, self.iommu.info().dma_avail, len(runs), 0, runs.size)
+        self.iommu.map_ranges(ranges, access)
+
+    @contextlib.contextmanager
+    def _placed(self, address: int, size: int, iova: int | None, iova_max: int | None) -> Iterator[int]:
+        """Take IOVAs, and give them back where the block does not come to map them."""
+        with self._lock:
+            if iova is None:
+                align = next((page for page in _LARGE_PAGES if size >= page), self._allocator.page_size)
+                place = self._allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
+            else:
+                place = iova
+                self._allocator.reserve(iova, size)
+        try:
+            yield place
+        except BaseException:
+            with self._lock:
+                self._allocator.free(place)
+            raise
+
+    @contextlib.contextmanager
+    def _reserved(self, given: Ranges, runs: Ranges) -> Iterator[None]:
+        """Take the IOVAs of all runs or of none, and give them back where the block fails."""
+        taken: list[int] = []
+        try:
+            with self._lock:
+                for _address, iova, size in runs:
+                    self._allocator.reserve(iova, size)
+                    taken.append(iova)
+            yield
+        except BaseException:
+            with self._lock:
+                for iova in taken:
+                    self._allocator.free(iova)
+            raise
+
+    @property
+    def _allocator(self) -> IovaAllocator:
+        """The allocator, over what is valid once there is a device. The caller holds the lock."""
+        if self._known is None:
+            info = self.iommu.info()
+            self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
+        return self._known
+
+    def _keep(self, mapped: M, place: int | None, size: int) -> M:
+        mapped.on_close(partial(self._undo, mapped, place, size))
+        with self._lock:
+            self._mapped[id(mapped)] = (mapped, size)
+        return mapped
+
+    def _undo(self, mapped: Mapped, place: int | None, size: int) -> None:
+        with self._lock:
+            self._mapped.pop(id(mapped), None)
+        if self.iommu.closed:
+            return
+        try:
+            unmapped = self._unmap(mapped, place, size)
+        except DmaMapError:
+            if not self.iommu.attached:
+                return
+            raise
+        if unmapped != size:
+            raise _miscounted(place or 0, size, unmapped)
+
+    def _unmap(self, mapped: Mapped, place: int | None, size: int) -> int:
+        """Undo it in the kernel, and only then give its IOVAs to others."""
+        places = [place] if place is not None else []
+        if isinstance(mapped, Batch):
+            unmapped = self.iommu.unmap_ranges(mapped.runs)
+            if place is None:
+                places = [iova for _address, iova, _size in mapped.runs]
+        else:
+            unmapped = self.iommu.unmap(places[0], size)
+        with self._lock:
+            for iova in places:
+                self._allocator.free(iova)
+        return unmapped
+
+    def _forget_all(self, why: str = _GONE) -> None:
+        """Take note that the kernel has undone all mappings."""
+        with self._lock:
+            mapped, self._mapped = self._mapped, {}
+            self._known = None
+        for one, _size in mapped.values():
+            one.forget(why)
+
+
+def _access(read: bool, write: bool) -> DmaMapFlags:
+    return DmaMapFlags.READ * read | DmaMapFlags.WRITE * write
+
+
+def _located(
+    memory: ReadableBuffer | Addressed | int, size: int | None, offset: int, *, write: bool
+) -> tuple[int, int, memoryview | None]:
+    """Return address and size of what is to be mapped, and the hold on a buffer."""
+    if isinstance(memory, int):
+        if size is None:
+            raise DmaRangeError("an address alone has no size", hint="pass size=, in bytes")
+        return memory + offset, size, None
+    if hasattr(memory, "address") and hasattr(memory, "size"):
+        length = _within(memory.size, size, offset)
+        return memory.address + offset, length, None
+    view = memoryview(memory)
+    try:
+        if not view.c_contiguous or (view.readonly and write):
+            why = "is read-only, and the device may write" if view.readonly else "is not contiguous"
+            raise DmaRangeError(f"the buffer {why}", hint="pass write=False, or a buffer of one piece")
+        length = _within(view.nbytes, size, offset)
+        return int(ffi.cast("uintptr_t", ffi.from_buffer(view))) + offset, length, view
+    except BaseException:
+        view.release()
+        raise
+
+
+def _within(available: int, size: int | None, offset: int) -> int:
+    length = available - offset if size is None else size
+    if offset < 0 or length <= 0 or offset + length > available:
+        raise DmaRangeError(
+            f"{length:#x} bytes from {offset:#x} on are not in memory of {available:#x} bytes",
+            hint="map at most what is there",
+        )
+    return length
+
+
+def _miscounted(iova: int, expected: int, unmapped: int) -> DmaMapError:
+    hint = f"{expected:#x} bytes were mapped and the kernel has undone {unmapped:#x}: report it"
+    return DmaMapError(errno.EIO, "unmap", iova, expected, hint=hint)

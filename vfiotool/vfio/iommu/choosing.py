@@ -1,0 +1,66 @@
+"""Which of the kernel's IOMMU interfaces to use."""
+
+from __future__ import annotations
+
+import os
+
+from vfiotool.errors import UnsupportedError, UsageError
+from vfiotool.vfio.container import Container
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.iommu.protocol import Iommu, IommuMode
+from vfiotool.vfio.iommu.type1 import Type1
+from vfiotool.vfio.nodes import IOMMUFD, cdev_of
+from vfiotool.vfio.uapi import IommuType
+
+AUTO = "auto"
+
+
+def open_iommu(mode: str = AUTO, *, address: str | None = None) -> Iommu:
+    """Open an IO address space of a mode: the value of an ``IommuMode``, or "auto".
+
+    "auto" is the best that the kernel offers, for a device where its ``address`` is given: iommufd where
+    the device has a node of its own, else type1v2, else type1. Never without an IOMMU.
+
+    Raises:
+        UsageError: there is no such mode.
+        UnsupportedError: this kernel does not have it, or has none at all.
+        KernelError: its node cannot be opened.
+    """
+    chosen = _best(address) if mode == AUTO else _named(mode)
+    return Iommufd() if chosen is IommuMode.IOMMUFD else Type1(chosen)
+
+
+def offered_modes(address: str) -> tuple[IommuMode, ...]:
+    """Return the modes in which a device on a VFIO driver can be opened here, the best first.
+
+    No-IOMMU mode is never among them.
+    """
+    modes = [IommuMode.IOMMUFD] if cdev_of(address) and os.path.exists(IOMMUFD) else []
+    modes += [mode for mode in (IommuMode.TYPE1V2, IommuMode.TYPE1) if _offers_type1()]
+    if os.path.exists(IOMMUFD):
+        modes += [IommuMode.COMPAT_TYPE1V2, IommuMode.COMPAT_TYPE1]
+    return tuple(modes)
+
+
+def _offers_type1() -> bool:
+    try:
+        with Container() as container:
+            return container.check_extension(IommuType.TYPE1v2)
+    except UnsupportedError:
+        return False
+
+
+def _best(address: str | None) -> IommuMode:
+    if os.path.exists(IOMMUFD) and (address is None or cdev_of(address)):
+        return IommuMode.IOMMUFD
+    with Container() as container:
+        has_v2 = container.check_extension(IommuType.TYPE1v2)
+    return IommuMode.TYPE1V2 if has_v2 else IommuMode.TYPE1
+
+
+def _named(mode: str) -> IommuMode:
+    try:
+        return IommuMode(mode)
+    except ValueError:
+        names = ", ".join([AUTO, *(one.value for one in IommuMode)])
+        raise UsageError(f"there is no IOMMU mode '{mode}'", hint=f"the modes are {names}") from None

@@ -1,0 +1,254 @@
+"""iommufd: IO address spaces, and devices that join them by nodes of their own (since 6.6)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import uuid
+from functools import cached_property
+from typing import TypeVar
+
+from vfiotool._shim import lib
+from vfiotool.errors import DmaMapError, DmaRangeError, KernelError, UnsupportedError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.tree import Tree
+from vfiotool.vfio.device_file import DeviceFile, KernelDeviceFile
+from vfiotool.vfio.handle import Handle, checked
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iommu.address_space import AddressSpace
+from vfiotool.vfio.iommu.protocol import IommuInfo, IommuMode
+from vfiotool.vfio.nodes import IOMMUFD, cdev_of, group_of, open_node
+from vfiotool.vfio.uapi import (
+    DeviceIoctl,
+    DmaMapFlags,
+    IoasMapFlags,
+    IommufdIoctl,
+    iommu_ioas_alloc,
+    iommu_ioas_allow_iovas,
+    iommu_ioas_copy,
+    iommu_ioas_iova_ranges,
+    iommu_ioas_map_file,
+    iommu_iova_range,
+    vfio_device_attach_iommufd_pt,
+    vfio_device_bind_iommufd,
+)
+
+Q = TypeVar(
+    "Q",
+    iommu_ioas_alloc,
+    iommu_ioas_allow_iovas,
+    iommu_ioas_copy,
+    iommu_ioas_iova_ranges,
+    iommu_ioas_map_file,
+)
+
+_MAX_RANGES = 4096  # far above what any machine reserves
+
+
+class Iommufd(AddressSpace, Handle):
+    """An iommufd with one IOAS: see ``Iommu``. Threads may share it, but see ``Handle``."""
+
+    mode = IommuMode.IOMMUFD
+
+    def __init__(self, fd: int | None = None) -> None:
+        """Make an IO address space in a new iommufd, or in the given one, whose descriptor is then owned.
+
+        Raises:
+            UnsupportedError: this kernel has no iommufd.
+            KernelError: the node cannot be opened.
+        """
+        Handle.__init__(self, open_node(IOMMUFD) if fd is None else fd, IOMMUFD)
+        try:
+            self.ioas = self.ask(IommufdIoctl.IOMMU_IOAS_ALLOC, iommu_ioas_alloc()).out_ioas_id
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def attached(self) -> bool:
+        """Say whether the kernel keeps mappings: an IOAS has them whatever is attached to it."""
+        return not self.closed
+
+    def fileno(self) -> int:
+        """Return the iommufd; ClosedError once it is closed."""
+        return Handle.fileno(self)
+
+    def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
+        """Open a device's own node, bind it to the iommufd and attach it to the address space.
+
+        Raises:
+            UnsupportedError: the kernel has no such nodes; a VF token is given, which they do not take.
+            DeviceNotFoundError: there is no such device.
+            KernelError: ENODEV, it is not on a VFIO driver; EBUSY, someone else has it or its group;
+                EPERM, another device of its group is not ours, or the IOMMU does not remap interrupts;
+                EINVAL, what is mapped lies in what the device's IOMMU reserves.
+        """
+        if vf_token is not None:
+            raise UnsupportedError(
+                "a device's own node takes no VF token", hint="open the VF with iommu='type1v2'"
+            )
+        file = _open_cdev(address)
+        try:
+            self._bind(file)
+            self._attach(file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def info(self) -> IommuInfo:
+        """Return what the address space takes now."""
+        ranges, alignment = self._iova_ranges()
+        return IommuInfo(alignment, ranges, None)
+
+    @cached_property
+    def can_map_files(self) -> bool:
+        """Say whether the kernel has IOMMU_IOAS_MAP_FILE (since 6.14)."""
+        question = iommu_ioas_map_file(flags=_flags(DmaMapFlags.READ), ioas_id=self.ioas, fd=-1, length=1)
+        try:
+            self.ask(IommufdIoctl.IOMMU_IOAS_MAP_FILE, question)
+        except KernelError as error:
+            return error.errno != errno.ENOTTY
+        return True
+
+    def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        """Let the devices reach ``size`` bytes of a file's memory, a memfd's, from ``start`` on (since 6.14).
+
+        The kernel pins whole folios, which is faster than by address.
+
+        Raises:
+            UnsupportedError: this kernel cannot.
+            DmaMapError: as for ``map``.
+        """
+        question = iommu_ioas_map_file(
+            flags=_flags(access), ioas_id=self.ioas, fd=fd, start=start, length=size, iova=iova
+        )
+        try:
+            self.ask(IommufdIoctl.IOMMU_IOAS_MAP_FILE, question)
+        except KernelError as error:
+            if error.errno == errno.ENOTTY:
+                raise UnsupportedError(
+                    "this kernel cannot map a file for DMA", hint="it came with 6.14; map its memory instead"
+                ) from None
+            raise DmaMapError(error.errno or errno.EIO, error.operation, iova, size) from None
+
+    def copy(self, source: Iommufd, source_iova: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        """Map here what another address space of the same iommufd has mapped; nothing is pinned again.
+
+        Raises:
+            DmaMapError: ENOENT, nothing is mapped there; else as for ``map``.
+        """
+        question = iommu_ioas_copy(
+            flags=_flags(access),
+            dst_ioas_id=self.ioas,
+            src_ioas_id=source.ioas,
+            length=size,
+            dst_iova=iova,
+            src_iova=source_iova,
+        )
+        try:
+            self.ask(IommufdIoctl.IOMMU_IOAS_COPY, question)
+        except KernelError as error:
+            raise DmaMapError(error.errno or errno.EIO, error.operation, iova, size) from None
+
+    def allow_iovas(self, *ranges: IovaRange) -> None:
+        """Have the kernel keep these ranges valid: a device that would narrow them is then refused.
+
+        Raises:
+            DmaRangeError: they overlap, or a part of them is not valid already.
+        """
+        array = (iommu_iova_range * len(ranges))(*[(one.start, one.end) for one in ranges])
+        question = iommu_ioas_allow_iovas(
+            ioas_id=self.ioas, num_iovas=len(ranges), allowed_iovas=ctypes.addressof(array)
+        )
+        try:
+            self.ask(IommufdIoctl.IOMMU_IOAS_ALLOW_IOVAS, question)
+        except KernelError as error:
+            if error.errno not in (errno.EINVAL, errno.EADDRINUSE):
+                raise
+            raise DmaRangeError(
+                "these IOVAs cannot be kept valid: they overlap, or a device has reserved some of them",
+                hint="info().iova_ranges has what is valid now",
+            ) from None
+
+    def another(self) -> Iommufd:
+        """Make a further IO address space in the same iommufd, for ``copy`` between the two."""
+        return Iommufd(os.dup(self.fileno()))
+
+    def ask(self, request: IommufdIoctl, question: Q) -> Q:
+        """Ask the iommufd; the answer is written into the question.
+
+        Raises:
+            KernelError: the kernel's errno.
+        """
+        question.size = ctypes.sizeof(question)
+        try:
+            fcntl.ioctl(self.fileno(), int(request), question)
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, request.name, self.name) from None
+        return question
+
+    def _iova_ranges(self) -> tuple[tuple[IovaRange, ...], int]:
+        """Return the ranges that are valid now, and what IOVAs must be multiples of."""
+        room = 16
+        while True:
+            array = (iommu_iova_range * room)()
+            question = iommu_ioas_iova_ranges(
+                ioas_id=self.ioas, num_iovas=room, allowed_iovas=ctypes.addressof(array)
+            )
+            try:
+                self.ask(IommufdIoctl.IOMMU_IOAS_IOVA_RANGES, question)
+            except KernelError as error:
+                if error.errno != errno.EMSGSIZE or not room < question.num_iovas <= _MAX_RANGES:
+                    raise
+                room = question.num_iovas
+                continue
+            found = array[: min(question.num_iovas, room)]
+            return tuple(IovaRange(one.start, one.last) for one in found), question.out_iova_alignment
+
+    def _bind(self, file: DeviceFile) -> None:
+        question = vfio_device_bind_iommufd(iommufd=self.fileno())
+        _ask_device(file, DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, question)
+
+    def _attach(self, file: DeviceFile) -> None:
+        question = vfio_device_attach_iommufd_pt(pt_id=self.ioas)
+        _ask_device(file, DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, question)
+
+
+def _ask_device(
+    file: DeviceFile,
+    request: DeviceIoctl,
+    question: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt,
+) -> None:
+    question.argsz = ctypes.sizeof(question)
+    file.ioctl(request, bytearray(question))
+
+
+def _open_cdev(address: str) -> KernelDeviceFile:
+    group_of(address)  # names what is missing, where the device has no IOMMU or is not there
+    path = cdev_of(address)
+    if path is None:
+        raise _no_cdev(address)
+    return KernelDeviceFile(checked(lib.vt_open(path.encode()), "open", path), address)
+
+
+def _no_cdev(address: str) -> Exception:
+    tree = Tree()
+    if tree.exists(f"{device_path(address)}/vfio-dev"):
+        return UnsupportedError(
+            "this kernel has no nodes for single devices",
+            hint="they take CONFIG_VFIO_DEVICE_CDEV (since 6.6); use iommu='type1v2'",
+        )
+    hint = f"{address} is not on a VFIO driver: use 'vfiotool bind {address}'"
+    return KernelError(errno.ENODEV, "open", f"the node of {address}", hint=hint)
+
+
+def _flags(access: DmaMapFlags) -> IoasMapFlags:
+    flags = IoasMapFlags.FIXED_IOVA
+    if DmaMapFlags.READ in access:
+        flags |= IoasMapFlags.READABLE
+    if DmaMapFlags.WRITE in access:
+        flags |= IoasMapFlags.WRITEABLE
+    return flags
