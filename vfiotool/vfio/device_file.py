@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from vfiotool.vfio.mmio import Mmio
     from vfiotool.vfio.uapi import DeviceIoctl
 
+_ASLEEP = ("the device sleeps", "leave its low_power() first")
+
+
+class User(Protocol):
+    """What uses an open device and must know when that ends."""
+
+    def revoke(self, reason: str) -> None:
+        """Use it no longer: it was closed or given back, for this reason."""
+
 
 class DeviceFile(Protocol):
     """What a ``Device`` talks to: the kernel's file, or a fake that ``vfiotool.testing`` makes.
@@ -49,6 +58,12 @@ class DeviceFile(Protocol):
     def map(self, offset: int, size: int, *, write: bool) -> Mmio:
         """Map whole pages into this process. KernelError, ClosedError."""
 
+    def on_close(self, user: User) -> None:
+        """Have ``user.revoke`` called once it is closed or given back; held weakly. ClosedError."""
+
+    def set_asleep(self, asleep: bool) -> None:
+        """Keep accesses to what is mapped from a device that sleeps, or let them through again. KernelError."""
+
     def revoke(self, reason: str) -> None:
         """Give the device back to the kernel while other threads use it; they get ClosedError."""
 
@@ -70,6 +85,8 @@ class KernelDeviceFile(Handle):
         self._revoked = False
         self._revoking = threading.Lock()
         self._windows: weakref.WeakSet[Mmio] = weakref.WeakSet()
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._asleep = False
         self.gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     @property
@@ -95,9 +112,10 @@ class KernelDeviceFile(Handle):
             ClosedError: as for ``fileno``.
         """
         try:
-            return fcntl.ioctl(self.fileno(), int(request), data)
+            result: int = fcntl.ioctl(self.fileno(), int(request), data)
         except OSError as error:
             raise self._failed(error.errno, request.name) from None
+        return result
 
     def pread(self, size: int, offset: int) -> bytes:
         """Read ``size`` bytes of a region.
@@ -137,12 +155,40 @@ class KernelDeviceFile(Handle):
         """
         from vfiotool.vfio.mmio import Mmio
 
-        window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
-        self._windows.add(window)
-        if self.closed:  # given back meanwhile, and perhaps before the window was known
-            window.revoke(self._why_closed)
+        with self._revoking:
+            window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
+            self._windows.add(window)
+            if self._asleep:
+                window.sleep(*_ASLEEP)
+            return window
+
+    def on_close(self, user: User) -> None:
+        """Have ``user.revoke(reason)`` called, in any thread, once it is closed or given back; held weakly.
+
+        Raises:
+            ClosedError: as for ``fileno``.
+        """
+        with self._revoking:
             self.fileno()
-        return window
+            self._users.add(user)
+
+    def set_asleep(self, asleep: bool) -> None:
+        """Keep accesses to mapped registers from a device that sleeps, or let them through again.
+
+        The kernel would end the process with SIGBUS; now they are AccessErrors.
+
+        Raises:
+            KernelError: the kernel's errno from mmap(2).
+            ClosedError: as for ``fileno``.
+        """
+        with self._revoking:
+            fd = self.fileno()
+            self._asleep = asleep
+            for window in tuple(self._windows):
+                if asleep:
+                    window.sleep(*_ASLEEP)
+                else:
+                    window.wake(fd)
 
     def revoke(self, reason: str) -> None:
         """Give the device back to the kernel, from any thread; ``reason`` is what the others are told.
@@ -175,8 +221,8 @@ class KernelDeviceFile(Handle):
 
     def _end_use(self) -> None:
         os.eventfd_write(self.gone, 1)
-        for window in tuple(self._windows):
-            window.revoke(self._why_closed)
+        for user in (*self._windows, *self._users):
+            user.revoke(self._why_closed)
 
     def _release(self) -> None:
         let_go, self._let_go = self._let_go, None
@@ -186,6 +232,7 @@ class KernelDeviceFile(Handle):
     def _close_in_child(self) -> None:
         super()._close_in_child()
         self._let_go = None
+        self._revoking = threading.Lock()  # another thread of the parent may have held it
         for window in tuple(self._windows):
             window.revoke(self._why_closed)
         os.close(self.gone)
