@@ -105,6 +105,14 @@ class RegisterTimeoutError(RegisterError, TimeoutError):
         self.last = last
 
 
+class IrqError(VfioToolError):
+    """Interrupts were asked for that the device, the kernel or what is enabled already does not allow."""
+
+
+class IrqTimeoutError(IrqError, TimeoutError):
+    """No interrupt came in time."""
+
+
 class LabError(VfioToolError):
     """The virtual lab could not be prepared: no kernel, no QEMU, no module."""
 
@@ -216,6 +224,36 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "give as vf_token what the PF's owner has set",
     ),
     ("VFIO_DEVICE_FEATURE", errno.ENOTTY): ("the device, or this kernel, lacks the feature", ""),
+    ("VFIO_DEVICE_FEATURE", errno.EINVAL): (
+        "the feature cannot be used so, or the device is in that state already",
+        "Features.probe() tells whether it can be got or set",
+    ),
+    ("VFIO_DEVICE_SET_IRQS", errno.EINVAL): (
+        "no such interrupt is enabled, or the kernel does not let it be enabled beside another kind",
+        "",
+    ),
+    ("VFIO_DEVICE_SET_IRQS", errno.ENOSPC): ("the kernel has no interrupt left to give", ""),
+    ("VFIO_DEVICE_RESET", errno.EAGAIN): (
+        "another reset or a change of the device's driver is under way",
+        "try again",
+    ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", errno.EINVAL): (
+        "a device that would be reset too is neither in a group that was passed nor without a driver",
+        "open the groups of all devices that hot_reset_info() names",
+    ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", errno.EPERM): (
+        "a device that would be reset too is not this process's",
+        "open the groups of all devices that hot_reset_info() names",
+    ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", errno.EBUSY): (
+        "a device that would be reset too is on a host driver",
+        "'vfiotool bind' hands it over",
+    ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", errno.ENOTTY): (
+        "the bridge above the device did not reset its bus, or nothing answered there afterwards",
+        "the kernel log says more",
+    ),
+    ("eventfd", errno.EMFILE): ("this process has too many open files", "raise the limit ('ulimit -n')"),
     ("VFIO_IOMMU_GET_INFO", errno.EINVAL): (
         "the container has no IOMMU yet",
         "set a group's container first, then the container's IOMMU",
@@ -269,6 +307,10 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "open all devices before memory is mapped",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
+    ("MADV_POPULATE_WRITE", errno.EFAULT): (
+        "a page of it cannot be had",
+        "use smaller pages, or raise the huge pages that its cgroup may have (hugetlb.*.max)",
+    ),
     ("reserve", errno.EINVAL): (
         "they are not whole IOMMU pages, or lie outside of the IOVA ranges that the kernel allows",
         "choose whole pages inside of the ranges, or leave the choice to vfiotool",

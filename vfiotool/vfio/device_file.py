@@ -62,7 +62,7 @@ class DeviceFile(Protocol):
         """Have ``user.revoke`` called once it is closed or given back; held weakly. ClosedError."""
 
     def set_asleep(self, asleep: bool) -> None:
-        """Keep accesses to what is mapped from a device that sleeps, or let them through again. KernelError."""
+        """Keep accesses to what is mapped from a device that sleeps, or let them through. KernelError."""
 
     def revoke(self, reason: str) -> None:
         """Give the device back to the kernel while other threads use it; they get ClosedError."""
