@@ -1,0 +1,64 @@
+"""Why an access to a region is refused, in words: the same whether its registers are mapped or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vfiotool.errors import AccessError
+
+WIDTHS = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A ``verb`` ("read" or "write") of ``size`` bytes at ``offset`` of a ``subject``.
+
+    It is done ``width`` bits at a time; 0 leaves that to the kernel.
+    """
+
+    verb: str
+    offset: int
+    size: int
+    width: int
+    subject: str
+
+    @classmethod
+    def single(cls, verb: str, offset: int, width: int, subject: str) -> Access:
+        """Describe one access of a width."""
+        return cls(verb, offset, width // 8, width, subject)
+
+    @property
+    def end(self) -> int:
+        """Return the first offset behind it."""
+        return self.offset + self.size
+
+    def refused(self, why: str, *, hint: str = "") -> AccessError:
+        """Return the error that says so."""
+        return AccessError(f"{self} {why}", hint=hint)
+
+    def outside(self, limit: int) -> AccessError:
+        """Return the error for a subject of only ``limit`` bytes."""
+        return self.refused(f"lies outside: it has {limit:#x} bytes", hint="offsets count from its start")
+
+    def misfit(self) -> AccessError:
+        """Return the error for an offset, a size or a width that do not go together."""
+        if self.width not in WIDTHS:
+            return self.refused("has no such width", hint="a width is 8, 16, 32 or 64 bits")
+        step = self.width // 8
+        if self.size % step:
+            return self.refused(
+                f"is no multiple of {step} bytes", hint="access the rest on its own, with a smaller width"
+            )
+        return self.refused("is misaligned", hint=f"an offset is a multiple of the width, {step} bytes")
+
+    def too_large(self, value: int) -> AccessError:
+        """Return the error for a value that the width has no room for."""
+        return self.refused(
+            f"has no room for {value:#x}", hint=f"values are from 0 to {(1 << self.width) - 1:#x}"
+        )
+
+    def __str__(self) -> str:
+        if self.size * 8 == self.width:
+            return f"a {self.width}-bit {self.verb} at {self.offset:#x} of {self.subject}"
+        by = f", {self.width} bits at a time," if self.width else ""
+        return f"a {self.verb} of {self.size:#x} bytes{by} at {self.offset:#x} of {self.subject}"
