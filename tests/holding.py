@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 _HOLD = """
 import sys
-from vfiotool.vfio import GroupDevice
-with GroupDevice(sys.argv[1], int(sys.argv[2])):
+from vfiotool.vfio import open_device
+with open_device(sys.argv[1], iommu="type1v2", honour_requests=False):
     print("held", flush=True)
     sys.stdin.read()
 """

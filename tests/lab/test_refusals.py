@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.group_device import GroupDevice
 from tests.holding import held
 from tests.lab.support import (
     BRIDGE,
@@ -42,7 +43,6 @@ from tests.lab.support import (
     vfiotool,
     write,
 )
-from vfiotool.vfio import GroupDevice
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.group_device import GroupDevice
 from tests.lab.support import (
     BRIDGE,
     BUS,
@@ -43,7 +44,6 @@ from tests.lab.support import (
     to_vfio,
     write,
 )
-from vfiotool.vfio import GroupDevice
 
 pytestmark = pytest.mark.needs_guest
 

@@ -12,6 +12,7 @@ from ctypes import sizeof
 
 import pytest
 
+from tests.group_device import GroupDevice
 from tests.lab.support import (
     BUS,
     EDU,
@@ -38,7 +39,7 @@ from tests.lab.waiting import (
     those_that_wait,
     writing,
 )
-from vfiotool.vfio import Container, Device, Group, GroupDevice
+from vfiotool.vfio import Container, Group, IommuType, KernelDeviceFile
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_set
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
@@ -121,7 +122,7 @@ def test_an_open_group_alone_blocks_up_to_5_10_where_it_has_a_container(
     with Container() as container, Group(bound) as opened:
         if with_container:
             opened.set_container(container)
-            container.set_type1()
+            container.set_iommu(IommuType.TYPE1v2)
         writer = writing(path(EDU, "driver/unbind"), EDU)
         waited = comes_to_wait(writer, UNBIND)
     assert writer.wait(30) == 0
@@ -185,19 +186,19 @@ def test_a_holder_that_cannot_be_asked_is_waited_for(edu: GroupDevice) -> None:
     assert writer.wait(30) == 0
 
 
-def armed(device: Device) -> int:
+def armed(file: KernelDeviceFile) -> int:
     """Have the kernel ask for the device by an eventfd, and return that."""
     event = os.eventfd(0)
     flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
     data = event.to_bytes(4, "little")
     question = vfio_irq_set(sizeof(vfio_irq_set) + len(data), flags, PciIrq.REQ, 0, 1)
-    fcntl.ioctl(device.fileno(), int(DeviceIoctl.VFIO_DEVICE_SET_IRQS), bytes(question) + data)
+    fcntl.ioctl(file.fileno(), int(DeviceIoctl.VFIO_DEVICE_SET_IRQS), bytes(question) + data)
     return event
 
 
 def test_a_holder_that_can_be_asked_is_and_the_unbind_ends_when_it_lets_go(edu: GroupDevice) -> None:
     before = len(said(0))
-    event = armed(edu.device)
+    event = armed(edu.file)
     try:
         writer = unbinding()
         assert select.select([event], [], [], 30)[0] == [event]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.group_device import GroupDevice
 from tests.lab.support import EDU, as_before, driver, group, needs_iommu, output, path, read, to_vfio, write
-from vfiotool.vfio import GroupDevice
+from vfiotool.vfio.queries import read_region_info
 from vfiotool.vfio.uapi import PciRegion
 
 INTERRUPT_LINE = 0x3C  # means nothing to the device
@@ -64,7 +65,7 @@ def test_lockdown_closes_config_and_resources_in_sysfs_and_leaves_vfio(lockdown:
         assert os.pread(config, 2, 0) == bytes.fromhex("3412"), "reading goes on"
         to_vfio(EDU)
         with GroupDevice(EDU, number) as held:
-            fd, device = held.device.fileno(), held.device
-            write_config(fd, device.region(PciRegion.CONFIG).offset)
-            assert identity(fd, device.region(PciRegion.BAR0).offset) == EDU_IDENTITY
+            fd = held.file.fileno()
+            write_config(fd, read_region_info(held.file, PciRegion.CONFIG).offset)
+            assert identity(fd, read_region_info(held.file, PciRegion.BAR0).offset) == EDU_IDENTITY
     assert driver(EDU) is None

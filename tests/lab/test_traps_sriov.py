@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from vfiotool.vfio.features import Features
 
+from tests.group_device import GroupDevice
 from tests.lab.support import (
     BUS,
     RELEASE,
@@ -30,7 +32,7 @@ from tests.lab.support import (
 from tests.lab.support import SUBSYSTEM_NVME as PF
 from tests.lab.waiting import UNBIND, await_sleep, comes_to_wait, reading, those_that_wait, writing
 from vfiotool.errors import KernelError
-from vfiotool.vfio import GroupDevice
+from vfiotool.vfio.queries import read_device_info
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 
@@ -159,15 +161,15 @@ def test_a_vf_of_a_pf_on_vfio_pci_follows_it_and_opens_by_the_token_alone(pf: Gr
         number = number_of(VF)
         assert_closed_to(number, None)
         assert_closed_to(number, uuid.UUID(int=0))
-        pf.device.set_vf_token(first)
+        Features(pf.file).set_vf_token(first)
         assert_closed_to(number, None)
         assert_closed_to(number, second)
         with GroupDevice(VF, number, first) as vf:
-            assert vf.device.name == VF
-            pf.device.set_vf_token(second)
-            assert vf.device.info().num_regions == 9, "it stays open"
+            assert vf.file.name == VF
+            Features(pf.file).set_vf_token(second)
+            assert read_device_info(vf.file).num_regions == 9, "it stays open"
             with pytest.raises(KernelError, match="lacks the feature"):
-                vf.device.set_vf_token(first)
+                Features(vf.file).set_vf_token(first)
         assert_closed_to(number, first)
         GroupDevice(VF, number, second).close()
     finally:

@@ -4,6 +4,7 @@ Names are the kernel's own (Documentation/driver-api/vfio.rst).
 """
 
 from vfiotool.vfio.container import Container
+from vfiotool.vfio.device_file import KernelDeviceFile
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import DeviceInfo, IovaRange, IrqInfo, MmapArea, RegionInfo, Type1Info
 from vfiotool.vfio.uapi import Extension, GroupFlags, IommuType
@@ -17,6 +18,7 @@ __all__ = [
     "IommuType",
     "IovaRange",
     "IrqInfo",
+    "KernelDeviceFile",
     "MmapArea",
     "RegionInfo",
     "Type1Info",

@@ -346,7 +346,7 @@ class Dma:
 
 
 def _access(read: bool, write: bool) -> DmaMapFlags:
-    return DmaMapFlags.READ * read | DmaMapFlags.WRITE * write
+    return DmaMapFlags(DmaMapFlags.READ * read | DmaMapFlags.WRITE * write)
 
 
 def _located(

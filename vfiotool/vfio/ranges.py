@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import DmaRangeError
@@ -16,7 +16,7 @@ _RANGE = 3 * _WORD
 
 
 class Ranges:
-    """An array of (vaddr, iova, size), each in bytes. Does not change once it is made; any thread may read it."""
+    """An array of (vaddr, iova, size), each in bytes. It does not change, so any thread may read it."""
 
     __slots__ = ("_owner", "array", "count")
 
@@ -36,9 +36,10 @@ class Ranges:
         Raises:
             DmaRangeError: a number does not fit in 64 bits, or the buffer is not made of triples.
         """
-        if isinstance(ranges, (list, tuple)) or not _is_buffer(ranges):
-            return cls._of_tuples(list(ranges))  # type: ignore[arg-type]
-        view = memoryview(ranges)
+        try:
+            view = memoryview(cast("ReadableBuffer", ranges))
+        except TypeError:
+            return cls._of_tuples(list(cast("Iterable[tuple[int, int, int]]", ranges)))
         if not view.c_contiguous or view.nbytes % _RANGE or (view.itemsize != _WORD and view.itemsize != 1):
             raise DmaRangeError(
                 "the buffer is not made of (vaddr, iova, size) triples of 64-bit words",
@@ -104,11 +105,3 @@ class Ranges:
     def size(self) -> int:
         """How many bytes they are together."""
         return sum(size for _vaddr, _iova, size in self)
-
-
-def _is_buffer(candidate: object) -> bool:
-    try:
-        memoryview(candidate).release()  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
