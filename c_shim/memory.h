@@ -13,9 +13,9 @@
  * are CPUs to run on; 0 means one for each. All of them have ended when this returns.
  *
  * `page_size` is the size of the smallest page that may back the range, which starts and ends on one.
- * -EINVAL: not so, or (by MADV_POPULATE_WRITE) it may not be written or is a device's; -ENOMEM: no
- * memory left, or nothing is mapped at a part of it; -EFAULT, -EHWPOISON: a page cannot be had. Then
- * any part of the range may be present.
+ * -EINVAL: not so, or a part may not be written or is a device's; -ENOMEM: no memory is left, or
+ * nothing is mapped at a part; -EFAULT, -EHWPOISON: a page cannot be had. Before 5.14 it is -EFAULT
+ * for all but the first. After a failure any part of the range may be present.
  */
 int vt_prefault(uint64_t address, uint64_t size, uint64_t page_size, unsigned int threads);
 
