@@ -202,9 +202,8 @@ class KernelDeviceFile(Handle):
             self._why_closed = reason
             self._revoked = True
             self._end_use()
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(null, self._fd, inheritable=False)
-            os.close(null)
+            # An eventfd refuses whatever a device is asked; and no further descriptor is needed for it.
+            os.dup2(self.gone, self._fd, inheritable=False)
         self._release()
 
     def close(self) -> None:
@@ -239,6 +238,6 @@ class KernelDeviceFile(Handle):
         self.gone = -1
 
     def _failed(self, code: int | None, operation: str) -> Exception:
-        if self._revoked:  # /dev/null answered
+        if self._revoked:  # the device did not answer
             return ClosedError(f"{self.name} was given back", hint=self._why_closed)
         return KernelError(code or errno.EIO, operation, self.name)
