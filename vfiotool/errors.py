@@ -238,12 +238,12 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "try again",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EINVAL): (
-        "a device that would be reset too is neither in a group that was passed nor without a driver",
-        "open the groups of all devices that hot_reset_info() names",
+        "a device that would be reset too is in no group that was passed, or not on vfio-pci",
+        "bind all devices that read_hot_reset_info() names, and pass their groups",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EPERM): (
         "a device that would be reset too is not this process's",
-        "open the groups of all devices that hot_reset_info() names",
+        "bind all devices that read_hot_reset_info() names, and pass their groups",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EBUSY): (
         "a device that would be reset too is on a host driver",
