@@ -1,0 +1,163 @@
+"""Resetting a device: its function alone, or all that hangs on its bus or slot."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable
+from ctypes import sizeof
+from dataclasses import dataclass
+from typing import Protocol
+
+from vfiotool.errors import KernelError, RefusedError, UnsupportedError
+from vfiotool.vfio.answer import Answer
+from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.queries import read_device_info
+from vfiotool.vfio.uapi import (
+    DeviceInfoFlags,
+    DeviceIoctl,
+    HotResetInfoFlags,
+    vfio_pci_dependent_device,
+    vfio_pci_hot_reset,
+    vfio_pci_hot_reset_info,
+)
+
+_NOT_OWNED = (1 << 32) - 1  # VFIO_PCI_DEVID_NOT_OWNED
+_MOST_DEVICES = 1 << 16  # a PCI segment has no more functions
+_ATTEMPTS = 4
+
+
+class OpenGroup(Protocol):
+    """A group that this process has open, as ``Group`` is."""
+
+    id: int
+
+    def fileno(self) -> int:
+        """Return its file descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependentDevice:
+    """A device that a hot reset resets too: ``group`` is its IOMMU group.
+
+    For a device that was opened by its own node (since 6.6) ``group`` is None, and ``owned`` says
+    whether it may be reset: it is this iommufd's, or no one's.
+    """
+
+    address: str
+    group: int | None
+    owned: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class HotResetInfo:
+    """VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: what a hot reset resets, the device itself included."""
+
+    flags: HotResetInfoFlags
+    devices: tuple[DependentDevice, ...]
+
+
+def reset_function(file: DeviceFile) -> None:
+    """Reset the function alone. The kernel restores its configuration space, but not its registers.
+
+    Raises:
+        UnsupportedError: the device has no reset of its own.
+        KernelError: EAGAIN, another reset is under way; else the reset failed.
+    """
+    if DeviceInfoFlags.RESET not in read_device_info(file).flags:
+        raise UnsupportedError(
+            f"{file.name} has no reset of its own", hint="a hot reset takes all devices of its bus with it"
+        )
+    file.ioctl(DeviceIoctl.VFIO_DEVICE_RESET, bytearray())
+
+
+def read_hot_reset_info(file: DeviceFile) -> HotResetInfo:
+    """Return which devices a hot reset takes with it.
+
+    Raises:
+        UnsupportedError: the device has no bridge above it that could reset its bus or slot.
+        KernelError: EBADMSG for a malformed answer.
+    """
+    return _hot_reset_info(_ask(file))
+
+
+def hot_reset(file: DeviceFile, groups: Iterable[OpenGroup] = ()) -> None:
+    """Reset the bus or slot of the device, and so all devices on it.
+
+    ``groups`` are those that this process has open: they must hold all of these devices. For a device
+    that was opened by its own node there are none: its iommufd must have all of them.
+
+    Raises:
+        UnsupportedError: as for ``read_hot_reset_info``.
+        RefusedError: a device is not this process's: ``reasons`` names each, and its group.
+        KernelError: the reset failed.
+    """
+    info = read_hot_reset_info(file)
+    affected = {device.group for device in info.devices}
+    passed = {group.id: group for group in groups if group.id in affected}
+    _require_owned(file, info, frozenset(passed))
+    fds = [group.fileno() for group in passed.values()]
+    size = sizeof(vfio_pci_hot_reset) + 4 * len(fds)
+    question = bytes(vfio_pci_hot_reset(argsz=size, count=len(fds)))
+    file.ioctl(
+        DeviceIoctl.VFIO_DEVICE_PCI_HOT_RESET, bytearray(question + struct.pack(f"={len(fds)}i", *fds))
+    )
+
+
+def _ask(file: DeviceFile) -> Answer:
+    """Ask, make room for as many devices as the kernel says there are, ask again."""
+    request = DeviceIoctl.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO
+    size = sizeof(vfio_pci_hot_reset_info)
+    for _ in range(_ATTEMPTS):  # more than twice only where devices come meanwhile
+        data = bytearray(bytes(vfio_pci_hot_reset_info(argsz=size)).ljust(size, b"\0"))
+        try:
+            file.ioctl(request, data)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                raise _no_bridge(file) from None
+            if error.errno != errno.ENOSPC:
+                raise
+        else:
+            return Answer(bytes(data), request.name, file.name)
+        count = Answer(bytes(data), request.name, file.name).read(vfio_pci_hot_reset_info).count
+        if count > _MOST_DEVICES:
+            break
+        size = sizeof(vfio_pci_hot_reset_info) + count * sizeof(vfio_pci_dependent_device)
+    raise Answer(bytes(data), request.name, file.name).malformed(f"{count} devices never fit")
+
+
+def _no_bridge(file: DeviceFile) -> UnsupportedError:
+    return UnsupportedError(
+        f"{file.name} cannot be hot reset: no bridge above it can reset its bus or slot",
+        hint="a device on a root bus has only its own reset",
+    )
+
+
+def _hot_reset_info(answer: Answer) -> HotResetInfo:
+    head = answer.read(vfio_pci_hot_reset_info)
+    flags = HotResetInfoFlags(head.flags)
+    found = answer.read_array(vfio_pci_dependent_device, sizeof(vfio_pci_hot_reset_info), head.count)
+    by_id = HotResetInfoFlags.DEV_ID in flags
+    return HotResetInfo(flags, tuple(_dependent(device, by_id) for device in found))
+
+
+def _dependent(device: vfio_pci_dependent_device, by_id: bool) -> DependentDevice:
+    slot, function = device.devfn >> 3, device.devfn & 7
+    address = f"{device.segment:04x}:{device.bus:02x}:{slot:02x}.{function}"
+    if by_id:
+        return DependentDevice(address, None, device.group_id != _NOT_OWNED)
+    return DependentDevice(address, device.group_id, None)
+
+
+def _require_owned(file: DeviceFile, info: HotResetInfo, groups: frozenset[int]) -> None:
+    reasons = [
+        f"{device.address} of group {device.group}" if device.owned is None else device.address
+        for device in info.devices
+        if not (device.group in groups if device.owned is None else device.owned)
+    ]
+    if reasons:
+        raise RefusedError(
+            f"a hot reset of {file.name} would reset what is not this process's: {', '.join(reasons)}",
+            reasons=reasons,
+            hint="bind these devices to vfio-pci too, and open and pass their groups",
+        )
