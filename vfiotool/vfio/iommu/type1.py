@@ -41,9 +41,9 @@ class Type1(AddressSpace):
             KernelError: the container cannot be opened.
         """
         self.mode = mode
-        path, self._kind = _KINDS[mode]
-        self.name = path
-        self.container = Container(path)
+        self._path, self._kind = _KINDS[mode]
+        self.name = self._path
+        self.container = Container(self._path)
         self._lock = threading.Lock()
         self._groups: dict[int, tuple[Group, int]] = {}  # with how many devices of it are open
         self._ready = False
@@ -58,8 +58,8 @@ class Type1(AddressSpace):
 
     @property
     def attached(self) -> bool:
-        """Say whether a group is in the container: without one the kernel keeps no mappings."""
-        return bool(self._groups)
+        """Say whether the kernel keeps mappings: type1 does while a group is there, iommufd always."""
+        return bool(self._groups) or (self._path == IOMMUFD and not self.closed)
 
     def fileno(self) -> int:
         """Return the container's descriptor; ClosedError once it is closed."""
