@@ -12,11 +12,29 @@ TYPE_CHECKING = False  # as in typing, whose import costs a quarter of Python's 
 if TYPE_CHECKING:
     from vfiotool.binding.operations import Binding as Binding
     from vfiotool.binding.operations import bound as bound
+    from vfiotool.drivers.layout import bit as bit
+    from vfiotool.drivers.layout import bits as bits
+    from vfiotool.drivers.registers import Register as Register
+    from vfiotool.drivers.registers import RegisterBlock as RegisterBlock
     from vfiotool.host.snapshot import snapshot as snapshot
+    from vfiotool.vfio.device import Device as Device
+    from vfiotool.vfio.iommu.choosing import offered_modes as offered_modes
+    from vfiotool.vfio.iommu.protocol import IommuMode as IommuMode
+    from vfiotool.vfio.mapping import Buffer as Buffer
+    from vfiotool.vfio.opening import open_device as open_device
 
 _HOMES = {
     "Binding": "vfiotool.binding.operations",
+    "Buffer": "vfiotool.vfio.mapping",
+    "Device": "vfiotool.vfio.device",
+    "IommuMode": "vfiotool.vfio.iommu.protocol",
+    "Register": "vfiotool.drivers.registers",
+    "RegisterBlock": "vfiotool.drivers.registers",
+    "bit": "vfiotool.drivers.layout",
+    "bits": "vfiotool.drivers.layout",
     "bound": "vfiotool.binding.operations",
+    "offered_modes": "vfiotool.vfio.iommu.choosing",
+    "open_device": "vfiotool.vfio.opening",
     "snapshot": "vfiotool.host.snapshot",
 }
 

@@ -300,7 +300,7 @@ def test_a_type1_closes_the_group_with_the_last_of_its_devices(shim: FakeShim) -
     before = open_fds()
     space = Type1(IommuMode.TYPE1V2)
     emptied: list[bool] = []
-    space.on_emptied = lambda: emptied.append(space.attached)  # type: ignore[method-assign]
+    space.on_emptied = lambda: emptied.append(space.attached)
     first, second = space.open_device(ADDRESS), space.open_device(ADDRESS)
     assert len(shim.called("vt_group_set_container")) == len(shim.called("vt_container_set_iommu")) == 1
     first.close()

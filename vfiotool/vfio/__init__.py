@@ -1,25 +1,55 @@
-"""Drive a device through VFIO: containers, groups, devices, and the memory that they may reach.
+"""Drive a device through VFIO: open it, map memory for its DMA, its registers, interrupts and resets.
 
-Names are the kernel's own (Documentation/driver-api/vfio.rst).
+Names are the kernel's own (Documentation/driver-api/vfio.rst, Documentation/userspace-api/iommufd.rst).
+``open_device`` is where a driver begins; the other names are what it is made of.
 """
 
 from vfiotool.vfio.container import Container
-from vfiotool.vfio.device_file import KernelDeviceFile
+from vfiotool.vfio.device import Device
+from vfiotool.vfio.device_file import DeviceFile, KernelDeviceFile
+from vfiotool.vfio.dma import Dma
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import DeviceInfo, IovaRange, IrqInfo, MmapArea, RegionInfo, Type1Info
-from vfiotool.vfio.uapi import Extension, GroupFlags, IommuType
+from vfiotool.vfio.iommu import Iommu, IommuInfo, IommuMode, offered_modes, open_iommu
+from vfiotool.vfio.mapping import Batch, Buffer, Mapping
+from vfiotool.vfio.memory import Memory, PageKind
+from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.ranges import Ranges
+from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.uapi import DeviceFeature, Extension, GroupFlags, IommuType, PciIrq, PciRegion
 
 __all__ = [
+    "Batch",
+    "Buffer",
     "Container",
+    "Device",
+    "DeviceFeature",
+    "DeviceFile",
     "DeviceInfo",
+    "Dma",
     "Extension",
     "Group",
     "GroupFlags",
+    "Iommu",
+    "IommuInfo",
+    "IommuMode",
     "IommuType",
     "IovaRange",
     "IrqInfo",
     "KernelDeviceFile",
+    "Mapping",
+    "Memory",
     "MmapArea",
+    "Mmio",
+    "PageKind",
+    "PciIrq",
+    "PciRegion",
+    "Ranges",
     "RegionInfo",
+    "RegisterSpace",
     "Type1Info",
+    "offered_modes",
+    "open_device",
+    "open_iommu",
 ]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import cached_property
 from types import TracebackType
 
-from vfiotool.vfio import reset
 from vfiotool.vfio.config_space import ConfigSpace
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.dma import Dma
@@ -17,6 +14,7 @@ from vfiotool.vfio.irqs import Irqs
 from vfiotool.vfio.queries import read_device_info
 from vfiotool.vfio.regions import Regions
 from vfiotool.vfio.requests import ReleaseRequest
+from vfiotool.vfio.reset import hot_reset, reset_function
 
 
 class Device:
@@ -45,10 +43,10 @@ class Device:
         self.features = Features(file)
         self._request = ReleaseRequest(file, self.irqs, self._ask_driver) if honour_requests else None
 
-    @cached_property
+    @property
     def config(self) -> ConfigSpace:
         """Its configuration space."""
-        return ConfigSpace(self.regions.config)
+        return self.regions.config
 
     @property
     def closed(self) -> bool:
@@ -87,12 +85,30 @@ class Device:
             UnsupportedError: it cannot be reset alone: see ``hot_reset``.
             KernelError: the reset failed.
         """
-        reset.reset_function(self.file)
-        self.irqs.rearm()
+        reset_function(self.file)
+        self.settle()
 
-    def low_power(self) -> AbstractContextManager[object]:
-        """Let the device sleep for a ``with`` block; its registers cannot be reached meanwhile."""
-        return self.features.low_power()
+    def hot_reset(self) -> None:
+        """Reset the bus or slot, and with it all devices on it, which must be this process's.
+
+        For the others of them call ``settle`` afterwards.
+
+        Raises:
+            UnsupportedError: no bridge above it can reset its bus or slot.
+            RefusedError: a device that it would reset is not this process's.
+            KernelError: the reset failed.
+        """
+        hot_reset(self.file, self.dma.iommu.groups)
+        self.settle()
+
+    def settle(self) -> None:
+        """After a reset that came from elsewhere: arm again the interrupts that were enabled.
+
+        Raises:
+            KernelError: the kernel has fewer interrupts to give now.
+        """
+        self.config.settle()
+        self.irqs.rearm()
 
     def close(self) -> None:
         """Give the device back; calls after the first do nothing. The last one ends the address space."""

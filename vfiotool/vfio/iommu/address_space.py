@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import DmaMapError
@@ -18,8 +19,8 @@ class AddressSpace:
     ioas = 0
     """The id of the IOAS; a container has none."""
 
-    def on_emptied(self) -> None:
-        """Called when the kernel has undone all mappings, as the last device left; ``Dma`` has its own."""
+    on_emptied: Callable[[], None] = staticmethod(lambda: None)
+    """Called when the kernel has undone all mappings, as the last device left; ``Dma`` has its own."""
 
     def fileno(self) -> int:
         """Return the descriptor of the container or the iommufd; ClosedError once it is closed."""

@@ -15,6 +15,7 @@ from vfiotool.errors import DmaMapError, DmaRangeError, KernelError, Unsupported
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.device_file import DeviceFile, KernelDeviceFile
+from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle, checked
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.address_space import AddressSpace
@@ -70,6 +71,11 @@ class Iommufd(AddressSpace, Handle):
     def attached(self) -> bool:
         """Say whether the kernel keeps mappings: an IOAS has them whatever is attached to it."""
         return not self.closed
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """None: devices are opened by nodes of their own."""
+        return ()
 
     def fileno(self) -> int:
         """Return the iommufd; ClosedError once it is closed."""
@@ -159,7 +165,7 @@ class Iommufd(AddressSpace, Handle):
         Raises:
             DmaRangeError: they overlap, or a part of them is not valid already.
         """
-        array = (iommu_iova_range * len(ranges))(*[(one.start, one.end) for one in ranges])
+        array = (iommu_iova_range * len(ranges))(*[iommu_iova_range(r.start, r.end) for r in ranges])
         question = iommu_ioas_allow_iovas(
             ioas_id=self.ioas, num_iovas=len(ranges), allowed_iovas=ctypes.addressof(array)
         )

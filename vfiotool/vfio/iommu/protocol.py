@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
@@ -56,6 +57,10 @@ class Iommu(Protocol):
     @property
     def attached(self) -> bool:
         """Say whether the kernel keeps mappings now: type1 does while a device is open."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that are open, for a hot reset: none where devices are opened by nodes of their own."""
 
     @property
     def closed(self) -> bool:
