@@ -7,21 +7,40 @@ Express Base section 7.7.7. What the kernel knows better of single models (drive
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
-from vfiotool.pci import config as pci_config
+from vfiotool.pci.capabilities.reader import CutOffError, Reader, find_reader, names_of
 
 _EXPRESS = 0x10
-_FLAGS_AT = 2
 _ACS = 0x0D
-_ACS_SIZE = 8
-_CAPABILITY_AT, _CONTROL_AT = 4, 6
 
-_WANTED = {
-    1 << 0: "source validation",
-    1 << 2: "P2P request redirect",
-    1 << 3: "P2P completion redirect",
-    1 << 4: "upstream forwarding",
-}
+_SERVICES = (
+    "source validation",
+    "translation blocking",
+    "P2P request redirect",
+    "P2P completion redirect",
+    "upstream forwarding",
+    "P2P egress control",
+    "direct translated P2P",
+)
+_WANTED = (
+    "source validation",
+    "P2P request redirect",
+    "P2P completion redirect",
+    "upstream forwarding",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessControl:
+    """Access Control Services: what the function can do to keep its neighbours' requests apart, and does."""
+
+    supported: tuple[str, ...]
+    enabled: tuple[str, ...]
+
+    @classmethod
+    def read(cls, at: Reader) -> AccessControl:
+        return cls(names_of(at.u16(4), _SERVICES), names_of(at.u16(6), _SERVICES))
 
 
 class PortType(enum.IntEnum):
@@ -50,8 +69,13 @@ _JUDGED_IN_MULTIFUNCTION = (
 
 def port_type(config: bytes) -> int | None:
     """Return what a function is (see ``PortType``), or ``None`` for conventional PCI."""
-    offset = _offset(config, _EXPRESS, extended=False)
-    return None if offset is None else config[offset + _FLAGS_AT] >> 4
+    at = find_reader(config, _EXPRESS, extended=False)
+    return None if at is None else read_port_type(at)
+
+
+def read_port_type(at: Reader) -> int:
+    """Return what a PCI Express capability says that its function is."""
+    return at.u8(2) >> 4
 
 
 def weakness(config: bytes, *, multifunction: bool) -> str | None:
@@ -69,17 +93,12 @@ def weakness(config: bytes, *, multifunction: bool) -> str | None:
 
 
 def _weakness_of_capability(config: bytes) -> str | None:
-    offset = _offset(config, _ACS, extended=True)
-    if offset is None or offset + _ACS_SIZE > len(config):
+    at = find_reader(config, _ACS, extended=True)
+    try:
+        services = None if at is None else AccessControl.read(at)
+    except CutOffError:
+        services = None
+    if services is None:
         return "without ACS"
-    able = int.from_bytes(config[offset + _CAPABILITY_AT : offset + _CONTROL_AT], "little")
-    on = int.from_bytes(config[offset + _CONTROL_AT : offset + _ACS_SIZE], "little")
-    off = [name for flag, name in _WANTED.items() if able & ~on & flag]
+    off = [name for name in _WANTED if name in services.supported and name not in services.enabled]
     return f"whose ACS has {', '.join(off)} switched off" if off else None
-
-
-def _offset(config: bytes, number: int, *, extended: bool) -> int | None:
-    for capability in pci_config.capabilities(config):
-        if (capability.id, capability.extended) == (number, extended):
-            return capability.offset
-    return None
