@@ -87,40 +87,72 @@ int64_t vt_dma_unmap_all(int fd, uint32_t ioas)
 	return result == -ENOENT ? 0 : result; /* an IOAS without mappings */
 }
 
-static int continues(const struct vt_range *run, const struct vt_range *next)
+/* Whether `next` begins in IOVA where `span` ends. */
+static int is_next(const struct vt_range *span, const struct vt_range *next)
 {
-	uint64_t vaddr, iova, size;
+	uint64_t iova, size;
 
-	return !__builtin_add_overflow(run->vaddr, run->size, &vaddr) && vaddr == next->vaddr &&
-	       !__builtin_add_overflow(run->iova, run->size, &iova) && iova == next->iova &&
-	       !__builtin_add_overflow(run->size, next->size, &size) && run->size && next->size;
+	return !__builtin_add_overflow(span->iova, span->size, &iova) && iova == next->iova &&
+	       !__builtin_add_overflow(span->size, next->size, &size) && span->size && next->size;
 }
 
+/* And in memory too, so that one mapping can be made of both. */
+static int continues(const struct vt_range *run, const struct vt_range *next)
+{
+	uint64_t vaddr;
+
+	return is_next(run, next) && !__builtin_add_overflow(run->vaddr, run->size, &vaddr) &&
+	       vaddr == next->vaddr;
+}
+
+typedef int follows(const struct vt_range *run, const struct vt_range *next);
+
 /* Make `run` of the ranges from `first` on that belong together; returns the index after them. */
-static uint64_t next_run(const struct vt_range *ranges, uint64_t first, uint64_t count,
-			 struct vt_range *run)
+static inline uint64_t next_run(const struct vt_range *ranges, uint64_t first, uint64_t count,
+				follows *belongs, struct vt_range *run)
 {
 	uint64_t next = first + 1;
 
 	*run = ranges[first];
-	while (next < count && continues(run, &ranges[next]))
+	while (next < count && belongs(run, &ranges[next]))
 		run->size += ranges[next++].size;
 	return next;
 }
 
-int64_t vt_ranges_merge(const struct vt_range *ranges, uint64_t count, struct vt_range *runs)
+static inline int64_t merge(const struct vt_range *ranges, uint64_t count, follows *belongs,
+			    struct vt_range *runs)
 {
 	struct vt_range run;
 	uint64_t at = 0;
 	int64_t found = 0;
 
 	while (at < count) {
-		at = next_run(ranges, at, count, &run);
+		at = next_run(ranges, at, count, belongs, &run);
 		if (runs)
 			runs[found] = run;
 		found++;
 	}
 	return found;
+}
+
+int64_t vt_ranges_merge(const struct vt_range *ranges, uint64_t count, struct vt_range *runs)
+{
+	return merge(ranges, count, continues, runs);
+}
+
+int64_t vt_ranges_spans(const struct vt_range *ranges, uint64_t count, struct vt_range *spans)
+{
+	return merge(ranges, count, is_next, spans);
+}
+
+int64_t vt_ranges_size(const struct vt_range *ranges, uint64_t count)
+{
+	uint64_t size = 0;
+
+	for (uint64_t at = 0; at < count; at++)
+		if (__builtin_add_overflow(size, ranges[at].size, &size))
+			return -EOVERFLOW;
+	return size > INT64_MAX ? -EOVERFLOW : (int64_t)size;
 }
 
 void vt_ranges_fill(struct vt_range *ranges, const uint64_t *vaddrs, uint64_t count, uint64_t size)
@@ -202,7 +234,7 @@ int64_t vt_dma_map_ranges(int fd, uint32_t ioas, const struct vt_range *ranges, 
 	int result;
 
 	for (; at < count; at = next, runs++) {
-		next = next_run(ranges, at, count, &run);
+		next = next_run(ranges, at, count, continues, &run);
 		result = map(fd, ioas, &run, flags);
 		if (result < 0) {
 			vt_dma_unmap_ranges(fd, ioas, ranges, at);
@@ -217,14 +249,12 @@ int64_t vt_dma_map_ranges(int fd, uint32_t ioas, const struct vt_range *ranges, 
 int64_t vt_dma_unmap_ranges(int fd, uint32_t ioas, const struct vt_range *ranges, uint64_t count)
 {
 	int64_t bytes = 0, first_error = 0, result;
-	uint64_t at = 0, iova, end;
+	struct vt_range span;
+	uint64_t at = 0;
 
 	while (at < count) {
-		iova = ranges[at].iova;
-		end = iova + ranges[at].size;
-		while (++at < count && end == ranges[at].iova && end)
-			end += ranges[at].size;
-		result = vt_dma_unmap(fd, ioas, iova, end - iova);
+		at = next_run(ranges, at, count, is_next, &span);
+		result = vt_dma_unmap(fd, ioas, span.iova, span.size);
 		if (result >= 0)
 			bytes += result;
 		else if (!first_error)

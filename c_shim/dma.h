@@ -34,6 +34,12 @@ int64_t vt_dma_unmap_all(int fd, uint32_t ioas);
  */
 int64_t vt_ranges_merge(const struct vt_range *ranges, uint64_t count, struct vt_range *runs);
 
+/* The same for ranges that follow each other in iova alone; the vaddr of a span means nothing. */
+int64_t vt_ranges_spans(const struct vt_range *ranges, uint64_t count, struct vt_range *spans);
+
+/* Return how many bytes they are together, or -EOVERFLOW. */
+int64_t vt_ranges_size(const struct vt_range *ranges, uint64_t count);
+
 /* Describe `count` pieces of memory of one size; their `iova` is for vt_ranges_lay_out to give. */
 void vt_ranges_fill(struct vt_range *ranges, const uint64_t *vaddrs, uint64_t count, uint64_t size);
 

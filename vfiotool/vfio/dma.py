@@ -80,7 +80,7 @@ class Dma:
         """
         memory = Memory(size, pages)
         place = self._map(memory.address, memory.size, iova, iova_max, _access(read, write))
-        return self._keep(Buffer.over(memory.source, memory.offset, place, size), place, memory.size)
+        return self._keep(Buffer.over(memory.source, memory.offset, place, size), [place], memory.size)
 
     def arena(
         self,
@@ -99,7 +99,7 @@ class Dma:
         """
         memory = Memory(size, pages)
         place = self._map(memory.address, memory.size, iova, iova_max, _access(read, write))
-        return self._keep(Arena(memory, place), place, memory.size)
+        return self._keep(Arena(memory, place), [place], memory.size)
 
     def map(
         self,
@@ -128,7 +128,7 @@ class Dma:
             if owner is not None:
                 owner.release()  # else the traceback would keep the buffer from being closed
             raise
-        return self._keep(Mapping(address, place, length, owner), place, length)
+        return self._keep(Mapping(address, place, length, owner), [place], length)
 
     def map_file(
         self,
@@ -152,7 +152,7 @@ class Dma:
         if isinstance(self.iommu, Iommufd) and self.iommu.can_map_files:
             with self._placed(0, size, iova, iova_max) as place:
                 self.iommu.map_file(fd, offset, place, size, _access(read, write))
-            return self._keep(Mapping(0, place, size), place, size)
+            return self._keep(Mapping(0, place, size), [place], size)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection, offset=offset)
         return self.map(memory, iova=iova, iova_max=iova_max, read=read, write=write)
@@ -174,9 +174,9 @@ class Dma:
         """
         given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
         runs = given.merged()
-        with self._reserved(given, runs):
+        with self._reserved(given.spans()) as places:
             self._map_ranges(given, runs, _access(read, write))
-        return self._keep(Batch(runs), None, runs.size)
+        return self._keep(Batch(runs), places, runs.size)
 
     def map_buffers(
         self,
@@ -200,7 +200,7 @@ class Dma:
             ranges.place(place, _LARGE)
             runs = ranges.merged()
             self._map_ranges(ranges, runs, _access(read, write))
-        return self._keep(Batch(runs), place, runs.size)
+        return self._keep(Batch(runs), [place], runs.size)
 
     def unmap_all(self) -> int:
         """Undo all mappings at once, and return how many bytes they had.
@@ -279,15 +279,15 @@ class Dma:
             raise
 
     @contextlib.contextmanager
-    def _reserved(self, given: Ranges, runs: Ranges) -> Iterator[None]:
-        """Take the IOVAs of all runs or of none, and give them back where the block fails."""
+    def _reserved(self, spans: Ranges) -> Iterator[list[int]]:
+        """Take the IOVAs of all spans or of none, and give them back where the block fails."""
         taken: list[int] = []
         try:
             with self._lock:
-                for _address, iova, size in runs:
+                for _address, iova, size in spans:
                     self._allocator.reserve(iova, size)
                     taken.append(iova)
-            yield
+            yield taken
         except BaseException:
             with self._lock:
                 for iova in taken:
@@ -302,33 +302,30 @@ class Dma:
             self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
         return self._known
 
-    def _keep(self, mapped: M, place: int | None, size: int) -> M:
-        mapped.on_close(partial(self._undo, mapped, place, size))
+    def _keep(self, mapped: M, places: list[int], size: int) -> M:
+        mapped.on_close(partial(self._undo, mapped, places, size))
         with self._lock:
             self._mapped[id(mapped)] = (mapped, size)
         return mapped
 
-    def _undo(self, mapped: Mapped, place: int | None, size: int) -> None:
+    def _undo(self, mapped: Mapped, places: list[int], size: int) -> None:
         with self._lock:
             self._mapped.pop(id(mapped), None)
         if self.iommu.closed:
             return
         try:
-            unmapped = self._unmap(mapped, place, size)
+            unmapped = self._unmap(mapped, places, size)
         except DmaMapError:
             if not self.iommu.attached:
                 return
             raise
         if unmapped != size:
-            raise _miscounted(place or 0, size, unmapped)
+            raise _miscounted(places[0], size, unmapped)
 
-    def _unmap(self, mapped: Mapped, place: int | None, size: int) -> int:
+    def _unmap(self, mapped: Mapped, places: list[int], size: int) -> int:
         """Undo it in the kernel, and only then give its IOVAs to others."""
-        places = [place] if place is not None else []
         if isinstance(mapped, Batch):
             unmapped = self.iommu.unmap_ranges(mapped.runs)
-            if place is None:
-                places = [iova for _address, iova, _size in mapped.runs]
         else:
             unmapped = self.iommu.unmap(places[0], size)
         with self._lock:

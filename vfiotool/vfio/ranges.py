@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
@@ -84,9 +84,16 @@ class Ranges:
 
     def merged(self) -> Ranges:
         """Return the runs: ranges that follow each other in memory and in IOVA become one."""
-        count = lib.vt_ranges_merge(self.array, self.count, ffi.NULL)
+        return self._joined(lib.vt_ranges_merge)
+
+    def spans(self) -> Ranges:
+        """Return the IOVAs alone: ranges that follow each other there become one, whatever their memory."""
+        return self._joined(lib.vt_ranges_spans)
+
+    def _joined(self, join: Callable[[Any, int, Any], int]) -> Ranges:
+        count = join(self.array, self.count, ffi.NULL)
         runs = ffi.new("struct vt_range[]", count)
-        lib.vt_ranges_merge(self.array, self.count, runs)
+        join(self.array, self.count, runs)
         return Ranges(runs, count)
 
     def __len__(self) -> int:
@@ -103,5 +110,12 @@ class Ranges:
 
     @property
     def size(self) -> int:
-        """How many bytes they are together."""
-        return sum(size for _vaddr, _iova, size in self)
+        """How many bytes they are together.
+
+        Raises:
+            DmaRangeError: more than 63 bits hold.
+        """
+        size = lib.vt_ranges_size(self.array, self.count)
+        if size < 0:
+            raise DmaRangeError("the ranges do not fit in 64 bits", hint="see their sizes")
+        return size
