@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiotool.errors import AccessError, ClosedError, KernelError
+from vfiotool.vfio.access import Guard
 from vfiotool.vfio.mmio import Mmio
 
 PAGE = mmap.PAGESIZE
@@ -213,8 +214,8 @@ def test_a_block_comes_from_any_buffer(window: Mmio, memory: bytearray, data: by
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_write_touches_a_guarded_byte(window: Mmio, memory: bytearray, width: int) -> None:
     guarded = (*range(13, 22), *range(40, 41))
-    window.guard(13, 22, "the MSI-X table is the kernel's")
-    window.guard(40, 41, "the pending bits are the kernel's")
+    window.guard(Guard(13, 22, "the MSI-X table is the kernel's", "use irqs"))
+    window.guard(Guard(40, 41, "the pending bits are the kernel's", "use irqs"))
     size = width // 8
     for offset in range(0, SIZE, size):
         if any(offset <= byte < offset + size for byte in guarded):
@@ -230,9 +231,10 @@ def test_no_write_touches_a_guarded_byte(window: Mmio, memory: bytearray, width:
 
 
 def test_a_block_that_meets_a_guard_is_refused_as_a_whole(window: Mmio, memory: bytearray) -> None:
-    window.guard(32, 36, "the MSI-X table is the kernel's")
-    with pytest.raises(AccessError, match="is forbidden: the MSI-X table"):
+    window.guard(Guard(32, 36, "the MSI-X table is the kernel's", "use irqs"))
+    with pytest.raises(AccessError, match="is forbidden: the MSI-X table") as caught:
         window.write_block(0, bytes(SIZE))
+    assert caught.value.hint == "use irqs"
     assert memory == PATTERN
     window.write_block(0, bytes(32))
     window.write_fifo(28, bytes(SIZE))

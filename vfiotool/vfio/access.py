@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vfiotool.errors import AccessError
@@ -57,8 +58,36 @@ class Access:
             f"has no room for {value:#x}", hint=f"values are from 0 to {(1 << self.width) - 1:#x}"
         )
 
+    def unwritable(self) -> AccessError:
+        """Return the error for a write to what is only read."""
+        return self.refused("is forbidden: it is read-only", hint="the kernel lets nobody write there")
+
     def __str__(self) -> str:
-        if self.size * 8 == self.width:
+        if self.width and self.size * 8 == self.width:
             return f"a {self.width}-bit {self.verb} at {self.offset:#x} of {self.subject}"
         by = f", {self.width} bits at a time," if self.width else ""
         return f"a {self.verb} of {self.size:#x} bytes{by} at {self.offset:#x} of {self.subject}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Bytes from ``start`` to before ``end`` that no write may reach, and why."""
+
+    start: int
+    end: int
+    why: str
+    hint: str
+
+    def moved(self, distance: int) -> Guard:
+        """Return the same guard, its offsets counted from ``distance`` further on."""
+        return Guard(self.start - distance, self.end - distance, self.why, self.hint)
+
+    def meets(self, access: Access) -> bool:
+        """Say whether an access would reach a guarded byte."""
+        return access.offset < self.end and access.end > self.start
+
+
+def guarded(access: Access, guards: Iterable[Guard]) -> AccessError | None:
+    """Return the error for a write that a guard forbids, or ``None``."""
+    met = (access.refused(f"is forbidden: {one.why}", hint=one.hint) for one in guards if one.meets(access))
+    return next(met, None)

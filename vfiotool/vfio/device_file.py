@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from vfiotool.errors import ClosedError, KernelError
 from vfiotool.vfio.handle import Handle
+from vfiotool.vfio.windows import LOW_POWER, Windows
 
 if TYPE_CHECKING:
     from vfiotool.vfio.mmio import Mmio
     from vfiotool.vfio.uapi import DeviceIoctl
-
-_ASLEEP = ("the device sleeps", "leave its low_power() first")
 
 
 class User(Protocol):
@@ -61,8 +60,11 @@ class DeviceFile(Protocol):
     def on_close(self, user: User) -> None:
         """Have ``user.revoke`` called once it is closed or given back; held weakly. ClosedError."""
 
-    def set_asleep(self, asleep: bool) -> None:
-        """Keep accesses to what is mapped from a device that sleeps, or let them through. KernelError."""
+    def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
+        """Keep accesses to what is mapped from a device that is off, or let them through. KernelError.
+
+        They come through again when no reason is left; it has a hint as its second part.
+        """
 
     def revoke(self, reason: str) -> None:
         """Give the device back to the kernel while other threads use it; they get ClosedError."""
@@ -84,9 +86,8 @@ class KernelDeviceFile(Handle):
         self._let_go = let_go
         self._revoked = False
         self._revoking = threading.Lock()
-        self._windows: weakref.WeakSet[Mmio] = weakref.WeakSet()
+        self._windows = Windows()
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
-        self._asleep = False
         self.gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     @property
@@ -158,8 +159,6 @@ class KernelDeviceFile(Handle):
         with self._revoking:
             window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
             self._windows.add(window)
-            if self._asleep:
-                window.sleep(*_ASLEEP)
             return window
 
     def on_close(self, user: User) -> None:
@@ -172,10 +171,11 @@ class KernelDeviceFile(Handle):
             self.fileno()
             self._users.add(user)
 
-    def set_asleep(self, asleep: bool) -> None:
-        """Keep accesses to mapped registers from a device that sleeps, or let them through again.
+    def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
+        """Keep accesses to mapped registers from a device that is off, or let them through again.
 
-        The kernel would end the process with SIGBUS; now they are AccessErrors.
+        The kernel would end the process with SIGBUS; now they are AccessErrors, of which the reason is the
+        message and the hint. They come through again when no reason is left.
 
         Raises:
             KernelError: the kernel's errno from mmap(2).
@@ -183,12 +183,10 @@ class KernelDeviceFile(Handle):
         """
         with self._revoking:
             fd = self.fileno()
-            self._asleep = asleep
-            for window in tuple(self._windows):
-                if asleep:
-                    window.sleep(*_ASLEEP)
-                else:
-                    window.wake(fd)
+            if asleep:
+                self._windows.sleep(*reason)
+            else:
+                self._windows.wake(reason[0], fd)
 
     def revoke(self, reason: str) -> None:
         """Give the device back to the kernel, from any thread; ``reason`` is what the others are told.
@@ -220,7 +218,8 @@ class KernelDeviceFile(Handle):
 
     def _end_use(self) -> None:
         os.eventfd_write(self.gone, 1)
-        for user in (*self._windows, *self._users):
+        self._windows.revoke(self._why_closed)
+        for user in tuple(self._users):
             user.revoke(self._why_closed)
 
     def _release(self) -> None:
@@ -232,8 +231,7 @@ class KernelDeviceFile(Handle):
         super()._close_in_child()
         self._let_go = None
         self._revoking = threading.Lock()  # another thread of the parent may have held it
-        for window in tuple(self._windows):
-            window.revoke(self._why_closed)
+        self._windows.revoke(self._why_closed)
         os.close(self.gone)
         self.gone = -1
 

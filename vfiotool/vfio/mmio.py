@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import ClosedError, KernelError, VfioToolError
-from vfiotool.vfio.access import Access
+from vfiotool.vfio.access import Access, Guard, guarded
 from vfiotool.vfio.handle import checked
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Mmio:
         self._window = window
         self._file_offset = file_offset
         self._memory = memory
-        self._guards: list[tuple[int, int, str]] = []
+        self._guards: list[Guard] = []
         self._asleep = ("", "")
         self._why_closed = ""
         self.name = name
@@ -211,11 +211,11 @@ class Mmio:
         """Write bytes, all of them at one offset, ``width`` bits at a time."""
         self._write_many(lib.vt_write_fifo, offset, data, width)
 
-    def guard(self, start: int, end: int, why: str) -> None:
-        """Let no write reach the bytes from ``start`` to before ``end``; there is room for two guards."""
+    def guard(self, guard: Guard) -> None:
+        """Let no write reach some bytes; there is room for two guards."""
         place = self._window.guards[len(self._guards)]
-        self._guards.append((start, end, why))
-        place.start, place.end = max(start, 0), max(end, 0)
+        self._guards.append(guard)
+        place.start, place.end = max(guard.start, 0), max(guard.end, 0)
 
     def revoke(self, reason: str) -> None:
         """Close it, from any thread; ``reason`` is what those are told who use it afterwards."""
@@ -281,16 +281,11 @@ class Mmio:
         if code == -errno.EINVAL:
             return access.misfit()
         if code == -errno.EPERM:
-            return access.refused(f"is forbidden: {self._forbids(access)}")
+            writable = self._window.flags & _WRITE
+            return (guarded(access, self._guards) if writable else None) or access.unwritable()
         if code == -errno.EOVERFLOW and -(1 << 63) <= access.offset < 1 << 63:
             return access.too_large(value)
         return access.outside(self.size)
-
-    def _forbids(self, access: Access) -> str:
-        if not self._window.flags & _WRITE:
-            return "it is read-only"
-        met = (why for start, end, why in self._guards if access.offset < end and access.end > start)
-        return next(met, "it is guarded")
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name} is closed", hint=self._why_closed)
