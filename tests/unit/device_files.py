@@ -1,0 +1,162 @@
+"""A device's file for unit tests: its answers are given, its regions are parts of a sparse file in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+
+from vfiotool.errors import ClosedError, KernelError
+from vfiotool.testing.config_space import config_space
+from vfiotool.vfio.device_file import User
+from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.uapi import DeviceIoctl, PciRegion, RegionInfoFlags
+from vfiotool.vfio.windows import LOW_POWER, Windows
+
+ADDRESS = "0000:00:10.0"
+READ, WRITE, MMAP, CAPS = (
+    RegionInfoFlags.READ,
+    RegionInfoFlags.WRITE,
+    RegionInfoFlags.MMAP,
+    RegionInfoFlags.CAPS,
+)
+ALL = READ | WRITE | MMAP
+_INFO = struct.Struct("=IIIIQQ")
+
+
+def region_answer(
+    flags: int,
+    size: int,
+    offset: int,
+    areas: tuple[tuple[int, int], ...] | None = None,
+    *,
+    msix: bool = False,
+) -> bytes:
+    """Return an answer to VFIO_DEVICE_GET_REGION_INFO; ``areas`` are those of a SPARSE_MMAP capability."""
+    caps = []
+    if areas is not None:
+        caps.append(
+            (1, struct.pack("=II", len(areas), 0) + b"".join(struct.pack("=QQ", *one) for one in areas))
+        )
+    if msix:
+        caps.append((3, b""))
+    chain, at = b"", _INFO.size
+    for number, (kind, body) in enumerate(caps, 1):
+        at += 8 + len(body)
+        chain += struct.pack("=HHI", kind, 1, at if number < len(caps) else 0) + body
+    flags |= CAPS if caps else 0
+    return _INFO.pack(_INFO.size + len(chain), flags, 0, _INFO.size if caps else 0, size, offset) + chain
+
+
+class MemoryDeviceFile:
+    """Plays VFIO's file of a PCI device; a region without an answer is not there (EINVAL).
+
+    ``written`` has each (offset, bytes) that came through ``pwrite``.
+    """
+
+    def __init__(self, answers: Mapping[int, bytes], *, config: bytes = b"", num_regions: int = 9) -> None:
+        self.name = ADDRESS
+        self.gone = -1
+        self.answers = dict(answers)
+        if config:
+            self.answers[PciRegion.CONFIG] = region_answer(READ | WRITE, len(config), at(PciRegion.CONFIG))
+        self.num_regions = num_regions
+        self.windows = Windows()
+        self.written: list[tuple[int, bytes]] = []
+        self._fd = os.memfd_create("vfio-device")
+        os.truncate(self._fd, 16 << 40)
+        os.pwrite(self._fd, config, at(PciRegion.CONFIG))
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        if self.closed:
+            raise ClosedError(f"{self.name} is closed")
+        return self._fd
+
+    def ioctl(self, request: DeviceIoctl, data: bytearray) -> int:
+        self.fileno()
+        (room, _, index) = struct.unpack_from("=III", data)
+        if request is DeviceIoctl.VFIO_DEVICE_GET_INFO:
+            answer = struct.pack("=IIIII", 20, 2, self.num_regions, 5, 0)
+        elif index in self.answers:
+            answer = self.answers[index]
+        else:
+            raise KernelError(errno.EINVAL, request.name, self.name)
+        data[: min(room, len(answer))] = answer[:room]
+        return 0
+
+    def pread(self, size: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self.fileno(), size, offset)
+        except OSError as error:
+            raise KernelError(error.errno or 0, "read", self.name) from None
+        if len(data) != size:
+            raise KernelError(errno.EIO, "read", self.name)
+        return data
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        os.pwrite(self.fileno(), data, offset)
+        self.written.append((offset, data))
+
+    def map(self, offset: int, size: int, *, write: bool) -> Mmio:
+        window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
+        self.windows.add(window)
+        return window
+
+    def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
+        if asleep:
+            self.windows.sleep(*reason)
+        else:
+            self.windows.wake(reason[0], self.fileno())
+
+    def on_close(self, user: User) -> None:
+        self.fileno()
+
+    def revoke(self, reason: str) -> None:
+        self.windows.revoke(reason)
+        self.close()
+
+    def __enter__(self) -> MemoryDeviceFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def at(index: int) -> int:
+    """Return where vfio-pci has a region in its file."""
+    return index << 40
+
+
+def device(config: bytes | None = None) -> MemoryDeviceFile:
+    """Return a device with a BAR of four pages, one of I/O ports, one that is only read, and a ROM."""
+    return MemoryDeviceFile(
+        {
+            PciRegion.BAR0: region_answer(ALL, 0x4000, at(0)),
+            PciRegion.BAR1: region_answer(READ | WRITE, 0x100, at(1)),
+            PciRegion.BAR2: region_answer(READ | MMAP, 0x1000, at(2)),
+            PciRegion.BAR3: region_answer(0, 0, at(3)),
+            PciRegion.ROM: region_answer(READ, 0x800, at(6)),
+        },
+        config=enabled(config_space()) if config is None else config,
+    )
+
+
+def enabled(config: bytes) -> bytes:
+    """Return configuration space with its memory turned on, as VFIO opens a device."""
+    return config[:4] + b"\x02" + config[5:]
+
+
+def with_msix(table: int, pba: int, count: int = 4) -> bytes:
+    """Return configuration space with MSI-X; table and pending bits are at (offset | BAR)."""
+    body = struct.pack("<HII", count - 1, table, pba)
+    return enabled(config_space(capabilities=[(0x11, 0x40, body)]))

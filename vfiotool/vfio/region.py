@@ -1,0 +1,172 @@
+"""One region of an open device: accessed through system calls, or mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vfiotool.vfio.access import Access, Guard, guarded
+from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.info import MmapArea, RegionInfo
+from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.uapi import RegionInfoFlags
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Region:
+    """A region of a device, as ``info`` has it; ``areas`` are the parts that can be mapped.
+
+    It is a ``RegisterSpace`` by system calls, one for each access of 8, 16 or 32 bits: for what cannot be
+    mapped, as I/O ports. An access of 64 bits can reach the device as two of 32 (kernels before 6.12 do that
+    to a BAR, all of them to configuration space): map the region where that matters. Of the MSI-X table
+    the kernel shows ones here; the device's own bytes are seen where it is mapped.
+
+    Every access is bounded before the device sees any of it:
+
+    AccessError: it lies outside, is misaligned, has no such right, or is a write to what is the kernel's.
+    KernelError: the kernel's errno; EIO where the device's memory is turned off.
+    ClosedError: the device is closed, or was given back.
+
+    Threads may share it.
+    """
+
+    def __init__(self, file: DeviceFile, info: RegionInfo, name: str, guards: Iterable[Guard] = ()) -> None:
+        self._file = file
+        self._guards = tuple(guards)
+        self.info = info
+        self.name = name
+        self.areas = _merged(info.mmap_areas)
+
+    @property
+    def index(self) -> int:
+        """Return the kernel's number for it."""
+        return self.info.index
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes there are."""
+        return self.info.size
+
+    def read(self, size: int, offset: int = 0) -> bytes:
+        """Return bytes, by accesses whose width the kernel chooses."""
+        return self._get(Access("read", offset, size, 0, self.name))
+
+    def write(self, data: ReadableBuffer, offset: int = 0) -> None:
+        """Write bytes, by accesses whose width the kernel chooses."""
+        taken = bytes(data)
+        self._put(Access("write", offset, len(taken), 0, self.name), taken)
+
+    def read8(self, offset: int, /) -> int:
+        """Return the 8 bits at an offset."""
+        return self._get_number(offset, 8)
+
+    def read16(self, offset: int, /) -> int:
+        """Return the 16 bits at an offset."""
+        return self._get_number(offset, 16)
+
+    def read32(self, offset: int, /) -> int:
+        """Return the 32 bits at an offset."""
+        return self._get_number(offset, 32)
+
+    def read64(self, offset: int, /) -> int:
+        """Return the 64 bits at an offset."""
+        return self._get_number(offset, 64)
+
+    def write8(self, offset: int, value: int, /) -> None:
+        """Write 8 bits at an offset."""
+        self._put_number(offset, 8, value)
+
+    def write16(self, offset: int, value: int, /) -> None:
+        """Write 16 bits at an offset."""
+        self._put_number(offset, 16, value)
+
+    def write32(self, offset: int, value: int, /) -> None:
+        """Write 32 bits at an offset."""
+        self._put_number(offset, 32, value)
+
+    def write64(self, offset: int, value: int, /) -> None:
+        """Write 64 bits at an offset."""
+        self._put_number(offset, 64, value)
+
+    def map(self, offset: int = 0, size: int | None = None) -> Mmio:
+        """Map bytes into this process: all from an offset on, or as many as ``size`` says.
+
+        They may start and end anywhere. Where the kernel maps parts of the region only, they must lie in
+        one of ``areas``. No write reaches the MSI-X table or its pending bits: they are the kernel's.
+
+        Raises:
+            AccessError: they lie outside, or cannot be mapped; the message has the areas that can.
+            KernelError: the kernel's errno from mmap(2).
+        """
+        count = self.size - offset if size is None else size
+        access = Access("map", offset, count, 0, self.name)
+        self._require_mappable(access)
+        write = RegionInfoFlags.WRITE in self.info.flags
+        window = self._file.map(self.info.offset + offset, count, write=write)
+        window.name = f"{self.name} from {offset:#x} on" if offset else self.name
+        for guard in self._guards:
+            window.guard(guard.moved(offset))
+        return window
+
+    def _require_mappable(self, access: Access) -> None:
+        if access.size <= 0:
+            raise access.refused("has nothing in it", hint=f"the region has {self.size:#x} bytes")
+        self._require_bounded(access)
+        if not self.areas:
+            hint = "use its own methods, as read32() and write32(), which are system calls"
+            raise access.refused("is not possible: the kernel maps nothing of it", hint=hint)
+        if not any(
+            area.offset <= access.offset and access.end <= area.offset + area.size for area in self.areas
+        ):
+            known = ", ".join(f"{area.offset:#x} to {area.offset + area.size - 1:#x}" for area in self.areas)
+            kept = "".join(f"; {guard.why}" for guard in self._guards if guard.meets(access))
+            hint = "map each of its areas, and use its own methods, as read32(), for the rest"
+            raise access.refused(f"is not possible: only {known} can be mapped{kept}", hint=hint)
+
+    def _get_number(self, offset: int, width: int) -> int:
+        return int.from_bytes(self._get(Access.single("read", offset, width, self.name)), "little")
+
+    def _put_number(self, offset: int, width: int, value: int) -> None:
+        access = Access.single("write", offset, width, self.name)
+        if not 0 <= value < 1 << width:
+            raise access.too_large(value)
+        self._put(access, value.to_bytes(access.size, "little"))
+
+    def _get(self, access: Access) -> bytes:
+        self._require_bounded(access)
+        if RegionInfoFlags.READ not in self.info.flags:
+            raise access.refused("is forbidden: it cannot be read", hint="the kernel lets nobody read there")
+        return self._file.pread(access.size, self.info.offset + access.offset)
+
+    def _put(self, access: Access, data: bytes) -> None:
+        self._require_bounded(access)
+        if RegionInfoFlags.WRITE not in self.info.flags:
+            raise access.unwritable()
+        forbidden = guarded(access, self._guards)
+        if forbidden is not None:
+            raise forbidden
+        self._file.pwrite(data, self.info.offset + access.offset)
+
+    def _require_bounded(self, access: Access) -> None:
+        if access.offset < 0 or access.size < 0 or access.end > self.size:
+            raise access.outside(self.size)
+        if access.width and access.offset % access.size:
+            raise access.misfit()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}, {self.size:#x} bytes>"
+
+
+def _merged(areas: Iterable[MmapArea]) -> tuple[MmapArea, ...]:
+    """Join areas that touch, in ascending order: a map may span them."""
+    joined: list[MmapArea] = []
+    for area in sorted((area for area in areas if area.size), key=lambda area: area.offset):
+        last = joined[-1] if joined else None
+        if last is not None and area.offset <= last.offset + last.size:
+            end = max(last.offset + last.size, area.offset + area.size)
+            joined[-1] = MmapArea(last.offset, end - last.offset)
+        else:
+            joined.append(area)
+    return tuple(joined)
