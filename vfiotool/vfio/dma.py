@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -28,6 +27,13 @@ if TYPE_CHECKING:
 _LARGE = 2 << 20
 _LARGE_PAGES = (1 << 30, _LARGE)  # what IOMMUs have beside their smallest page
 _GONE = "its last device was closed or given back, which undid all mappings"
+
+# To join flags takes longer than to take an IOVA.
+_ACCESS = {
+    (read, write): DmaMapFlags(DmaMapFlags.READ * read | DmaMapFlags.WRITE * write)
+    for read in (False, True)
+    for write in (False, True)
+}
 
 M = TypeVar("M", bound=Mapped)
 
@@ -59,6 +65,8 @@ class Dma:
         self._lock = threading.Lock()
         self._known: IovaAllocator | None = None
         self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with how many bytes
+        self._limit: int | None = None  # how many mappings the kernel takes, where it tells
+        self._used = 0  # how many of them there are: to ask the kernel takes as long as to map
         self._is_bound = is_memlock_bound()
         self._shares = 0
         iommu.on_emptied = self._forget_all
@@ -150,8 +158,12 @@ class Dma:
             OSError: the file cannot be mapped.
         """
         if isinstance(self.iommu, Iommufd) and self.iommu.can_map_files:
-            with self._placed(0, size, iova, iova_max) as place:
+            place = self._take(0, size, iova, iova_max)
+            try:
                 self.iommu.map_file(fd, offset, place, size, _access(read, write))
+            except BaseException:
+                self._give_back([place])
+                raise
             return self._keep(Mapping(0, place, size), [place], size)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection, offset=offset)
@@ -174,8 +186,12 @@ class Dma:
         """
         given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
         runs = given.merged()
-        with self._reserved(given.spans()) as places:
+        places = self._take_spans(given.spans())
+        try:
             self._map_ranges(given, runs, _access(read, write))
+        except BaseException:
+            self._give_back(places)
+            raise
         return self._keep(Batch(runs), places, runs.size)
 
     def map_buffers(
@@ -196,10 +212,14 @@ class Dma:
             DmaRangeError: they leave the 64 bits.
         """
         ranges, span = Ranges.laid_out(addresses, size, _LARGE)
-        with self._placed(0, span, None, iova_max) as place:
+        place = self._take(0, span, None, iova_max)
+        try:
             ranges.place(place, _LARGE)
             runs = ranges.merged()
             self._map_ranges(ranges, runs, _access(read, write))
+        except BaseException:
+            self._give_back([place])
+            raise
         return self._keep(Batch(runs), [place], runs.size)
 
     def unmap_all(self) -> int:
@@ -251,48 +271,48 @@ class Dma:
     ) -> int:
         if self._is_bound:
             require_memlock(self.iommu.name, iova or 0, size)
-        with self._placed(address, size, iova, iova_max) as place:
+        place = self._take(address, size, iova, iova_max)
+        try:
             self.iommu.map(address, place, size, access)
+        except BaseException:
+            self._give_back([place])
+            raise
         return place
 
     def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> None:
         if self._is_bound:
             require_memlock(self.iommu.name, 0, runs.size)
-        require_mappings(self.iommu.name, self.iommu.info().dma_avail, len(runs), 0, runs.size)
+        left = None if self._limit is None else self._limit - self._used
+        require_mappings(self.iommu.name, left, len(runs), 0, runs.size)
         self.iommu.map_ranges(ranges, access)
 
-    @contextlib.contextmanager
-    def _placed(self, address: int, size: int, iova: int | None, iova_max: int | None) -> Iterator[int]:
-        """Take IOVAs, and give them back where the block does not come to map them."""
+    def _take(self, address: int, size: int, iova: int | None, iova_max: int | None) -> int:
+        """Take the IOVAs that are asked for, or such that large pages of the memory stay large."""
         with self._lock:
-            if iova is None:
-                align = next((page for page in _LARGE_PAGES if size >= page), self._allocator.page_size)
-                place = self._allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
-            else:
-                place = iova
-                self._allocator.reserve(iova, size)
-        try:
-            yield place
-        except BaseException:
-            with self._lock:
-                self._allocator.free(place)
-            raise
+            allocator = self._allocator
+            if iova is not None:
+                allocator.reserve(iova, size)
+                return iova
+            align = next((page for page in _LARGE_PAGES if size >= page), allocator.page_size)
+            return allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
 
-    @contextlib.contextmanager
-    def _reserved(self, spans: Ranges) -> Iterator[list[int]]:
-        """Take the IOVAs of all spans or of none, and give them back where the block fails."""
+    def _take_spans(self, spans: Ranges) -> list[int]:
+        """Take the IOVAs of all spans, or of none."""
         taken: list[int] = []
         try:
             with self._lock:
                 for _address, iova, size in spans:
                     self._allocator.reserve(iova, size)
                     taken.append(iova)
-            yield taken
         except BaseException:
-            with self._lock:
-                for iova in taken:
-                    self._allocator.free(iova)
+            self._give_back(taken)
             raise
+        return taken
+
+    def _give_back(self, places: list[int]) -> None:
+        with self._lock:
+            for iova in places:
+                self._allocator.free(iova)
 
     @property
     def _allocator(self) -> IovaAllocator:
@@ -300,17 +320,20 @@ class Dma:
         if self._known is None:
             info = self.iommu.info()
             self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
+            self._limit = info.dma_avail
         return self._known
 
     def _keep(self, mapped: M, places: list[int], size: int) -> M:
         mapped.on_close(partial(self._undo, mapped, places, size))
         with self._lock:
             self._mapped[id(mapped)] = (mapped, size)
+            self._used += _count(mapped)
         return mapped
 
     def _undo(self, mapped: Mapped, places: list[int], size: int) -> None:
         with self._lock:
-            self._mapped.pop(id(mapped), None)
+            if self._mapped.pop(id(mapped), None):
+                self._used -= _count(mapped)
         if self.iommu.closed:
             return
         try:
@@ -328,9 +351,7 @@ class Dma:
             unmapped = self.iommu.unmap_ranges(mapped.runs)
         else:
             unmapped = self.iommu.unmap(places[0], size)
-        with self._lock:
-            for iova in places:
-                self._allocator.free(iova)
+        self._give_back(places)
         return unmapped
 
     def _forget_all(self, why: str = _GONE) -> None:
@@ -338,12 +359,17 @@ class Dma:
         with self._lock:
             mapped, self._mapped = self._mapped, {}
             self._known = None
+            self._used = 0
         for one, _size in mapped.values():
             one.forget(why)
 
 
 def _access(read: bool, write: bool) -> DmaMapFlags:
-    return DmaMapFlags(DmaMapFlags.READ * read | DmaMapFlags.WRITE * write)
+    return _ACCESS[bool(read), bool(write)]
+
+
+def _count(mapped: Mapped) -> int:
+    return len(mapped.runs) if isinstance(mapped, Batch) else 1
 
 
 def _located(
