@@ -17,5 +17,6 @@
 #include "irq.h"
 #include "memory.h"
 #include "mmio.h"
+#include "nvme.h"
 
 #endif
