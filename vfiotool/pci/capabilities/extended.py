@@ -23,6 +23,8 @@ _L1_SUBSTATES = ("PCI-PM L1.2", "PCI-PM L1.1", "ASPM L1.2", "ASPM L1.1")
 _PAGE = 4096
 _MIB = 1 << 20
 _MOST_BARS = 6
+_SIZES = 44  # 1 MiB to 8 EiB
+_LARGEST_SCALE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +193,23 @@ class PageRequests:
 
 @dataclass(frozen=True, slots=True)
 class ResizableSize:
-    """One BAR of Resizable BAR: its size and those that it can have, in bytes."""
+    """One BAR of Resizable BAR: its size and those that it can have, in bytes.
+
+    ``size`` is ``None`` where its number stands for none.
+    """
 
     bar: int
-    size: int
+    size: int | None
     sizes: tuple[int, ...]
 
     @classmethod
     def read(cls, at: Reader, offset: int) -> ResizableSize:
         able, control = at.u32(offset), at.u32(offset + 4)
-        numbers = able >> 4 | control >> 16 << 28
+        number, numbers = control >> 8 & 0x3F, able >> 4 | control >> 16 << 28
         return cls(
             bar=control & 7,
-            size=_MIB << (control >> 8 & 0x3F),
-            sizes=tuple(_MIB << number for number in range(44) if numbers >> number & 1),
+            size=_MIB << number if number < _SIZES else None,
+            sizes=tuple(_MIB << number for number in range(_SIZES) if numbers >> number & 1),
         )
 
 
@@ -232,10 +237,13 @@ class VfResizableBar:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTolerance:
-    """Latency Tolerance Reporting: how long the function may be kept waiting, in nanoseconds."""
+    """Latency Tolerance Reporting: how long the function may be kept waiting, in nanoseconds.
 
-    max_snoop_ns: int
-    max_no_snoop_ns: int
+    ``None`` where the scale of a number is none that there is.
+    """
+
+    max_snoop_ns: int | None
+    max_no_snoop_ns: int | None
 
     @classmethod
     def read(cls, at: Reader) -> LatencyTolerance:
@@ -278,9 +286,10 @@ class L1Substates:
         return cls(names_of(at.u32(4), _L1_SUBSTATES), names_of(at.u32(8), _L1_SUBSTATES))
 
 
-def _latency(value: int) -> int:
+def _latency(value: int) -> int | None:
     """Return nanoseconds, from 10 bits of a number and 3 bits of a power of 32."""
-    return (value & 0x3FF) << 5 * (value >> 10 & 7)
+    scale = value >> 10 & 7
+    return (value & 0x3FF) << 5 * scale if scale <= _LARGEST_SCALE else None
 
 
 def _resizable_sizes(at: Reader) -> tuple[ResizableSize, ...]:
