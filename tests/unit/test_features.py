@@ -1,0 +1,138 @@
+"""vfiotool.vfio.features: what a device offers, and its sleep. The kernel is played by IrqDevice."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.irq_device import (
+    ADDRESS,
+    GET,
+    LOW_POWER_ENTRY,
+    LOW_POWER_EXIT,
+    LOW_POWER_WAKEUP,
+    PROBE,
+    SET,
+    IrqDevice,
+)
+from vfiotool.errors import ClosedError, KernelError, UnsupportedError
+from vfiotool.vfio.features import Features
+from vfiotool.vfio.uapi import DeviceFeature, DeviceFeatureFlags, DeviceIoctl
+
+TOKEN = uuid.UUID("b7a4c2d0-1e2f-4a5b-8c9d-0123456789ab")
+
+
+@pytest.fixture
+def device() -> Iterator[IrqDevice]:
+    with IrqDevice() as opened:
+        yield opened
+
+
+@pytest.fixture
+def features(device: IrqDevice) -> Features:
+    return Features(device)
+
+
+def low_power_calls(device: IrqDevice) -> list[int]:
+    return [struct.unpack_from("=I", call, 4)[0] & ~SET for call in device.feature_calls]
+
+
+@pytest.mark.parametrize("offered", [GET, SET, GET | SET])
+def test_a_feature_that_is_there(device: IrqDevice, features: Features, offered: int) -> None:
+    device.features[DeviceFeature.MIGRATION] = offered
+    assert features.probe(DeviceFeature.MIGRATION) == DeviceFeatureFlags(offered)
+    assert device.feature_calls == [
+        struct.pack("=2I", 8, PROBE | GET | 1),
+        struct.pack("=2I", 8, PROBE | SET | 1),
+    ]
+
+
+def test_a_feature_that_is_not_there(device: IrqDevice, features: Features) -> None:
+    assert features.probe(DeviceFeature.DMA_BUF) == DeviceFeatureFlags(0)
+
+
+def test_other_errors_of_a_probe_are_not_taken_for_absence(device: IrqDevice, features: Features) -> None:
+    device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EIO
+    with pytest.raises(KernelError):
+        features.probe(DeviceFeature.MIGRATION)
+
+
+def test_a_pfs_owner_sets_the_token_in_the_order_of_its_bytes(device: IrqDevice, features: Features) -> None:
+    features.set_vf_token(TOKEN)
+    token = bytes.fromhex("b7a4c2d01e2f4a5b8c9d0123456789ab")
+    assert device.feature_calls == [struct.pack("=2I", 24, SET) + token]
+
+
+def test_what_is_no_pf_has_no_token(device: IrqDevice, features: Features) -> None:
+    del device.features[0]
+    with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no VF token") as caught:
+        features.set_vf_token(TOKEN)
+    assert "only a PF on vfio-pci" in caught.value.hint
+    assert str(TOKEN) not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_sleeping_device_has_its_windows_asleep(device: IrqDevice, features: Features) -> None:
+    with features.low_power() as sleep:
+        assert device.sleeps == [True]
+    sleep.close()
+    assert device.sleeps == [True, False]
+    assert low_power_calls(device) == [LOW_POWER_ENTRY, LOW_POWER_EXIT]
+
+
+def test_it_may_sleep_again_but_not_twice(device: IrqDevice, features: Features) -> None:
+    with features.low_power():
+        with pytest.raises(KernelError) as caught:
+            features.low_power(wakeup=True)
+        assert caught.value.errno == errno.EINVAL
+        assert device.sleeps == [True], "it sleeps on"
+    with features.low_power():
+        assert device.sleeps == [True, False, True]
+
+
+@pytest.mark.parametrize("wakeup", [False, True])
+def test_an_old_kernel_is_named_and_nothing_sleeps(
+    device: IrqDevice, features: Features, wakeup: bool
+) -> None:
+    device.features.clear()
+    with pytest.raises(UnsupportedError, match="has no low power") as caught:
+        features.low_power(wakeup=True) if wakeup else features.low_power()
+    assert "Linux 6.1" in caught.value.hint
+    assert device.sleeps == [True, False]
+
+
+def test_what_does_not_wake_keeps_its_windows_asleep(device: IrqDevice, features: Features) -> None:
+    sleep = features.low_power()
+    device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EIO
+    with pytest.raises(KernelError):
+        sleep.close()
+    assert device.sleeps == [True]
+    device.answers.clear()
+    sleep.close()
+    assert device.sleeps == [True, False]
+
+
+def test_a_device_that_was_given_back_need_not_be_woken(device: IrqDevice, features: Features) -> None:
+    with features.low_power():
+        device.revoke("the test")
+    assert low_power_calls(device) == [LOW_POWER_ENTRY]
+
+
+def test_a_wakeup_is_told(device: IrqDevice, features: Features) -> None:
+    with features.low_power(wakeup=True) as sleep:
+        assert device.feature_calls == [
+            struct.pack("=2IiI", 16, SET | LOW_POWER_WAKEUP, sleep.wakeup.fileno(), 0)
+        ]
+        assert sleep.wakeup.read() == 0
+    assert sleep.wakeup.closed
+    assert low_power_calls(device) == [LOW_POWER_WAKEUP, LOW_POWER_EXIT]
+
+
+def test_who_waits_for_a_wakeup_is_told_of_the_end(device: IrqDevice, features: Features) -> None:
+    with features.low_power(wakeup=True) as sleep:
+        device.revoke("the test")
+        with pytest.raises(ClosedError):
+            sleep.wakeup.wait(30)
