@@ -255,6 +255,29 @@ def test_refresh_finds_what_is_new_and_keeps_what_is_not(machine: Machine, archi
     assert kernels.get("6.12", refresh=True).release == "6.12.10+deb13-amd64"
 
 
+def test_the_newest_source_package_is_fetched(machine: Machine, archive: Archive, tmp_path: Path) -> None:
+    for version, content in (("6.12.9-1", b"old"), ("6.12.10-1", b"new")):
+        archive.package("trixie", "linux-source-6.12", version, {"usr/src/x": content})
+    archive.package("trixie", "linux-source-6.12-rt", "6.12.11-1", {})
+    archive.publish("trixie")
+
+    path, version = kernels.fetch_source(str(tmp_path / "here"), None)
+
+    assert version == "6.12.10-1"
+    run("dpkg-deb", "-x", path, tmp_path)
+    assert (tmp_path / "usr/src/x").read_bytes() == b"new"
+    assert entries(str(tmp_path / "here")) == {os.path.basename(path)}
+    assert entries(cache.directory("apt")) == set()
+
+
+def test_a_suite_without_the_source_package_is_an_error(machine: Machine, archive: Archive) -> None:
+    archive.kernel("trixie", "6.12.9+deb13-amd64", "6.12.9-1")
+    archive.publish("trixie")
+    with pytest.raises(LabError, match=r"trixie has no package linux-source-6\.12") as caught:
+        kernels.fetch_source("/nowhere", None)
+    assert caught.value.hint
+
+
 def test_host_is_the_newest_that_the_sources_offer_though_one_is_broken(
     machine: Machine, archive: Archive
 ) -> None:

@@ -78,7 +78,7 @@ def test_releases_of_any_origin_can_be_compared(older: str, newer: str) -> None:
 def test_an_unknown_name_is_told_the_names() -> None:
     with pytest.raises(SelectorError, match=r"'4\.19'") as caught:
         kernels.get("4.19")
-    assert "5.10, 6.1, 6.12, 7" in caught.value.hint
+    assert "5.10, 6.1, 6.12, 7, debug" in caught.value.hint
     assert caught.value.exit_status == 2
 
 
@@ -91,6 +91,59 @@ def test_a_cached_kernel_is_found_and_listed() -> None:
     assert tuple(listed) == kernels.NAMES
     assert listed["6.12"] == kernels.Availability("6.12", "6.12.9+deb13-amd64", True, root, "trixie")
     assert listed["5.10"] == kernels.Availability("5.10", None, False, None, "bullseye-security")
+
+
+@pytest.fixture
+def tree(home: Path) -> Path:
+    """A kernel as scripts/build-kernel has built it, not yet in the cache's place."""
+    made = home / "tree"
+    (made / "boot").mkdir(parents=True)
+    (made / "boot/vmlinuz-6.12.9-debug-1").write_bytes(b"built")
+    (made / "lib/modules/6.12.9-debug-1").mkdir(parents=True)
+    (made / "lib/modules/6.12.9-debug-1/modules.dep").write_text("")
+    Path(cache.directory("kernels")).mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_kernel_that_was_not_built_says_how_to(refresh: bool) -> None:
+    with pytest.raises(LabError, match="'debug' has not been built") as caught:
+        kernels.get("debug", refresh=refresh)
+    assert "scripts/build-kernel" in caught.value.hint
+    assert kernels.available()[-1] == kernels.Availability("debug", None, False, None, "scripts/build-kernel")
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_built_kernel_is_moved_into_the_cache_and_named(tree: Path, refresh: bool) -> None:
+    kernels.add_built(str(tree), "6.12.9-debug-1", "6.12.9-1")
+
+    root = cache.directory("kernels", "6.12.9-debug-1")
+    kernel = kernels.get("debug", refresh=refresh)
+    assert kernel == kernels.Kernel("debug", "6.12.9-debug-1", f"{root}/boot/vmlinuz-6.12.9-debug-1", root)
+    assert Path(kernel.image).read_bytes() == b"built"
+    assert kernels.available()[-1] == kernels.Availability(
+        "debug", "6.12.9-debug-1", True, root, "scripts/build-kernel"
+    )
+    assert not tree.exists()
+
+
+def test_a_kernel_built_again_takes_the_place_of_the_first(tree: Path) -> None:
+    first = Path(cache.directory("kernels", "6.12.9-debug-1"))
+    first.mkdir()
+    (first / "of the first").touch()
+
+    kernels.add_built(str(tree), "6.12.9-debug-1", "6.12.9-2")
+
+    assert sorted(entry.name for entry in first.iterdir()) == ["boot", "lib"]
+    assert sorted(os.listdir(cache.directory("kernels"))) == ["6.12.9-debug-1", "debug.json"]
+
+
+@pytest.mark.parametrize("lacking", ["boot/vmlinuz-6.12.9-debug-1", "lib/modules/6.12.9-debug-1/modules.dep"])
+def test_a_build_that_is_not_whole_is_not_taken_for_a_kernel(tree: Path, lacking: str) -> None:
+    (tree / lacking).unlink()
+    with pytest.raises(LabError, match="no whole kernel"):
+        kernels.add_built(str(tree), "6.12.9-debug-1", "6.12.9-1")
+    assert os.listdir(cache.directory("kernels")) == []
 
 
 @pytest.mark.parametrize("damage", ["boot/vmlinuz-{}", "lib/modules/{}/modules.dep"])

@@ -94,8 +94,14 @@ def kernels(refresh: bool, as_json: bool) -> None:
     if as_json:
         write_document("lab.kernels", {"kernels": known})
     else:
+        absent = {kernels.BUILT: "not built"}
         rows = [
-            (one.name, one.release or "-", "cached" if one.cached else "on first use", one.suite)
+            (
+                one.name,
+                one.release or "-",
+                "cached" if one.cached else absent.get(one.name, "on first use"),
+                one.suite,
+            )
             for one in known
         ]
         print_table(("KERNEL", "RELEASE", "STATE", "FROM"), rows)

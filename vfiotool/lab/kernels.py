@@ -1,4 +1,4 @@
-"""Kernels by name: fetched with apt, unpacked into the user's cache, never installed.
+"""Kernels by name: fetched with apt, unpacked into the user's cache, never installed; one is built.
 
 ``<cache>/kernels/<release>/`` holds ``boot/vmlinuz-<release>`` and ``lib/modules/<release>``, and appears
 in one step when it is whole. ``<cache>/kernels/<name>.json`` says which release a name stands for; as
@@ -19,8 +19,12 @@ from vfiotool.lab import cache
 if TYPE_CHECKING:
     from vfiotool.lab.apt import Apt, Progress, Source
 
-NAMES = ("host", "5.10", "6.1", "6.12", "7")
+BUILT, BUILT_FROM = "debug", "6.12"
+"""The kernel that ``scripts/build-kernel`` builds, and the one whose source package it builds it from."""
+NAMES = ("host", "5.10", "6.1", "6.12", "7", BUILT)
 BOOT = "/boot"
+
+_BUILDER = "scripts/build-kernel"
 
 # Where each kernel is: (label of the mirror's Release file, suite).
 _MAIN, _SECURITY = "Debian", "Debian-Security"
@@ -79,15 +83,21 @@ class _Manifest:
 def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -> Kernel:
     """Return the kernel of a name, fetching it first if it is not in the cache.
 
-    With ``refresh`` the newest is looked for again. Safe for several processes and threads at once: one
-    fetches, the others wait and find it done. A KeyboardInterrupt passes through, with nothing half
-    done and with what was fetched kept. Raises SelectorError for an unknown name, UnsupportedError on
-    a machine without apt or not amd64, and LabError for all else (network, signatures, disk).
+    With ``refresh`` the newest is looked for again, except for BUILT. Safe for several processes and
+    threads at once: one fetches, the others wait and find it done. A KeyboardInterrupt passes through,
+    with nothing half done and with what was fetched kept. Raises SelectorError for an unknown name,
+    UnsupportedError on a machine without apt or not amd64, and LabError for all else (not built, network,
+    signatures, disk).
     """
     if name not in NAMES:
         raise SelectorError(f"there is no kernel named '{name}'", hint=f"the names are {', '.join(NAMES)}")
-    if not refresh and (known := _cached(name)):
+    if (not refresh or name == BUILT) and (known := _cached(name)):
         return known.kernel
+    if name == BUILT:
+        raise LabError(
+            f"kernel '{name}' has not been built",
+            hint=f"run {_BUILDER} in a checkout of vfiotool: it takes some minutes, once",
+        )
     try:
         with cache.locked(f"kernel-{name}", lambda: _waiting(progress, name)) as lock:
             if not refresh and (known := _cached(name)):
@@ -100,6 +110,45 @@ def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -
         ) from error
 
 
+def fetch_source(directory: str, progress: Progress | None) -> tuple[str, str]:
+    """Fetch the newest source package of kernel BUILT_FROM; return the file's path and its version.
+
+    What an interrupted call left in ``directory`` is continued. Raises as ``get`` does.
+    """
+    from vfiotool.lab.apt import Apt
+
+    _check_architecture()
+    package = f"linux-source-{BUILT_FROM}"
+    sources = _sources(BUILT_FROM, _mirrors(BUILT_FROM, progress))
+    with cache.locked("source", lambda: _waiting(progress, BUILT)) as lock:
+        apt = Apt(cache.directory("apt", "source"), lock, sources)
+        apt.update(progress, f"reading the package lists of {_named(sources)}")
+        if package not in apt.names(package):
+            raise LabError(
+                f"{_named(sources)} has no package {package}",
+                hint="see whether the mirror is complete",
+            )
+        (fields,) = apt.show([package])
+        wanted = {package: fields["Version"]}
+        (path,) = apt.download(wanted, directory, progress, f"downloading {package}")
+        cache.remove(apt.directory)
+    return path, fields["Version"]
+
+
+def add_built(tree: str, release: str, version: str) -> None:
+    """Move a built kernel into the cache and let BUILT name it; ``version`` is its source's.
+
+    ``tree`` is on the cache's file system, and has what a kernel's folder there has. LabError where it lacks
+    the image or the modules. Its caller is the only one that adds.
+    """
+    root = cache.directory("kernels", release)
+    packages = {f"linux-source-{BUILT_FROM}": version}
+    if not _Manifest(BUILT, release, _BUILDER, packages, tree).is_whole():
+        raise LabError(f"{tree} has no whole kernel {release}", hint=f"run {_BUILDER} again")
+    _move_into_place(tree, root)
+    cache.write_json(_manifest_path(BUILT), asdict(_Manifest(BUILT, release, _BUILDER, packages, root)))
+
+
 def available() -> list[Availability]:
     """Return what each name stands for, as far as it is known without asking apt."""
     return [_availability(name) for name in NAMES]
@@ -109,7 +158,8 @@ def _availability(name: str) -> Availability:
     if known := _cached(name):
         return Availability(name, known.release, True, known.root, known.suite)
     suites = ", ".join(suite for _label, suite in _SUITES.get(name, ()))
-    return Availability(name, None, False, None, suites or "this machine's sources")
+    elsewhere = {"host": "this machine's sources", BUILT: _BUILDER}
+    return Availability(name, None, False, None, elsewhere.get(name, suites))
 
 
 def _waiting(progress: Progress | None, name: str) -> None:
@@ -168,8 +218,7 @@ def release_key(release: str) -> tuple[object, ...]:
 def _fetch(name: str, lock: int, progress: Progress | None) -> _Manifest:
     from vfiotool.lab import apt
 
-    if (machine := apt.architecture()) != "amd64":
-        raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
+    _check_architecture()
     state = cache.directory("apt", name)
     if name == "host":
         manifest = _fetch_host(apt.Apt(state, lock), progress)
@@ -179,6 +228,13 @@ def _fetch(name: str, lock: int, progress: Progress | None) -> _Manifest:
     cache.write_json(_manifest_path(name), asdict(manifest))
     cache.remove(state)
     return manifest
+
+
+def _check_architecture() -> None:
+    from vfiotool.lab import apt
+
+    if (machine := apt.architecture()) != "amd64":
+        raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
 
 
 def _sources(name: str, mirrors: dict[str, str]) -> list[Source]:
@@ -196,14 +252,18 @@ def _sources(name: str, mirrors: dict[str, str]) -> list[Source]:
 
 
 def _fetch_named(name: str, apt: Apt, sources: list[Source], progress: Progress | None) -> _Manifest:
-    suites = ", ".join(source.suite for source in sources)
-    apt.update(progress, f"reading the package lists of {suites}")
+    apt.update(progress, f"reading the package lists of {_named(sources)}")
     image = _newest_image(apt, f"{name}.")
     if image is None:
         raise LabError(
-            f"{suites} has no kernel {name}", hint="'vfiotool lab kernels' lists the other kernels"
+            f"{_named(sources)} has no kernel {name}",
+            hint="'vfiotool lab kernels' lists the other kernels",
         )
     return _install(name, apt, image, progress)
+
+
+def _named(sources: Iterable[Source]) -> str:
+    return ", ".join(source.suite for source in sources)
 
 
 def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
@@ -293,7 +353,7 @@ def _is_unpacked(manifest: _Manifest) -> bool:
 
 def _unpack(debs: list[str], manifest: _Manifest, progress: Progress | None) -> None:
     """Unpack packages beside their place, index the modules, and move the whole into place."""
-    work, old = f"{manifest.root}.unpacking", f"{manifest.root}.old"
+    work = f"{manifest.root}.unpacking"
     cache.remove(work)
     os.makedirs(work)
     try:
@@ -303,12 +363,19 @@ def _unpack(debs: list[str], manifest: _Manifest, progress: Progress | None) -> 
             _run(["dpkg-deb", "-x", deb, work])
         _arrange(work, manifest.release)
         _run(["depmod", "-b", work, manifest.release])
-        cache.remove(old)
-        if os.path.exists(manifest.root):
-            os.rename(manifest.root, old)
-        os.rename(work, manifest.root)
+        _move_into_place(work, manifest.root)
     finally:
         cache.remove(work)
+
+
+def _move_into_place(tree: str, root: str) -> None:
+    old = f"{root}.old"
+    try:
+        cache.remove(old)
+        if os.path.exists(root):
+            os.rename(root, old)
+        os.rename(tree, root)
+    finally:
         cache.remove(old)
 
 
