@@ -41,7 +41,8 @@ ffibuilder.set_source(
     sources=[os.path.join("c_shim", f"{part}.c") for part in _parts()],
     include_dirs=[_HERE],
     depends=[os.path.join("c_shim", name) for name in sorted(os.listdir(_HERE)) if name.endswith(".h")],
-    extra_compile_args=["-Wall", "-Wextra"],
+    extra_compile_args=["-Wall", "-Wextra", "-pthread"],
+    extra_link_args=["-pthread"],  # a library of its own before glibc 2.34
     # A free-threaded Python has no stable ABI to build against.
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )

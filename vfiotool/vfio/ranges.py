@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
@@ -39,7 +41,7 @@ class Ranges:
         try:
             view = memoryview(cast("ReadableBuffer", ranges))
         except TypeError:
-            return cls._of_tuples(list(cast("Iterable[tuple[int, int, int]]", ranges)))
+            return cls.of(_words(cast("Iterable[tuple[int, int, int]]", ranges)))
         if not view.c_contiguous or view.nbytes % _RANGE or (view.itemsize != _WORD and view.itemsize != 1):
             raise DmaRangeError(
                 "the buffer is not made of (vaddr, iova, size) triples of 64-bit words",
@@ -47,16 +49,6 @@ class Ranges:
             )
         memory = ffi.from_buffer(view)
         return cls(ffi.cast("struct vt_range *", memory), view.nbytes // _RANGE, (memory, view))
-
-    @classmethod
-    def _of_tuples(cls, ranges: list[tuple[int, int, int]]) -> Ranges:
-        try:
-            return cls(ffi.new("struct vt_range[]", ranges), len(ranges))
-        except (OverflowError, TypeError, ValueError) as error:
-            raise DmaRangeError(
-                f"a range is not (vaddr, iova, size) of 64 bits each: {error}",
-                hint="all three are numbers of bytes, from 0 to 2^64 - 1",
-            ) from None
 
     @classmethod
     def laid_out(cls, addresses: ReadableBuffer, size: int, align: int) -> tuple[Ranges, int]:
@@ -119,3 +111,21 @@ class Ranges:
         if size < 0:
             raise DmaRangeError("the ranges do not fit in 64 bits", hint="see their sizes")
         return size
+
+
+def _words(ranges: Iterable[tuple[int, int, int]]) -> array.array[int]:
+    try:
+        tuples = list(ranges)
+        words = array.array("Q", chain.from_iterable(tuples))
+    except (OverflowError, TypeError) as error:
+        raise _not_triples(str(error)) from None
+    if len(words) != 3 * len(tuples):
+        raise _not_triples("some have more or fewer than three numbers")
+    return words
+
+
+def _not_triples(why: str) -> DmaRangeError:
+    return DmaRangeError(
+        f"the ranges are not (vaddr, iova, size) of 64 bits each: {why}",
+        hint="all three are numbers of bytes, from 0 to 2^64 - 1",
+    )
