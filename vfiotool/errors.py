@@ -33,7 +33,7 @@ class SelectorError(VfioToolError, ValueError):
 
 
 class UsageError(VfioToolError, ValueError):
-    """An argument has no meaning here: no such name, a value out of its range, two that exclude each other."""
+    """An argument has no meaning here: no such name, a value out of range, two that exclude each other."""
 
     exit_status = 2
 
@@ -90,7 +90,7 @@ class ClosedError(VfioToolError, ValueError):
 
 
 class AccessError(VfioToolError, ValueError):
-    """An access that a region does not take: outside, misaligned, without the right; the device saw nothing."""
+    """An access that a region does not take: outside, misaligned, no such right; the device saw nothing."""
 
 
 class RegisterError(VfioToolError):
@@ -322,6 +322,14 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ("set_ranges", errno.EINVAL): (
         "a further device makes the kernel allow fewer IOVAs, and these no longer",
         "unmap them before that device is attached, or give it an address space of its own",
+    ),
+    ("pread", errno.EIO): (
+        "the device does not answer: its memory is turned off, or it is in D3hot",
+        "set memory to True in its configuration space, and its power state to D0",
+    ),
+    ("pwrite", errno.EIO): (
+        "the device does not answer: its memory is turned off, or it is in D3hot",
+        "set memory to True in its configuration space, and its power state to D0",
     ),
     ("sriov_numvfs", errno.ENOENT): (
         "the PF's driver does not make VFs, or it has no driver",

@@ -114,7 +114,7 @@ def test_regions_are_those_of_sysfs(address: str) -> None:
 
 @pytest.mark.parametrize("address", DEVICES)
 def test_configuration_space_is_that_of_sysfs(address: str) -> None:
-    """But for what the kernel has of its own: the command register, the interrupt line, BARs, what it hides."""
+    """But for what the kernel has of its own: command register, interrupt line, BARs, what it hides."""
     with opened(address) as device:
         config, kernels = device.config, sysfs(address, "config")
         raw = config.raw()

@@ -7,12 +7,10 @@ import os
 import struct
 from collections.abc import Mapping
 
-from vfiotool.errors import ClosedError, KernelError
+from vfiotool.errors import KernelError
 from vfiotool.testing.config_space import config_space
-from vfiotool.vfio.device_file import User
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.device_file import KernelDeviceFile
 from vfiotool.vfio.uapi import DeviceIoctl, PciRegion, RegionInfoFlags
-from vfiotool.vfio.windows import LOW_POWER, Windows
 
 ADDRESS = "0000:00:10.0"
 READ, WRITE, MMAP, CAPS = (
@@ -49,33 +47,22 @@ def region_answer(
     return _INFO.pack(_INFO.size + len(chain), flags, 0, _INFO.size if caps else 0, size, offset) + chain
 
 
-class MemoryDeviceFile:
-    """Plays VFIO's file of a PCI device; a region without an answer is not there (EINVAL).
+class MemoryDeviceFile(KernelDeviceFile):
+    """Plays the kernel under a PCI device's file; a region without an answer is not there (EINVAL).
 
     ``written`` has each (offset, bytes) that came through ``pwrite``.
     """
 
     def __init__(self, answers: Mapping[int, bytes], *, config: bytes = b"", num_regions: int = 9) -> None:
-        self.name = ADDRESS
-        self.gone = -1
+        fd = os.memfd_create("vfio-device")
+        os.truncate(fd, 16 << 40)
+        os.pwrite(fd, config, at(PciRegion.CONFIG))
+        super().__init__(fd, ADDRESS)
         self.answers = dict(answers)
         if config:
             self.answers[PciRegion.CONFIG] = region_answer(READ | WRITE, len(config), at(PciRegion.CONFIG))
         self.num_regions = num_regions
-        self.windows = Windows()
         self.written: list[tuple[int, bytes]] = []
-        self._fd = os.memfd_create("vfio-device")
-        os.truncate(self._fd, 16 << 40)
-        os.pwrite(self._fd, config, at(PciRegion.CONFIG))
-
-    @property
-    def closed(self) -> bool:
-        return self._fd < 0
-
-    def fileno(self) -> int:
-        if self.closed:
-            raise ClosedError(f"{self.name} is closed")
-        return self._fd
 
     def ioctl(self, request: DeviceIoctl, data: bytearray) -> int:
         self.fileno()
@@ -89,47 +76,9 @@ class MemoryDeviceFile:
         data[: min(room, len(answer))] = answer[:room]
         return 0
 
-    def pread(self, size: int, offset: int) -> bytes:
-        try:
-            data = os.pread(self.fileno(), size, offset)
-        except OSError as error:
-            raise KernelError(error.errno or 0, "read", self.name) from None
-        if len(data) != size:
-            raise KernelError(errno.EIO, "read", self.name)
-        return data
-
     def pwrite(self, data: bytes, offset: int) -> None:
-        os.pwrite(self.fileno(), data, offset)
+        super().pwrite(data, offset)
         self.written.append((offset, data))
-
-    def map(self, offset: int, size: int, *, write: bool) -> Mmio:
-        window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
-        self.windows.add(window)
-        return window
-
-    def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
-        if asleep:
-            self.windows.sleep(*reason)
-        else:
-            self.windows.wake(reason[0], self.fileno())
-
-    def on_close(self, user: User) -> None:
-        self.fileno()
-
-    def revoke(self, reason: str) -> None:
-        self.windows.revoke(reason)
-        self.close()
-
-    def __enter__(self) -> MemoryDeviceFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def at(index: int) -> int:

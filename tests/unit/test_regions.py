@@ -39,9 +39,8 @@ PAGE = 4096
 
 @pytest.fixture
 def file() -> Iterator[MemoryDeviceFile]:
-    made = device()
-    yield made
-    made.close()
+    with device() as made:
+        yield made
 
 
 @pytest.fixture
@@ -49,8 +48,10 @@ def regions(file: MemoryDeviceFile) -> Regions:
     return Regions(file)
 
 
-def only_bar0(answer: bytes, config: bytes = b"") -> Regions:
-    return Regions(MemoryDeviceFile({0: answer}, config=config))
+@contextlib.contextmanager
+def only_bar0(answer: bytes, config: bytes = b"") -> Iterator[Regions]:
+    with MemoryDeviceFile({0: answer}, config=config) as file:
+        yield Regions(file)
 
 
 def poke(file: MemoryDeviceFile, offset: int, data: bytes) -> None:
@@ -92,8 +93,8 @@ def test_an_attribute_that_is_not_there(regions: Regions) -> None:
     for name in ("bar3", "bar4", "bar5", "vga"):
         with pytest.raises(UnsupportedError, match=f"has no {name}"):
             getattr(regions, name)
-    with pytest.raises(UnsupportedError, match="has no config") as caught:
-        Regions(MemoryDeviceFile({})).config  # noqa: B018 - it raises
+    with MemoryDeviceFile({}) as empty, pytest.raises(UnsupportedError, match="has no config") as caught:
+        Regions(empty).config  # noqa: B018 - it raises
     assert caught.value.hint == "it has no regions"
 
 
@@ -178,8 +179,11 @@ def test_an_access_that_is_refused_says_why(
 
 
 def test_what_cannot_be_read() -> None:
-    with pytest.raises(AccessError, match="it cannot be read"):
-        only_bar0(region_answer(WRITE, 0x100, 0)).bar0.read8(0)
+    with (
+        only_bar0(region_answer(WRITE, 0x100, 0)) as regions,
+        pytest.raises(AccessError, match="cannot be read"),
+    ):
+        regions.bar0.read8(0)
 
 
 def test_a_closed_device_says_so(file: MemoryDeviceFile) -> None:
@@ -219,8 +223,7 @@ def test_a_part_of_a_region_is_mapped(file: MemoryDeviceFile, offset: int, size:
 
 
 def test_less_than_a_page_is_mapped_and_bounded_to_it() -> None:
-    regions = only_bar0(region_answer(ALL, 0x100, 0))
-    with regions.bar0.map() as window:
+    with only_bar0(region_answer(ALL, 0x100, 0)) as regions, regions.bar0.map() as window:
         assert window.size == 0x100
         with pytest.raises(AccessError, match="lies outside: it has 0x100 bytes"):
             window.read8(0x100)
@@ -259,63 +262,74 @@ def test_what_cannot_be_mapped_says_what_to_do(regions: Regions) -> None:
 
 def test_where_the_whole_bar_is_mapped_the_table_is_guarded() -> None:
     """Since 4.16 (MSIX_MAPPABLE)."""
-    regions = only_bar0(region_answer(ALL, 0x4000, 0, msix=True), with_msix(0x2000, 0x3000, count=65))
-    assert regions.bar0.info.msix_mappable
-    with regions.bar0.map() as window, regions.bar0.map(0x1800, 0x1000) as part:
-        for at_, why in (
-            (0x2000, "table"),
-            (0x2000 + 65 * 16 - 4, "table"),
-            (0x3000, "pending"),
-            (0x300C, "pending"),
-        ):
-            with pytest.raises(AccessError, match=f"is forbidden: the MSI-X {why}") as caught:
-                window.write32(at_, 1)
-            assert "irqs" in caught.value.hint
-            assert window.read32(at_) == 0
-            with pytest.raises(AccessError, match=f"is forbidden: the MSI-X {why}"):
-                regions.bar0.write32(at_, 1)
-        for at_ in (0x1FFC, 0x2000 + 65 * 16, 0x2FFC, 0x3010):
-            window.write32(at_, 0x11111111)
-            assert regions.bar0.read32(at_) == 0x11111111
-            regions.bar0.write32(at_, 0x22222222)
-        with pytest.raises(AccessError, match="MSI-X table"):
-            part.write32(0x800, 1)
-        part.write32(0x7FC, 5)
-        assert window.read32(0x1FFC) == 5
+    with only_bar0(region_answer(ALL, 0x4000, 0, msix=True), with_msix(0x2000, 0x3000, count=65)) as regions:
+        assert regions.bar0.info.msix_mappable
+        with regions.bar0.map() as window, regions.bar0.map(0x1800, 0x1000) as part:
+            for at_, why in (
+                (0x2000, "table"),
+                (0x2000 + 65 * 16 - 4, "table"),
+                (0x3000, "pending"),
+                (0x300C, "pending"),
+            ):
+                with pytest.raises(AccessError, match=f"is forbidden: the MSI-X {why}") as caught:
+                    window.write32(at_, 1)
+                assert "irqs" in caught.value.hint
+                assert window.read32(at_) == 0
+                with pytest.raises(AccessError, match=f"is forbidden: the MSI-X {why}"):
+                    regions.bar0.write32(at_, 1)
+            for at_ in (0x1FFC, 0x2000 + 65 * 16, 0x2FFC, 0x3010):
+                window.write32(at_, 0x11111111)
+                assert regions.bar0.read32(at_) == 0x11111111
+                regions.bar0.write32(at_, 0x22222222)
+            with pytest.raises(AccessError, match="MSI-X table"):
+                part.write32(0x800, 1)
+            part.write32(0x7FC, 5)
+            assert window.read32(0x1FFC) == 5
 
 
 def test_where_the_table_is_not_mapped_the_rest_is() -> None:
     """As up to 4.15, and as other drivers do it: SPARSE_MMAP leaves the table's page out."""
     areas = ((0x3000, 0x1000), (0, 0x1000), (0x1000, 0x1000), (0x2000, 0))
-    regions = only_bar0(region_answer(ALL, 0x4000, 0, areas), with_msix(0x2000, 0x2800))
-    bar0 = regions.bar0
-    assert bar0.areas == (MmapArea(0, 0x2000), MmapArea(0x3000, 0x1000))
-    known = re.escape("only 0x0 to 0x1fff, 0x3000 to 0x3fff can be mapped; the MSI-X table is the kernel's")
-    for offset, size in ((0, None), (0x1FFC, 8), (0x2000, 0x1000)):
-        with pytest.raises(AccessError, match=known) as caught:
-            bar0.map(offset, size)
-        assert "areas" in caught.value.hint
-    for area in bar0.areas:
-        with bar0.map(area.offset, area.size) as window:
-            window.write32(area.size - 4, 9)
-            assert bar0.read32(area.offset + area.size - 4) == 9
-    assert bar0.read32(0x2000) == 0
+    with only_bar0(region_answer(ALL, 0x4000, 0, areas), with_msix(0x2000, 0x2800)) as regions:
+        bar0 = regions.bar0
+        assert bar0.areas == (MmapArea(0, 0x2000), MmapArea(0x3000, 0x1000))
+        known = re.escape(
+            "only 0x0 to 0x1fff, 0x3000 to 0x3fff can be mapped; the MSI-X table is the kernel's"
+        )
+        for offset, size in ((0, None), (0x1FFC, 8), (0x2000, 0x1000)):
+            with pytest.raises(AccessError, match=known) as caught:
+                bar0.map(offset, size)
+            assert "areas" in caught.value.hint
+        for area in bar0.areas:
+            with bar0.map(area.offset, area.size) as window:
+                window.write32(area.size - 4, 9)
+                assert bar0.read32(area.offset + area.size - 4) == 9
+        assert bar0.read32(0x2000) == 0
 
 
 def test_table_and_pending_bits_are_each_guarded_in_their_own_bar() -> None:
-    file = device(with_msix(0x3000 | 0, 0x40 | 1))
+    with device(with_msix(0x3000 | 0, 0x40 | 1)) as file:
+        regions = Regions(file)
+        with regions.bar0.map() as window:
+            window.write32(0x40, 1)
+            with pytest.raises(AccessError, match="MSI-X table"):
+                window.write32(0x3000, 1)
+        with pytest.raises(AccessError, match="pending bits"):
+            regions.bar1.write32(0x40, 1)
+        regions.bar1.write32(0x48, 1)
+
+
+# The end, and sleep
+
+
+def test_a_device_that_is_given_back_takes_its_windows_along(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
-    with regions.bar0.map() as window:
-        window.write32(0x40, 1)
-        with pytest.raises(AccessError, match="MSI-X table"):
-            window.write32(0x3000, 1)
-    with pytest.raises(AccessError, match="pending bits"):
-        regions.bar1.write32(0x40, 1)
-    regions.bar1.write32(0x48, 1)
-    file.close()
-
-
-# Sleep
+    window, other = regions.bar0.map(), regions.bar2.map()
+    file.revoke("the kernel asks for it")
+    for use in (window.read32, other.read32, regions.bar0.read32):
+        with pytest.raises(ClosedError) as caught:
+            use(0)
+        assert caught.value.hint == "the kernel asks for it"
 
 
 def test_all_windows_sleep_until_no_reason_is_left(file: MemoryDeviceFile) -> None:
@@ -345,15 +359,17 @@ def test_all_windows_sleep_until_no_reason_is_left(file: MemoryDeviceFile) -> No
     ("offset", "size"), [((1 << 63) - 1, 2), (1 << 63, 1), (0, (1 << 64) - 1), ((1 << 64) - 1, 1)]
 )
 def test_a_region_that_no_file_has_is_malformed(offset: int, size: int) -> None:
-    with pytest.raises(KernelError) as caught:
-        only_bar0(region_answer(ALL, size, offset)).bar0  # noqa: B018 - it raises
+    with only_bar0(region_answer(ALL, size, offset)) as regions, pytest.raises(KernelError) as caught:
+        regions.bar0  # noqa: B018 - it raises
     assert caught.value.errno == errno.EBADMSG
     assert "bar0" in caught.value.hint
 
 
 def test_a_region_of_more_than_all_addresses_is_not_mapped() -> None:
-    with pytest.raises(KernelError, match=f"mmap on {ADDRESS} failed"):
-        only_bar0(region_answer(ALL, (1 << 63) - 1, 0)).bar0.map()
+    with only_bar0(region_answer(ALL, (1 << 63) - 1, 0)) as regions:
+        bar0 = regions.bar0
+        with pytest.raises(KernelError, match=f"mmap on {ADDRESS} failed"):
+            bar0.map()
 
 
 numbers = st.one_of(
@@ -413,6 +429,6 @@ def test_the_longest_list_of_regions_ends() -> None:
 
 @pytest.mark.parametrize("flags", [0, READ, MMAP, ALL])
 def test_what_the_flags_say_holds(flags: int) -> None:
-    bar0 = only_bar0(region_answer(flags, PAGE, 0)).bar0
-    assert (bar0.areas != ()) == bool(flags & MMAP)
-    try_out(lambda: bar0.map().close())
+    with only_bar0(region_answer(flags, PAGE, 0)) as regions:
+        assert (regions.bar0.areas != ()) == bool(flags & MMAP)
+        try_out(lambda: regions.bar0.map().close())

@@ -128,9 +128,9 @@ class KernelDeviceFile(Handle):
         try:
             data = os.pread(self.fileno(), size, offset)
         except OSError as error:
-            raise self._failed(error.errno, "read") from None
+            raise self._failed(error.errno, "pread") from None
         if len(data) != size:
-            raise self._failed(errno.EIO, "read")
+            raise self._failed(errno.EIO, "pread")
         return data
 
     def pwrite(self, data: bytes, offset: int) -> None:
@@ -143,9 +143,9 @@ class KernelDeviceFile(Handle):
         try:
             written = os.pwrite(self.fileno(), data, offset)
         except OSError as error:
-            raise self._failed(error.errno, "write") from None
+            raise self._failed(error.errno, "pwrite") from None
         if written != len(data):
-            raise self._failed(errno.EIO, "write")
+            raise self._failed(errno.EIO, "pwrite")
 
     def map(self, offset: int, size: int, *, write: bool) -> Mmio:
         """Map whole pages of a region into this process.
