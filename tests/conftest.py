@@ -19,10 +19,12 @@ REQUIRE_LAB = os.environ.get("VFIOTOOL_REQUIRE_LAB") == "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what runs here: a guest runs what needs one, a host runs the rest; ``for_good`` comes last."""
+    """Keep what runs here: a guest runs what needs one, a host runs the rest; some come last."""
     wanted = GUEST_KERNEL is not None
     here = [item for item in items if (item.get_closest_marker("needs_guest") is not None) == wanted]
-    here.sort(key=lambda item: item.get_closest_marker("for_good") is not None)
+    here.sort(
+        key=lambda item: [item.get_closest_marker(late) is not None for late in ("after_all", "for_good")]
+    )
     elsewhere = [item for item in items if item not in here]
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)

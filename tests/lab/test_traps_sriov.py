@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from vfiotool.vfio.features import Features
 
 from tests.group_device import GroupDevice
 from tests.lab.support import (
@@ -32,6 +31,7 @@ from tests.lab.support import (
 from tests.lab.support import SUBSYSTEM_NVME as PF
 from tests.lab.waiting import UNBIND, await_sleep, comes_to_wait, reading, those_that_wait, writing
 from vfiotool.errors import KernelError
+from vfiotool.vfio.features import Features
 from vfiotool.vfio.queries import read_device_info
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]

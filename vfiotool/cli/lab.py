@@ -24,6 +24,9 @@ _MACHINE = click.option(
     "--machine", "-m", default="default", show_default=True, help="A name from 'lab machines'."
 )
 _MEMORY = click.option("--memory", default="2G", show_default=True, help="The guest's memory.")
+_CPUS = click.option(
+    "--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="The guest's processors."
+)
 _FILES = click.option(
     "--files",
     type=click.Path(exists=True, file_okay=False),
@@ -45,6 +48,7 @@ def lab() -> None:
 @_KERNEL
 @_MACHINE
 @_MEMORY
+@_CPUS
 @_FILES
 @click.option("--timeout", type=float, metavar="SECONDS", help="End a command that runs longer.")
 @_TIMES
@@ -53,6 +57,7 @@ def run(
     kernel: str,
     machine: str,
     memory: str,
+    cpus: int,
     files: str | None,
     timeout: float | None,
     times: bool,
@@ -62,18 +67,20 @@ def run(
 
     On a terminal the command has one too, and Ctrl-C goes to it; Ctrl-] three times ends the guest.
     """
-    return start(kernel, machine, memory, files, timeout, times, command)
+    return start(kernel, machine, memory, cpus, files, timeout, times, command)
 
 
 @lab.command()
 @_KERNEL
 @_MACHINE
 @_MEMORY
+@_CPUS
 @_FILES
 @_TIMES
-def shell(kernel: str, machine: str, memory: str, files: str | None, times: bool) -> int:
+def shell(kernel: str, machine: str, memory: str, cpus: int, files: str | None, times: bool) -> int:
     """Open a shell in a guest."""
-    return start(kernel, machine, memory, files, None, times, (os.environ.get("SHELL", "/bin/sh"),))
+    command = (os.environ.get("SHELL", "/bin/sh"),)
+    return start(kernel, machine, memory, cpus, files, None, times, command)
 
 
 @lab.command()
@@ -143,6 +150,7 @@ def start(
     kernel: str,
     machine: str,
     memory: str,
+    cpus: int,
     files: str | None,
     timeout: float | None,
     show_times: bool,
@@ -156,7 +164,7 @@ def start(
         found = kernels.get(kernel, progress=fetching)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
-    job = guest.Job(command, found, topology, accelerator, memory, timeout, files)
+    job = guest.Job(command, found, topology, accelerator, memory, cpus, timeout, files)
     times = guest.Times(probed=time.monotonic() - begun)
     unwind_when_told_to_end()
     try:

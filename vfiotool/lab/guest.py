@@ -67,6 +67,7 @@ class Job:
     machine: Machine
     accelerator: tuple[str, ...] = qemu.TCG
     memory: str = "2G"
+    cpus: int = 2
     timeout: float | None = None
     files: str | None = None
 
@@ -146,7 +147,7 @@ class Guest:
             *qemu.BARE,
             *("-machine", "q35,kernel-irqchip=split,sata=off,smbus=off,usb=off"),
             *job.accelerator,
-            *("-smp", "2", "-m", job.memory),
+            *("-smp", str(job.cpus), "-m", job.memory),
             *("-kernel", job.kernel.image, "-initrd", initrd.path),
             *("-append", f"{_CMDLINE} {job.machine.cmdline}"),
             *("-chardev", f"file,id=console,path={self.console.path},append=on"),

@@ -1,0 +1,35 @@
+"""What the kernel had to say against us, once all other tests have run."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.lab.support import output
+
+pytestmark = [pytest.mark.needs_guest, pytest.mark.after_all]
+
+KMEMLEAK = "/sys/kernel/debug/kmemleak"
+# A report's first line, of whichever of the kernel's checks.
+REPORT = re.compile(
+    r"WARNING: |BUG: |KASAN|possible (circular|recursive|irq) |suspicious RCU|inconsistent lock state"
+    r"|sleeping function called|refcount_t: |UBSAN|blocked for more than|Oops|general protection"
+)
+
+
+def test_the_kernel_reports_no_bug() -> None:
+    lines = output("dmesg").splitlines()
+    assert [line for line in lines if REPORT.search(line)] == []
+
+
+@pytest.mark.skipif(not os.path.exists(KMEMLEAK), reason="this kernel does not look for leaks")
+def test_the_kernel_has_lost_no_memory() -> None:
+    """What is allocated just now may look lost for a moment, so only what two scans find is."""
+    for _ in range(2):
+        with open(KMEMLEAK, "w", encoding="ascii") as scan:
+            scan.write("scan")
+    with open(KMEMLEAK, encoding="utf-8", errors="replace") as found:
+        leaks = found.read()
+    assert not [line for line in leaks.splitlines() if "vfio" in line or "iommu" in line], leaks
