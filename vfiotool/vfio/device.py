@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 from vfiotool.vfio.config_space import ConfigSpace
@@ -115,11 +116,12 @@ class Device:
         if self._ended:
             return
         self._ended = True
-        self.irqs.close()
-        self.file.close()
-        if self._request is not None:
-            self._request.close()
-        self.dma.release()
+        with ExitStack() as last_first:  # whatever one of them raises, the others are done
+            last_first.callback(self.dma.release)
+            if self._request is not None:
+                last_first.callback(self._request.close)
+            last_first.callback(self.file.close)
+            last_first.callback(self.irqs.close)
 
     def _ask_driver(self) -> None:
         if self.on_request is not None:
