@@ -216,6 +216,16 @@ def test_what_is_mapped_sleeps_before_the_memory_is_off(
         window.write32(0, 1)
 
 
+def test_a_write_that_is_refused_puts_nothing_to_sleep(
+    file: MemoryDeviceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Regions(file).config
+    monkeypatch.setattr(file, "set_asleep", lambda *_: pytest.fail("it was put to sleep"))
+    for use in (lambda: config.write16(3, 0), lambda: config.write(bytes(256), 1)):
+        with pytest.raises(AccessError):
+            use()
+
+
 def test_it_sleeps_until_both_are_mended(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     config = regions.config

@@ -116,6 +116,7 @@ class ConfigSpace(Region):
         if not turned:
             super()._put(access, data)
             return
+        self._require_writable(access)
         self._file.fileno()
         with self._changing:
             for switch in turned:

@@ -141,13 +141,16 @@ class Region:
         return self._file.pread(access.size, self.info.offset + access.offset)
 
     def _put(self, access: Access, data: bytes) -> None:
+        self._require_writable(access)
+        self._file.pwrite(data, self.info.offset + access.offset)
+
+    def _require_writable(self, access: Access) -> None:
         self._require_bounded(access)
         if RegionInfoFlags.WRITE not in self.info.flags:
             raise access.unwritable()
         forbidden = guarded(access, self._guards)
         if forbidden is not None:
             raise forbidden
-        self._file.pwrite(data, self.info.offset + access.offset)
 
     def _require_bounded(self, access: Access) -> None:
         if access.offset < 0 or access.size < 0 or access.end > self.size:
