@@ -38,11 +38,12 @@ class Device:
         """
         self.file = file
         self.name = file.name
-        self.dma = dma.share()
+        self.dma = dma
         self.regions = Regions(file)
         self.irqs = Irqs(file)
         self.features = Features(file)
         self._request = ReleaseRequest(file, self.irqs, self._ask_driver) if honour_requests else None
+        dma.share()
 
     @property
     def config(self) -> ConfigSpace:

@@ -235,11 +235,10 @@ class Dma:
             raise _miscounted(0, expected, unmapped)
         return unmapped
 
-    def share(self) -> Dma:
+    def share(self) -> None:
         """Take note that one more device is in the address space."""
         with self._lock:
             self._shares += 1
-        return self
 
     def release(self) -> None:
         """Take note that a device has left; with the last one the address space ends, and all mappings."""
