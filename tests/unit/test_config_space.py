@@ -221,7 +221,8 @@ def test_a_write_that_is_refused_puts_nothing_to_sleep(
 ) -> None:
     config = Regions(file).config
     monkeypatch.setattr(file, "set_asleep", lambda *_: pytest.fail("it was put to sleep"))
-    for use in (lambda: config.write16(3, 0), lambda: config.write(bytes(256), 1)):
+    uses: list[Callable[[], None]] = [lambda: config.write16(3, 0), lambda: config.write(bytes(256), 1)]
+    for use in uses:
         with pytest.raises(AccessError):
             use()
 
