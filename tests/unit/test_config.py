@@ -49,6 +49,10 @@ def test_a_chain_that_leads_into_the_header_ends() -> None:
     assert found(bytes(config)) == [(False, 0x01, 0x40)]
 
 
+def test_a_vf_has_ones_for_its_ids() -> None:
+    assert found(config_space(vendor=0xFFFF, device=0xFFFF, capabilities=[POWER])) == [(False, 0x01, 0x40)]
+
+
 def test_without_the_status_bit_there_is_no_chain() -> None:
     config = bytearray(config_space(capabilities=[POWER]))
     config[0x06] = 0

@@ -88,6 +88,14 @@ def header_type(config: bytes) -> int | None:
     return config[HEADER_TYPE] & ~MULTIFUNCTION if len(config) > HEADER_TYPE else None
 
 
+def is_silent(config: bytes) -> bool:
+    """Say whether nothing answers, for the device is gone, off or in reset: then all bits are ones.
+
+    Its vendor alone tells nothing: a VF's is all ones too (PCI Express Base section 9.3.4.1.1).
+    """
+    return config[:HEADER_SIZE] == b"\xff" * HEADER_SIZE
+
+
 def capabilities(config: bytes) -> tuple[Capability, ...]:
     """List the capabilities in the order of their chains, standard ones first.
 
@@ -97,7 +105,7 @@ def capabilities(config: bytes) -> tuple[Capability, ...]:
 
     Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3.
     """
-    if len(config) < STANDARD_SIZE or config[:2] == b"\xff\xff":
+    if len(config) < STANDARD_SIZE or is_silent(config):
         return ()
     return tuple(_standard(config) + _extended(config))
 
