@@ -89,6 +89,11 @@ class Mmio:
         return cls(window, name, memory=buffer)
 
     @property
+    def window(self) -> _Window:
+        """Return what the shim's own loops access the registers by; hold this object while they may."""
+        return self._window
+
+    @property
     def size(self) -> int:
         """Return how many bytes there are."""
         return self._window.size
