@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import mmap
 from itertools import pairwise
 
@@ -135,3 +136,12 @@ def test_an_index_past_the_end() -> None:
     with pytest.raises(IndexError):
         ranges[-1]
     assert len(Ranges.of([])) == 0
+
+
+def test_ranges_over_a_buffer_can_be_collected_in_a_cycle() -> None:
+    """As an error's traceback makes one; the collector must not meet a buffer of cffi's over a view."""
+    for _ in range(100):
+        cycle: list[object] = [Ranges.of(array.array("Q", [0, 0, PAGE]))]
+        cycle.append(cycle)
+    del cycle
+    assert gc.collect() >= 100

@@ -47,8 +47,8 @@ class Ranges:
                 "the buffer is not made of (vaddr, iova, size) triples of 64-bit words",
                 hint="pass a contiguous array of uint64 whose length is a multiple of three",
             )
-        memory = ffi.from_buffer(view)
-        return cls(ffi.cast("struct vt_range *", memory), view.nbytes // _RANGE, (memory, view))
+        # Keep the view alone: the collector would crash over a view that has a buffer of cffi's over it.
+        return cls(ffi.cast("struct vt_range *", ffi.from_buffer(view)), view.nbytes // _RANGE, view)
 
     @classmethod
     def laid_out(cls, addresses: ReadableBuffer, size: int, align: int) -> tuple[Ranges, int]:
