@@ -19,13 +19,14 @@ from vfiotool.vfio.limits import is_memlock_bound, require_mappings, require_mem
 from vfiotool.vfio.mapping import Batch, Buffer, Mapped, Mapping
 from vfiotool.vfio.memory import Memory, PageKind
 from vfiotool.vfio.ranges import Ranges
-from vfiotool.vfio.uapi import DmaMapFlags
+from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _LARGE = 2 << 20
 _LARGE_PAGES = (1 << 30, _LARGE)  # what IOMMUs have beside their smallest page
+_MAP = ContainerIoctl.VFIO_IOMMU_MAP_DMA.name
 _GONE = "its last device was closed or given back, which undid all mappings"
 
 # To join flags takes longer than to take an IOVA.
@@ -186,7 +187,7 @@ class Dma:
         """
         given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
         runs = given.merged()
-        places = self._take_spans(given.spans())
+        places = self._take_all(given)
         try:
             self._map_ranges(given, runs, _access(read, write))
         except BaseException:
@@ -269,7 +270,7 @@ class Dma:
         self, address: int, size: int, iova: int | None, iova_max: int | None, access: DmaMapFlags
     ) -> int:
         if self._is_bound:
-            require_memlock(self.iommu.name, iova or 0, size)
+            require_memlock(_MAP, iova or 0, size)
         place = self._take(address, size, iova, iova_max)
         try:
             self.iommu.map(address, place, size, access)
@@ -280,9 +281,9 @@ class Dma:
 
     def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> None:
         if self._is_bound:
-            require_memlock(self.iommu.name, 0, runs.size)
+            require_memlock(_MAP, 0, runs.size)
         left = None if self._limit is None else self._limit - self._used
-        require_mappings(self.iommu.name, left, len(runs), 0, runs.size)
+        require_mappings(_MAP, left, len(runs), 0, runs.size)
         self.iommu.map_ranges(ranges, access)
 
     def _take(self, address: int, size: int, iova: int | None, iova_max: int | None) -> int:
@@ -295,17 +296,24 @@ class Dma:
             align = next((page for page in _LARGE_PAGES if size >= page), allocator.page_size)
             return allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
 
-    def _take_spans(self, spans: Ranges) -> list[int]:
-        """Take the IOVAs of all spans, or of none."""
+    def _take_all(self, ranges: Ranges) -> list[int]:
+        """Take the IOVAs of all ranges, or of none; an error's ``index`` is that of the first refused."""
+        with self._lock:
+            try:
+                return self._reserve_all(ranges.spans())
+            except DmaMapError:
+                return self._reserve_all(ranges)  # one by one, to find out which it is
+
+    def _reserve_all(self, ranges: Ranges) -> list[int]:
         taken: list[int] = []
-        try:
-            with self._lock:
-                for _address, iova, size in spans:
-                    self._allocator.reserve(iova, size)
-                    taken.append(iova)
-        except BaseException:
-            self._give_back(taken)
-            raise
+        for index, (_address, iova, size) in enumerate(ranges):
+            try:
+                self._allocator.reserve(iova, size)
+            except DmaMapError as error:
+                for place in taken:
+                    self._allocator.free(place)
+                raise DmaMapError(error.errno or 0, error.operation, iova, size, index=index) from None
+            taken.append(iova)
         return taken
 
     def _give_back(self, places: list[int]) -> None:
