@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contract.bench import Bench, fake_bench, kernel_bench
+import vfiotool
+from tests.contract.bench import EDU, Bench, fake_bench, kernel_bench
+from tests.contract.spaces import MODES, OTHER, Space, opened_space, params
+
+ENTRY_LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
 
 
 @pytest.fixture(
@@ -27,3 +32,34 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     former = made.states()
     yield made
     made.put_back(former)
+
+
+@pytest.fixture(scope="module")
+def vfio_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """edu and a network card on vfio-pci for all tests of a module: binding takes time."""
+    with vfiotool.bound(EDU, OTHER, state_dir=str(tmp_path_factory.mktemp("state"))):
+        yield
+
+
+@pytest.fixture(params=params(*MODES))
+def space(request: pytest.FixtureRequest) -> Iterator[Space]:
+    """edu, open in an address space of each mode; the test leaves no fd open, and no memory pinned."""
+    yield from opened_space(request)
+
+
+@pytest.fixture
+def limit_of_eight() -> Iterator[None]:
+    """Containers that are opened meanwhile take eight mappings."""
+    if not os.path.exists(ENTRY_LIMIT):
+        yield
+        return
+    with open(ENTRY_LIMIT) as parameter:
+        former = parameter.read()
+    write(ENTRY_LIMIT, "8")
+    yield
+    write(ENTRY_LIMIT, former)
+
+
+def write(path: str, value: str) -> None:
+    with open(path, "w") as attribute:
+        attribute.write(value)

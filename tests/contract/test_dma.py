@@ -1,0 +1,678 @@
+"""DMA in every mode, as real kernels have it; the fakes are held to the same.
+
+On a kernel it runs in a lab guest of the default machine, with edu and a network card on vfio-pci.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import itertools
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.contract.spaces import (
+    EDU_BUFFER,
+    EDU_MASK,
+    LIMITED,
+    OTHER,
+    PAGE,
+    Edu,
+    Space,
+    child_says,
+    kernel_params,
+    opened_space,
+    params,
+    status,
+)
+from vfiotool._shim import ffi
+from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError, UnsupportedError
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iommu import IommuMode
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.ranges import Ranges
+from vfiotool.vfio.uapi import DmaMapFlags
+
+TOP = 1 << 64
+IOVA = 0x1000_0000
+NEAR = 0x0800_0000  # edu reaches 28 bits
+BOTH = DmaMapFlags.READ | DmaMapFlags.WRITE
+PAGES = 64
+
+_FIXED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
+_libc = ctypes.CDLL(None)
+
+
+class Memory:
+    """Pages of this process: ``source`` has the buffer protocol, ``address`` is its first byte."""
+
+    def __init__(self, pages: int = PAGES, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
+        self.source = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot)
+        self.address = address_of(self.source)
+
+    def tear(self, address: int, size: int) -> None:
+        """Have a hole in it."""
+        assert _libc.munmap(ctypes.c_void_p(address), size) == 0
+
+    def mend(self, address: int, size: int) -> None:
+        """Have other memory where the hole was."""
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        _libc.mmap.restype = ctypes.c_void_p
+        there = _libc.mmap(ctypes.c_void_p(address), size, protection, _FIXED, -1, ctypes.c_long(0))
+        assert there == address
+
+
+def address_of(memory: mmap.mmap | bytearray) -> int:
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def refused(code: int, action: Callable[[], object]) -> DmaMapError:
+    """Do what must be refused with this errno, and return the error."""
+    with pytest.raises(DmaMapError) as caught:
+        action()
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[code]
+    return caught.value
+
+
+# Mapping and unmapping
+
+
+def test_an_unmap_tells_the_bytes_that_were_mapped(space: Space, memory: Memory) -> None:
+    space.iommu.map(memory.address, IOVA, 4 * PAGE, BOTH)
+    assert space.iommu.unmap(IOVA, 4 * PAGE) == 4 * PAGE
+    refused(errno.ENOENT, lambda: space.iommu.unmap(IOVA, 4 * PAGE))
+
+
+def test_an_unmap_takes_all_mappings_in_its_range(space: Space, memory: Memory) -> None:
+    for at in (0, 2, 3, 9):
+        space.iommu.map(memory.address, IOVA + at * PAGE, PAGE, BOTH)
+    assert space.iommu.unmap(IOVA, 8 * PAGE) == 3 * PAGE
+    assert space.iommu.unmap_all() == PAGE
+
+
+def test_unmap_all_tells_the_bytes_of_all_mappings(space: Space, memory: Memory) -> None:
+    assert space.iommu.unmap_all() == 0
+    space.iommu.map(memory.address, IOVA, 4 * PAGE, BOTH)
+    space.iommu.map(memory.address, space.ranges[-1].end + 1 - PAGE, PAGE, BOTH)
+    assert space.iommu.unmap_all() == 5 * PAGE
+    assert space.iommu.unmap_all() == 0
+    space.iommu.map(memory.address, IOVA, PAGE, BOTH)
+
+
+def test_the_last_page_of_each_range_can_be_mapped(space: Space, memory: Memory) -> None:
+    for one in space.ranges:
+        last = one.end + 1 - PAGE
+        space.iommu.map(memory.address, last, PAGE, BOTH)
+        assert space.iommu.unmap(last, PAGE) == PAGE
+
+
+def test_the_last_page_of_64_bits_is_in_no_range(space: Space, memory: Memory) -> None:
+    refused(errno.EINVAL, lambda: space.iommu.map(memory.address, TOP - PAGE, PAGE, BOTH))
+    refused(errno.ENOENT, lambda: space.iommu.unmap(TOP - PAGE, PAGE))
+
+
+@pytest.mark.parametrize(("iova", "size"), [(TOP - PAGE, 2 * PAGE), (IOVA, TOP), (TOP, PAGE), (-PAGE, PAGE)])
+def test_what_leaves_64_bits_is_an_overflow(space: Space, memory: Memory, iova: int, size: int) -> None:
+    refused(errno.EOVERFLOW, lambda: space.iommu.map(memory.address, iova, size, BOTH))
+    refused(errno.EOVERFLOW, lambda: space.iommu.unmap(iova, size))
+
+
+def test_an_address_that_leaves_64_bits_is_an_overflow(space: Space) -> None:
+    refused(errno.EOVERFLOW, lambda: space.iommu.map(TOP - PAGE, IOVA, 2 * PAGE, BOTH))
+
+
+@pytest.mark.parametrize(("first", "pages"), [(2, 2), (0, 3), (3, 1), (3, 4), (0, 8)])
+def test_what_overlaps_is_refused(space: Space, memory: Memory, first: int, pages: int) -> None:
+    space.iommu.map(memory.address, IOVA + 2 * PAGE, 2 * PAGE, BOTH)
+    refused(
+        errno.EEXIST,
+        lambda: space.iommu.map(memory.address, IOVA + first * PAGE, pages * PAGE, BOTH),
+    )
+    assert space.iommu.unmap_all() == 2 * PAGE
+
+
+@pytest.mark.parametrize(
+    ("vaddr", "iova", "size", "access"),
+    [
+        pytest.param(0, 512, PAGE, BOTH, id="iova"),
+        pytest.param(512, 0, PAGE, BOTH, id="address"),
+        pytest.param(0, 0, 512, BOTH, id="size"),
+        pytest.param(0, 0, 0, BOTH, id="nothing"),
+        pytest.param(0, 0, PAGE, DmaMapFlags(0), id="no access"),
+    ],
+)
+def test_what_is_not_whole_pages_is_refused(
+    space: Space, memory: Memory, vaddr: int, iova: int, size: int, access: DmaMapFlags
+) -> None:
+    refused(errno.EINVAL, lambda: space.iommu.map(memory.address + vaddr, IOVA + iova, size, access))
+    assert space.iommu.unmap_all() == 0
+
+
+def test_an_unmap_of_nothing_is_refused(space: Space) -> None:
+    refused(errno.EINVAL, lambda: space.iommu.unmap(IOVA, 0))
+
+
+# What an unmap does that would cut a mapping of pages 2 to 5, by mode: an errno, or how many pages it undoes.
+CUTS = {
+    "in front": (0, 4),
+    "behind": (4, 4),
+    "inside": (3, 1),
+    "head": (2, 2),
+}
+CUT_BY = {
+    IommuMode.TYPE1: {"in front": 4, "behind": errno.ENOENT, "inside": errno.ENOENT, "head": 4},
+    IommuMode.TYPE1V2: dict.fromkeys(CUTS, errno.EINVAL),
+    IommuMode.COMPAT_TYPE1: {"in front": 2, "behind": 2, "inside": 1, "head": 2},
+    IommuMode.COMPAT_TYPE1V2: dict.fromkeys(CUTS, errno.ENOENT),
+    IommuMode.IOMMUFD: dict.fromkeys(CUTS, errno.ENOENT),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_each_mode_cuts_a_mapping_in_its_own_way(space: Space, memory: Memory, cut: str) -> None:
+    first, pages = CUTS[cut]
+    space.iommu.map(memory.address, IOVA + 2 * PAGE, 4 * PAGE, BOTH)
+    outcome: int
+    try:
+        outcome = space.iommu.unmap(IOVA + first * PAGE, pages * PAGE) // PAGE
+        left = 4 - outcome
+    except DmaMapError as error:
+        outcome = error.errno or 0
+        left = 4
+    assert outcome == CUT_BY[space.mode][cut]
+    assert space.iommu.unmap_all() == left * PAGE
+
+
+# What is reserved, and what is no memory
+
+
+def test_the_ranges_leave_out_what_the_kernel_reserves(space: Space) -> None:
+    for start, end in space.reserved:
+        assert not any(one.start <= end and start <= one.end for one in space.ranges)
+    assert (0xFEE0_0000, 0xFEEF_FFFF) in space.reserved
+
+
+def test_what_is_reserved_cannot_be_mapped_and_its_neighbours_can(space: Space, memory: Memory) -> None:
+    start, end = 0xFEE0_0000, 0xFEEF_FFFF
+    for at, pages in ((start, 1), (end + 1 - PAGE, 1), (start - PAGE, 2), (end + 1 - PAGE, 2)):
+        refused(errno.EINVAL, lambda: space.iommu.map(memory.address, at, pages * PAGE, BOTH))  # noqa: B023
+        error = refused(errno.EINVAL, lambda: space.dma.map(memory.source, pages * PAGE, iova=at))  # noqa: B023
+        assert (error.iova, error.size) == (at, pages * PAGE)
+    for at in (start - PAGE, end + 1):
+        space.iommu.map(memory.address, at, PAGE, BOTH)
+    assert space.iommu.unmap_all() == 2 * PAGE
+
+
+def test_what_is_no_memory_cannot_be_mapped(space: Space, memory: Memory) -> None:
+    before = space.footprint()
+    hole = memory.address + 2 * PAGE
+    memory.tear(hole, PAGE)
+    for first, pages in ((2, 1), (0, 3), (2, 3), (0, PAGES)):
+        address = memory.address + first * PAGE
+        refused(errno.EFAULT, lambda: space.iommu.map(address, IOVA, pages * PAGE, BOTH))  # noqa: B023
+        refused(errno.EFAULT, lambda: space.dma.map(address, pages * PAGE))  # noqa: B023
+    assert space.footprint() == before
+    memory.mend(hole, PAGE)
+
+
+def test_memory_that_may_not_be_written_is_for_devices_that_do_not(space: Space) -> None:
+    memory = Memory(prot=mmap.PROT_READ)
+    refused(errno.EFAULT, lambda: space.iommu.map(memory.address, IOVA, PAGE, BOTH))
+    refused(errno.EFAULT, lambda: space.dma.map(memory.address, PAGE))
+    with pytest.raises(DmaRangeError, match="read-only"):
+        space.dma.map(memory.source)
+    with space.dma.map(memory.source, write=False) as mapping:
+        assert mapping.size == PAGES * PAGE
+    assert space.iommu.unmap_all() == 0
+
+
+# How many
+
+
+@pytest.fixture
+def few(request: pytest.FixtureRequest, limit_of_eight: None) -> Iterator[Space]:
+    yield from opened_space(request, limit=8)
+
+
+@pytest.mark.parametrize("few", params(*LIMITED), indirect=True)
+def test_a_container_tells_how_many_more_it_takes(few: Space, memory: Memory) -> None:
+    assert few.iommu.info().dma_avail == 8
+    for at in range(8):
+        few.iommu.map(memory.address, IOVA + at * PAGE, PAGE, BOTH)
+    assert few.iommu.info().dma_avail == 0
+    error = refused(errno.ENOSPC, lambda: few.iommu.map(memory.address, 0, PAGE, BOTH))
+    assert "dma_entry_limit" in error.hint
+    assert few.iommu.unmap(IOVA, PAGE) == PAGE
+    few.iommu.map(memory.address, 0, PAGE, BOTH)
+
+
+@pytest.mark.parametrize("few", params(*LIMITED), indirect=True)
+def test_a_batch_that_is_too_long_maps_nothing(few: Space, memory: Memory) -> None:
+    before = few.footprint()
+    scattered = [(memory.address, IOVA + 2 * at * PAGE, PAGE) for at in range(9)]
+    error = refused(errno.ENOSPC, lambda: few.iommu.map_ranges(Ranges.of(scattered), BOTH))
+    assert error.index == 8
+    assert few.footprint() == before
+    error = refused(errno.ENOSPC, lambda: few.dma.map_ranges(scattered))
+    assert "9 mappings are needed and 8 are left" in error.hint
+    assert few.footprint() == before
+    with few.dma.map_ranges(scattered[:8]) as batch:
+        assert (len(batch.runs), batch.size) == (8, 8 * PAGE)
+        assert few.iommu.info().dma_avail == 0
+    assert few.footprint() == before
+
+
+MANY = 65536
+
+
+def test_65536_mappings_are_more_than_a_container_takes(space: Space, memory: Memory) -> None:
+    scattered = Ranges.of([(memory.address, IOVA + at * PAGE, PAGE) for at in range(MANY)])
+    if space.limit is not None:
+        error = refused(errno.ENOSPC, lambda: space.iommu.map_ranges(scattered, BOTH))
+        assert error.index == MANY - 1
+        assert space.iommu.unmap_all() == 0
+        return
+    space.iommu.map_ranges(scattered, BOTH)
+    assert space.iommu.unmap_all() == MANY * PAGE
+
+
+def test_65536_neighbours_are_one_mapping(space: Space) -> None:
+    memory = Memory(MANY)
+    left = space.iommu.info().dma_avail
+    ranges = [(memory.address + at * PAGE, IOVA + at * PAGE, PAGE) for at in range(MANY)]
+    with space.dma.map_ranges(ranges) as batch:
+        assert list(batch.runs) == [(memory.address, IOVA, MANY * PAGE)]
+        if space.limit is not None:
+            assert left is not None
+            assert space.iommu.info().dma_avail == left - 1
+    assert space.iommu.unmap_all() == 0
+
+
+# Batches: all or nothing
+
+COUNT = 8
+
+
+def batch_of(memory: Memory, *, merged: bool) -> list[tuple[int, int, int]]:
+    """Eight pieces of two pages, from the memory's first page on: neighbours in IOVA, or with gaps."""
+    step = 2 if merged else 3
+    return [(memory.address + 2 * at * PAGE, IOVA + step * at * PAGE, 2 * PAGE) for at in range(COUNT)]
+
+
+def both_ways(space: Space, ranges: list[tuple[int, int, int]]) -> list[Callable[[], object]]:
+    """Map a batch as the kernel is asked to, and as a driver does, who is refused some before."""
+    return [
+        lambda: space.iommu.map_ranges(Ranges.of(ranges), BOTH),
+        lambda: space.dma.map_ranges(ranges),
+    ]
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
+@pytest.mark.parametrize("at", [0, 3, COUNT - 1])
+def test_a_batch_with_a_bad_address_maps_nothing(space: Space, memory: Memory, at: int, merged: bool) -> None:
+    ranges = batch_of(memory, merged=merged)
+    before = space.footprint()
+    hole = memory.address + 2 * at * PAGE
+    memory.tear(hole, 2 * PAGE)
+    for action in both_ways(space, ranges):
+        error = refused(errno.EFAULT, action)
+        assert (error.index, error.iova, error.size) == (at, ranges[at][1], 2 * PAGE)
+        assert f"range {at}" in str(error)
+        assert space.footprint() == before
+        assert space.iommu.unmap_all() == 0
+    _libc.mmap(
+        ctypes.c_void_p(hole), 2 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, _FIXED, -1, ctypes.c_long(0)
+    )
+    assert space.dma.map_ranges(ranges).size == 2 * COUNT * PAGE
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
+@pytest.mark.parametrize("at", [0, 3, COUNT - 1])
+def test_a_batch_that_overlaps_maps_nothing(space: Space, memory: Memory, at: int, merged: bool) -> None:
+    ranges = batch_of(memory, merged=merged)
+    with space.dma.map(memory.source, PAGE, iova=ranges[at][1] + PAGE) as there:
+        before = space.footprint()
+        for action in both_ways(space, ranges):
+            error = refused(errno.EEXIST, action)
+            assert (error.index, error.iova, error.size) == (at, ranges[at][1], 2 * PAGE)
+            assert space.footprint() == before
+        assert space.dma.mapped == (there,)
+    assert space.dma.map_ranges(ranges).size == 2 * COUNT * PAGE
+
+
+def test_a_batch_that_overlaps_itself_maps_nothing(space: Space, memory: Memory) -> None:
+    ranges = batch_of(memory, merged=False)
+    ranges[5] = ranges[2]
+    before = space.footprint()
+    for action in both_ways(space, ranges):
+        assert refused(errno.EEXIST, action).index == 5
+        assert space.footprint() == before
+
+
+def test_a_batch_outside_of_the_ranges_maps_nothing(space: Space, memory: Memory) -> None:
+    ranges = batch_of(memory, merged=False)
+    ranges[4] = (memory.address, 0xFEE0_0000, PAGE)
+    before = space.footprint()
+    for action in both_ways(space, ranges):
+        assert refused(errno.EINVAL, action).index == 4
+        assert space.footprint() == before
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
+def test_a_batch_is_undone_as_it_was_made(space: Space, memory: Memory, merged: bool) -> None:
+    before = space.footprint()
+    with space.dma.map_ranges(batch_of(memory, merged=merged)) as batch:
+        assert len(batch.runs) == (1 if merged else COUNT)
+        assert batch.iova_of(memory.address + 2 * PAGE + 5) == IOVA + (2 if merged else 3) * PAGE + 5
+        with pytest.raises(DmaRangeError):
+            batch.iova_of(memory.address - 1)
+    assert space.footprint() == before
+
+
+def test_buffers_that_are_neighbours_in_memory_become_one_mapping(space: Space, memory: Memory) -> None:
+    addresses = array.array("Q", [memory.address + at * PAGE for at in (5, 3, 4, 9)])
+    before = space.footprint()
+    with space.dma.map_buffers(addresses, PAGE, iova_max=EDU_MASK) as batch:
+        assert [size for _vaddr, _iova, size in batch.runs] == [3 * PAGE, PAGE]
+        assert batch.iova_of(addresses[2]) == batch.iova_of(addresses[1]) + PAGE
+    assert space.footprint() == before
+
+
+# Buffers
+
+
+@pytest.fixture
+def edu(space: Space) -> Iterator[Edu]:
+    """edu's DMA, over an enabled MSI."""
+    space.device.bus_master = True
+    with space.device.regions.bar0.map() as bar, space.device.irqs.msi.enable() as (vector,):
+        yield Edu(bar, vector)
+
+
+def test_a_device_reads_and_writes_a_buffer(space: Space, edu: Edu) -> None:
+    with space.dma.alloc(2 * PAGE, iova_max=EDU_MASK) as buffer:
+        buffer[:5] = b"hello"
+        edu.copy(buffer.iova, buffer.iova + PAGE + 3, 5)
+        assert buffer[PAGE : PAGE + 10] == b"\0\0\0hello\0\0"
+        assert len(buffer) == buffer.size == 2 * PAGE
+
+
+def test_a_buffer_is_what_all_of_python_takes(space: Space) -> None:
+    buffer = space.dma.alloc(100)
+    assert bytes(buffer) == bytes(100)
+    with memoryview(buffer) as view:
+        assert (view.nbytes, view.readonly, view.contiguous) == (100, False, True)
+        view.cast("B")[10] = 7
+    assert (buffer[10], buffer[-90], bytes(buffer[8:12])) == (7, 7, b"\0\0\7\0")
+    buffer[0] = 0xFF
+    buffer[96:] = bytearray(b"tail")
+    struct.pack_into("<I", buffer, 4, 0xDEADBEEF)
+    assert struct.unpack_from("<I", buffer.view, 4) == (0xDEADBEEF,)
+    assert bytes(buffer).startswith(b"\xff\0\0\0\xef\xbe\xad\xde")
+    assert bytes(buffer).endswith(b"tail")
+    with pytest.raises(ValueError, match="different"):
+        buffer[:4] = b"three"
+    with pytest.raises(IndexError):
+        buffer[100]
+    buffer.close()
+    with pytest.raises(ClosedError):
+        buffer[0]
+
+
+def test_numpy_sees_a_buffer_without_a_copy(space: Space) -> None:
+    numpy = pytest.importorskip("numpy")
+    with space.dma.alloc(PAGE) as buffer:
+        array = numpy.frombuffer(buffer, dtype="<u4")
+        array[1] = 0x04030201
+        assert buffer[4:8] == b"\1\2\3\4"
+
+
+def test_an_arena_is_one_mapping_of_many_buffers(space: Space, edu: Edu) -> None:
+    with space.dma.arena(16 * PAGE, iova_max=EDU_MASK) as arena:
+        first, second = arena.alloc(100), arena.alloc(100, align=PAGE)
+        assert second.iova % PAGE == 0
+        assert len(space.dma.mapped) == 1
+        first[:3] = b"abc"
+        edu.copy(first.iova, second.iova, 3)
+        assert second[:3] == b"abc"
+        first.close()
+        again = arena.alloc(100)
+        assert again.iova == first.iova
+    assert second.closed
+    assert space.dma.mapped == ()
+
+
+# The caller's memory
+
+
+def test_the_callers_memory_is_mapped_where_it_is(space: Space, edu: Edu, memory: Memory) -> None:
+    memory.source[PAGE : PAGE + 4] = b"mine"
+    with space.dma.map(memory.source, 2 * PAGE, offset=PAGE, iova_max=EDU_MASK) as mapping:
+        assert (mapping.address, mapping.size) == (memory.address + PAGE, 2 * PAGE)
+        edu.copy(mapping.iova, mapping.iova + PAGE, 4)
+        with pytest.raises(BufferError):
+            memory.source.close()
+    assert memory.source[2 * PAGE : 2 * PAGE + 4] == b"mine"
+    memory.source.close()
+
+
+def test_a_bytearray_is_mapped_where_it_has_whole_pages(space: Space) -> None:
+    memory = bytearray(4 * PAGE)
+    start = -address_of(memory) % PAGE
+    refused(errno.EINVAL, lambda: space.dma.map(memory, PAGE, offset=start + 1, iova=IOVA))
+    with space.dma.map(memory, 2 * PAGE, offset=start, iova=IOVA), pytest.raises(BufferError):
+        memory.append(0)
+    memory.append(0)
+    with pytest.raises(DmaRangeError, match="are not in memory of"):
+        space.dma.map(memory, 8 * PAGE)
+    with pytest.raises(DmaRangeError, match="read-only"):
+        space.dma.map(bytes(PAGE))
+    assert space.dma.mapped == ()
+
+
+def test_a_file_is_mapped_by_its_descriptor(space: Space, edu: Edu) -> None:
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, 4 * PAGE)
+    os.pwrite(fd, b"file", PAGE)
+    with space.dma.map_file(fd, 2 * PAGE, offset=PAGE, iova_max=EDU_MASK) as mapping:
+        edu.copy(mapping.iova, mapping.iova + PAGE, 4)
+    assert os.pread(fd, 4, 2 * PAGE) == b"file"
+    os.close(fd)
+
+
+# What faults
+
+
+def test_dma_to_what_is_not_mapped_is_lost(space: Space, edu: Edu) -> None:
+    with space.dma.alloc(PAGE, iova=NEAR) as buffer, space.faults() as seen:
+        buffer[:] = b"\x55" * PAGE
+        edu.fetch(buffer.iova, PAGE)
+        edu.store(NEAR + PAGE, 4)
+        assert seen() == NEAR + PAGE
+        assert bytes(buffer) == b"\x55" * PAGE
+
+
+def test_dma_to_what_is_no_longer_mapped_is_lost(space: Space, edu: Edu) -> None:
+    with space.dma.alloc(PAGE, iova=NEAR + PAGE) as other:
+        other[:4] = b"data"
+        edu.fetch(other.iova, 4)
+        buffer = space.dma.alloc(PAGE, iova=NEAR)
+        view = buffer.view
+        edu.store(buffer.iova, 4)
+        buffer.close()
+        view[:4] = b"mine"
+        with space.faults() as seen:
+            edu.store(NEAR, 4)
+            assert seen() == NEAR
+        assert view[:4] == b"mine"
+
+
+def test_a_device_may_not_write_what_is_only_to_be_read(space: Space, edu: Edu) -> None:
+    with space.dma.alloc(PAGE, iova=NEAR, write=False) as buffer, space.faults() as seen:
+        buffer[:4] = b"mine"
+        edu.fetch(buffer.iova, 4)
+        edu.store(buffer.iova + 8, 4)
+        assert seen() == NEAR
+        assert buffer[:12] == b"mine" + bytes(8)
+
+
+def test_a_faulting_device_raises_no_interrupt_of_its_own(space: Space) -> None:
+    with space.device.regions.bar0.map() as bar, space.device.irqs.msi.enable() as (vector,):
+        space.device.bus_master = True
+        with space.faults() as seen:
+            for offset, value in ((0x80, EDU_BUFFER), (0x88, NEAR), (0x90, 4), (0x98, 0b011)):
+                bar.write64(offset, value)
+            assert seen() == NEAR
+        assert vector.read() == 0
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("mapping", "device", "space"))), ids="-".join)
+def test_everything_closes_in_any_order(space: Space, memory: Memory, order: tuple[str, ...]) -> None:
+    mapping = space.dma.map(memory.source)
+    buffer = space.dma.alloc(PAGE)
+    batch = space.dma.map_ranges(batch_of(memory, merged=False))
+    ends = {
+        "mapping": lambda: [one.close() for one in (mapping, buffer, batch)],
+        "device": space.device.close,
+        "space": space.iommu.close,
+    }
+    for one in order:
+        ends[one]()
+    for one in order:
+        ends[one]()
+    assert mapping.closed
+    assert buffer.closed
+    assert batch.closed
+    assert space.dma.mapped == ()
+    memory.source.close()
+
+
+def test_what_is_mapped_ends_with_the_last_device(space: Space) -> None:
+    buffer = space.dma.alloc(PAGE)
+    buffer[:4] = b"kept"
+    view = buffer.view
+    space.device.close()
+    with pytest.raises(ClosedError, match="no longer mapped") as caught:
+        buffer[0]
+    assert "last device" in caught.value.hint
+    assert view[:4] == b"kept"
+    with pytest.raises(ClosedError):
+        space.dma.alloc(PAGE)
+
+
+def test_unmap_all_forgets_what_was_mapped(space: Space, memory: Memory) -> None:
+    before = space.footprint()
+    mapping = space.dma.map(memory.source)
+    buffer = space.dma.alloc(3 * PAGE)
+    assert space.dma.unmap_all() == (PAGES + 3) * PAGE
+    assert mapping.closed
+    assert buffer.closed
+    assert space.footprint() == before
+    mapping.close()
+    memory.source.close()
+
+
+def test_a_device_that_is_given_back_takes_its_mappings_along(space: Space, memory: Memory) -> None:
+    mapping = space.dma.map(memory.source)
+    space.device.file.revoke("a test asked for it")
+    assert space.device.closed
+    if space.mode is IommuMode.IOMMUFD or space.mode.value.startswith("compat"):
+        mapping.close()  # an IOAS outlives the devices in it
+    assert mapping.closed
+    assert space.dma.mapped == ()
+    with pytest.raises(ClosedError) as caught:
+        space.device.config.read16(0)
+    assert "a test asked for it" in caught.value.hint
+    memory.source.close()
+
+
+def test_a_child_leaves_what_its_parent_has(space: Space, edu: Edu) -> None:
+    buffer = space.dma.alloc(PAGE, iova_max=EDU_MASK)
+    buffer[:4] = b"mine"
+    before = space.footprint()
+
+    def in_child() -> bool:
+        ends = (buffer.close, space.device.close, space.iommu.close)
+        for end in ends:
+            end()
+        with pytest.raises(ClosedError):
+            space.dma.alloc(PAGE)
+        return True
+
+    assert child_says(in_child) == "True"
+    assert space.footprint() == before
+    edu.copy(buffer.iova, buffer.iova + 8, 4)
+    assert buffer[8:12] == b"mine"
+    buffer.close()
+    assert space.footprint().locked <= before.locked
+
+
+def test_two_devices_share_an_address_space(space: Space, edu: Edu) -> None:
+    with space.open(OTHER) as other:
+        assert other.dma is space.dma
+        buffer = other.dma.alloc(PAGE, iova_max=EDU_MASK)
+        buffer[:4] = b"both"
+        edu.fetch(buffer.iova, 4)
+    assert not buffer.closed
+    edu.store(buffer.iova + 4, 4)
+    assert buffer[:8] == b"bothboth"
+
+
+# iommufd alone
+
+
+@pytest.mark.parametrize("space", kernel_params(IommuMode.IOMMUFD), indirect=True)
+def test_an_ioas_is_copied_from_another(space: Space, edu: Edu) -> None:
+    iommu = space.iommu
+    assert isinstance(iommu, Iommufd)
+    buffer = space.dma.alloc(2 * PAGE, iova_max=EDU_MASK)
+    with iommu.another() as other:
+        other.map(buffer.address, 0, 2 * PAGE, BOTH)
+        pinned = status("VmPin")
+        iommu.copy(other, PAGE, NEAR, PAGE, BOTH)
+        assert status("VmPin") == pinned
+        refused(errno.ENOENT, lambda: iommu.copy(other, 8 * PAGE, NEAR + 2 * PAGE, PAGE, BOTH))
+    buffer[PAGE : PAGE + 4] = b"copy"
+    edu.copy(NEAR, buffer.iova, 4)
+    assert buffer[:4] == b"copy"
+    assert iommu.unmap(NEAR, PAGE) == PAGE
+
+
+@pytest.mark.parametrize("space", kernel_params(IommuMode.IOMMUFD), indirect=True)
+def test_iovas_that_are_to_stay_valid_are_told_before(space: Space) -> None:
+    iommu = space.iommu
+    assert isinstance(iommu, Iommufd)
+    iommu.allow_iovas(IovaRange(0, EDU_MASK))
+    assert iommu.info().iova_ranges == (IovaRange(0, EDU_MASK),)
+    with pytest.raises(DmaRangeError):
+        iommu.allow_iovas(IovaRange(0xFEE0_0000, 0xFEEF_FFFF))
+
+
+@pytest.mark.parametrize("space", kernel_params(IommuMode.IOMMUFD), indirect=True)
+def test_an_ioas_maps_a_file_where_the_kernel_can(space: Space) -> None:
+    iommu = space.iommu
+    assert isinstance(iommu, Iommufd)
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert iommu.can_map_files == (release >= (6, 14))
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, PAGE)
+    if iommu.can_map_files:
+        iommu.map_file(fd, 0, IOVA, PAGE, BOTH)
+        assert iommu.unmap(IOVA, PAGE) == PAGE
+    else:
+        with pytest.raises(UnsupportedError):
+            iommu.map_file(fd, 0, IOVA, PAGE, BOTH)
+    os.close(fd)
