@@ -1,9 +1,41 @@
-"""For tests of what builds on vfiotool: a machine that is only files, and configuration space by hand.
+"""For tests of what builds on vfiotool: fakes of a machine and of devices, and configuration space by hand.
 
-The contract tests of vfiotool hold the fake machine to what real kernels do.
+The contract tests of vfiotool hold the fakes to what real kernels do. A name is imported when it is first
+used: the pytest plugin is in this package, and all who run pytest wait for that.
 """
 
-from vfiotool.testing.config_space import config_space
-from vfiotool.testing.fake_host import FakeHost
+from __future__ import annotations
 
-__all__ = ["FakeHost", "config_space"]
+import importlib
+
+TYPE_CHECKING = False  # as in typing, whose import is not free
+if TYPE_CHECKING:
+    from vfiotool.testing.config_space import config_space as config_space
+    from vfiotool.testing.fake_device import FakeDevice as FakeDevice
+    from vfiotool.testing.fake_device import open_fake as open_fake
+    from vfiotool.testing.fake_edu import FakeEdu as FakeEdu
+    from vfiotool.testing.fake_host import FakeHost as FakeHost
+    from vfiotool.testing.fake_iommu import DmaFault as DmaFault
+    from vfiotool.testing.fake_iommu import FakeIommu as FakeIommu
+
+_HOMES = {
+    "DmaFault": "vfiotool.testing.fake_iommu",
+    "FakeDevice": "vfiotool.testing.fake_device",
+    "FakeEdu": "vfiotool.testing.fake_edu",
+    "FakeHost": "vfiotool.testing.fake_host",
+    "FakeIommu": "vfiotool.testing.fake_iommu",
+    "config_space": "vfiotool.testing.config_space",
+    "open_fake": "vfiotool.testing.fake_device",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

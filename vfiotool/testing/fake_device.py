@@ -21,8 +21,13 @@ from vfiotool.pci.capabilities.standard import MsiX
 from vfiotool.testing.config_space import config_space
 from vfiotool.testing.fake_iommu import DmaFault, FakeIommu
 from vfiotool.testing.fake_irqs import FakeIrqs
+from vfiotool.vfio.device import Device
 from vfiotool.vfio.device_file import KernelDeviceFile
+from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.iommu import IommuMode
+from vfiotool.vfio.iommu.choosing import AUTO
 from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.opening import open_device
 from vfiotool.vfio.uapi import (
     DeviceFeature,
     DeviceFeatureFlags,
@@ -131,7 +136,8 @@ class FakeDevice:
             self._file.irqs.request()
 
     def opened(self, file: FakeDeviceFile) -> None:
-        """Take note of who has it: vfio-pci turns memory on and bus mastering off."""
+        """Take note of who has it: vfio-pci resets it, and turns memory on and bus mastering off."""
+        self.reset()
         self._file = file
         self.config[_COMMAND] = self.config[_COMMAND] & ~_BUS_MASTER | _MEMORY
 
@@ -346,6 +352,16 @@ class FakeDeviceFile(KernelDeviceFile):
             raise OSError(errno.ENOTTY, "unknown")
         if question.flags & DeviceFeatureFlags.GET or not question.flags & ~0xFFFF:
             raise OSError(errno.EINVAL, "it can be set alone")
+
+
+def open_fake(device: FakeDevice, *, iommu: str = AUTO, honour_requests: bool = True) -> Device:
+    """Open a fake device as ``open_device`` opens a real one, in an address space of its own.
+
+    ``iommu`` is the mode of a ``FakeIommu``, "auto" for type1v2.
+    """
+    mode = IommuMode.TYPE1V2 if iommu == AUTO else iommu
+    space = Dma(FakeIommu(mode, [device]))
+    return open_device(device.address, iommu=space, honour_requests=honour_requests)
 
 
 def _answer(kind: type[S], data: bytearray) -> S:

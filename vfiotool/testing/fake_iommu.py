@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from vfiotool._shim import lib
 from vfiotool.errors import ClosedError, DeviceNotFoundError, KernelError, UnsupportedError
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuInfo, IommuMode
@@ -117,6 +118,11 @@ class FakeIommu(AddressSpace, Handle):
     def attached(self) -> bool:
         """Say whether mappings are kept now."""
         return bool(self._open) if self.mode in _OWN else not self.closed
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """No groups: fake devices cannot be hot reset."""
+        return ()
 
     @property
     def mappings(self) -> tuple[FakeMapping, ...]:
