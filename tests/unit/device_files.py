@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping
 
 from vfiotool.errors import KernelError
-from vfiotool.testing.config_space import config_space
+from vfiotool.testing.built_config import config_space
 from vfiotool.vfio.device_file import KernelDeviceFile
 from vfiotool.vfio.uapi import DeviceIoctl, PciRegion, RegionInfoFlags
 

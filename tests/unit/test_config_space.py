@@ -13,7 +13,7 @@ from tests.unit.device_files import ADDRESS, MemoryDeviceFile, at, device, enabl
 from tests.unit.strategies import config_spaces
 from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.pci.capabilities.standard import MsiX, PowerManagement
-from vfiotool.testing.config_space import config_space
+from vfiotool.testing.built_config import config_space
 from vfiotool.vfio.config_space import ConfigSpace
 from vfiotool.vfio.regions import Regions
 from vfiotool.vfio.uapi import PciRegion

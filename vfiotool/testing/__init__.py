@@ -10,7 +10,7 @@ import importlib
 
 TYPE_CHECKING = False  # as in typing, whose import is not free
 if TYPE_CHECKING:
-    from vfiotool.testing.config_space import config_space as config_space
+    from vfiotool.testing.built_config import config_space as config_space
     from vfiotool.testing.fake_device import FakeDevice as FakeDevice
     from vfiotool.testing.fake_device import open_fake as open_fake
     from vfiotool.testing.fake_edu import FakeEdu as FakeEdu
@@ -24,7 +24,7 @@ _HOMES = {
     "FakeEdu": "vfiotool.testing.fake_edu",
     "FakeHost": "vfiotool.testing.fake_host",
     "FakeIommu": "vfiotool.testing.fake_iommu",
-    "config_space": "vfiotool.testing.config_space",
+    "config_space": "vfiotool.testing.built_config",
     "open_fake": "vfiotool.testing.fake_device",
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from vfiotool.pci.capabilities import decoding
 from vfiotool.pci.capabilities.standard import MsiX
-from vfiotool.testing.config_space import config_space
+from vfiotool.testing.built_config import config_space
 from vfiotool.testing.fake_iommu import DmaFault, FakeIommu
 from vfiotool.testing.fake_irqs import FakeIrqs
 from vfiotool.vfio.device import Device
@@ -65,7 +65,7 @@ class FakeDevice:
     """What a device does: a model, to be subclassed. Threads may share it as far as the subclass lets them.
 
     ``bars`` are the sizes of its BARs, in bytes, and ``irqs`` how many vectors of INTx, MSI or MSI-X it has.
-    ``config`` is its configuration space: see ``vfiotool.testing.config_space``.
+    ``config`` is its configuration space, as ``config_space`` makes it.
     """
 
     bars: ClassVar[Mapping[int, int]] = {0: 4096}

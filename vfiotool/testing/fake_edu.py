@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from vfiotool.testing.config_space import config_space
+from vfiotool.testing.built_config import config_space
 from vfiotool.testing.fake_device import FakeDevice
 from vfiotool.testing.fake_iommu import DmaFault
 from vfiotool.vfio.uapi import PciIrq

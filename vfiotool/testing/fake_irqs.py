@@ -57,7 +57,7 @@ class FakeIrqs:
         question = vfio_irq_set.from_buffer_copy(data)
         index = self._index(question.index)
         kind, action = IrqSetFlags(question.flags) & _DATA, IrqSetFlags(question.flags) & _ACTION
-        if kind not in _ITEM or action.bit_count() != 1 or question.flags & ~(_DATA | _ACTION):
+        if kind not in _ITEM or action.bit_count() != 1 or question.flags & ~int(_DATA | _ACTION):
             raise OSError(errno.EINVAL, "flags")
         if (
             question.start >= self._counts.get(index, 0)

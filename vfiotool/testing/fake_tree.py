@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vfiotool.host.attributes import DEVICES, device_path
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.host.tree import Tree
-from vfiotool.testing.config_space import config_space
+from vfiotool.testing.built_config import config_space
 
 DRIVERS = "/sys/bus/pci/drivers"
 DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
