@@ -1,7 +1,8 @@
-"""vfiotool.vfio.uapi against the C header: every size, offset, flag and ioctl number.
+"""vfiotool.vfio.uapi against the C headers: every size, offset, flag and ioctl number.
 
-A C program made from the ctypes definitions prints what the compiler makes of <linux/vfio.h>. What
-the installed header is too old to know is skipped, item by item.
+A C program made from the ctypes definitions prints what the compiler makes of <linux/vfio.h> and
+<linux/iommufd.h>: those of the lab's debug kernel where it was built, else the installed ones. What
+they are too old to know is skipped, item by item.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.conftest import missing
+from vfiotool.lab import kernels
 from vfiotool.vfio import uapi
 
 # How the header spells the members of each enumeration.
@@ -37,6 +40,11 @@ C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
     uapi.AtomicCompFlags: "VFIO_PCI_{}",
     uapi.Type1InfoFlags: "VFIO_IOMMU_INFO_{}",
     uapi.DmaMapFlags: "VFIO_DMA_MAP_FLAG_{}",
+    uapi.DmaUnmapFlags: "VFIO_DMA_UNMAP_FLAG_{}",
+    uapi.IommufdIoctl: "{}",
+    uapi.IoasMapFlags: "IOMMU_IOAS_MAP_{}",
+    uapi.IommuOption: "IOMMU_OPTION_{}",
+    uapi.IommuOptionOp: "IOMMU_OPTION_OP_{}",
     uapi.PciRegion: "VFIO_PCI_{}_REGION_INDEX",
     uapi.PciIrq: "VFIO_PCI_{}_IRQ_INDEX",
     uapi.DeviceInfoCap: "VFIO_DEVICE_INFO_CAP_{}",
@@ -115,18 +123,28 @@ class Header(NamedTuple):
     values: dict[str, int]
 
 
+def debug_kernel_headers() -> list[str]:
+    """The folder with the debug kernel's headers, where it was built."""
+    known = [one for one in kernels.available() if one.name == kernels.BUILT and one.path is not None]
+    return [f"{one.path}/usr/include" for one in known if os.path.isdir(f"{one.path}/usr/include")]
+
+
 @pytest.fixture(scope="module")
 def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
     """Compile and run one program that prints every item which the installed header knows."""
     folder: Path = tmp_path_factory.mktemp("uapi")
-    include = "#include <linux/vfio.h>\n#include <linux/version.h>\n#include <stddef.h>\n"
-    text = run(compiler(), "-E", "-dD", "-x", "c", "-", stdin=include)
+    include = (
+        "#include <linux/vfio.h>\n#include <linux/version.h>\n#include <stddef.h>\n"
+        "#if __has_include(<linux/iommufd.h>)\n#include <linux/iommufd.h>\n#endif\n"
+    )
+    flags = [f"-I{path}" for path in debug_kernel_headers()]
+    text = run(compiler(), *flags, "-E", "-dD", "-x", "c", "-", stdin=include)
     words = frozenset(re.findall(r"\w+", text))
     known = ["LINUX_VERSION_CODE", *(i.expression for i in all_items() if i.needs in words)]
     lines = "".join(f'\tprintf("%lld\\n", (long long)({expression}));\n' for expression in known)
     source = folder / "uapi.c"
     source.write_text(f"{include}#include <stdio.h>\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n")
-    run(compiler(), "-Wall", "-Wextra", "-Werror", "-o", str(folder / "uapi"), str(source))
+    run(compiler(), *flags, "-Wall", "-Wextra", "-Werror", "-o", str(folder / "uapi"), str(source))
     numbers = [int(line) for line in run(str(folder / "uapi")).split()]
     code = numbers[0]
     return Header(f"{code >> 16}.{code >> 8 & 0xFF}", words, dict(zip(known, numbers, strict=True)))
@@ -141,23 +159,21 @@ def run(*command: str, stdin: str = "") -> str:
 @pytest.mark.parametrize("item", all_items(), ids=lambda item: item.expression)
 def test_item_agrees_with_the_c_header(header: Header, item: Item) -> None:
     if item.needs not in header.words:
-        pytest.skip(f"<linux/vfio.h> of Linux {header.version} has no {item.needs}")
+        pytest.skip(f"the headers of Linux {header.version} have no {item.needs}")
     assert item.value == header.values[item.expression]
 
 
-def test_the_header_knows_all_but_what_came_after_it(header: Header) -> None:
+def test_the_debug_kernels_headers_know_all_but_what_came_after_6_12(header: Header) -> None:
+    if not debug_kernel_headers():
+        missing("the debug kernel was not built: run scripts/build-kernel")
     newer = {item.needs for item in all_items()} - header.words
     assert newer <= {
-        "VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP",  # 6.6
-        "vfio_device_info_cap_pci_atomic_comp",  # 6.6
-        "VFIO_PCI_ATOMIC_COMP32",  # 6.6
-        "VFIO_PCI_ATOMIC_COMP64",  # 6.6
-        "VFIO_PCI_ATOMIC_COMP128",  # 6.6
-        "VFIO_PCI_HOT_RESET_FLAG_DEV_ID",  # 6.6
-        "VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED",  # 6.6
+        "IOMMU_IOAS_MAP_FILE",  # 6.14
+        "iommu_ioas_map_file",  # 6.14
+        "VFIO_DEVICE_FEATURE_DMA_BUF",  # 6.19
     }
 
 
 def test_ioctl_numbers_are_unique_for_each_kind_of_fd() -> None:
-    for kind in (uapi.ContainerIoctl, uapi.GroupIoctl, uapi.DeviceIoctl):
+    for kind in (uapi.ContainerIoctl, uapi.GroupIoctl, uapi.DeviceIoctl, uapi.IommufdIoctl):
         assert len(kind) == len(kind.__members__)

@@ -23,6 +23,7 @@ from vfiotool.binding.stored import boot_id, is_driver_name
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.devices import Device, find_device
+from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending import STATE_DIR
 from vfiotool.host.state import DeviceState
@@ -83,7 +84,7 @@ class Binding:
 
         def wish(device: Device, state: DeviceState) -> DeviceState:
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
-            if is_vfio_driver(chosen) and device.iommu_group is None:
+            if is_vfio_driver(chosen) and device.iommu_group is None and not has_noiommu(self._tree):
                 raise _no_group(device.address)
             return bound_to(state, chosen)
 

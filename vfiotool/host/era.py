@@ -40,6 +40,11 @@ def detect_era(tree: Tree) -> Era:
     return Era.NOTIFIER if version >= (5, 16) else Era.DEFERRED_PUT
 
 
+def has_noiommu(tree: Tree) -> bool:
+    """Say whether VFIO was told to give out devices that no IOMMU guards (CONFIG_VFIO_NOIOMMU)."""
+    return tree.find("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
+
+
 def _version(release: str) -> tuple[int, int]:
     major, _, rest = release.partition(".")
     minor = rest.partition(".")[0]

@@ -91,8 +91,14 @@ class Type1(AddressSpace):
         """Return what the container takes; it must have a device, or have had one.
 
         Raises:
+            UnsupportedError: in no-IOMMU mode, where there is nothing to map.
             KernelError: EINVAL without an IOMMU; EBADMSG for a malformed answer.
         """
+        if self.mode is IommuMode.NOIOMMU:
+            raise UnsupportedError(
+                "without an IOMMU no memory can be mapped: the device reaches all of it, by its physical address",
+                hint="use registers and interrupts alone, or turn the IOMMU on",
+            )
         answer = self.container.type1_info()
         ranges = answer.iova_ranges
         return IommuInfo(answer.page_sizes, _ALL_IOVAS if ranges is None else ranges, answer.dma_avail)
