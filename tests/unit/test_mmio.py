@@ -348,6 +348,18 @@ def test_its_addresses_are_freed_when_it_dies(file: int) -> None:
     assert not mappings(address)
 
 
+@pytest.mark.parametrize("use", [lambda w: w.read32(99), lambda w: w.write_block(1, memoryview(bytes(8)))])
+def test_the_collector_survives_windows_over_views(use: Callable[[Mmio], object]) -> None:
+    """An error's traceback makes a cycle of them; cffi's buffer over a view must not be in it."""
+    for _ in range(100):
+        with pytest.raises(AccessError) as caught:
+            use(Mmio.of_memory(memoryview(bytearray(SIZE))))
+        cycle: list[object] = [caught.value]
+        cycle.append(cycle)
+    del cycle, caught
+    assert gc.collect() >= 100
+
+
 def test_a_lost_window_warns_and_is_freed(file: int) -> None:
     lost = [mapped(file)]
     address = lost[0].address

@@ -81,12 +81,12 @@ class Mmio:
     @classmethod
     def of_memory(cls, memory: ReadableBuffer, *, write: bool = True, name: str = "memory") -> Mmio:
         """Play a device by plain memory: a buffer, which may be written where ``write`` says so."""
-        buffer = ffi.from_buffer(memory, require_writable=write)  # type: ignore[call-overload]
+        view = memoryview(memory)
         window = _new_window()
-        window.base = int(ffi.cast("uintptr_t", buffer))
-        window.size = len(buffer)
+        window.base = int(ffi.cast("uintptr_t", ffi.from_buffer(view, require_writable=write)))  # type: ignore[call-overload]
+        window.size = view.nbytes
         window.flags = _WRITE if write else 0
-        return cls(window, name, memory=buffer)
+        return cls(window, name, memory=view)
 
     @property
     def window(self) -> _Window:
@@ -267,10 +267,10 @@ class Mmio:
         data: ReadableBuffer,
         width: int,
     ) -> None:
-        buffer = ffi.from_buffer(data)
-        size = len(buffer)
+        size = memoryview(data).nbytes
         try:
-            result = write(self._window, offset, buffer, size, _BYTES.get(width, 0))
+            # No variable keeps cffi's buffer: the collector crashes where a view has one, as in a traceback.
+            result = write(self._window, offset, ffi.from_buffer(data), size, _BYTES.get(width, 0))
         except OverflowError:
             result = -errno.ERANGE
         if result:
