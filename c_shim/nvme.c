@@ -8,16 +8,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "irq.h"
 #include "mmio.h"
 
 enum {
-	CSTS = 0x1c,
-	CSTS_CFS = 1 << 1,
 	OP_WRITE = 1,
 	OP_READ = 2,
 	MAX_BLOCKS = 1 << 16,
-	LOOKS = 4096, /* between two looks at the clock and at CSTS, which are slow */
+	LOOKS = 1024, /* between two looks at the clock, which is slow */
 };
 
 struct sqe {
@@ -132,7 +129,7 @@ static int make_room(struct vt_nvme_queue *queue)
 	if (__atomic_load_n(&queue->closed, __ATOMIC_RELAXED))
 		return -ECANCELED;
 	if (queue->in_flight == queue->entries - 1)
-		return -EAGAIN;
+		return -ENOSPC;
 	return queue->in_flight + queue->untold == queue->entries - 1 ? tell(queue) : 0;
 }
 
@@ -223,7 +220,7 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 		if (result < 0)
 			break;
 	}
-	if (result < 0 && result != -EAGAIN)
+	if (result < 0 && result != -ENOSPC)
 		return result;
 	result = done ? ring(queue) : 0;
 	return result < 0 ? result : (int)done;
@@ -256,50 +253,29 @@ static int take(struct vt_nvme_queue *queue, struct vt_nvme_completion *done)
 	return 1;
 }
 
-static int check_health(const struct vt_nvme_queue *queue)
-{
-	int64_t csts;
-
-	if (__atomic_load_n(&queue->closed, __ATOMIC_RELAXED))
-		return -ECANCELED;
-	csts = vt_read32(queue->registers, CSTS);
-	if (csts < 0)
-		return csts;
-	return csts & CSTS_CFS ? -EIO : 0; /* a device that is gone reads all ones */
-}
-
 /* After a look, in vain or not: -ETIMEDOUT when the time is over. */
 static int keep_time(const struct vt_nvme_queue *queue, uint32_t *looks, int64_t deadline_ns)
 {
-	int result;
-
 	if (++*looks % LOOKS)
 		return 0;
-	result = check_health(queue);
-	return result < 0 || now_ns() < deadline_ns ? result : -ETIMEDOUT;
+	if (__atomic_load_n(&queue->closed, __ATOMIC_RELAXED))
+		return -ECANCELED;
+	return now_ns() < deadline_ns ? 0 : -ETIMEDOUT;
 }
 
 /* After a look in vain. */
 static int await(const struct vt_nvme_queue *queue, uint32_t *looks, int64_t deadline_ns)
 {
-	int64_t result;
-
-	if (queue->irq < 0) {
-		relax();
-		return keep_time(queue, looks, deadline_ns);
-	}
-	result = vt_eventfd_wait(queue->irq, deadline_ns);
-	if (result == -ETIMEDOUT) {
-		result = check_health(queue);
-		return result < 0 ? result : -ETIMEDOUT;
-	}
-	return result < 0 ? result : 0;
+	if (queue->interrupts || !deadline_ns)
+		return -ETIMEDOUT;
+	relax();
+	return keep_time(queue, looks, deadline_ns);
 }
 
 /* The controller may send its next interrupt only when it is told of what was taken. */
 static int settle(struct vt_nvme_queue *queue)
 {
-	return queue->untold && queue->irq >= 0 ? tell(queue) : 0;
+	return queue->untold && queue->interrupts ? tell(queue) : 0;
 }
 
 int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, uint32_t max,
@@ -308,21 +284,17 @@ int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, u
 	uint32_t looks = 0, taken = 0;
 	int result;
 
-	do {
-		while ((result = take(queue, done + taken)) > 0 && ++taken < max)
-			;
-		if (result < 0)
-			return result;
-		if (taken)
+	while (true) {
+		while (taken < max && (result = take(queue, &done[taken])) > 0)
+			taken++;
+		if (taken || !max)
 			break;
-		if (deadline_ns == 0)
-			return check_health(queue);
-		result = await(queue, &looks, deadline_ns);
-	} while (result == 0);
-	if (result == -ETIMEDOUT)
-		return 0;
-	if (result >= 0)
-		result = settle(queue);
+		if (result == 0)
+			result = await(queue, &looks, deadline_ns);
+		if (result < 0)
+			return result == -ETIMEDOUT ? 0 : result;
+	}
+	result = settle(queue);
 	return result < 0 ? result : (int)taken;
 }
 
@@ -338,7 +310,7 @@ static int feed(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
 			break;
 		job->submitted++;
 	}
-	if (result < 0 && result != -EAGAIN)
+	if (result < 0 && result != -ENOSPC)
 		return result;
 	return job->submitted > before ? ring(queue) : 0;
 }

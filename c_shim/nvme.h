@@ -4,11 +4,14 @@
  * other (NVM Express Base Specification 2.0, sections 3.3.1 and 4.2).
  *
  * One thread at a time may use a queue; any thread may set `closed`. The functions that talk to the
- * controller give the errors of vt_write32 where its registers cannot be reached, and
+ * controller give the errors of vt_write32 where its doorbells cannot be reached, and
  *
  * -ECANCELED: the queue was closed.
- * -EIO: the controller says that it has failed fatally, or it is gone.
- * -EBADMSG: it has completed a command that it was not given; the queue is of no use any more.
+ * -EBADMSG: the controller completed a command that it was not given: the queue is of no use any more.
+ *
+ * Where they wait, they look at memory again and again until the monotonic clock shows `deadline_ns`; where
+ * that is 0, and in a queue with interrupts, they look once: the interrupt is the caller's to await.
+ * Whether the controller has failed meanwhile is for the caller to see in its registers.
  */
 #ifndef VFIOTOOL_NVME_H
 #define VFIOTOOL_NVME_H
@@ -44,7 +47,7 @@ struct vt_nvme_queue {
 	uint32_t page_size; /* the controller's, CC.MPS */
 	uint32_t nsid; /* what the ops of this queue are for */
 	uint32_t block_shift; /* log2 of its block size */
-	int32_t irq; /* eventfd to wait by, or -1 to poll memory */
+	uint32_t interrupts; /* it has them */
 
 	/* For its owner to read. */
 	uint32_t closed;
@@ -95,24 +98,21 @@ int vt_nvme_prps(uint64_t iova, uint64_t size, uint32_t page_size, uint64_t *lis
 void vt_nvme_fill_ops(struct vt_nvme_op *ops, const uint64_t *lbas, uint64_t count, uint16_t opcode,
 		      uint32_t blocks, uint64_t iova, uint64_t step, uint64_t places);
 
-/* Submit a command of 64 bytes under an identifier of its own, which is returned; -EAGAIN: the ring is full. */
+/* Submit a command of 64 bytes under an identifier of its own, which is returned; -ENOSPC: no room. */
 int vt_nvme_submit(struct vt_nvme_queue *queue, const void *command);
 
 /* Submit ops by one doorbell, as many as there is room for: returns how many. -EINVAL: one is malformed. */
 int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops, uint32_t count,
 		       uint16_t *cids);
 
-/*
- * Take up to `max` completions, at least one unless the monotonic clock comes to show `deadline_ns`: then
- * 0. Looks at least once. -EINTR, with an eventfd alone: a signal came.
- */
+/* Take up to `max` completions; 0 where there is none by the deadline. */
 int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, uint32_t max,
 		 int64_t deadline_ns);
 
 /*
- * Carry out a job; each op has its status then. -ETIMEDOUT, -EINTR: not all of it by the deadline, or a
- * signal came; called again it goes on. -EBUSY: the queue has commands that are not this job's.
- * -EINVAL: an op is malformed, and none was submitted.
+ * Carry out a job; each op has its status then. -ETIMEDOUT: not all of it by the deadline; called again
+ * it goes on. -EBUSY: the queue has commands that are not this job's. -EINVAL: an op is malformed, and
+ * none was submitted.
  */
 int vt_nvme_run(struct vt_nvme_queue *queue, struct vt_nvme_job *job, int64_t deadline_ns);
 

@@ -22,6 +22,51 @@ class _Word:
 
     def __getitem__(self, index: int) -> int: ...
 
+class _NvmeSlot:
+    in_use: int
+
+class _NvmeQueue:
+    """``struct vt_nvme_queue *``."""
+
+    registers: _Window
+    sq_doorbell: int
+    cq_doorbell: int
+    sq: int
+    cq: int
+    lists: int
+    lists_iova: int
+    slots: list[_NvmeSlot]
+    entries: int
+    list_entries: int
+    page_size: int
+    nsid: int
+    block_shift: int
+    interrupts: int
+    closed: int
+    in_flight: int
+
+class _NvmeCompletion:
+    result: int
+    cid: int
+    status: int
+
+class _NvmeOp:
+    lba: int
+    iova: int
+    blocks: int
+    status: int
+    opcode: int
+
+class _NvmeJob:
+    """``struct vt_nvme_job *``."""
+
+    ops: list[_NvmeOp]
+    count: int
+    depth: int
+    submitted: int
+    completed: int
+    failed: int
+
 class _Lib:
     def vt_open(self, path: bytes) -> int: ...
     def vt_container_api_version(self, container: int) -> int: ...
@@ -66,6 +111,31 @@ class _Lib:
     def vt_read_fifo(self, window: _Window, offset: int, data: FFI.CData, size: int, width: int) -> int: ...
     def vt_write_block(self, window: _Window, offset: int, data: FFI.CData, size: int, width: int) -> int: ...
     def vt_write_fifo(self, window: _Window, offset: int, data: FFI.CData, size: int, width: int) -> int: ...
+    VT_NVME_MAX_ENTRIES: int
+    VT_NVME_NOT_DONE: int
+    def vt_nvme_queue_init(self, queue: _NvmeQueue) -> int: ...
+    def vt_nvme_prps(
+        self, iova: int, size: int, page_size: int, list: FFI.CData, list_iova: int, max: int, prps: FFI.CData
+    ) -> int: ...
+    def vt_nvme_fill_ops(
+        self,
+        ops: list[_NvmeOp],
+        lbas: FFI.CData,
+        count: int,
+        opcode: int,
+        blocks: int,
+        iova: int,
+        step: int,
+        places: int,
+    ) -> None: ...
+    def vt_nvme_submit(self, queue: _NvmeQueue, command: bytes) -> int: ...
+    def vt_nvme_submit_ops(
+        self, queue: _NvmeQueue, ops: list[_NvmeOp], count: int, cids: list[int]
+    ) -> int: ...
+    def vt_nvme_poll(
+        self, queue: _NvmeQueue, done: list[_NvmeCompletion], max: int, deadline_ns: int
+    ) -> int: ...
+    def vt_nvme_run(self, queue: _NvmeQueue, job: _NvmeJob, deadline_ns: int) -> int: ...
 
 ffi: FFI
 lib: _Lib

@@ -1,0 +1,75 @@
+"""The admin queue: what a controller is, and the making of queues (NVM Express Base Specification 2.0)."""
+
+from __future__ import annotations
+
+from vfiotool.drivers.nvme import commands
+from vfiotool.drivers.nvme.controller import Controller
+from vfiotool.drivers.nvme.errors import NvmeStatusError
+from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, NamespaceInfo, parse_active
+from vfiotool.drivers.nvme.ring import Ring
+from vfiotool.vfio.mapping import Buffer
+
+_TIMEOUT = 10.0
+
+
+class Admin:
+    """Commands of the admin queue, each of which waits for its completion.
+
+    All raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not answer.
+    """
+
+    def __init__(self, controller: Controller, ring: Ring, page: Buffer) -> None:
+        """Take a ring, and a page of memory for the answers."""
+        self.controller = controller
+        self.ring = ring
+        self._page = page
+
+    def identify(self) -> ControllerInfo:
+        """Return what the controller is."""
+        return ControllerInfo.parse(self._ask(commands.identify_controller(self._page.iova)))
+
+    def namespace(self, nsid: int) -> NamespaceInfo:
+        """Return what a namespace is.
+
+        Raises:
+            NvmeError: it is not active, or what the controller says of it cannot be.
+        """
+        return NamespaceInfo.parse(nsid, self._ask(commands.identify_namespace(nsid, self._page.iova)))
+
+    def namespaces(self) -> list[int]:
+        """Return the numbers of the active namespaces."""
+        found: list[int] = []
+        while True:
+            above = found[-1] if found else 0
+            page = self._ask(commands.identify_active_namespaces(above, self._page.iova))
+            listed = parse_active(page, above)
+            found += listed
+            if len(listed) < SIZE // 4:
+                return found
+
+    def set_number_of_queues(self, wanted: int) -> int:
+        """Ask for so many queue pairs, and return how many the controller gives, more or fewer."""
+        given = self.ring.execute("set features", commands.set_number_of_queues(wanted), _TIMEOUT)
+        return min(given & 0xFFFF, given >> 16) + 1
+
+    def create_queue(self, number: int, ring: Ring, vector: int | None) -> None:
+        """Have the controller take a queue pair's completion queue, and then its submission queue."""
+        entries, submissions = ring.layout.entries, ring.memory.iova
+        completions = submissions + ring.layout.completions
+        create_completions = commands.create_completion_queue(number, entries, completions, vector)
+        self.ring.execute("create completion queue", create_completions, _TIMEOUT)
+        try:
+            create_submissions = commands.create_submission_queue(number, entries, submissions)
+            self.ring.execute("create submission queue", create_submissions, _TIMEOUT)
+        except NvmeStatusError:
+            self.ring.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
+            raise
+
+    def delete_queue(self, number: int) -> None:
+        """Have the controller give a queue pair back; its commands are complete or aborted then."""
+        self.ring.execute("delete submission queue", commands.delete_submission_queue(number), _TIMEOUT)
+        self.ring.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
+
+    def _ask(self, command: bytes) -> bytes:
+        self.ring.execute("identify", command, _TIMEOUT)
+        return self._page[:SIZE]

@@ -1,0 +1,148 @@
+"""The NVMe driver."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vfiotool.drivers.contract import Driver
+from vfiotool.drivers.nvme.admin import Admin
+from vfiotool.drivers.nvme.controller import Controller
+from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError
+from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, NamespaceInfo
+from vfiotool.drivers.nvme.queue import IoQueue
+from vfiotool.drivers.nvme.ring import PAGE_SIZE, Layout, Ring
+from vfiotool.errors import ClosedError, RegisterTimeoutError, UnsupportedError
+from vfiotool.vfio.device import Device
+from vfiotool.vfio.irqs import Vector
+
+_ADMIN = Layout(32)
+_WANTED_QUEUES = 64
+_LIST_SHIFT = 9  # a command's list of PRPs is one page, which has room for so many
+_MAX_BLOCKS = 1 << 16  # a command has 16 bits for their number
+
+
+class Nvme(Driver):
+    """A driver of an NVMe controller; see ``Driver`` for what holds when its calls have returned.
+
+        with Nvme(device) as nvme, nvme.create_queue() as queue:
+            queue.write(0, b"hello".ljust(queue.namespace.block_size))
+            assert queue.read(0).startswith(b"hello")
+
+    ``start()`` resets the controller; ``stop()`` shuts it down, so that what was written lasts. One thread
+    at a time may ask, make queues and close them; each queue may have a thread of its own.
+
+    All methods raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not
+    answer, and ClosedError where the driver is not started.
+    """
+
+    info: ControllerInfo
+    """What the controller is; there from the first start on."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self._queues: dict[int, IoQueue] = {}
+        self._controller: Controller | None = None
+        self._answering: Admin | None = None
+        self._given = 0  # how many I/O queues there may be
+
+    def namespaces(self) -> list[int]:
+        """Return the numbers of the active namespaces."""
+        return self._admin.namespaces()
+
+    def namespace(self, nsid: int = 1) -> NamespaceInfo:
+        """Return what a namespace is.
+
+        Raises:
+            NvmeError: it is not active, or what the controller says of it cannot be.
+        """
+        return self._admin.namespace(nsid)
+
+    def create_queue(self, nsid: int = 1, *, entries: int = 256, vector: Vector | None = None) -> IoQueue:
+        """Make a queue for a namespace, of so many entries, or as many as the controller can have.
+
+        With a vector of ``device.irqs.msix`` completions are awaited by interrupt, else by looking at memory.
+
+        Raises:
+            UnsupportedError: the namespace has metadata, or blocks that are larger than a command may be.
+            NvmeError: it is not active, or the controller has no more queues.
+        """
+        admin = self._admin
+        queue = self._new_queue(admin.namespace(nsid), entries, vector)
+        self._queues[queue.number] = queue  # from now on its memory is the controller's
+        try:
+            admin.create_queue(queue.number, queue.ring, None if vector is None else vector.index)
+        except NvmeStatusError:
+            self._queues.pop(queue.number).release()
+            raise
+        return queue
+
+    def _start(self, resources: ExitStack) -> None:
+        window = resources.enter_context(self.device.regions.bar0.map())
+        controller = self._controller = Controller(window, self.device.name)
+        controller.disable()
+        memory = resources.enter_context(self.device.dma.alloc(_ADMIN.size))
+        page = resources.enter_context(self.device.dma.alloc(SIZE))
+        resources.callback(self._forget_queues)
+        name = f"admin queue of {self.device.name}"
+        ring = Ring(name, memory, _ADMIN, window, controller.doorbells(0))
+        admin = self._answering = Admin(controller, ring, page)
+        self.device.bus_master = True
+        controller.enable(admin.ring)
+        self.info = admin.identify()
+        self._given = admin.set_number_of_queues(_WANTED_QUEUES)
+
+    def _quiesce(self) -> None:
+        admin, self._answering = self._answering, None
+        for ring in (*(queue.ring for queue in self._queues.values()), *((admin.ring,) if admin else ())):
+            ring.close()
+        controller, self._controller = self._controller, None
+        if controller is None:
+            return
+        try:
+            controller.shut_down()
+        except RegisterTimeoutError:
+            self.device.reset()
+
+    def _forget_queues(self) -> None:
+        queues, self._queues = self._queues, {}
+        for queue in queues.values():
+            queue.release()
+
+    def _delete_queue(self, queue: IoQueue) -> None:
+        self._admin.delete_queue(queue.number)
+        del self._queues[queue.number]
+
+    def _new_queue(self, namespace: NamespaceInfo, entries: int, vector: Vector | None) -> IoQueue:
+        """Lay out a queue that the controller does not know of yet."""
+        controller, number = self._admin.controller, self._free_number()
+        max_transfer = PAGE_SIZE << min(self.info.max_transfer_shift or _LIST_SHIFT, _LIST_SHIFT)
+        max_blocks = min(max_transfer // namespace.block_size, _MAX_BLOCKS)
+        if namespace.metadata_size or not max_blocks:
+            raise UnsupportedError(
+                f"this driver does not know the format of namespace {namespace.nsid} of {self.device.name}",
+                hint="format it without metadata, or with smaller blocks",
+            )
+        layout = Layout(min(entries, controller.max_entries), max_transfer // PAGE_SIZE)
+        ring = Ring(
+            f"queue {number} of {self.device.name}",
+            self.device.dma.alloc(layout.size),
+            layout,
+            controller.window,
+            controller.doorbells(number),
+            nsid=namespace.nsid,
+            block_size=namespace.block_size,
+            vector=vector,
+        )
+        return IoQueue(number, ring, namespace, max_blocks, self.device.dma, self._delete_queue)
+
+    def _free_number(self) -> int:
+        for number in range(1, self._given + 1):
+            if number not in self._queues:
+                return number
+        raise NvmeError(f"{self.device.name} has no more than {self._given} queues", hint="close one first")
+
+    @property
+    def _admin(self) -> Admin:
+        if self._answering is None:
+            raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
+        return self._answering

@@ -1,0 +1,277 @@
+"""A queue pair in memory, and the shim's hand on it: what admin and I/O queues have in common."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from vfiotool._shim import ffi, lib
+from vfiotool.drivers.nvme import commands
+from vfiotool.drivers.nvme.commands import Completion
+from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError, NvmeTimeoutError
+from vfiotool.errors import ClosedError, IrqTimeoutError, UsageError, VfioToolError
+from vfiotool.vfio.irqs import Vector
+from vfiotool.vfio.mapping import Buffer
+from vfiotool.vfio.mmio import Mmio
+
+if TYPE_CHECKING:
+    from vfiotool._shim import _NvmeCompletion, _NvmeJob, _NvmeOp, _NvmeQueue, _NvmeSlot
+
+PAGE_SIZE = 4096
+"""The controller's pages are the smallest that there are: CC.MPS is 0."""
+
+_CSTS, _CFS = 0x1C, 1 << 1
+_SLICE = 0.1  # seconds in C, or asleep, after which signals are handled and the controller is looked at
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where in its memory a ring has what: submissions, completions, then a PRP list for each command."""
+
+    entries: int
+    list_entries: int = 0
+
+    @property
+    def completions(self) -> int:
+        """Return where the completion queue starts, on a page."""
+        return _whole_pages(self.entries * commands.SIZE)
+
+    @property
+    def lists(self) -> int:
+        """Return where the PRP lists start, on a page."""
+        return self.completions + _whole_pages(self.entries * commands.COMPLETION_SIZE)
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes there are."""
+        return self.lists + _whole_pages(self.entries * self.list_entries * 8)
+
+
+class Ring:
+    """A queue pair. One thread at a time may use it; any may ``close()`` it, and the other gets ClosedError.
+
+    All of its calls raise NvmeError where the controller has failed, is gone, or completes what it was not
+    given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        memory: Buffer,
+        layout: Layout,
+        registers: Mmio,
+        doorbells: tuple[int, int],
+        *,
+        nsid: int = 0,
+        block_size: int = 1,
+        vector: Vector | None = None,
+    ) -> None:
+        """Lay it out in memory that is all 0. With a vector, completions are awaited by interrupt."""
+        self.name = name
+        self.layout = layout
+        self.memory = memory
+        self._registers = registers
+        self._vector = vector
+        self._slots = cast("list[_NvmeSlot]", ffi.new("struct vt_nvme_slot[]", layout.entries))
+        self._done = cast("list[_NvmeCompletion]", ffi.new("struct vt_nvme_completion[]", _AT_ONCE))
+        self._kept: deque[Completion] = deque()  # what was taken while something else was awaited
+        self._late: set[int] = set()  # commands that nobody awaits any more
+        self._queue = queue = cast("_NvmeQueue", ffi.new("struct vt_nvme_queue *"))
+        queue.registers = registers.window
+        queue.sq_doorbell, queue.cq_doorbell = doorbells
+        queue.sq, queue.cq = memory.address, memory.address + layout.completions
+        queue.lists, queue.lists_iova = memory.address + layout.lists, memory.iova + layout.lists
+        queue.slots, queue.entries, queue.list_entries = self._slots, layout.entries, layout.list_entries
+        queue.page_size, queue.nsid, queue.block_shift = PAGE_SIZE, nsid, block_size.bit_length() - 1
+        queue.interrupts = vector is not None
+        if lib.vt_nvme_queue_init(queue):
+            raise UsageError(f"{name} cannot have {layout.entries} entries", hint="it takes 2 to 32768")
+
+    @property
+    def in_flight(self) -> int:
+        """How many commands the controller has."""
+        return self._queue.in_flight
+
+    def close(self) -> None:
+        """Submit and take nothing any more, from any thread; the controller is another's to tell."""
+        self._queue.closed = 1
+
+    def submit(self, command: bytes) -> int:
+        """Submit a command, and return the identifier by which its completion will name it.
+
+        Raises:
+            UsageError: the queue is full.
+        """
+        return self._checked(lib.vt_nvme_submit(self._queue, command))
+
+    def submit_op(self, opcode: int, lba: int, blocks: int, iova: int) -> int:
+        """Submit a read or a write, as ``submit()`` does a command.
+
+        Raises:
+            UsageError: the queue is full, or the memory misaligned, or too large for one command.
+        """
+        cid = cast("list[int]", ffi.new("uint16_t[1]"))
+        ops = make_ops(opcode, [lba], blocks, iova)
+        if not self._checked(lib.vt_nvme_submit_ops(self._queue, ops, 1, cid)):
+            raise self._failed(-errno.ENOSPC)
+        return cid[0]
+
+    def poll(self, limit: int, timeout: float) -> list[Completion]:
+        """Take up to ``limit`` completions: at least one, if there is one within ``timeout`` seconds."""
+        kept = [self._kept.popleft() for _ in range(min(limit, len(self._kept)))]
+        return kept or self._take(limit, timeout)
+
+    def execute(self, what: str, command: bytes, timeout: float) -> int:
+        """Submit a command, wait for it, and return dword 0 of its completion.
+
+        Raises:
+            NvmeStatusError: it failed.
+            NvmeTimeoutError: it did not complete in time.
+            UsageError: the queue is full.
+        """
+        cid = self.submit(command)
+        try:
+            done = self._take_one(cid, timeout)
+        except BaseException:
+            self._late.add(cid)
+            raise
+        if done is None:
+            self._late.add(cid)
+            raise self._timed_out(what, timeout)
+        if done.status:
+            raise NvmeStatusError(what, done.status)
+        return done.result
+
+    def run(self, what: str, ops: list[_NvmeOp], depth: int, timeout: float) -> None:
+        """Carry out ops, ``depth`` of them at a time; ``timeout`` is for how long none may complete.
+
+        Raises:
+            NvmeStatusError: some failed; all were carried out.
+            NvmeTimeoutError: none completed for so long.
+            UsageError: the queue has other commands, or memory is misaligned, or too large for one command.
+        """
+        self._require_idle()
+        job = cast("_NvmeJob", ffi.new("struct vt_nvme_job *"))
+        job.ops, job.count, job.depth = ops, len(ops), depth
+        try:
+            self._finish(job, what, timeout)
+        except BaseException:
+            self._late.update(cid for cid in range(self.layout.entries - 1) if self._slots[cid].in_use)
+            raise
+        if job.failed:
+            index = next(at for at in range(len(ops)) if ops[at].status)
+            raise NvmeStatusError(what, ops[index].status, index=index, failed=job.failed)
+
+    def _finish(self, job: _NvmeJob, what: str, timeout: float) -> None:
+        completed, end = 0, time.monotonic() + timeout
+        while (result := lib.vt_nvme_run(self._queue, job, self._slice(end))) == -errno.ETIMEDOUT:
+            if job.completed != completed:
+                completed, end = job.completed, time.monotonic() + timeout
+            elif time.monotonic() >= end:
+                raise self._timed_out(f"{what}: {job.count - completed} of {job.count} commands", timeout)
+            self._pause(end)
+        self._checked(result)
+
+    def _require_idle(self) -> None:
+        if self.in_flight:
+            self._kept += self._take(_AT_ONCE, 0)
+        if self.in_flight:
+            hint = "poll() them first; those that timed out end when the queue is closed"
+            raise UsageError(f"{self.name} has {self.in_flight} commands already", hint=hint)
+
+    def _take_one(self, cid: int, timeout: float) -> Completion | None:
+        end = time.monotonic() + timeout
+        while taken := self._take(1, max(end - time.monotonic(), 0)):
+            if taken[0].cid == cid:
+                return taken[0]
+            self._kept += taken
+        return None
+
+    def _take(self, limit: int, timeout: float) -> list[Completion]:
+        """Take what somebody still awaits."""
+        end = time.monotonic() + timeout
+        while True:
+            until = self._slice(end) if timeout else 0
+            count = self._checked(lib.vt_nvme_poll(self._queue, self._done, min(limit, _AT_ONCE), until))
+            if found := [one for one in map(self._completion, range(count)) if not self._is_late(one.cid)]:
+                return found
+            if not count:
+                if time.monotonic() >= end:
+                    return []
+                self._pause(end)
+
+    def _completion(self, at: int) -> Completion:
+        done = self._done[at]
+        return Completion(done.cid, done.status, done.result)
+
+    def _is_late(self, cid: int) -> bool:
+        if cid not in self._late:
+            return False
+        self._late.remove(cid)
+        return True
+
+    def _slice(self, end: float) -> int:
+        """Return until when C may look at memory, in nanoseconds."""
+        return int(min(end, time.monotonic() + _SLICE) * 1e9)
+
+    def _pause(self, end: float) -> None:
+        """Wait for an interrupt, if there are any; when nothing comes, see whether the controller is well."""
+        if self._vector is not None:
+            try:
+                self._vector.wait(max(min(end - time.monotonic(), _SLICE), 0))
+                return
+            except IrqTimeoutError:
+                pass
+        if self._registers.read32(_CSTS) & _CFS:  # what is gone reads all ones
+            raise NvmeError(
+                f"{self.name}: the controller says that it failed (CSTS.CFS), or is gone",
+                hint="stop its driver and start it again, which resets it",
+            )
+
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            raise self._failed(result)
+        return result
+
+    def _failed(self, code: int) -> VfioToolError:
+        if code == -errno.ECANCELED:
+            hint = "make another one; after stop(), start the driver again first"
+            return ClosedError(f"{self.name} is closed", hint=hint)
+        if code == -errno.ENOSPC:
+            return UsageError(
+                f"{self.name} is full, with {self.in_flight} commands", hint="poll() some first"
+            )
+        if code == -errno.EINVAL:
+            hint = "memory starts at a multiple of 4, and a command takes at most max_blocks"
+            return UsageError(f"{self.name} cannot take such a command", hint=hint)
+        if code == -errno.EBADMSG:
+            hint = "stop its driver and start it again, which resets it"
+            return NvmeError(f"{self.name}: a command completed that was not submitted", hint=hint)
+        self._registers.read32(_CSTS)  # says why doorbells cannot be reached
+        return NvmeError(f"{self.name}: {os.strerror(-code)}")
+
+    def _timed_out(self, what: str, timeout: float) -> NvmeTimeoutError:
+        hint = "close the queue, or stop the driver: until then memory of these commands is the controller's"
+        return NvmeTimeoutError(f"{self.name}: {what} did not complete within {timeout:g} s", hint=hint)
+
+
+def make_ops(
+    opcode: int, lbas: Sequence[int], blocks: int, iova: int, step: int = 0, places: int = 1
+) -> list[_NvmeOp]:
+    """Describe reads or writes; the data is in turn in ``places`` pieces of memory, ``step`` bytes apart."""
+    numbers = lbas if isinstance(lbas, array) and lbas.typecode == "Q" else array("Q", lbas)
+    ops = cast("list[_NvmeOp]", ffi.new("struct vt_nvme_op[]", len(numbers)))
+    pointer = ffi.from_buffer("uint64_t[]", numbers)
+    lib.vt_nvme_fill_ops(ops, pointer, len(numbers), opcode, blocks, iova, step, places)
+    return ops
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // PAGE_SIZE) * PAGE_SIZE
