@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-_PIPE_WIDTH = 200
+from vfiotool.render.terminal import literal, show
 
 
 def print_entries(entries: Iterable[Mapping[str, Any]]) -> None:
@@ -21,8 +19,5 @@ def print_entries(entries: Iterable[Mapping[str, Any]]) -> None:
     for entry in entries:
         ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
         now = (entry["present_at"] or "-", entry["bound_to"] or "-")
-        table.add_row(*map(Text, (entry["path"], ids, entry["driver"], *now)))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe gets each line whole
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    console.print(table)
+        table.add_row(*map(literal, (entry["path"], ids, entry["driver"], *now)))
+    show(table)

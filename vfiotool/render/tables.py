@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from vfiotool.host.details import Details
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_vfio_driver
-from vfiotool.host.usage.claim import printable
+from vfiotool.render.terminal import literal, show
 
 _NONE = "-"
 
@@ -23,8 +21,8 @@ def print_devices(devices: Iterable[Device]) -> None:
     for device in devices:
         ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
         cells = device.address, ids, _text(device.iommu_group), _driver(device), _name(device)
-        table.add_row(*map(_literal, cells))
-    _print(table)
+        table.add_row(*map(literal, cells))
+    show(table)
 
 
 def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
@@ -37,13 +35,13 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
         for address in group.devices:
             device = by_address.get(address)
             if device is not None:
-                table.add_row(*map(_literal, (*columns, address, _driver(device), _name(device))))
+                table.add_row(*map(literal, (*columns, address, _driver(device), _name(device))))
                 columns = ["", "", ""]
         if len(group.devices) > 1 or group.holders:
             notes += [f"group {group.id}: {line}" for line in group_notes(group)]
-    _print(table)
+    show(table)
     for note in notes:
-        _print(_literal(note))
+        show(literal(note))
 
 
 def group_notes(group: Group) -> list[str]:
@@ -59,11 +57,11 @@ def group_notes(group: Group) -> list[str]:
 
 def print_details(details: Details) -> None:
     """Print all about one device."""
-    _print(_literal(f"{details.device.address} {_name(details.device)}", style="bold"))
+    show(literal(f"{details.device.address} {_name(details.device)}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for label, value in _facts(details):
-        table.add_row(label, _literal(value))
-    _print(table)
+        table.add_row(label, literal(value))
+    show(table)
 
 
 def _facts(details: Details) -> Iterable[tuple[str, str]]:
@@ -137,22 +135,6 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading != "DEVICE", overflow="fold")
     return table
-
-
-def _print(renderable: Table | Text) -> None:
-    """Print; a pipe gets each line whole, a terminal gets them folded to its width."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    console.print(renderable, soft_wrap=isinstance(renderable, Text))
-
-
-_PIPE_WIDTH = 200
-
-
-def _literal(text: str, *, style: str = "") -> Text:
-    """Return text as it is: no brackets of a name are markup, and none of it moves the cursor."""
-    return Text(printable(text), style=style)
 
 
 def _driver(device: Device) -> str:
