@@ -17,7 +17,10 @@ from vfiotool.pci import config as pci_config
 _IORESOURCE_IO = 0x100
 _IORESOURCE_PREFETCH = 0x2000
 _IORESOURCE_MEM_64 = 0x100000
-_ROM = 6
+
+ROM = 6
+"""The index of a ROM among the BARs."""
+
 _LINK = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
 
 
@@ -62,7 +65,7 @@ def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Detai
         device=device,
         group=group,
         capabilities=capabilities,
-        bars=_bars(tree.find(f"{folder}/resource") or ""),
+        bars=read_bars(tree, device.address),
         link={
             name: decode(answer) for name in _LINK if isinstance(answer := guarded[f"{folder}/{name}"], bytes)
         },
@@ -78,9 +81,11 @@ def _capabilities(config: guard.Answer) -> tuple[pci_config.Capability, ...] | N
     return pci_config.capabilities(config)
 
 
-def _bars(resource: str) -> tuple[Bar, ...]:
+def read_bars(tree: Tree, address: str) -> tuple[Bar, ...]:
+    """Return the address ranges that a device has; reading them takes no lock."""
     bars = []
-    for index, line in enumerate(resource.splitlines()[: _ROM + 1]):
+    resource = tree.find(f"{device_path(address)}/resource") or ""
+    for index, line in enumerate(resource.splitlines()[: ROM + 1]):
         try:
             start, end, flags = (int(number, 16) for number in line.split())
         except ValueError:
@@ -94,6 +99,6 @@ def _bars(resource: str) -> tuple[Bar, ...]:
 def _bar_type(index: int, flags: int) -> str:
     if flags & _IORESOURCE_IO:
         return "io"
-    if index == _ROM:
+    if index == ROM:
         return "rom"
     return "memory64" if flags & _IORESOURCE_MEM_64 else "memory32"

@@ -1,0 +1,100 @@
+"""Configuration space, decoded, for a terminal: the header, and a line for each part of a capability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.table import Table
+
+from vfiotool.pci.capabilities.decoding import DecodedCapability
+from vfiotool.pci.header import BridgeHeader, Header, Window
+from vfiotool.render.terminal import literal, show
+
+_NONE = "-"
+_HEXADECIMAL = ("_id", "address", "data", "mask", "pending", "table_offset", "pba_offset", "vf_bars")
+_TYPES = ("endpoint", "bridge", "CardBus bridge")
+_PINS = (_NONE, "A", "B", "C", "D")
+
+
+def print_config(
+    title: str, header: Header | None, capabilities: Iterable[DecodedCapability], unavailable: Iterable[str]
+) -> None:
+    """Print what a device's configuration space says, and what of it could not be read."""
+    show(literal(title, style="bold"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for label, value in _header_facts(header) if header is not None else ():
+        table.add_row(label, literal(value))
+    for one in capabilities:
+        label = f"cap {one.offset:#05x}"
+        for part, value in _parts(one.name, one.content):
+            table.add_row(label, literal(f"{part}: {value}" if value else part))
+            label = ""
+    for name in unavailable:
+        table.add_row("unavailable", literal(name))
+    show(table)
+
+
+def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
+    ids = f"{header.vendor_id:04x}:{header.device_id:04x} rev {header.revision:02x}"
+    yield "id", f"{ids}, class {header.class_code:06x}"
+    if header.subsystem_vendor_id is not None:
+        yield "subsystem", f"{header.subsystem_vendor_id:04x}:{header.subsystem_device_id:04x}"
+    yield "command", f"{header.command:#06x} {' '.join(header.command_bits)}"
+    yield "status", f"{header.status:#06x} {' '.join(header.status_bits)}"
+    kind = _TYPES[header.header_type] if header.header_type < len(_TYPES) else "unknown"
+    several = ", multifunction" if header.multifunction else ""
+    yield "header", f"type {header.header_type} ({kind}{several})"
+    yield "timing", f"cache line of {header.cache_line_size} bytes, latency timer {header.latency_timer}"
+    for bar in header.bars:
+        prefetchable = ", prefetchable" if bar.prefetchable else ""
+        yield f"bar {bar.index}", f"{bar.address:#x}, {bar.type}{prefetchable}"
+    if header.rom_address:
+        yield "rom", f"{header.rom_address:#x}, {'enabled' if header.rom_enabled else 'not enabled'}"
+    if header.bridge is not None:
+        yield from _bridge_facts(header.bridge)
+    pin = _PINS[header.interrupt_pin] if header.interrupt_pin < len(_PINS) else str(header.interrupt_pin)
+    yield "interrupt", f"pin {pin}, line {header.interrupt_line}"
+
+
+def _bridge_facts(bridge: BridgeHeader) -> Iterator[tuple[str, str]]:
+    below = f"{bridge.secondary_bus:#04x} to {bridge.subordinate_bus:#04x}"
+    yield "buses", f"{below}, seen from {bridge.primary_bus:#04x}"
+    yield "io", _window(bridge.io)
+    yield "memory", _window(bridge.memory)
+    yield "prefetchable", _window(bridge.prefetchable_memory)
+    yield "control", f"{bridge.control:#06x} {' '.join(bridge.control_bits)}"
+
+
+def _window(window: Window | None) -> str:
+    return _NONE if window is None else f"{window.start:#x} to {window.end:#x}"
+
+
+def _parts(name: str, record: Any) -> Iterator[tuple[str, str]]:
+    """Yield a record's own fields as one text, by its name, then each record in it; ``None`` is left out."""
+    values = {one: getattr(record, one) for one in record.__dataclass_fields__}
+    inner = {one: _records(value) for one, value in values.items()}
+    plain = [one for one, value in values.items() if value is not None and not inner[one]]
+    yield name, "; ".join(f"{_words(one)} {_text(one, values[one])}" for one in plain)
+    for one, records in inner.items():
+        for record in records:
+            yield from _parts(_words(one), record)
+
+
+def _records(value: object) -> list[Any]:
+    several = value if isinstance(value, tuple) else (value,)
+    return [one for one in several if hasattr(one, "__dataclass_fields__")]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:#x}" if name.endswith(_HEXADECIMAL) else str(value)
+    if isinstance(value, tuple):
+        return ", ".join(_text(name, one) for one in value) or _NONE
+    return value or _NONE
