@@ -254,22 +254,20 @@ static int take(struct vt_nvme_queue *queue, struct vt_nvme_completion *done)
 }
 
 /* After a look, in vain or not: -ETIMEDOUT when the time is over. */
-static int keep_time(const struct vt_nvme_queue *queue, uint32_t *looks, int64_t deadline_ns)
+static int keep_time(uint32_t *looks, int64_t deadline_ns)
 {
-	if (++*looks % LOOKS)
-		return 0;
-	if (__atomic_load_n(&queue->closed, __ATOMIC_RELAXED))
-		return -ECANCELED;
-	return now_ns() < deadline_ns ? 0 : -ETIMEDOUT;
+	return ++*looks % LOOKS || now_ns() < deadline_ns ? 0 : -ETIMEDOUT;
 }
 
 /* After a look in vain. */
 static int await(const struct vt_nvme_queue *queue, uint32_t *looks, int64_t deadline_ns)
 {
+	if (__atomic_load_n(&queue->closed, __ATOMIC_RELAXED))
+		return -ECANCELED;
 	if (queue->interrupts || !deadline_ns)
 		return -ETIMEDOUT;
 	relax();
-	return keep_time(queue, looks, deadline_ns);
+	return keep_time(looks, deadline_ns);
 }
 
 /* The controller may send its next interrupt only when it is told of what was taken. */
@@ -348,7 +346,7 @@ int vt_nvme_run(struct vt_nvme_queue *queue, struct vt_nvme_job *job, int64_t de
 		if (result == 0)
 			result = await(queue, &looks, deadline_ns);
 		else if (result > 0)
-			result = keep_time(queue, &looks, deadline_ns);
+			result = keep_time(&looks, deadline_ns);
 		if (result < 0)
 			return result;
 	}
