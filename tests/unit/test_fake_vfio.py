@@ -99,11 +99,12 @@ def test_edu_does_dma_as_the_readme_has_it(edu: Device) -> None:
         assert buffer[8:12] == b"ping"
 
 
-def test_edu_that_reaches_beyond_its_buffer_ends_the_test(edu: Device) -> None:
+@pytest.mark.parametrize(("at", "size"), [(0, 4096), (0, 0), (1, 4095), (-1, 1), (4096, 1)])
+def test_edu_that_reaches_beyond_its_buffer_ends_the_test(edu: Device, at: int, size: int) -> None:
     edu.bus_master = True
     with edu.regions.bar0.map() as bar:
-        bar.write64(0x88, 0x40000)
-        bar.write64(0x90, 4097)
+        bar.write64(0x88, 0x40000 + at)
+        bar.write64(0x90, size)
         with pytest.raises(AssertionError, match="outside of its buffer"):
             bar.write64(0x98, 1)
 

@@ -30,7 +30,8 @@ class FakeEdu(FakeDevice):
     """edu, which does at once what QEMU's takes 100 ms for.
 
     Its DMA reaches 28 bits of IOVA. As with QEMU's, DMA that faults is lost without a word, and the
-    interrupt after it comes nevertheless. ``buffer`` are its own 4096 bytes, at 0x40000 for DMA.
+    interrupt after it comes nevertheless. ``buffer`` are its own 4096 bytes, at 0x40000 for DMA, of which
+    QEMU (up to 10) takes no transfer that has the last one.
     """
 
     bars: ClassVar[Mapping[int, int]] = {0: 1 << 20}
@@ -125,8 +126,8 @@ class FakeEdu(FakeDevice):
 
 
 def _in_buffer(address: int, size: int) -> int:
-    """Return where in the buffer; outside of it QEMU ends itself, and the driver is wrong."""
+    """Return where in the buffer; outside of it, and at its last byte, QEMU ends itself."""
     start = address - _BUFFER_AT
-    if start < 0 or start + size > _BUFFER_SIZE:
+    if start < 0 or size <= 0 or start + size >= _BUFFER_SIZE:
         raise AssertionError(f"edu was told to reach {size:#x} bytes at {address:#x}, outside of its buffer")
     return start
