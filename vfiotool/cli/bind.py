@@ -20,20 +20,20 @@ from vfiotool.render.documents import write_document
 Verb = Callable[..., Any]
 
 
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=UNBIND_SECONDS,
+    show_default=True,
+    metavar="S",
+    help="How long a driver may take to let go, in seconds.",
+)
+
+
 def changing_options(verb: Verb) -> Verb:
     """Add the options that all verbs of this module have."""
-    options = [
-        click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing."),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(min=0.1),
-            default=UNBIND_SECONDS,
-            show_default=True,
-            metavar="S",
-            help="How long a driver may take to let go, in seconds.",
-        ),
-    ]
-    return with_options([*options, lifting_options, json_option], verb)
+    dry_run = click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+    return with_options([dry_run, timeout_option, lifting_options, json_option], verb)
 
 
 def lifting_options(verb: Verb) -> Verb:

@@ -15,13 +15,14 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import addresses, device_path
-from vfiotool.host.groups import BRIDGE_CLASSES, group_ids
+from vfiotool.host.groups import BRIDGE_CLASSES, group_ids, is_vfio_driver
 from vfiotool.host.pending import STATE_DIR
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
 _CLASSES = ("net", "nvme", "block")
 _DOMAIN = "0000:"
+_VGA_CLASS = 0x0300
 
 Items = Iterator[tuple[str, str]]  # what can be typed, and what it is
 
@@ -45,6 +46,17 @@ def complete_device(context: click.Context, parameter: click.Parameter, incomple
 def complete_endpoint(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Complete an ADDRESS of a device that can change its driver: bridges are left out."""
     return _completed(context, incomplete, _endpoints)
+
+
+def complete_opened(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete an ADDRESS of a device that can be opened: it is on a VFIO driver."""
+    return _completed(context, incomplete, _on_vfio)
+
+
+def complete_region(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete a REGION of the device that the line has named."""
+    named = context.params.get("selector")
+    return _completed(context, incomplete, lambda machine, _: _regions(machine, named))
 
 
 def complete_recorded(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -96,8 +108,12 @@ class Machine:
     def name(self, address: str) -> str:
         """Return what a device is, and which driver has it."""
         vendor, device = self.ids(address)
-        driver = self.tree.find_link(f"{device_path(address)}/driver") or "no driver"
+        driver = self.driver(address) or "no driver"
         return f"{self._names.vendor(vendor)} {self._names.device(vendor, device)} ({driver})"
+
+    def driver(self, address: str) -> str | None:
+        """Return which driver has a device."""
+        return self.tree.find_link(f"{device_path(address)}/driver")
 
     def is_bridge(self, address: str) -> bool:
         """Say whether a device is a bridge to other devices."""
@@ -110,6 +126,23 @@ def _devices(machine: Machine, incomplete: str) -> Items:
 
 def _endpoints(machine: Machine, incomplete: str) -> Items:
     return _forms(machine, [one for one in machine.addresses if not machine.is_bridge(one)], incomplete)
+
+
+def _on_vfio(machine: Machine, incomplete: str) -> Items:
+    chosen = [one for one in machine.addresses if is_vfio_driver(machine.driver(one))]
+    return _forms(machine, chosen, incomplete)
+
+
+def _regions(machine: Machine, named: str | None) -> Items:
+    from vfiotool.host.details import ROM, read_bars
+    from vfiotool.host.selectors import select
+
+    (address,) = select(machine.tree, [named or ""])
+    for bar in read_bars(machine.tree, address):
+        yield "rom" if bar.index == ROM else f"bar{bar.index}", f"{bar.size:#x} bytes, {bar.type}"
+    yield "config", "configuration space"
+    if machine.number(address, "class") >> 8 == _VGA_CLASS:
+        yield "vga", "the addresses of VGA"
 
 
 def _recorded(machine: Machine, incomplete: str) -> Items:

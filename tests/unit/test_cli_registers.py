@@ -1,0 +1,598 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.results import Result
+from tests.unit.conftest import Run
+from vfiotool import cli
+from vfiotool.cli.prompt import _Completer
+from vfiotool.errors import KernelError
+from vfiotool.host.attributes import device_path
+from vfiotool.testing import FakeHost, config_space
+from vfiotool.testing.fake_edu import FakeEdu
+from vfiotool.testing.fake_iommu import FakeIommu
+from vfiotool.vfio.iommu import IommuMode
+
+EDU, NIC, LONER = "0000:00:10.0", "0000:00:12.0", "0000:00:1f.0"
+IDENT = 0x010000ED
+
+
+class CountingEdu(FakeEdu):
+    """edu that remembers what reached it: ``accesses`` has (verb, offset, width)."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.accesses: list[tuple[str, int, int]] = []
+
+    def read(self, bar: int, offset: int, width: int) -> int:
+        self.accesses.append(("read", offset, width))
+        return super().read(bar, offset, width)
+
+    def write(self, bar: int, offset: int, width: int, value: int) -> None:
+        self.accesses.append(("write", offset, width))
+        super().write(bar, offset, width, value)
+
+
+@pytest.fixture(autouse=True)
+def machine(host: FakeHost) -> FakeHost:
+    msi = (0x05, 0x40, bytes(12))
+    host.add_driver("vfio-pci")
+    host.add_device(EDU, driver="vfio-pci", group=5, config=config_space(revision=0x10, capabilities=[msi]))
+    host.add_device(NIC, vendor=0x8086, device=0x10D3, driver="e1000e", group=7)
+    host.add_device(LONER, config=b"\xff" * 256)
+    host.put(f"{device_path(EDU)}/resource", "0xfde00000 0xfdefffff 0x40200\n0x0 0x0 0x0")
+    return host
+
+
+@pytest.fixture(autouse=True)
+def edu(monkeypatch: pytest.MonkeyPatch) -> CountingEdu:
+    """What opening a device leads to."""
+    model = CountingEdu(EDU)
+    nic = CountingEdu(NIC)
+
+    def open_iommu(mode: str, *, address: str | None = None) -> FakeIommu:
+        return FakeIommu(IommuMode.TYPE1V2 if mode == "auto" else mode, devices=[model, nic])
+
+    monkeypatch.setattr("vfiotool.vfio.opening.open_iommu", open_iommu)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Have the signals' handlers as before."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    yield
+    assert signal.getsignal(signal.SIGINT) is former[signal.SIGINT]
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+# peek and poke
+
+
+def test_a_register_is_read_by_one_access_of_its_width(vfiotool: Run, edu: CountingEdu) -> None:
+    result = vfiotool("peek", EDU, "bar0", "0")
+    assert result == Result(0, f"0x00000000: {IDENT:#010x}\n", "")
+    assert edu.accesses == [("read", 0, 32)]
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_each_width_is_one_access(vfiotool: Run, edu: CountingEdu, width: int) -> None:
+    assert vfiotool("peek", EDU, "0", "0x88", "--width", str(width)).status == 0
+    assert vfiotool("poke", EDU, "0", "0x88", "1", "--width", str(width)) == Result(0, "", "")
+    assert edu.accesses == [("read", 0x88, width), ("write", 0x88, width)]
+
+
+def test_registers_in_a_row(vfiotool: Run) -> None:
+    rows = vfiotool("peek", EDU, "bar0", "0b100", "--count", "3").stdout.splitlines()
+    assert rows == ["0x00000004: 0x00000000", "0x00000008: 0x00000001", "0x0000000c: 0xffffffff"]
+
+
+def test_the_document_of_peek(vfiotool: Run) -> None:
+    one = {"schema": "vfiotool.peek/1", "address": EDU, "region": "bar0", "offset": 0, "width": 32}
+    assert vfiotool("peek", EDU, "BAR0", "0x0", "--json").document == one | {"value": IDENT}
+    assert vfiotool("peek", EDU, "0", "0", "--count", "1", "--json").document == one | {"value": [IDENT]}
+    assert vfiotool("peek", EDU, "bar0", "0", "--count", "2", "--json").document["value"] == [IDENT, 0]
+
+
+def test_configuration_space_is_a_region(vfiotool: Run) -> None:
+    assert vfiotool("peek", EDU, "config", "0").stdout == "0x00000000: 0x11e81234\n"
+    assert vfiotool("poke", EDU, "config", "0x3c", "9", "--width", "8", "--verify").status == 0
+
+
+def test_the_document_of_poke(vfiotool: Run) -> None:
+    written = vfiotool("poke", EDU, "bar0", "0x80", "0xffff_ffff_ffff_ffff", "--width", "64", "--json")
+    document = {"schema": "vfiotool.poke/1", "address": EDU, "region": "bar0", "offset": 0x80, "width": 64}
+    assert written.document == document | {"value": (1 << 64) - 1, "read": None}
+    verified = vfiotool("poke", EDU, "bar0", "0x80", "5", "--width", "64", "--json", "--verify")
+    assert verified.document == document | {"value": 5, "read": 5}
+
+
+def test_a_register_that_reads_otherwise_is_a_failure_where_that_is_asked(vfiotool: Run) -> None:
+    result = vfiotool("poke", EDU, "bar0", "4", "0xff", "--verify")
+    assert (result.status, result.stdout) == (1, "0x00000004: 0xffffff00\n")
+    assert result.stderr.startswith(
+        f"error: bar0 of {EDU} reads 0xffffff00 at 0x4, and 0xff was written\nhint"
+    )
+    assert vfiotool("poke", EDU, "bar0", "4", "0xff", "--verify", "--json").document["read"] == 0xFFFFFF00
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "error"),
+    [
+        ("peek {EDU} bar0", 2, "missing argument 'OFFSET'"),
+        ("peek {EDU} bar6 0", 2, "invalid value for 'REGION': 'bar6' is not a region: bar0, bar1, "),
+        ("peek {EDU} 4294967296 0", 2, "invalid value for 'REGION': '4294967296' is not a region"),
+        ("peek {EDU} -- -1 0", 2, "invalid value for 'REGION': '-1' is not a region"),
+        ("peek {EDU} bar1 0", 4, "{EDU} has no bar1"),
+        ("peek {EDU} 99 0", 4, "{EDU} has no region 99"),
+        ("peek {EDU} bar0 x", 2, "invalid value for 'OFFSET': 'x' is not a number"),
+        ("peek {EDU} bar0 010", 2, "invalid value for 'OFFSET': '010' is not a number"),
+        ("peek {EDU} bar0 -- -4", 2, "invalid value for 'OFFSET': -4 is negative"),
+        ("peek {EDU} bar0 2", 2, "offset 0x2 is no multiple of 32 bits"),
+        ("peek {EDU} bar0 4 --width 64", 2, "offset 0x4 is no multiple of 64 bits"),
+        ("peek {EDU} bar0 0x100000", 2, "bar0 of {EDU} has 0x100000 bytes, and this would reach to 0x100004"),
+        ("peek {EDU} bar0 0xffffc --count 2", 2, "bar0 of {EDU} has 0x100000 bytes"),
+        ("peek {EDU} bar0 0xfffffffffffffffffffffff0", 2, "bar0 of {EDU} has 0x100000 bytes"),
+        ("peek {EDU} bar0 0 --count 99999999999999999999999", 2, "bar0 of {EDU} has 0x100000 bytes"),
+        ("peek {EDU} config 0x100", 2, "config of {EDU} has 0x100 bytes"),
+        ("peek {EDU} bar0 0 --width 128", 2, "invalid value for '--width'"),
+        ("peek {EDU} bar0 0 --count 0", 2, "invalid value for '--count'"),
+        ("peek {NIC} bar0 0", 1, "{NIC} is on e1000e, and only a device on a VFIO driver can be opened"),
+        ("peek {LONER} bar0 0", 1, "{LONER} is on no driver, and only"),
+        ("peek 0000:00:1d.0 bar0 0", 1, "no PCI device matches '0000:00:1d.0'"),
+        ("peek 0000:* bar0 0", 2, "'0000:*' matches 3 devices"),
+        ("poke {EDU} bar0 4", 2, "missing argument 'VALUE'"),
+        ("poke {EDU} bar0 4 1.5", 2, "invalid value for 'VALUE': '1.5' is not a number"),
+        ("poke {EDU} bar0 4 -- -1", 2, "invalid value for 'VALUE': -1 is negative"),
+        ("poke {EDU} bar0 4 0x100 --width 8", 2, "0x100 has more than 8 bits"),
+        ("poke {EDU} bar0 8 0x10000000000000000 --width 64", 2, "0x10000000000000000 has more than 64"),
+        ("poke {EDU} bar0 6 1", 2, "offset 0x6 is no multiple of 32 bits"),
+        ("poke {EDU} bar0 0x100000 1", 2, "bar0 of {EDU} has 0x100000 bytes"),
+        (
+            "config {EDU} 0x100",
+            2,
+            "configuration space of {EDU} has 0x100 bytes, and this would reach to 0x104",
+        ),
+        ("config {EDU} 1 --width 16", 2, "offset 0x1 is no multiple of 16 bits"),
+        ("config {EDU} --width 16", 2, "--width is for one register"),
+        ("shell {NIC}", 1, "{NIC} is on e1000e, and only"),
+        ("shell {EDU} --allow-vga", 2, "--allow-… lifts a rule of --bind"),
+        ("shell --bind {LONER}", 4, "{LONER} is in no IOMMU group"),
+        ("shell --bind 0000:*", 2, "'0000:*' matches 3 devices"),
+    ],
+)
+def test_errors(
+    vfiotool: Run,
+    stdin: Callable[[str], None],
+    edu: CountingEdu,
+    host: FakeHost,
+    args: str,
+    status: int,
+    error: str,
+) -> None:
+    stdin("print('never')")
+    names = {"EDU": EDU, "NIC": NIC, "LONER": LONER}
+    result = vfiotool(*args.format(**names).split())
+    assert (result.status, result.stdout) == (status, ""), result.stderr
+    first, hint = result.stderr.splitlines()
+    assert first.startswith(f"error: {error.format(**names)}")
+    assert hint.startswith("hint: ")
+    assert (edu.accesses, host.writes) == ([], [])
+
+
+def test_a_mode_that_is_none_is_told_by_what_opens_it(vfiotool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vfiotool.vfio.iommu import choosing
+
+    monkeypatch.setattr("vfiotool.vfio.opening.open_iommu", choosing.open_iommu)
+    result = vfiotool("peek", EDU, "bar0", "0", "--iommu", "type3")
+    assert (result.status, result.stdout) == (2, "")
+    assert "the modes are auto, type1, " in result.stderr
+
+
+def test_who_holds_a_device_is_named(vfiotool: Run, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_busy(*_: object, **__: object) -> None:
+        raise KernelError(errno.EBUSY, "open", "/dev/vfio/5")
+
+    monkeypatch.setattr("vfiotool.vfio.opening.open_device", is_busy)
+    unseen = vfiotool("peek", EDU, "bar0", "0")
+    assert (unseen.status, "it is in use (EBUSY)" in unseen.stderr) == (1, True)
+    host.add_process(77, "qemu", {3: "/dev/vfio/5"})
+    for args in (("peek", EDU, "bar0", "0"), ("poke", EDU, "bar0", "4", "1")):
+        held = vfiotool(*args)
+        assert (held.status, held.stdout) == (5, "")
+        assert held.stderr.startswith(
+            f"error: {EDU} is in use: held by pid 77 (qemu), fd 3 on /dev/vfio/5\nhint"
+        )
+
+
+def test_a_pending_unbind_is_named(vfiotool: Run, host: FakeHost) -> None:
+    host.block(EDU, pid=77, comm="qemu")
+    assert vfiotool("unbind", EDU, "--allow-held", "--timeout", "1").status == 5
+    result = vfiotool("peek", EDU, "bar0", "0")
+    assert result.status == 5
+    assert f"error: an unbind of {EDU} is pending" in result.stderr
+
+
+def test_another_machine_is_not_opened(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["peek", EDU, "bar0", "0"], ["poke", EDU, "bar0", "0", "0"], ["shell", EDU]):
+        assert cli.run(["--sysroot", host.root, *args]) == 2
+        assert "only devices of this machine can be opened" in capsys.readouterr().err
+
+
+# config
+
+
+def test_the_document_of_config(vfiotool: Run) -> None:
+    document = vfiotool("config", EDU, "--json").document
+    assert set(document) == {"schema", "address", "value", "unavailable"}
+    assert (document["schema"], document["address"]) == ("vfiotool.config/1", EDU)
+    assert document["unavailable"] == []
+    value = document["value"]
+    assert (value["vendor_id"], value["revision"], value["status"]) == (0x1234, 0x10, 0x10)
+    (msi,) = value["capabilities"]
+    assert {name: msi[name] for name in ("id", "offset", "extended", "name")} == {
+        "id": 5,
+        "offset": 0x40,
+        "extended": False,
+        "name": "MSI",
+    }
+    assert (msi["content"]["enabled"], msi["content"]["max_count"]) == (False, 1)
+
+
+def test_config_for_a_person(vfiotool: Run) -> None:
+    result = vfiotool("config", EDU)
+    assert (result.status, result.stderr) == (0, "")
+    assert f"{EDU} Vendor 1234 Device 11e8" in result.stdout
+    assert "cap 0x040    MSI: enabled no" in result.stdout
+
+
+def test_one_register_of_configuration_space(vfiotool: Run) -> None:
+    assert vfiotool("config", EDU, "0").stdout == "0x00000000: 0x11e81234\n"
+    assert vfiotool("config", EDU, "2", "--width", "16").stdout == "0x00000002: 0x11e8\n"
+    assert vfiotool("config", EDU, "8", "--width", "8", "--json").document == {
+        "schema": "vfiotool.config/1",
+        "address": EDU,
+        "offset": 8,
+        "width": 8,
+        "value": 0x10,
+    }
+
+
+def test_config_is_read_for_any_driver_and_from_a_capture(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["--sysroot", host.root, "config", NIC, "0"]) == 0
+    assert capsys.readouterr().out == "0x00000000: 0x10d38086\n"
+
+
+def test_what_a_user_may_not_read_is_unavailable(vfiotool: Run, host: FakeHost) -> None:
+    host.put(f"{device_path(NIC)}/config", config_space(vendor=0x8086)[:64])
+    document = vfiotool("config", NIC, "--json").document
+    assert (document["value"]["vendor_id"], document["value"]["capabilities"]) == (0x8086, None)
+    assert document["unavailable"] == ["capabilities"]
+    assert "unavailable    capabilities" in vfiotool("config", NIC).stdout
+    assert vfiotool("config", NIC, "0x3c").status == 0
+    refused = vfiotool("config", NIC, "0x40")
+    assert (refused.status, refused.stderr.splitlines()[1]) == (1, "hint: run it as root")
+    assert vfiotool("config", NIC, "0x1000").status == 2
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_does_not_answer_is_unavailable(vfiotool: Run, host: FakeHost, is_there: bool) -> None:
+    """Be it that the file cannot be read, or that all of it is ones."""
+    if not is_there:
+        host.remove(f"{device_path(LONER)}/config")
+    document = vfiotool("config", LONER, "--json").document
+    assert (document["value"], document["unavailable"]) == (None, ["value"])
+    assert "unavailable    value" in vfiotool("config", LONER).stdout
+    one = vfiotool("config", LONER, "0")
+    expected = (0, "0x00000000: 0xffffffff\n") if is_there else (1, "")
+    assert (one.status, one.stdout) == expected
+
+
+# shell
+
+
+class Stdin:
+    """A stdin that has a script, or at which a person sits."""
+
+    def __init__(self, text: str, *, is_terminal: bool = False) -> None:
+        self.buffer = io.BytesIO(text.encode())
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda script: monkeypatch.setattr(sys, "stdin", Stdin(script))
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have a person type lines, and Ctrl-D at last."""
+
+    def type_lines(*lines: str) -> None:
+        left = [*lines]
+
+        def answer(_prompt: str = "") -> str:
+            if not left:
+                raise EOFError
+            return left.pop(0)
+
+        monkeypatch.setattr(sys, "stdin", Stdin("", is_terminal=True))
+        monkeypatch.setattr("builtins.input", answer)
+
+    return type_lines
+
+
+def test_a_script_has_the_device_and_the_public_names(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+    stdin(
+        "class Edu(RegisterBlock, width=32):\n"
+        "    ident = Register(0, access='ro', fields={'minor': bits(23, 16), 'major': bits(31, 24)})\n"
+        "bar0 = dev.regions.bar0.map()\n"
+        "print(__name__, dev.name, Edu(bar0).ident.read_fields(), vfiotool.bound is bound)\n"
+    )
+    result = vfiotool("shell", EDU, "--iommu", "iommufd")
+    assert result == Result(0, f"__main__ {EDU} {{'minor': 0, 'major': 1}} True\n", "")
+
+
+def test_the_mode_is_the_one_that_is_named(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+    stdin("print(dev.dma.iommu.mode.value)")
+    assert vfiotool("shell", EDU, "--iommu", "compat-type1").stdout == "compat-type1\n"
+
+
+def test_a_script_that_fails_shows_its_own_traceback(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+    stdin("def f():\n    1 / 0\nprint('before')\nf()\n")
+    result = vfiotool("shell", EDU)
+    assert (result.status, result.stdout) == (1, "before\n")
+    lines = result.stderr.splitlines()
+    assert lines[:2] == ["Traceback (most recent call last):", '  File "<stdin>", line 4, in <module>']
+    assert "    1 / 0" in lines
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_an_error_of_vfiotool_has_its_hint_beneath(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+    stdin("dev.regions.bar0.read32(2)")
+    result = vfiotool("shell", EDU)
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1] == "hint: an offset is a multiple of the width, 4 bytes"
+
+
+def restored(host: FakeHost) -> bool:
+    """Say whether the network card was bound to vfio-pci, and is back."""
+    bound = [value for path, value in host.writes if path.endswith("/vfio-pci/bind")]
+    return (bound, host.driver(NIC)) == ([NIC], "e1000e")
+
+
+def test_a_device_is_bound_for_the_time_of_the_script(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
+) -> None:
+    stdin("bar0 = dev.regions.bar0.map(); print(dev.name, hex(bar0.read32(0)))")
+    result = vfiotool("shell", "--bind", NIC)
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout == f"{NIC} {IDENT:#x}\n"
+    assert restored(host)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("1 / 0", 1),
+        ("raise KeyboardInterrupt", 130),
+        ("dev.close()", 0),
+        ("bar0 = dev.regions.bar0.map(); memory = dev.dma.alloc(4096)", 0),
+        ("dev.file.revoke('the kernel asked for it')", 0),
+    ],
+)
+def test_a_device_is_restored_however_the_script_ends(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], script: str, status: int
+) -> None:
+    stdin(script)
+    assert vfiotool("shell", "--bind", NIC).status == status
+    assert restored(host)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("exit(7)", 7),
+        ("raise SystemExit('no')", "no"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", 128 + signal.SIGHUP),
+        (
+            "import os, signal\n"
+            "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "finally: os.kill(os.getpid(), signal.SIGHUP)\n"
+            "print('not reached')\n",
+            128 + signal.SIGTERM,
+        ),
+    ],
+)
+def test_a_device_is_restored_when_the_process_is_to_end(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], script: str, status: int | str
+) -> None:
+    stdin(f"import sys\nexit = sys.exit\n{script}")
+    with pytest.raises(SystemExit) as ended:
+        vfiotool("shell", "--bind", NIC)
+    assert ended.value.code == status
+    assert restored(host)
+
+
+def test_nothing_that_tells_to_end_comes_between_while_it_is_restored(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vfiotool.binding.operations import Binding
+
+    restore = Binding.restore
+
+    def restore_disturbed(self: Binding, wanted: list[str]) -> Any:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        return restore(self, wanted)
+
+    monkeypatch.setattr(Binding, "restore", restore_disturbed)
+    stdin("print('done')")
+    assert vfiotool("shell", "--bind", NIC).stdout == "done\n"
+    assert restored(host)
+
+
+def test_a_device_that_cannot_be_opened_is_restored(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
+) -> None:
+    stdin("print('never')")
+    result = vfiotool("shell", "--bind", NIC, "--iommu", "noiommu")
+    assert (result.status, result.stdout) == (4, "")
+    assert restored(host)
+
+
+def test_a_script_with_a_syntax_error_changes_nothing(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for script in ("print(", "print('a')\0"):
+        stdin(script)
+        with pytest.raises(SystemExit) as ended:
+            vfiotool("shell", "--bind", NIC)
+        assert ended.value.code == 1
+        assert "Error: " in capsys.readouterr().err
+    assert host.writes == []
+
+
+def test_a_refusal_says_which_option_lifts_it(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
+) -> None:
+    host.put(f"{host.devices[NIC].folder}/boot_vga", "1")
+    stdin("print('in')")
+    refused = vfiotool("shell", "--bind", NIC)
+    assert (refused.status, refused.stdout, host.writes) == (3, "", [])
+    assert "--allow-vga" in refused.stderr
+    stdin("print('in')")
+    assert vfiotool("shell", "--bind", NIC, "--allow-vga").stdout == "in\n"
+    assert restored(host)
+
+
+def test_what_is_on_a_vfio_driver_already_stays(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
+) -> None:
+    stdin("print('in')")
+    assert vfiotool("shell", "--bind", EDU).stdout == "in\n"
+    assert (host.writes, host.driver(EDU)) == ([], "vfio-pci")
+
+
+def test_what_somebody_else_has_restored_meanwhile_stays(
+    vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], state_dir: str
+) -> None:
+    stdin(f"dev.close(); Binding(state_dir={state_dir!r}).restore([dev.name])")
+    assert vfiotool("shell", "--bind", NIC) == Result(0, "", "")
+    assert restored(host)
+
+
+def test_the_prompt(vfiotool: Run, typed: Callable[..., None], host: FakeHost) -> None:
+    typed("bar0 = dev.regions.bar0.map()", "hex(bar0.read32(0))", "bar0.read32(1)", "print('on')")
+    result = vfiotool("shell", "--bind", NIC)
+    assert (result.status, result.stdout) == (0, f"'{IDENT:#x}'\non\n")
+    banner, *_ = result.stderr.splitlines()
+    assert banner == f"'dev' is {NIC}, opened by type1v2."
+    assert "bar0 (0x100000 bytes), config (0x100 bytes)" in result.stderr
+    assert "intx (1), msi (1)" in result.stderr
+    assert "Ctrl-D ends this, and restores the device." in result.stderr
+    assert "AccessError: a 32-bit read at 0x1 of bar0" in result.stderr
+    assert "hint: an offset is a multiple of the width, 4 bytes" in result.stderr
+    assert restored(host)
+
+
+def test_the_prompt_tells_that_the_kernel_asks_for_the_device(
+    vfiotool: Run, typed: Callable[..., None], edu: CountingEdu
+) -> None:
+    """Its thread tells; the device is closed once it has."""
+    typed(
+        "import threading",
+        "(request,) = [one for one in threading.enumerate() if one.name.startswith('REQ')]",
+        "dev.file.device.ask_back()",
+        "request.join()",
+        "dev.closed",
+        "dev.regions.bar0.read32(0)",
+    )
+    result = vfiotool("shell", EDU)
+    assert (result.status, result.stdout) == (0, "True\n")
+    assert f"\n{EDU}: the kernel asks for it, because something unbinds or removes it." in result.stderr
+    assert "hint: the kernel asked for it" in result.stderr
+
+
+def test_names_are_completed_without_a_look_at_the_device() -> None:
+    class Probe:
+        data = 1
+
+        def __getattr__(self, name: str) -> int:
+            raise AssertionError(f"{name} was looked at")
+
+        @property
+        def status(self) -> int:
+            raise AssertionError("the device was accessed")
+
+    completer = _Completer({"dev": Probe(), "data": 2})
+    assert completer.attr_matches("dev.s") == ["dev.status"]
+    assert completer.attr_matches("dev.") == ["dev.data", "dev.status"]
+    assert "dev.__class__" in completer.attr_matches("dev.__c")
+    assert completer.attr_matches("nothing.here.") == []
+    assert completer.attr_matches("f().x") == []
+    assert completer.complete("dat", 0) == "data"
+
+
+# completion in the shell
+
+
+@pytest.fixture
+def offered(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], list[str]]:
+    """Return what bash is offered for a line."""
+
+    def ask(words: str) -> list[str]:
+        monkeypatch.setenv("_VFIOTOOL_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_LINE", f"vfiotool --sysroot {host.root} {words}")
+        monkeypatch.setenv("COMP_WORDBREAKS", " ")
+        capsys.readouterr()
+        with contextlib.suppress(SystemExit):
+            cli.run([])
+        return [line.removeprefix("plain,") for line in capsys.readouterr().out.split()]
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("peek ", [EDU]),
+        ("poke 0000:00:1", [EDU]),
+        ("config ", [EDU, NIC, LONER]),
+        ("shell ", [EDU, NIC, LONER]),
+        (f"peek {EDU} ", ["bar0", "config"]),
+        ("peek 1234:11e8 ", []),  # it names two
+        ("poke group:5 b", ["bar0"]),
+        (f"peek {NIC} b", []),
+        ("peek nothing c", []),
+        (f"peek {EDU} bar0 0 --iommu compat-", ["compat-type1", "compat-type1v2"]),
+        (f"shell {EDU} --iommu au", ["auto"]),
+        (f"peek {EDU} bar0 0 --width 6", ["64"]),
+    ],
+)
+def test_completion(offered: Callable[[str], list[str]], words: str, expected: list[str]) -> None:
+    assert offered(words) == expected
+
+
+def test_vga_is_offered_for_graphics_cards(host: FakeHost, offered: Callable[[str], list[str]]) -> None:
+    host.add_device("0000:00:01.0", class_code=0x030000, driver="vfio-pci", group=1)
+    host.put(f"{device_path('0000:00:01.0')}/resource", "0x0 0x0 0x0\n" * 6 + "0xc0000 0xdffff 0x212")
+    assert offered("peek 00:01.0 ") == ["rom", "config", "vga"]

@@ -1,0 +1,99 @@
+"""The verb that reads configuration space: all of it decoded, or one register."""
+
+from __future__ import annotations
+
+import click
+
+from vfiotool.cli.completion import complete_device
+from vfiotool.cli.parameters import WIDTH, number, print_registers, require_aligned, width_option
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.errors import UsageError, VfioToolError
+from vfiotool.host.attributes import device_path
+from vfiotool.host.config import read_config
+from vfiotool.host.selectors import select_meant
+from vfiotool.host.tree import Tree
+from vfiotool.pci.capabilities.decoding import decode
+from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
+from vfiotool.pci.header import read_header
+from vfiotool.pci.names import PciNames
+from vfiotool.render.documents import to_json, write_document
+
+
+@click.command("config")
+@click.argument("selector", metavar="ADDRESS", shell_complete=complete_device)
+@click.argument("offset", metavar="[OFFSET]", type=number, required=False)
+@width_option
+@json_option
+@click.pass_obj
+def config(
+    settings: Settings, /, selector: str, offset: int | None, width: int | None, as_json: bool
+) -> None:
+    """Decode configuration space of a device on any driver: its header and all capabilities.
+
+    With OFFSET, in bytes, show the one register there. 'vfiotool poke ADDRESS config …' writes.
+    """
+    if offset is None and width is not None:
+        raise click.UsageError("--width is for one register, and there is no OFFSET")
+    width = width or WIDTH
+    if offset is not None:
+        require_aligned(offset, width)
+    (address,) = select_meant(settings.tree, [selector], several=False)
+    raw = read_config(settings.tree, address)
+    if offset is None:
+        _show_all(settings.tree, address, raw, as_json)
+        return
+    value = _register(address, raw, offset, width)
+    if as_json:
+        write_document("config", {"address": address, "offset": offset, "width": width, "value": value})
+    else:
+        print_registers(offset, [value], width)
+
+
+def _show_all(tree: Tree, address: str, raw: bytes | None, as_json: bool) -> None:
+    header = None if raw is None else read_header(raw)
+    is_whole = raw is not None and len(raw) >= STANDARD_SIZE
+    capabilities = decode(raw) if raw is not None and is_whole else None
+    unavailable = ["value"] if header is None else [] if is_whole else ["capabilities"]
+    if as_json:
+        value = None if header is None else to_json(header) | {"capabilities": to_json(capabilities)}
+        write_document("config", {"address": address, "value": value, "unavailable": unavailable})
+        return
+    from vfiotool.render.capabilities import print_config
+
+    print_config(f"{address} {_name(tree, address)}", header, capabilities or (), unavailable)
+
+
+def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
+    """Return a register of configuration space.
+
+    Raises:
+        UsageError: it lies outside.
+        VfioToolError: this user may not read it, or nobody can now.
+    """
+    end = offset + width // 8
+    if raw is None:
+        raise VfioToolError(
+            f"configuration space of {address} cannot be read now",
+            hint="the device may be in a reset, or on its way out: see 'vfiotool list' and the kernel's log",
+        )
+    if len(raw) == HEADER_SIZE and HEADER_SIZE < end <= EXTENDED_SIZE:
+        raise VfioToolError(
+            f"of {address}'s configuration space the kernel shows {HEADER_SIZE:#x} bytes to this user, and "
+            f"this would reach to {end:#x}",
+            hint="run it as root",
+        )
+    if end > len(raw):
+        raise UsageError(
+            f"configuration space of {address} has {len(raw):#x} bytes, and this would reach to {end:#x}",
+            hint="OFFSET counts bytes from its start",
+        )
+    return int.from_bytes(raw[offset:end], "little")
+
+
+def _name(tree: Tree, address: str) -> str:
+    """Return what a device is, by the ids that sysfs has: a VF's own registers do not tell."""
+    names = PciNames.of_this_machine()
+    vendor, device = (
+        int(tree.find(f"{device_path(address)}/{name}") or "0", 0) for name in ("vendor", "device")
+    )
+    return f"{names.vendor(vendor)} {names.device(vendor, device)}"

@@ -1,0 +1,148 @@
+"""The verbs that read and write a device's registers: peek and poke."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import click
+
+from vfiotool.cli.completion import complete_opened, complete_region
+from vfiotool.cli.opening import chosen, open_chosen
+from vfiotool.cli.parameters import (
+    WIDTH,
+    iommu_option,
+    number,
+    print_registers,
+    region_index,
+    region_name,
+    require_aligned,
+    width_option,
+)
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.errors import UsageError, VfioToolError
+from vfiotool.render.documents import write_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vfiotool.vfio.region import Region
+    from vfiotool.vfio.register_space import RegisterSpace
+
+_address = click.argument("selector", metavar="ADDRESS", shell_complete=complete_opened)
+_region = click.argument("index", metavar="REGION", type=region_index, shell_complete=complete_region)
+_offset = click.argument("offset", metavar="OFFSET", type=number)
+
+
+@click.command("peek")
+@_address
+@_region
+@_offset
+@width_option
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Read so many, one after the other.")
+@iommu_option
+@json_option
+@click.pass_obj
+def peek(
+    settings: Settings,
+    /,
+    selector: str,
+    index: int,
+    offset: int,
+    width: int | None,
+    count: int | None,
+    mode: str,
+    as_json: bool,
+) -> None:
+    """Read registers of a device that is on a VFIO driver.
+
+    REGION is bar0 to bar5, rom, config, vga, or a number; OFFSET is in bytes, as 64 or 0x40.
+    """
+    width = width or WIDTH
+    require_aligned(offset, width)
+    address = chosen(settings, selector)
+    step = width // 8
+    end = offset + (count or 1) * step
+    with (
+        open_chosen(settings, address, mode) as device,
+        _reached(device.regions[index], offset, end) as (space, start),
+    ):
+        read = getattr(space, f"read{width}")
+        values = [read(at - start) for at in range(offset, end, step)]
+    if as_json:
+        fields = _described(address, index, offset, width)
+        write_document("peek", fields | {"value": values[0] if count is None else values})
+    else:
+        print_registers(offset, values, width)
+
+
+@click.command("poke")
+@_address
+@_region
+@_offset
+@click.argument("value", metavar="VALUE", type=number)
+@width_option
+@click.option("--verify", is_flag=True, help="Read it back, and fail where it reads otherwise.")
+@iommu_option
+@json_option
+@click.pass_obj
+def poke(
+    settings: Settings,
+    /,
+    selector: str,
+    index: int,
+    offset: int,
+    value: int,
+    width: int | None,
+    verify: bool,
+    mode: str,
+    as_json: bool,
+) -> None:
+    """Write a register of a device that is on a VFIO driver.
+
+    It is written as it is, whatever the device does then. REGION, OFFSET and VALUE are as for 'peek'.
+    """
+    width = width or WIDTH
+    require_aligned(offset, width)
+    if value >> width:
+        raise UsageError(f"{value:#x} has more than {width} bits", hint="--width takes up to 64")
+    address = chosen(settings, selector)
+    with (
+        open_chosen(settings, address, mode) as device,
+        _reached(device.regions[index], offset, offset + width // 8) as (space, start),
+    ):
+        getattr(space, f"write{width}")(offset - start, value)
+        read = getattr(space, f"read{width}")(offset - start) if verify else None
+    if as_json:
+        write_document("poke", _described(address, index, offset, width) | {"value": value, "read": read})
+    elif read is not None:
+        print_registers(offset, [read], width)
+    if read not in (None, value):
+        raise VfioToolError(
+            f"{region_name(index)} of {address} reads {read:#x} at {offset:#x}, and {value:#x} was written",
+            hint="registers can be read-only, clear what is written as 1, or do something else with it",
+        )
+
+
+def _described(address: str, index: int, offset: int, width: int) -> dict[str, str | int]:
+    return {"address": address, "region": region_name(index), "offset": offset, "width": width}
+
+
+@contextlib.contextmanager
+def _reached(region: Region, start: int, end: int) -> Iterator[tuple[RegisterSpace, int]]:
+    """Yield what these bytes of a region are reached through, and the offset at which that starts.
+
+    They are mapped where the kernel maps them; system calls reach what it does not.
+
+    Raises:
+        UsageError: they do not lie in the region.
+    """
+    if end > region.size:
+        raise UsageError(
+            f"{region.name} has {region.size:#x} bytes, and this would reach to {end:#x}",
+            hint="OFFSET counts bytes from its start",
+        )
+    if any(area.offset <= start and end <= area.offset + area.size for area in region.areas):
+        with region.map(start, end - start) as window:
+            yield window, start
+    else:
+        yield region, 0
