@@ -1,0 +1,137 @@
+"""Features of a device: what is there, and its sleep, as real kernels have it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+import vfiotool
+from tests.contract.bench import NVME
+from tests.contract.spaces import open_fds
+from tests.lab.support import await_, kernel_complaints, path, read
+from vfiotool.errors import AccessError, KernelError, UnsupportedError
+from vfiotool.vfio.device import Device
+from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.uapi import DeviceFeature, DeviceFeatureFlags
+
+pytestmark = pytest.mark.needs_guest
+
+RELEASE = tuple(int(part) for part in os.uname().release.split(".")[:2])
+PF = "0000:01:00.0"
+NVME_VERSION = 0x08
+SOON = 30.0
+
+can_sleep = pytest.mark.skipif(RELEASE < (6, 1), reason="low power came with Linux 6.1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The devices on vfio-pci for all of these tests; the kernel has nothing to complain of."""
+    before = kernel_complaints()
+    with vfiotool.bound(NVME, PF, state_dir=str(tmp_path_factory.mktemp("state"))):
+        yield
+    assert kernel_complaints() == before
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert open_fds() == before
+
+
+@pytest.fixture
+def nvme() -> Iterator[Device]:
+    with open_device(NVME) as device:
+        yield device
+
+
+def test_what_is_there(nvme: Device) -> None:
+    sleep = DeviceFeatureFlags.SET if RELEASE >= (6, 1) else DeviceFeatureFlags(0)
+    expected = {
+        DeviceFeature.PCI_VF_TOKEN: DeviceFeatureFlags(0),
+        DeviceFeature.MIGRATION: DeviceFeatureFlags(0),
+        DeviceFeature.LOW_POWER_ENTRY: sleep,
+        DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: sleep,
+        DeviceFeature.LOW_POWER_EXIT: sleep,
+    }
+    assert {feature: nvme.features.probe(feature) for feature in expected} == expected
+
+
+def test_only_a_pf_has_a_token(nvme: Device) -> None:
+    with pytest.raises(UnsupportedError, match="has no VF token"):
+        nvme.features.set_vf_token(uuid.uuid4())
+    with open_device(PF) as pf:
+        assert pf.features.probe(DeviceFeature.PCI_VF_TOKEN) == DeviceFeatureFlags.SET
+        pf.features.set_vf_token(uuid.uuid4())
+
+
+@pytest.mark.skipif(RELEASE >= (6, 1), reason="this kernel lets devices sleep")
+def test_an_old_kernel_lets_none_sleep(nvme: Device) -> None:
+    with nvme.regions.bar0.map() as registers:
+        version = registers.read32(NVME_VERSION)
+        for wakeup in (False, True):
+            with pytest.raises(UnsupportedError) as caught:
+                nvme.features.low_power(wakeup=True) if wakeup else nvme.features.low_power()
+            assert "6.1" in caught.value.hint
+        assert registers.read32(NVME_VERSION) == version, "and it stays awake"
+
+
+@can_sleep
+def test_registers_of_a_device_that_sleeps_are_out_of_reach(nvme: Device) -> None:
+    with nvme.regions.bar0.map() as registers:
+        version = registers.read32(NVME_VERSION)
+        assert version & 0xFFFF0000 == 0x00010000
+        for _ in range(3):
+            with nvme.features.low_power():
+                await_("it sleeps", lambda: read(path(NVME, "power/runtime_status")) == "suspended")
+                assert read(path(NVME, "power_state")) == "D3hot"
+                with pytest.raises(AccessError, match="sleeps"):
+                    registers.read32(NVME_VERSION)
+                with nvme.regions.bar0.map() as other, pytest.raises(AccessError):
+                    other.read32(NVME_VERSION)
+            assert registers.read32(NVME_VERSION) == version
+            assert read(path(NVME, "power_state")) == "D0"
+
+
+@can_sleep
+def test_a_system_call_wakes_it_for_its_own_time(nvme: Device) -> None:
+    with nvme.features.low_power():
+        await_("it sleeps", lambda: read(path(NVME, "power/runtime_status")) == "suspended")
+        assert nvme.config.read32(0) == 0x00101B36
+        await_("it sleeps again", lambda: read(path(NVME, "power/runtime_status")) == "suspended")
+
+
+@can_sleep
+def test_a_device_sleeps_once(nvme: Device) -> None:
+    with nvme.features.low_power(), pytest.raises(KernelError):
+        nvme.features.low_power()
+
+
+@can_sleep
+def test_a_wakeup_is_told(nvme: Device) -> None:
+    with nvme.regions.bar0.map() as registers:
+        version = registers.read32(NVME_VERSION)
+        with nvme.features.low_power(wakeup=True) as sleep:
+            await_("it sleeps", lambda: read(path(NVME, "power/runtime_status")) == "suspended")
+            assert sleep.wakeup.read() == 0
+            nvme.info()
+            assert sleep.wakeup.wait(SOON) == 1
+            assert read(path(NVME, "power/runtime_status")) == "active", "it stays awake"
+            with pytest.raises(AccessError):
+                registers.read32(NVME_VERSION)
+        assert registers.read32(NVME_VERSION) == version
+        with nvme.features.low_power():
+            pass
+
+
+@can_sleep
+def test_a_device_that_sleeps_may_be_closed(nvme: Device) -> None:
+    sleep = nvme.features.low_power()
+    nvme.close()
+    sleep.__exit__(None, None, None)
+    with open_device(NVME) as again, again.regions.bar0.map() as registers:
+        assert registers.read32(NVME_VERSION) & 0xFFFF0000 == 0x00010000
