@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.unit.guide import write_example
+
 pytest_plugins = ["pytester"]
 
 PLUGIN = ("-p", "vfiotool.testing.plugin", "-p", "no:cacheprovider")
@@ -139,3 +141,8 @@ def test_a_pytest_that_needs_no_device_imports_nothing_of_vfiotool() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout == "[] ['vfiotool', 'vfiotool.testing', 'vfiotool.testing.plugin']\n"
+
+
+def test_the_example_of_the_guide_runs_on_its_model(run: pytest.Pytester) -> None:
+    assert write_example(run.path) == ["squares.py", "test_squares.py", "conftest.py"]
+    run.runpytest(*PLUGIN, "--strict-markers", "-Werror").assert_outcomes(passed=1 + len(MODES))
