@@ -10,7 +10,7 @@ import pytest
 
 import vfiotool
 from tests.contract.bench import EDU, Bench, fake_bench, kernel_bench
-from tests.contract.spaces import MODES, OTHER, Space, opened_space, params
+from tests.contract.spaces import MODES, OTHER, Space, opened_space, params, write
 
 ENTRY_LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
 
@@ -58,8 +58,3 @@ def limit_of_eight() -> Iterator[None]:
     write(ENTRY_LIMIT, "8")
     yield
     write(ENTRY_LIMIT, former)
-
-
-def write(path: str, value: str) -> None:
-    with open(path, "w") as attribute:
-        attribute.write(value)

@@ -214,3 +214,9 @@ def child_says(action: Callable[[], object]) -> str:
         said = answer.read()
     os.waitpid(pid, 0)
     return said
+
+
+def write(path: str, value: str) -> None:
+    """Write to a kernel's attribute."""
+    with open(path, "w") as attribute:
+        attribute.write(value)

@@ -12,14 +12,19 @@ import itertools
 import mmap
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.contract.bench import EDU
 from tests.contract.spaces import (
     EDU_BUFFER,
     EDU_MASK,
     LIMITED,
+    MODES,
+    OFFERED,
     OTHER,
     PAGE,
     Edu,
@@ -29,6 +34,7 @@ from tests.contract.spaces import (
     opened_space,
     params,
     status,
+    write,
 )
 from vfiotool._shim import ffi
 from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError, UnsupportedError
@@ -677,3 +683,134 @@ def test_an_ioas_maps_a_file_where_the_kernel_can(space: Space) -> None:
         with pytest.raises(UnsupportedError):
             iommu.map_file(fd, 0, IOVA, PAGE, BOTH)
     os.close(fd)
+
+
+# What only a kernel has: BARs, limits, and allocations that fail
+
+
+@pytest.mark.parametrize("space", kernel_params(*MODES), indirect=True)
+def test_a_device_reaches_the_bar_of_another(space: Space, edu: Edu, memory: Memory) -> None:
+    """type1 maps a BAR; iommufd pins memory alone."""
+    with space.open(OTHER) as other, other.regions.bar0.map() as bar:
+        bar.write32(RECEIVE_ADDRESS, 0)
+        if space.mode not in LIMITED:
+            refused(errno.EFAULT, lambda: space.dma.map(bar, iova_max=EDU_MASK))
+            return
+        memory.source[:4] = b"peer"
+        with space.dma.map(bar, iova_max=EDU_MASK) as peer, space.dma.map(memory.source, iova=0) as own:
+            edu.copy(own.iova, peer.iova + RECEIVE_ADDRESS, 4)
+            assert bar.read32(RECEIVE_ADDRESS) == int.from_bytes(b"peer", "little")
+
+
+RECEIVE_ADDRESS = 0x5408  # of the e1000e: RAL1, which keeps what is written
+
+LIMITED_CHILD = """
+import mmap, sys
+from vfiotool import open_device
+from vfiotool._shim import ffi
+from vfiotool.errors import DmaMapError
+from vfiotool.vfio.uapi import DmaMapFlags
+
+with open_device(sys.argv[1], iommu=sys.argv[2]) as device:
+    device.dma.alloc(8 * 4096).close()
+    memory = mmap.mmap(-1, 32 * 4096)
+    address = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+    for action in (
+        lambda: device.dma.alloc(32 * 4096),
+        lambda: device.dma.map_ranges([(address + at * 4096, at * 8192, 4096) for at in range(32)]),
+        lambda: device.dma.iommu.map(address, 0, 32 * 4096, DmaMapFlags.READ),
+    ):
+        try:
+            action()
+        except DmaMapError as error:
+            print(error.errno, error.hint)
+    assert not device.dma.mapped
+    assert device.dma.unmap_all() == 0
+    device.dma.alloc(8 * 4096).close()
+"""
+
+
+@pytest.mark.needs_guest
+@pytest.mark.parametrize("mode", [one.value for one in OFFERED])
+def test_a_limit_on_locked_memory_is_named_with_what_to_raise(mode: str, vfio_devices: None) -> None:
+    bounded = [
+        "prlimit",
+        "--memlock=65536:65536",
+        "setpriv",
+        "--bounding-set=-ipc_lock",
+        sys.executable,
+        "-c",
+    ]
+    done = subprocess.run([*bounded, LIMITED_CHILD, EDU, mode], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    predicted, batch, kernels = done.stdout.splitlines()
+    for line in (predicted, batch):
+        assert line.startswith(
+            f"{errno.ENOMEM} 0 bytes are locked and pinned, 65536 are allowed, 131072 are needed"
+        )
+        assert "prlimit --memlock=131072" in line
+    assert kernels.startswith(f"{errno.ENOMEM} ")
+    assert "memlock" in kernels
+
+
+FAILURES = ("failslab", "fail_page_alloc", "fail_usercopy")
+DEBUGFS = "/sys/kernel/debug"
+MOST_STEPS = 2000
+
+
+@pytest.fixture
+def fail_nth() -> Iterator[Callable[[int], int]]:
+    """Have the n-th allocation or copy from now on fail; 0 ends that, and tells how many were left."""
+    if not os.path.exists("/proc/self/fail-nth"):
+        pytest.skip("this kernel has no fault injection")
+    if not os.path.exists(f"{DEBUGFS}/failslab"):
+        subprocess.run(["mount", "-t", "debugfs", "debugfs", DEBUGFS], check=True)
+    for name in FAILURES:
+        for attribute, value in (
+            ("ignore-gfp-wait", "N"),
+            ("ignore-gfp-highmem", "N"),
+            ("min-order", "0"),
+            ("verbose", "0"),
+        ):
+            if os.path.exists(f"{DEBUGFS}/{name}/{attribute}"):
+                write(f"{DEBUGFS}/{name}/{attribute}", value)
+    fd = os.open("/proc/self/fail-nth", os.O_RDWR)
+
+    def arm(number: int) -> int:
+        left = 0 if number else int(os.pread(fd, 20, 0))
+        os.pwrite(fd, b"%d" % number, 0)
+        return left
+
+    yield arm
+    arm(0)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
+@pytest.mark.parametrize("space", kernel_params(*MODES), indirect=True)
+def test_a_batch_leaves_nothing_wherever_the_kernel_fails(
+    space: Space, memory: Memory, merged: bool, fail_nth: Callable[[int], int]
+) -> None:
+    ranges = batch_of(memory, merged=merged)
+    given = Ranges.of(ranges)
+    with space.dma.map(memory.source, iova=NEAR):  # so that the memory is there, and tables and caches are
+        before = space.footprint()
+        codes = set()
+        for step in range(1, MOST_STEPS):
+            fail_nth(step)
+            try:
+                space.iommu.map_ranges(given, BOTH)
+                failed = 0
+            except DmaMapError as error:
+                failed = error.errno or 0
+            finally:
+                left = fail_nth(0)
+            codes.add(failed)
+            if not failed:
+                assert space.iommu.unmap_ranges(given) == 2 * COUNT * PAGE
+            assert space.footprint() == before
+            if left:
+                break
+        assert not failed
+        assert step > COUNT if not merged else step > 1
+        assert codes == {0, errno.ENOMEM, errno.EFAULT}
