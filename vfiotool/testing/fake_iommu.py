@@ -12,14 +12,13 @@ import errno
 import os
 import threading
 import uuid
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vfiotool._shim import lib
 from vfiotool.errors import ClosedError, DeviceNotFoundError, KernelError, UnsupportedError
+from vfiotool.testing.fake_mappings import FakeMapping, Mappings
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle
@@ -52,25 +51,6 @@ class DmaFault(Exception):  # noqa: N818 - the IOMMU's own word
         super().__init__(f"a DMA {verb} at IOVA {iova:#x} faults")
         self.iova = iova
         self.verb = verb
-
-
-@dataclass(frozen=True, slots=True)
-class FakeMapping:
-    """``size`` bytes at ``vaddr`` of this process, which devices reach at ``iova``."""
-
-    iova: int
-    size: int
-    vaddr: int
-    access: DmaMapFlags
-
-    @property
-    def end(self) -> int:
-        """The first IOVA behind it."""
-        return self.iova + self.size
-
-    def part(self, start: int, end: int) -> FakeMapping:
-        """Return what lies between two IOVAs of it."""
-        return FakeMapping(start, end - start, self.vaddr + start - self.iova, self.access)
 
 
 class FakeIommu(AddressSpace, Handle):
@@ -108,8 +88,7 @@ class FakeIommu(AddressSpace, Handle):
         self._open: set[str] = set()
         self._ranges = iova_ranges
         self._limit = dma_entry_limit if self.mode in _OWN else None
-        self._starts: list[int] = []
-        self._at: dict[int, FakeMapping] = {}
+        self._mappings = Mappings()
         self._failures: dict[int, int] = {}
         self._asked = 0
         self._lock = threading.RLock()
@@ -128,7 +107,7 @@ class FakeIommu(AddressSpace, Handle):
     def mappings(self) -> tuple[FakeMapping, ...]:
         """What is mapped now, lowest IOVA first."""
         with self._lock:
-            return tuple(self._at[start] for start in self._starts)
+            return tuple(self._mappings)
 
     def fileno(self) -> int:
         """Return the descriptor of this process's memory; ClosedError once it is closed."""
@@ -148,7 +127,7 @@ class FakeIommu(AddressSpace, Handle):
             DeviceNotFoundError: there is no such device.
             KernelError: EBUSY, it is open.
         """
-        from vfiotool.testing.fake_device import FakeDeviceFile
+        from vfiotool.testing.fake_device_file import FakeDeviceFile
 
         self.fileno()
         device = self._known.get(address)
@@ -170,7 +149,7 @@ class FakeIommu(AddressSpace, Handle):
         if self.mode in _OWN and not self._open:
             raise KernelError(errno.EINVAL, "VFIO_IOMMU_GET_INFO", self.name)
         ranges = self._ranges if self._open else _ALL
-        left = None if self._limit is None else self._limit - len(self._at)
+        left = None if self._limit is None else self._limit - len(self._mappings)
         return IommuInfo(_PAGE_SIZES, ranges, left)
 
     def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
@@ -190,7 +169,7 @@ class FakeIommu(AddressSpace, Handle):
                 vaddr, iova, _size = members[0]
                 code = self._map(vaddr, iova, sum(size for *_, size in members), access)
                 if code:
-                    self._remove(done)
+                    self._mappings.remove(done)
                     at = self._find_failing(members, access)
                     raise self._map_error(code, members[at][1], members[at][2], index=first + at)
                 done.append(iova)
@@ -218,12 +197,12 @@ class FakeIommu(AddressSpace, Handle):
         """Undo all mappings, and return how many bytes were mapped."""
         self.fileno()
         with self._lock:
-            return self._remove(list(self._starts))
+            return self._mappings.clear()
 
     def close(self) -> None:
         """Close it, and undo all mappings."""
         super().close()
-        self._remove(list(self._starts))
+        self._mappings.clear()
 
     def read(self, iova: int, size: int) -> bytes:
         """Read as a device does.
@@ -252,7 +231,7 @@ class FakeIommu(AddressSpace, Handle):
         end = iova + size
         while iova < end:
             with self._lock:
-                found = next(self._overlapping(iova, 1), None)
+                found = next(self._mappings.meeting(iova, 1), None)
             if found is None or access not in found.access:
                 raise self._fault(iova, access)
             part = found.part(iova, min(end, found.end))
@@ -277,7 +256,7 @@ class FakeIommu(AddressSpace, Handle):
             self._open.discard(address)
             is_emptied = self.mode in _OWN and not self._open
             if is_emptied:
-                self._remove(list(self._starts))
+                self._mappings.clear()
         if is_emptied:
             self.on_emptied()
 
@@ -290,7 +269,7 @@ class FakeIommu(AddressSpace, Handle):
         if not code and not _is_memory(vaddr, size, access):
             code = errno.EFAULT
         if not code:
-            self._add(FakeMapping(iova, size, vaddr, access))
+            self._mappings.add(FakeMapping(iova, size, vaddr, access))
         return code
 
     def _why_not(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> int:
@@ -298,10 +277,10 @@ class FakeIommu(AddressSpace, Handle):
             return errno.EOVERFLOW
         if not self.attached or not access or not size or (vaddr | iova | size) % _PAGE:
             return errno.EINVAL
-        is_taken = next(self._overlapping(iova, size), None) is not None
+        is_taken = next(self._mappings.meeting(iova, size), None) is not None
         if self.mode in _OWN and is_taken:
             return errno.EEXIST
-        if len(self._at) == self._limit:
+        if len(self._mappings) == self._limit:
             return errno.ENOSPC
         if not any(one.start <= iova and iova + size - 1 <= one.end for one in self.info().iova_ranges):
             return errno.EINVAL
@@ -314,9 +293,9 @@ class FakeIommu(AddressSpace, Handle):
             if len(members) > 1 and not self._map(vaddr, iova, size, access):
                 done.append(iova)
                 continue
-            self._remove(done)
+            self._mappings.remove(done)
             return at
-        self._remove(done)
+        self._mappings.remove(done)
         return 0
 
     def _unmap(self, iova: int, size: int) -> int:
@@ -326,43 +305,14 @@ class FakeIommu(AddressSpace, Handle):
         if not self.attached or not size or (self.mode in _OWN and (iova | size) % _PAGE):
             return -errno.EINVAL
         if self.mode is IommuMode.COMPAT_TYPE1:
-            self._cut(iova)
-            self._cut(iova + size)
-        met = list(self._overlapping(iova, size))
+            self._mappings.cut(iova)
+            self._mappings.cut(iova + size)
+        met = list(self._mappings.meeting(iova, size))
         if self.mode is IommuMode.TYPE1:  # an unmap takes whole mappings, or none where it cuts the first
             met = [] if met and met[0].iova < iova else met
         elif met and (met[0].iova < iova or met[-1].end > iova + size):
             return -errno.EINVAL if self.mode is IommuMode.TYPE1V2 else -errno.ENOENT
-        return self._remove([one.iova for one in met]) or -errno.ENOENT
-
-    def _cut(self, iova: int) -> None:
-        """Make two mappings of one."""
-        whole = next(self._overlapping(iova, 1), None)
-        if whole is not None and whole.iova < iova:
-            self._at[whole.iova] = whole.part(whole.iova, iova)
-            self._add(whole.part(iova, whole.end))
-
-    def _overlapping(self, iova: int, size: int) -> Iterator[FakeMapping]:
-        """Yield the mappings that have any of these IOVAs, lowest first."""
-        at = max(bisect_right(self._starts, iova) - 1, 0)
-        while at < len(self._starts) and self._starts[at] < iova + size:
-            one = self._at[self._starts[at]]
-            if one.end > iova:
-                yield one
-            at += 1
-
-    def _add(self, mapping: FakeMapping) -> None:
-        insort(self._starts, mapping.iova)
-        self._at[mapping.iova] = mapping
-
-    def _remove(self, starts: list[int]) -> int:
-        """Undo the mappings that start there, and return how many bytes they had."""
-        if len(starts) == 1:
-            del self._starts[bisect_left(self._starts, starts[0])]
-        else:
-            gone = set(starts)
-            self._starts = [start for start in self._starts if start not in gone]
-        return sum(self._at.pop(start).size for start in starts)
+        return self._mappings.remove([one.iova for one in met]) or -errno.ENOENT
 
 
 def _runs(ranges: Ranges) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:

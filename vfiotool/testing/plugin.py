@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vfiotool.vfio.arena import Arena
     from vfiotool.vfio.device import Device
 
+_BEST = "auto"
+_CONTAINERS = ("type1", "type1v2")
+_OF_IOMMUFD = ("compat-type1", "compat-type1v2", "iommufd")
 _NONE = "no --vfio-device ADDRESS was given"
 _ARENA = 1 << 20
 _REGISTERS = ("[vfio-device]", "/dev/vfio/devices/", "/memfd:fake ")
@@ -38,9 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vfio-iommu",
-        metavar="MODE",
-        default="auto",
-        help="how it is opened: auto, type1, type1v2, compat-type1, compat-type1v2, iommufd or noiommu",
+        choices=(_BEST, *_CONTAINERS, *_OF_IOMMUFD, "noiommu"),
+        default=_BEST,
+        help="how it is opened (default: auto, the best that the kernel offers)",
     )
 
 
@@ -56,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("vfio_address", addresses, indirect=True)
     if "vfio_iommu_mode" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("vfio_iommu")
-        modes = _possible_modes(bool(addresses)) if wanted == "auto" else [wanted]
+        modes = _possible_modes(bool(addresses)) if wanted == _BEST else [wanted]
         metafunc.parametrize("vfio_iommu_mode", modes, indirect=True)
 
 
@@ -104,7 +107,7 @@ def vfio_address(
 def vfio_iommu_mode(request: pytest.FixtureRequest, vfio_address: str) -> str:
     """The name of an IOMMU mode: a test that uses it runs in each mode in which its device can be opened."""
     mode = str(request.param)
-    if request.config.getoption("vfio_device") and request.config.getoption("vfio_iommu") == "auto":
+    if request.config.getoption("vfio_device") and request.config.getoption("vfio_iommu") == _BEST:
         from vfiotool.vfio.iommu import offered_modes
 
         if mode not in offered_modes(vfio_address):
@@ -164,10 +167,8 @@ def _left_by(device: Device) -> list[str]:
 
 def _possible_modes(is_real: bool) -> list[str]:
     """Return the modes that there may be; whether a device can be opened in one is seen once it is bound."""
-    own = ["type1", "type1v2"]
-    if is_real and not os.path.exists("/dev/iommu"):
-        return own
-    return [*own, "compat-type1", "compat-type1v2", "iommufd"]
+    has_iommufd = not is_real or os.path.exists("/dev/iommu")
+    return [*_CONTAINERS, *(_OF_IOMMUFD if has_iommufd else ())]
 
 
 def _mapped_registers() -> int:
