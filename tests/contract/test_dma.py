@@ -278,6 +278,10 @@ def test_a_batch_that_is_too_long_maps_nothing(few: Space, memory: Memory) -> No
     assert few.footprint() == before
 
 
+def test_only_a_container_of_type1s_own_has_a_limit(space: Space) -> None:
+    assert space.iommu.info().dma_avail == space.limit
+
+
 MANY = 65536
 
 
@@ -596,7 +600,10 @@ def test_a_device_that_is_given_back_takes_its_mappings_along(space: Space, memo
     mapping = space.dma.map(memory.source)
     space.device.file.revoke("a test asked for it")
     assert space.device.closed
-    if space.mode is IommuMode.IOMMUFD or space.mode.value.startswith("compat"):
+    if space.mode in LIMITED:
+        with pytest.raises(ClosedError, match="no device is open"):
+            space.dma.alloc(PAGE)
+    else:
         mapping.close()  # an IOAS outlives the devices in it
     assert mapping.closed
     assert space.dma.mapped == ()

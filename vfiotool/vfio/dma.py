@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vfiotool._shim import ffi
-from vfiotool.errors import DmaMapError, DmaRangeError
+from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError
 from vfiotool.vfio.arena import Arena
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.iommu.protocol import Iommu
@@ -318,13 +318,18 @@ class Dma:
 
     def _give_back(self, places: list[int]) -> None:
         with self._lock:
-            for iova in places:
-                self._allocator.free(iova)
+            if self._known is not None:  # else all was forgotten meanwhile
+                for iova in places:
+                    self._known.free(iova)
 
     @property
     def _allocator(self) -> IovaAllocator:
         """The allocator, over what is valid once there is a device. The caller holds the lock."""
         if self._known is None:
+            if not self.iommu.closed and not self.iommu.attached:
+                raise ClosedError(
+                    f"no device is open in {self.iommu.name}", hint="open one there before memory is mapped"
+                )
             info = self.iommu.info()
             self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
             self._limit = info.dma_avail
