@@ -21,6 +21,7 @@ ALL = ("tests/contract", "tests/lab")
 SEE_AND_BIND = ("tests/lab/test_see.py", "tests/lab/test_foreign.py", "tests/lab/test_doctor.py")
 # Driving devices: in all modes, and with the kernel's own checks on.
 DRIVE = (
+    "tests/contract/test_opening.py",
     "tests/contract/test_vfio.py",
     "tests/contract/test_dma.py",
     "tests/contract/test_regions.py",
@@ -39,6 +40,7 @@ PAIRS = {
     ("debug", "default"): DRIVE,
     ("6.1", "default"): ALL,
     ("7", "default"): ALL,
+    ("debug", "none"): ("tests/lab/test_noiommu.py",),
     ("6.12", "amd"): SEE_AND_BIND,
     ("7", "amd"): SEE_AND_BIND,
     ("6.12", "virtio-iommu"): SEE_AND_BIND,
@@ -52,7 +54,7 @@ PAIRS = {
 }
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
 # Two processors let what runs side by side collide, and cost a guest beside another 15 % of its time.
-CPUS = {"6.12": "2"}
+CPUS = {"6.12": "2", "debug": "2"}
 SECONDS = 1800
 NO_TEST_RAN, LOST = 5, 125
 

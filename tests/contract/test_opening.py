@@ -1,0 +1,76 @@
+"""Opening a device: which of the kernel's interfaces it goes through, and what stands in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import vfiotool
+from tests.group_device import GroupDevice
+from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError, UsageError
+from vfiotool.vfio import IommuMode
+
+pytestmark = pytest.mark.needs_guest
+
+EDU = "0000:00:10.0"
+NVME = "0000:00:13.0"
+PAIR = ("0000:03:01.0", "0000:03:02.0")
+
+
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with vfiotool.bound(EDU, *PAIR[:1], state_dir=str(tmp_path_factory.mktemp("state"))):
+        yield
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.usefixtures("bound")
+def test_auto_takes_the_best_that_the_kernel_offers() -> None:
+    best = IommuMode.IOMMUFD if os.path.exists("/dev/iommu") else IommuMode.TYPE1V2
+    assert vfiotool.offered_modes(EDU)[0] is best
+    with vfiotool.open_device(EDU) as device:
+        assert device.dma.iommu.mode is best
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_name_forces_a_mode() -> None:
+    for mode in vfiotool.offered_modes(EDU):
+        with vfiotool.open_device(EDU, iommu=mode.value) as device:
+            assert device.dma.iommu.mode is mode
+            assert device.config.read(4) == bytes.fromhex("3412e811")
+
+
+def test_a_mode_that_there_is_not() -> None:
+    with pytest.raises(UsageError, match="no IOMMU mode 'type3'") as caught:
+        vfiotool.open_device(EDU, iommu="type3")
+    assert all(mode.value in caught.value.hint for mode in IommuMode)
+
+
+def test_a_device_that_there_is_not() -> None:
+    with pytest.raises(DeviceNotFoundError):
+        vfiotool.open_device("0000:7f:00.0")
+
+
+@pytest.mark.usefixtures("bound")
+def test_what_cannot_be_opened_leaves_nothing_open() -> None:
+    before = descriptors()
+    for address in (NVME, PAIR[0]):  # on its own driver, and beside a device that is
+        for mode in vfiotool.offered_modes(EDU):
+            with pytest.raises((KernelError, GroupNotViableError)):
+                vfiotool.open_device(address, iommu=mode.value)
+    assert descriptors() == before
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_device_that_someone_has_open_is_in_use() -> None:
+    with GroupDevice(EDU, int(os.path.basename(os.readlink(f"/sys/bus/pci/devices/{EDU}/iommu_group")))):
+        for mode in vfiotool.offered_modes(EDU):
+            with pytest.raises(KernelError) as caught:
+                vfiotool.open_device(EDU, iommu=mode.value)
+            assert caught.value.errno in (errno.EBUSY, errno.EINVAL)
