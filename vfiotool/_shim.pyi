@@ -115,7 +115,14 @@ class _Lib:
     VT_NVME_NOT_DONE: int
     def vt_nvme_queue_init(self, queue: _NvmeQueue) -> int: ...
     def vt_nvme_prps(
-        self, iova: int, size: int, page_size: int, list: FFI.CData, list_iova: int, max: int, prps: FFI.CData
+        self,
+        iova: int,
+        size: int,
+        page_size: int,
+        prp_list: FFI.CData,
+        list_iova: int,
+        most: int,
+        prps: FFI.CData,
     ) -> int: ...
     def vt_nvme_fill_ops(
         self,
@@ -133,7 +140,7 @@ class _Lib:
         self, queue: _NvmeQueue, ops: list[_NvmeOp], count: int, cids: list[int]
     ) -> int: ...
     def vt_nvme_poll(
-        self, queue: _NvmeQueue, done: list[_NvmeCompletion], max: int, deadline_ns: int
+        self, queue: _NvmeQueue, done: list[_NvmeCompletion], most: int, deadline_ns: int
     ) -> int: ...
     def vt_nvme_run(self, queue: _NvmeQueue, job: _NvmeJob, deadline_ns: int) -> int: ...
 
