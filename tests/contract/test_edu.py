@@ -1,0 +1,160 @@
+"""The driver of edu in every mode, on the model and on QEMU's: it looks, or is told by MSI or INTx."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.spaces import EDU_MASK, MODES, PAGE, Space, kernel_params, opened_space
+from vfiotool.drivers.edu import CAPACITY, Edu
+from vfiotool.errors import DmaRangeError, UsageError
+from vfiotool.vfio.device import Device
+from vfiotool.vfio.irqs import Irq
+
+UNMAPPED = 0x0123_4000
+RNG = random.Random(7)  # noqa: S311 - it is to be the same each time
+
+
+def irq_of(device: Device, kind: str) -> Irq | None:
+    kinds = {"looking": None, "msi": device.irqs.msi, "intx": device.irqs.intx}
+    return kinds[kind]
+
+
+@pytest.fixture(params=["looking", "msi", "intx"])
+def edu(request: pytest.FixtureRequest, space: Space) -> Iterator[Edu]:
+    with Edu(space.device, irq=irq_of(space.device, request.param)) as started:
+        yield started
+
+
+@pytest.fixture(params=kernel_params(MODES[1], MODES[-1]))
+def real_space(request: pytest.FixtureRequest) -> Iterator[Space]:
+    """QEMU's edu, which takes its time."""
+    yield from opened_space(request)
+
+
+# What it computes
+
+
+def test_it_tells_what_it_is(edu: Edu) -> None:
+    assert edu.version == (1, 0)
+    with edu.device.regions.bar0.map() as bar0:
+        assert bar0.read32(0) == 0x010000ED
+
+
+@pytest.mark.parametrize("number", [0, 1, 0x1234_5678, 0xFFFF_FFFF])
+def test_it_inverts(edu: Edu, number: int) -> None:
+    assert edu.invert(number) == number ^ 0xFFFF_FFFF
+
+
+def test_it_computes_factorials(edu: Edu) -> None:
+    for number in (0, 1, 2, 12, 13, 20, 33, 34, 1000):
+        assert edu.factorial(number) == math.factorial(number) % (1 << 32)
+
+
+# What it copies
+
+
+def test_bytes_go_to_the_device_and_come_back(edu: Edu) -> None:
+    data = RNG.randbytes(CAPACITY)
+    edu.copy_to_device(0, data)
+    edu.copy_to_device(1000, b"in the middle")
+    wanted = data[:1000] + b"in the middle" + data[1013:]
+    assert edu.copy_from_device(0, CAPACITY) == wanted
+    assert edu.copy_from_device(CAPACITY - 1, 1) == wanted[-1:]
+
+
+def test_it_copies_between_memory_of_others(edu: Edu) -> None:
+    dma, data = edu.device.dma, RNG.randbytes(CAPACITY)
+    with dma.alloc(PAGE, iova_max=EDU_MASK) as source, dma.alloc(2 * PAGE, iova_max=EDU_MASK) as target:
+        source[1:] = data
+        edu.fetch(source.iova + 1, 0, CAPACITY)
+        edu.store(target.iova + 5, 0, CAPACITY)
+        assert target[:] == bytes(5) + data + bytes(2 * PAGE - 5 - CAPACITY)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, CAPACITY + 1), (CAPACITY, 1), (-1, 2), (1, -1)])
+def test_what_is_not_in_its_buffer_is_refused(edu: Edu, offset: int, size: int) -> None:
+    with pytest.raises(DmaRangeError, match="not in edu's buffer"):
+        edu.copy_from_device(offset, size)
+    if size > 0:
+        with pytest.raises(DmaRangeError, match="not in edu's buffer"):
+            edu.copy_to_device(offset, bytes(size))
+
+
+@pytest.mark.parametrize("iova", [-1, EDU_MASK, EDU_MASK + 1, 1 << 64])
+def test_what_it_does_not_reach_is_refused(edu: Edu, iova: int) -> None:
+    for action in (edu.fetch, edu.store):
+        with pytest.raises(DmaRangeError, match="does not reach"):
+            action(iova, 0, 2)
+
+
+def test_memory_that_is_not_mapped_is_neither_read_nor_written(space: Space) -> None:
+    """The IOMMU tells; the device does not. No interrupt comes but those that it was told to raise."""
+    device = space.device
+    with device.irqs.msi.enable() as (vector,), Edu(device) as edu:
+        data = RNG.randbytes(64)
+        edu.copy_to_device(0, data)
+        assert space.fault_of(lambda: edu.store(UNMAPPED, 0, 64)) == UNMAPPED
+        assert space.fault_of(lambda: edu.fetch(UNMAPPED + PAGE, 0, 64)) == UNMAPPED + PAGE
+        assert vector.read() == 0
+        edu.copy_to_device(64, data)
+        assert edu.copy_from_device(64, 64) == data
+
+
+def test_memory_that_it_may_only_read_is_not_written(space: Space) -> None:
+    with Edu(space.device) as edu, space.dma.alloc(PAGE, iova_max=EDU_MASK, write=False) as buffer:
+        buffer[:4] = b"mine"
+        edu.copy_to_device(0, b"not!")
+        assert space.fault_of(lambda: edu.store(buffer.iova, 0, 4)) == buffer.iova
+        assert buffer[:4] == b"mine"
+
+
+# Its interrupts
+
+
+def test_each_interrupt_comes_once(edu: Edu) -> None:
+    if edu.irq is None:
+        with pytest.raises(UsageError, match="no interrupt"):
+            edu.interrupt()
+        return
+    assert [edu.interrupt(1 << turn % 32) for turn in range(200)] == [1] * 200
+    assert edu.factorial(5) == 120
+    edu.copy_to_device(0, b"ping")
+    assert edu.interrupt() == 1, "those of the factorial and the copy were counted"
+
+
+def test_an_interrupt_needs_a_cause(space: Space) -> None:
+    with Edu(space.device, irq=space.device.irqs.msi) as edu, pytest.raises(UsageError):
+        edu.interrupt(0)
+
+
+# What it is at when it is stopped
+
+
+def test_stop_waits_for_a_copy_that_timed_out(real_space: Space) -> None:
+    device = real_space.device
+    with device.dma.alloc(PAGE, iova_max=EDU_MASK) as buffer, Edu(device) as edu:
+        for turn, irq in enumerate((None, device.irqs.msi, device.irqs.intx)):
+            buffer[:4] = turn.to_bytes(4, "little")
+            edu.irq = irq
+            edu.stop()
+            edu.start()
+            with pytest.raises(TimeoutError):
+                edu.fetch(buffer.iova, 0, 4, timeout=0)
+            edu.stop()
+            buffer[:4] = b"late"
+            edu.start()
+            assert edu.copy_from_device(0, 4) == turn.to_bytes(4, "little")
+
+
+def test_a_factorial_that_timed_out_does_not_outlast_the_next_start(real_space: Space) -> None:
+    with Edu(real_space.device, irq=real_space.device.irqs.msi) as edu:
+        with pytest.raises(TimeoutError):
+            edu.factorial(0x4000_0000, timeout=0)
+        edu.stop()
+        edu.start()
+        assert edu.factorial(6) == 720
+        assert edu.interrupt() == 1
