@@ -23,7 +23,8 @@ class Driver(ABC):
     ``start()``
         has reset the device, whatever state it was in, and the device is ready. It reaches only memory
         that the driver has mapped, through ``device.dma``: any mode of the IOMMU will do. Bus mastering
-        is on. A start that fails has undone what it did, as ``stop()`` would.
+        is on, if the device does DMA at all. A start that fails has undone what it did, as ``stop()``
+        would.
     Any call of a driver's own
         has done what it says, by the device's own word: data that was to come is in memory, data that
         was to go has left it. A call ends in bounded time. Where it ends with a TimeoutError the device
