@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-from vfiotool.vfio.features import Features
 
 import vfiotool
 from tests.group_device import GroupDevice
@@ -23,6 +22,7 @@ from vfiotool.errors import GroupNotViableError, KernelError, UnsupportedError
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.vfio import Container, Extension, Group, GroupFlags, IommuType, KernelDeviceFile
+from vfiotool.vfio.features import Features
 from vfiotool.vfio.queries import read_device_info, read_irq_info, read_region_info
 from vfiotool.vfio.uapi import (
     DeviceInfoFlags,

@@ -16,9 +16,21 @@ from tests.conftest import missing
 from vfiotool.errors import LabError
 from vfiotool.lab import initramfs, qemu
 
+ROOT = Path(__file__).parents[2]
 ALL = ("tests/contract", "tests/lab")
 # What another IOMMU may change.
 SEE_AND_BIND = ("tests/lab/test_see.py", "tests/lab/test_foreign.py", "tests/lab/test_doctor.py")
+# What may differ between two kernels with the same rules: the rest runs on the oldest and on the reference.
+BETWEEN_KERNELS = (
+    "tests/contract",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/lab/test_traps_*.py")),
+    "tests/lab/test_cycles.py",
+    "tests/lab/test_foreign.py",
+    "tests/lab/test_memory.py",
+    "tests/lab/test_see.py",
+    "tests/lab/test_udev.py",
+    "tests/lab/test_kernel_log.py",
+)
 # Driving devices: in all modes, and with the kernel's own checks on.
 DRIVE = (
     "tests/contract/test_opening.py",
@@ -38,8 +50,8 @@ PAIRS = {
     ("6.12", "default"): ALL,
     ("5.10", "default"): ALL,
     ("debug", "default"): DRIVE,
-    ("6.1", "default"): ALL,
-    ("7", "default"): ALL,
+    ("6.1", "default"): BETWEEN_KERNELS,
+    ("7", "default"): BETWEEN_KERNELS,
     ("debug", "none"): ("tests/lab/test_noiommu.py",),
     ("6.12", "amd"): SEE_AND_BIND,
     ("7", "amd"): SEE_AND_BIND,
@@ -58,7 +70,6 @@ CPUS = {"6.12": "2", "debug": "2"}
 SECONDS = 1800
 NO_TEST_RAN, LOST = 5, 125
 
-ROOT = Path(__file__).parents[2]
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
 _REPORT = re.compile(r"^=+ (?:FAILURES|ERRORS) =+$", re.MULTILINE)
 _QEMU_DIED = re.compile(r"^error: the guest was lost: QEMU was ended by SIGSEGV", re.MULTILINE)
