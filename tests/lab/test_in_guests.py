@@ -67,7 +67,7 @@ PAIRS = {
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
 # Two processors let what runs side by side collide, and cost a guest beside another 15 % of its time.
 CPUS = {"6.12": "2", "debug": "2"}
-SECONDS = 1800
+SECONDS = 2700
 NO_TEST_RAN, LOST = 5, 125
 
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)

@@ -96,7 +96,7 @@ class Type1(AddressSpace):
         """
         if self.mode is IommuMode.NOIOMMU:
             raise UnsupportedError(
-                "without an IOMMU no memory can be mapped: the device reaches all of it by physical addresses",
+                "without an IOMMU no memory can be mapped: a device reaches all of it by physical addresses",
                 hint="use registers and interrupts alone, or turn the IOMMU on",
             )
         answer = self.container.type1_info()
