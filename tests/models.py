@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import threading
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -69,6 +70,7 @@ class FakeIgb(FakeDevice):
     def __init__(self) -> None:
         msix = (0x11, 0x70, struct.pack("<HII", 9, 3, 0x2000 | 3))
         super().__init__(config=config_space(vendor=0x8086, device=0x10C9, capabilities=[msix]))
+        self._lock = threading.Lock()  # a bus brings one access after the other
         self.sent = 0
         self.resets = 0
         self.keeps_master = False  # it does not end its DMA when it is told to
@@ -84,13 +86,18 @@ class FakeIgb(FakeDevice):
 
     def read(self, bar: int, offset: int, width: int) -> int:
         """Return a register."""
-        value = self.registers.get(offset, 0)
-        if offset == STATUS and (self.keeps_master or not self.registers.get(CTRL, 0) & _MASTER_DISABLE):
-            value |= _MASTER_ENABLED
-        return value
+        with self._lock:
+            value = self.registers.get(offset, 0)
+            if offset == STATUS and (self.keeps_master or not self.registers.get(CTRL, 0) & _MASTER_DISABLE):
+                value |= _MASTER_ENABLED
+            return value
 
     def write(self, bar: int, offset: int, width: int, value: int) -> None:
         """Write a register, and do what that starts."""
+        with self._lock:
+            self._write(offset, value)
+
+    def _write(self, offset: int, value: int) -> None:
         if offset == CTRL and value & _RESET:
             self.reset()
         elif offset == MDIC:

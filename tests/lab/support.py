@@ -32,6 +32,7 @@ BRIDGE = "0000:02:00.0"
 E1000_PAIR = ("0000:03:01.0", "0000:03:02.0")
 OTHER_NVME = "0000:06:00.0"
 OTHER_E1000E = "0000:07:00.0"
+IGB = "0000:08:00.0"
 
 RELEASE = tuple(int(number) for number in os.uname().release.split(".")[:2])
 
