@@ -88,3 +88,9 @@ pip() {
     PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
         "$VENV/bin/python" -m pip --quiet "$@"
 }
+
+# need_igb: have a QEMU that has igb; IGB_QEMU is the folder of its program, empty where it is the machine's own.
+# Where none can be had, what drives igb is not tested.
+need_igb() {
+    IGB_QEMU=$("$VENV/bin/python" "$ROOT/scripts/lab_qemu.py") || say "Without igb"
+}

@@ -1,0 +1,86 @@
+"""Have a QEMU with igb: that of the release's backports, fetched and not installed, where its own has none.
+
+Prints the folder to put on the PATH for it, or nothing where the machine's own QEMU has igb.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+from vfiotool.errors import LabError, VfioToolError
+from vfiotool.lab import apt, cache, qemu
+
+MODEL = "igb"
+# Its modules must be of one build: those that it does not find here it takes from the machine's.
+PACKAGES = (
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "qemu-system-modules-opengl",
+    "seabios",
+)
+PROGRAM = """\
+#!/bin/sh
+root=$(dirname "$(dirname "$(readlink -f "$0")")")
+export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
+exec "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/seabios" -L "$root/usr/share/qemu" "$@"
+"""
+
+
+def main() -> None:
+    """Fetch it if need be, and say where it is."""
+    if MODEL in qemu.models():
+        return
+    root = cache.directory("qemu")
+    with cache.locked("qemu", lambda: None) as lock:
+        if not os.path.exists(os.path.join(root, "bin")):
+            fetch(root, lock)
+    os.environ["PATH"] = f"{root}/bin:{os.environ['PATH']}"
+    if MODEL not in qemu.models():
+        raise LabError(f"the QEMU in {root} has no {MODEL}", hint=f"remove {root}, and run this again")
+    print(f"{root}/bin")
+
+
+def fetch(root: str, lock: int) -> None:
+    """Have it below a folder, which appears when it is whole."""
+    suite = f"{platform.freedesktop_os_release()['VERSION_CODENAME']}-backports"
+    print(f"fetching QEMU from {suite}", file=sys.stderr)
+    state, work = cache.directory("apt", "qemu"), f"{root}.unpacking"
+    cache.remove(work)
+    backports = apt.Apt(state, lock, [apt.Source(mirror(state, lock), suite)])
+    backports.update(None, f"reading the package lists of {suite}")
+    versions = {fields["Package"]: fields["Version"] for fields in backports.show(PACKAGES)}
+    for package in backports.download(versions, f"{state}/downloads", None, "downloading QEMU"):
+        subprocess.run([apt.tool("dpkg-deb"), "-x", package, work], check=True)
+    os.mkdir(f"{work}/bin")
+    program = os.open(f"{work}/bin/qemu-system-x86_64", os.O_WRONLY | os.O_CREAT, 0o755)
+    with open(program, "w", encoding="ascii") as file:
+        file.write(PROGRAM)
+    os.rename(work, root)
+    cache.remove(state)
+
+
+def mirror(state: str, lock: int) -> str:
+    """Return where this machine has Debian from, which only a fetched Release file tells."""
+    mirrors = apt.machine_mirrors()
+    if "Debian" not in mirrors:
+        own = apt.Apt(state, lock)
+        own.update(None, "reading this machine's package lists")
+        mirrors = own.mirrors()
+    if "Debian" not in mirrors:
+        raise LabError("no apt source of this machine is Debian's", hint="use a QEMU of version 8 or later")
+    return mirrors["Debian"]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VfioToolError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}\nhint: see whether the cache's disk is full")
+    except KeyboardInterrupt:
+        sys.exit(130)
