@@ -150,6 +150,21 @@ def test_stop_waits_for_a_copy_that_timed_out(real_space: Space) -> None:
             assert edu.copy_from_device(0, 4) == turn.to_bytes(4, "little")
 
 
+@pytest.mark.parametrize("kind", ["msi", "intx"])
+def test_a_call_that_timed_out_leaves_no_interrupt_to_the_next(real_space: Space, kind: str) -> None:
+    with Edu(real_space.device, irq=irq_of(real_space.device, kind)) as edu:
+        edu.copy_to_device(0, b"ping")
+        with pytest.raises(TimeoutError):
+            edu.fetch(0, 0, 0, timeout=0)
+        with pytest.raises(TimeoutError):
+            edu.factorial(0x4000_0000, timeout=0)
+        edu.registers.dma_command.wait_until(start=0, timeout=30)
+        edu.registers.status.wait_until(computing=0, timeout=30)
+        edu.registers.irq_status.wait_for(lambda causes: causes == 0x101, timeout=30)
+        assert edu.copy_from_device(0, 4) == b"ping"
+        assert [edu.interrupt() for _ in range(10)] == [1] * 10
+
+
 def test_a_factorial_that_timed_out_does_not_outlast_the_next_start(real_space: Space) -> None:
     with Edu(real_space.device, irq=real_space.device.irqs.msi) as edu:
         with pytest.raises(TimeoutError):
