@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "dma.h"
 
+#include <errno.h>
 #include <linux/vfio.h>
 #include <stdlib.h>
 
@@ -33,6 +34,19 @@ static int64_t type1_unmap(int fd, uint64_t iova, uint64_t size, uint32_t flags)
 	return result < 0 ? result : (int64_t)unmap.size;
 }
 
+static int64_t ioas_unmap(int fd, uint32_t ioas, uint64_t iova, uint64_t size)
+{
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap),
+		.ioas_id = ioas,
+		.iova = iova,
+		.length = size,
+	};
+	int result = vt_call(fd, IOMMU_IOAS_UNMAP, (unsigned long)&unmap);
+
+	return result < 0 ? result : (int64_t)unmap.length;
+}
+
 static int ioas_map(int fd, uint32_t ioas, const struct vt_range *range, uint32_t flags)
 {
 	struct iommu_ioas_map map = {
@@ -45,21 +59,12 @@ static int ioas_map(int fd, uint32_t ioas, const struct vt_range *range, uint32_
 		.length = range->size,
 		.iova = range->iova,
 	};
+	int result = vt_call(fd, IOMMU_IOAS_MAP, (unsigned long)&map);
 
-	return vt_call(fd, IOMMU_IOAS_MAP, (unsigned long)&map);
-}
-
-static int64_t ioas_unmap(int fd, uint32_t ioas, uint64_t iova, uint64_t size)
-{
-	struct iommu_ioas_unmap unmap = {
-		.size = sizeof(unmap),
-		.ioas_id = ioas,
-		.iova = iova,
-		.length = size,
-	};
-	int result = vt_call(fd, IOMMU_IOAS_UNMAP, (unsigned long)&unmap);
-
-	return result < 0 ? result : (int64_t)unmap.length;
+	/* EFAULT: no such memory; or it has mapped, could not write its answer, and keeps the mapping (6.12). */
+	if (result == -EFAULT)
+		ioas_unmap(fd, ioas, range->iova, range->size);
+	return result;
 }
 
 static int map(int fd, uint32_t ioas, const struct vt_range *range, uint32_t flags)
