@@ -100,8 +100,9 @@ class Type1(AddressSpace):
                 hint="use registers and interrupts alone, or turn the IOMMU on",
             )
         answer = self.container.type1_info()
-        ranges = answer.iova_ranges
-        return IommuInfo(answer.page_sizes, _ALL_IOVAS if ranges is None else ranges, answer.dma_avail)
+        ranges = _ALL_IOVAS if answer.iova_ranges is None else answer.iova_ranges
+        has_limit = self._path == CONTAINER  # iommufd says 2^32 - 1, whatever is mapped
+        return IommuInfo(answer.page_sizes, ranges, answer.dma_avail if has_limit else None)
 
     def unmap_all(self) -> int:
         """Undo all mappings, and return how many bytes were mapped."""
