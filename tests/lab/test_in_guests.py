@@ -65,8 +65,9 @@ PAIRS = {
     ),
 }
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
-# Two processors let what runs side by side collide, and cost a guest beside another 15 % of its time.
-CPUS = {"6.12": "2", "debug": "2"}
+# A second emulated processor costs a guest beside another 15 % of its time, and QEMU 7.2 loses one of its timers
+# now and then: "rcu_preempt kthread timer wakeup didn't happen", and the guest stands still.
+CPUS = "1"
 SECONDS = 2700
 NO_TEST_RAN, LOST = 5, 125
 
@@ -114,7 +115,7 @@ def run_in_guest(kernel: str, machine: str) -> Run:
 def run_once(kernel: str, machine: str) -> Run:
     """Run pytest in a guest; what it and the guest printed comes as one text."""
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine, "--times"]
-    lab += ["--cpus", CPUS.get(kernel, "1"), "--timeout", str(SECONDS)]
+    lab += ["--cpus", CPUS, "--timeout", str(SECONDS)]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short", "--durations=5"]
     return subprocess.run(
         [*lab, "--", *inner, *PAIRS[kernel, machine]],
