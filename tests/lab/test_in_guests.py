@@ -65,7 +65,7 @@ PAIRS = {
     ),
 }
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
-# A second emulated processor costs a guest beside another 15 % of its time, and QEMU 7.2 loses one of its timers
+# A second emulated processor costs a guest beside another 15 % of its time, and QEMU 7.2 loses a timer of it
 # now and then: "rcu_preempt kthread timer wakeup didn't happen", and the guest stands still.
 CPUS = "1"
 SECONDS = 2700
