@@ -155,7 +155,7 @@ def test_a_call_that_timed_out_leaves_no_interrupt_to_the_next(real_space: Space
     with Edu(real_space.device, irq=irq_of(real_space.device, kind)) as edu:
         edu.copy_to_device(0, b"ping")
         with pytest.raises(TimeoutError):
-            edu.fetch(0, 0, 0, timeout=0)
+            edu.fetch(0, 8, 4, timeout=0)
         with pytest.raises(TimeoutError):
             edu.factorial(0x4000_0000, timeout=0)
         edu.registers.dma_command.wait_until(start=0, timeout=30)
