@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from vfiotool.vfio.device_file import DeviceFile
 
+_wait = lib.vt_eventfd_wait
+_INTERRUPTED = -errno.EINTR
 _FOREVER = -1
 _LONGEST = 1 << 32  # seconds; a deadline in nanoseconds must fit in 63 bits
 
@@ -64,7 +66,7 @@ class EventFd(Handle):
             ClosedError: it was closed, or its device was.
         """
         if self._ended:
-            raise ClosedError(f"{self.name} is closed", hint=self._why_closed)
+            raise self._closed_error()
         return super().fileno()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -76,7 +78,7 @@ class EventFd(Handle):
             IrqTimeoutError: nothing has happened by then.
             ClosedError: it was closed, or its device was, before or meanwhile.
         """
-        count = self._take(_deadline(timeout))
+        count = self._take(_FOREVER if timeout is None else _deadline(timeout))
         if not count:
             raise self._timed_out(timeout)
         return count
@@ -96,7 +98,7 @@ class EventFd(Handle):
             IrqTimeoutError: nothing has happened by then.
             ClosedError: it was closed, or its device was, before or meanwhile.
         """
-        deadline = _deadline(timeout)
+        deadline = _FOREVER if timeout is None else _deadline(timeout)
         while not (count := self.read()):
             if deadline != _FOREVER and time.monotonic_ns() >= deadline:
                 raise self._timed_out(timeout)
@@ -128,37 +130,32 @@ class EventFd(Handle):
         with contextlib.suppress(BlockingIOError):  # full, so readable
             os.eventfd_write(self._fd, 1)
 
-    def _enter(self) -> int:
+    def _take(self, deadline: int) -> int:
+        """Return the count, or 0 where the deadline has passed. The time that this takes is latency."""
         with self._lock:
+            fd = self._fd
+            if self._ended or fd < 0:
+                raise self._closed_error()
             self._inside += 1
-            try:
-                return self.fileno()
-            except ClosedError:
+        try:
+            result = _wait(fd, deadline)
+            while result == _INTERRUPTED:  # Python has run its signal handlers since
+                result = _wait(fd, deadline)
+        finally:
+            with self._lock:
                 self._inside -= 1
-                raise
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._ended:
-                self._wake()  # the others: the one who leaves may have taken the count that was to wake all
-                self._close_if_unused()
+                if self._ended:
+                    self._wake()  # the others: who leaves may have taken the count that was to wake all
+                    self._close_if_unused()
+        if self._ended:
+            raise self._closed_error()
+        if result >= 0:
+            return result
+        return 0 if result == -errno.ETIMEDOUT else checked(result, "read", self.name)
 
     def _close_if_unused(self) -> None:
         if self._closing and not self._inside:
             super().close()
-
-    def _take(self, deadline: int) -> int:
-        """Return the count, or 0 where the deadline has passed."""
-        fd = self._enter()
-        try:
-            result = -errno.EINTR
-            while result == -errno.EINTR:  # Python has run its signal handlers since
-                result = lib.vt_eventfd_wait(fd, deadline)
-        finally:
-            self._leave()
-        self.fileno()
-        return 0 if result == -errno.ETIMEDOUT else checked(result, "read", self.name)
 
     async def _readable(self, deadline: int) -> None:
         """Return when it may be readable, or the deadline has passed."""
@@ -186,6 +183,9 @@ class EventFd(Handle):
         self._lock = threading.RLock()  # another thread of the parent may have held it
         super()._close_in_child()
 
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.name} is closed", hint=self._why_closed)
+
     def _timed_out(self, timeout: float | None) -> IrqTimeoutError:
         return IrqTimeoutError(f"{self.name} was not signalled within {timeout} s", hint=self._hint_if_silent)
 
@@ -197,10 +197,8 @@ def _new_eventfd(name: str) -> int:
         raise KernelError(error.errno or errno.EIO, "eventfd", name) from None
 
 
-def _deadline(timeout: float | None) -> int:
+def _deadline(timeout: float) -> int:
     """Return when the monotonic clock ends a wait, in nanoseconds."""
-    if timeout is None:
-        return _FOREVER
     return time.monotonic_ns() + int(max(0, min(timeout, _LONGEST)) * 1e9)
 
 
