@@ -29,6 +29,9 @@ from vfiotool.vfio.uapi import DeviceIoctl, HotResetInfoFlags
 pytestmark = pytest.mark.needs_guest
 
 BELOW_SWITCH = "0000:07:00.0"  # a network card, alone on its bus
+ITS_NEIGHBOUR = (
+    "0000:06:00.0"  # on another bus of the switch; in the same group where the kernel knows no ACS
+)
 CC, QUEUE_ENTRIES = 0x14, 0x00460000  # of a controller that is not enabled
 TDBAL = 0x3800
 ICS, IMS, ICR, LSC = 0xC8, 0xD0, 0xC0, 1 << 2
@@ -47,7 +50,7 @@ modes = pytest.mark.parametrize("mode", MODES)
 def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The devices on vfio-pci for all of these tests; the kernel has nothing to complain of."""
     before = kernel_complaints()
-    addresses = (EDU, NVME, BELOW_SWITCH, *SIBLINGS)
+    addresses = (EDU, NVME, BELOW_SWITCH, ITS_NEIGHBOUR, *SIBLINGS)
     with vfiotool.bound(*addresses, state_dir=str(tmp_path_factory.mktemp("state"))):
         yield
     assert kernel_complaints() == before
