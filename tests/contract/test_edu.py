@@ -7,8 +7,20 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark import ParameterSet
 
-from tests.contract.spaces import EDU_MASK, MODES, PAGE, Space, kernel_params, opened_space
+from tests.contract.spaces import (
+    EDU_MASK,
+    MODES,
+    OFFERED,
+    PAGE,
+    Space,
+    kernel_params,
+    open_fds,
+    opened_space,
+    params,
+    status,
+)
 from vfiotool.drivers.edu import CAPACITY, Edu
 from vfiotool.errors import DmaRangeError, UsageError
 from vfiotool.vfio.device import Device
@@ -18,18 +30,39 @@ UNMAPPED = 0x0123_4000
 RNG = random.Random(7)  # noqa: S311 - it is to be the same each time
 
 
+KINDS = ("looking", "msi", "intx")
+
+
 def irq_of(device: Device, kind: str) -> Irq | None:
-    kinds = {"looking": None, "msi": device.irqs.msi, "intx": device.irqs.intx}
-    return kinds[kind]
+    irqs = {"looking": None, "msi": device.irqs.msi, "intx": device.irqs.intx}
+    return irqs[kind]
 
 
-@pytest.fixture(params=["looking", "msi", "intx"])
-def edu(request: pytest.FixtureRequest, space: Space) -> Iterator[Edu]:
-    with Edu(space.device, irq=irq_of(space.device, request.param)) as started:
+def places() -> list[ParameterSet]:
+    """Each mode with each way to wait; on kernels, where time passes, all ways are tried in one mode."""
+    every_way = [*((mode, True) for mode in MODES), (OFFERED[-1], False)]
+    return [
+        pytest.param((*one.values, kind), id=f"{one.id}-{kind}", marks=one.marks)
+        for one in params(*MODES)
+        for kind in KINDS
+        if kind == "msi" or one.values[0] in every_way
+    ]
+
+
+@pytest.fixture(params=places())
+def edu(request: pytest.FixtureRequest) -> Iterator[Edu]:
+    (mode, is_fake), kind = request.param
+    if not is_fake:
+        request.getfixturevalue("vfio_devices")
+    before = open_fds(), status("VmLck"), status("VmPin")
+    space = Space(mode, fake=is_fake)
+    with Edu(space.device, irq=irq_of(space.device, kind)) as started:
         yield started
+    space.close()
+    assert (open_fds(), status("VmLck"), status("VmPin")) == before
 
 
-@pytest.fixture(params=kernel_params(MODES[1], MODES[-1]))
+@pytest.fixture(params=kernel_params(OFFERED[-1]))
 def real_space(request: pytest.FixtureRequest) -> Iterator[Space]:
     """QEMU's edu, which takes its time."""
     yield from opened_space(request)
