@@ -30,7 +30,7 @@ OTHER = E1000E
 MSI_WINDOW = (0xFEE0_0000, 0xFEEF_FFFF)
 EDU_MASK = (1 << 28) - 1
 EDU_BUFFER = 0x40000
-FAULT = re.compile(rb"fault addr 0x([0-9a-f]+)")  # DMAR's
+FAULT = re.compile(rb"fault addr (?:0x)?([0-9a-f]+)")  # DMAR's
 
 CONTAINERS = (IommuMode.TYPE1, IommuMode.TYPE1V2)
 LIMITED = CONTAINERS  # those with a limit on how many mappings there may be
