@@ -29,9 +29,7 @@ from vfiotool.vfio.uapi import DeviceIoctl, HotResetInfoFlags
 pytestmark = pytest.mark.needs_guest
 
 BELOW_SWITCH = "0000:07:00.0"  # a network card, alone on its bus
-ITS_NEIGHBOUR = (
-    "0000:06:00.0"  # on another bus of the switch; in the same group where the kernel knows no ACS
-)
+ITS_NEIGHBOUR = "0000:06:00.0"  # on another bus, but in the same group where the kernel knows no ACS
 CC, QUEUE_ENTRIES = 0x14, 0x00460000  # of a controller that is not enabled
 TDBAL = 0x3800
 ICS, IMS, ICR, LSC = 0xC8, 0xD0, 0xC0, 1 << 2
