@@ -69,6 +69,9 @@ class Nvme(Driver):
         admin = self._admin
         queue = self._new_queue(admin.namespace(nsid), entries, vector)
         self._queues[queue.number] = queue  # from now on its memory is the controller's
+        if self._answering is not admin:  # stopped meanwhile: the controller never knew of it
+            self._queues.pop(queue.number, None)
+            queue.release()
         try:
             admin.create_queue(queue.number, queue.ring, None if vector is None else vector.index)
         except NvmeStatusError:
