@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.lab.test_in_guests import ROOT, SECONDS, program
+from tests.lab.test_in_guests import CPUS, ROOT, SECONDS, program
 from vfiotool.errors import LabError
 from vfiotool.lab import qemu
 
@@ -41,7 +41,8 @@ def runs() -> Iterator[dict[str, Future[Run]]]:
 
 def run_in_guest(kernel: str) -> Run:
     """Run the tests in a guest; what it and they print comes as one text."""
-    lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--timeout", str(SECONDS)]
+    lab = [program("vfiotool"), "lab", "run", "--kernel", kernel]
+    lab += ["--cpus", CPUS, "--timeout", str(SECONDS)]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short"]
     return subprocess.run(
         [*lab, "--", *inner, *TESTS],
