@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,11 +112,20 @@ def test_stdin_and_its_end_pass_with_every_byte(host: Host) -> None:
     assert host.end() == (0, data, b"")
 
 
+def await_stop(pid: int) -> None:
+    """Wait until a process has stopped itself: what is to continue it must not come before."""
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, "it did not stop"
+        time.sleep(0.001)
+
+
 def test_a_closed_stdin_does_not_stop_the_command(host: Host) -> None:
     host.start("sh", "-c", "exec <&-; echo $$; kill -STOP $$; exit 4")
     pid = int(host.until(wire.STDOUT, b"\n")[1])
     host.send(wire.STDIN, bytes(1 << 18))
     host.send(wire.STDIN)
+    await_stop(pid)
     os.kill(pid, signal.SIGCONT)
     assert host.end()[0] == 4
 
