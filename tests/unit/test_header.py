@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.strategies import config_spaces
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import BaseAddress, BridgeHeader, Header, Window, read_header
 from vfiotool.render.capabilities import print_config
+from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
 
 
@@ -161,6 +166,18 @@ def test_any_bytes_are_a_header(raw: bytes, header_type: int) -> None:
     if header is not None:
         assert header.vendor_id == int.from_bytes(raw[:2], "little")
         assert len(header.bars) <= 6
+
+
+@settings(max_examples=40)
+@given(config_spaces(), st.integers(0, 0x30), st.integers(0, 0x30))
+def test_whatever_is_decoded_can_be_shown_and_written(config: bytes, standard: int, extended: int) -> None:
+    config = with_bytes(config, x40=("B", standard)) if len(config) > HEADER_SIZE else config
+    config = with_bytes(config, x100=("H", extended)) if len(config) == EXTENDED_SIZE else config
+    found = decode(config)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        print_config("a device", read_header(config), found, [])
+    assert all(f"cap {one.offset:#05x}" in shown.getvalue() for one in found)
+    assert len(json.loads(json.dumps(to_json(found)))) == len(found)
 
 
 SHOWN = """\
