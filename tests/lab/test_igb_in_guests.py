@@ -14,7 +14,7 @@ from vfiotool.errors import LabError
 from vfiotool.lab import qemu
 
 FETCHED = os.environ.get("VFIOTOOL_IGB_QEMU", "")
-KERNELS = ("6.12", "debug")
+KERNELS = ("6.12",)
 TESTS = ("tests/contract/test_igb.py", "tests/contract/test_driver_contract.py", "-k", "igb")
 
 Run = subprocess.CompletedProcess[str]
