@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import GUEST_KERNEL
 from tests.contract.bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
 from vfiotool.binding.machine import GO
 from vfiotool.binding.operations import Binding
@@ -35,8 +34,6 @@ ERRNOS = {
     "bind": (errno.ENODEV, errno.EBUSY, errno.EINVAL, errno.ENOMEM),
     "control": (errno.EINVAL, errno.EIO),
 }
-
-KILLED_AT_ALL_STEPS = ("5.10", "6.12")  # kernels with and without a notifier
 
 Run = Callable[[Binding], Plan]
 Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
@@ -164,8 +161,6 @@ def is_killed(bench: Bench, run: Run, moment: int) -> bool:
 @in_each_scenario
 def test_a_kill_at_any_moment_is_mended(bench: Bench, scenario: Scenario) -> None:
     """What was begun is undone; where all steps were done, it is finished."""
-    if GUEST_KERNEL not in (None, *KILLED_AT_ALL_STEPS) and not scenario.name.endswith("two"):
-        pytest.skip(f"it takes minutes, and is done on {' and '.join(KILLED_AT_ALL_STEPS)}")
     before = prepared(bench, scenario)
     plan = scenario.run(bench.binding(dry_run=True))
     finished = 0
