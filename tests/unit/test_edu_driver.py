@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 
@@ -9,9 +10,10 @@ import pytest
 
 from tests.models import FakeIgb
 from vfiotool.drivers.edu import Edu
-from vfiotool.errors import IrqTimeoutError, RegisterTimeoutError, UnsupportedError
+from vfiotool.errors import ClosedError, IrqTimeoutError, KernelError, RegisterTimeoutError, UnsupportedError
 from vfiotool.testing import FakeEdu, open_fake
 from vfiotool.vfio.device import Device
+from vfiotool.vfio.irqs import Vector
 
 DMA_COMMAND, ACKNOWLEDGE = 0x98, 0x64
 OTHER_CAUSE = 0x8000_0000
@@ -83,3 +85,17 @@ def test_the_driver_stops_when_the_kernel_asks_for_its_device() -> None:
         model.ask_back()
         assert told.wait(30)
     assert seen == [False, False, False]
+
+
+def test_intx_that_is_disabled_while_it_is_unmasked_ends_the_call_as_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_fake(FakeEdu()) as device, Edu(device, irq=device.irqs.intx) as edu:
+
+        def too_late(_vector: Vector) -> None:
+            edu.stop()
+            raise KernelError(errno.EINVAL, "VFIO_DEVICE_SET_IRQS", device.name)
+
+        monkeypatch.setattr(Vector, "unmask", too_late)
+        with pytest.raises(ClosedError):
+            edu.interrupt()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vfiotool.drivers.contract import Driver
 from vfiotool.drivers.layout import bit, bits
 from vfiotool.drivers.registers import Register, RegisterBlock
-from vfiotool.errors import ClosedError, DmaRangeError, UnsupportedError, UsageError
+from vfiotool.errors import ClosedError, DmaRangeError, KernelError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
 from vfiotool.vfio.irqs import Irq, Vector
 from vfiotool.vfio.mapping import Buffer
@@ -227,8 +227,16 @@ class _State:
         causes = self.registers.irq_status.read()
         self.registers.irq_acknowledge.write(causes)
         if self.vector is not None and self.is_line:
-            self.vector.unmask()  # now that the device no longer raises it
+            self._unmask(self.vector)
         return causes
+
+    def _unmask(self, vector: Vector) -> None:
+        """Let INTx come again, now that the device does not raise it."""
+        try:
+            vector.unmask()
+        except KernelError:
+            self.registers.irq_status.read()  # ClosedError where the driver was stopped meanwhile
+            raise
 
 
 def _settle(registers: EduRegisters) -> None:
