@@ -77,6 +77,7 @@ AT_A_TIME = 2  # pytest in a guest keeps one processor busy
 # now and then: "rcu_preempt kthread timer wakeup didn't happen", and the guest stands still.
 CPUS = "1"
 SECONDS = 2700
+STUCK = 600  # seconds of one test, which then says where it stands
 NO_TEST_RAN, LOST = 5, 125
 
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
@@ -125,6 +126,7 @@ def run_once(kernel: str, machine: str) -> Run:
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine, "--times"]
     lab += ["--cpus", CPUS, "--timeout", str(SECONDS)]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short", "--durations=5"]
+    inner += ["-o", f"faulthandler_timeout={STUCK}", "-o", "faulthandler_exit_on_timeout=true"]
     return subprocess.run(
         [*lab, "--", *inner, *PAIRS[kernel, machine]],
         cwd=ROOT,

@@ -425,22 +425,32 @@ class Terminal:
     def await_text(self, text: str) -> None:
         """Read until something comes, and drop what came up to its end."""
         while text not in self.text:
-            ready, _, _ = select.select([self.fd], [], [], SECONDS)
-            came = b""
-            with contextlib.suppress(OSError):  # EIO: the other end is closed
-                came = os.read(self.fd, 4096) if ready else b""
+            came = self._read()
             assert came, f"{text!r} did not come: {self.text!r}"
-            self.text += came.decode()
+            self.text += came
         self.text = self.text.partition(text)[2]
+
+    def _read(self) -> str:
+        """Return what has come, and nothing once the other end is closed."""
+        ready, _, _ = select.select([self.fd], [], [], SECONDS)
+        assert ready, f"nothing comes any more: {self.text!r}"
+        try:
+            return os.read(self.fd, 4096).decode()
+        except OSError:  # EIO: the other end is closed
+            return ""
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
+    def end(self) -> None:
+        """Press Ctrl-D, once the prompt is there: a terminal that is not yet read by keys loses it."""
+        self.await_text(">>> ")
+        self.type("\x04")
+
     def status(self) -> int:
         """Wait for its end, and return its exit status."""
-        with contextlib.suppress(OSError):  # EIO: the other end is closed
-            while os.read(self.fd, 4096):
-                pass
+        while came := self._read():
+            self.text += came
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -473,7 +483,7 @@ def test_the_kernel_asks_for_the_device_while_a_person_has_it() -> None:
     terminal.type("dev.regions.bar0.read32(0)\n")
     terminal.await_text("ClosedError: ")
     terminal.await_text("hint: the kernel asked for it")
-    terminal.type("\x04")
+    terminal.end()
     assert terminal.status() == 0
     assert driver(E1000E) == "e1000e"
 
