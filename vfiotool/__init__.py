@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from vfiotool.drivers.registers import RegisterBlock as RegisterBlock
     from vfiotool.host.snapshot import snapshot as snapshot
     from vfiotool.vfio.device import Device as Device
+    from vfiotool.vfio.dma.mapping import Buffer as Buffer
     from vfiotool.vfio.iommu.choosing import offered_modes as offered_modes
     from vfiotool.vfio.iommu.protocol import IommuMode as IommuMode
-    from vfiotool.vfio.mapping import Buffer as Buffer
     from vfiotool.vfio.opening import open_device as open_device
 
 _HOMES = {
     "Binding": "vfiotool.binding.operations",
-    "Buffer": "vfiotool.vfio.mapping",
+    "Buffer": "vfiotool.vfio.dma.mapping",
     "Device": "vfiotool.vfio.device",
     "IommuMode": "vfiotool.vfio.iommu.protocol",
     "Register": "vfiotool.drivers.registers",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import vfiotool
 from vfiotool.drivers.nvme import IoQueue, Nvme
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.opening import open_device
 
 ADDRESS = "0000:00:13.0"

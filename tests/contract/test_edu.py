@@ -24,7 +24,7 @@ from tests.contract.spaces import (
 from vfiotool.drivers.edu import CAPACITY, Edu
 from vfiotool.errors import DmaRangeError, UsageError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.irqs import Irq
+from vfiotool.vfio.irqs.irqs import Irq
 
 UNMAPPED = 0x0123_4000
 RNG = random.Random(7)  # noqa: S311 - it is to be the same each time

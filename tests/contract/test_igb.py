@@ -13,8 +13,8 @@ from tests.contract.spaces import MODES, kernel_params, next_fault, open_fds, st
 from tests.lab.support import IGB, kernel_complaints, path
 from vfiotool.drivers.igb import Igb
 from vfiotool.vfio.device import Device
+from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.mapping import Buffer
 from vfiotool.vfio.opening import open_device
 
 pytestmark = [

@@ -26,13 +26,13 @@ from vfiotool.errors import ClosedError, IrqError, IrqTimeoutError, UnsupportedE
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.irqs import Vector, Vectors
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.irqs.irqs import Vector, Vectors
+from vfiotool.vfio.irqs.requests import REASON
 from vfiotool.vfio.nodes import CONTAINER
 from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.requests import REASON
+from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.uapi import IrqInfoFlags
 
 on_a_kernel = pytest.mark.needs_guest

@@ -27,10 +27,10 @@ from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedEr
 from vfiotool.pci.capabilities.standard import MsiX, PowerManagement
 from vfiotool.vfio.device import Device
 from vfiotool.vfio.info import MmapArea
-from vfiotool.vfio.mmio import Mmio
 from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.region import Region
-from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.regions.region import Region
+from vfiotool.vfio.regions.register_space import RegisterSpace
 from vfiotool.vfio.uapi import PciRegion
 
 pytestmark = pytest.mark.needs_guest

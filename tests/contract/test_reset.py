@@ -20,9 +20,9 @@ from tests.contract.spaces import open_fds
 from tests.lab.support import group, kernel_complaints, path, write
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.mmio import Mmio
 from vfiotool.vfio.nodes import IOMMUFD
 from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.reset import hot_reset, read_hot_reset_info
 from vfiotool.vfio.uapi import DeviceIoctl, HotResetInfoFlags
 

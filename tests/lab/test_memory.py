@@ -14,7 +14,7 @@ import pytest
 from tests.lab.support import EDU, RELEASE
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import UnsupportedError
-from vfiotool.vfio.memory import Memory, PageKind
+from vfiotool.vfio.dma.memory import Memory, PageKind
 
 pytestmark = pytest.mark.needs_guest
 

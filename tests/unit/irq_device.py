@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from vfiotool.errors import KernelError
 from vfiotool.vfio.device_file import KernelDeviceFile
+from vfiotool.vfio.regions.windows import LOW_POWER
 from vfiotool.vfio.uapi import DeviceIoctl
-from vfiotool.vfio.windows import LOW_POWER
 
 # <linux/vfio.h>
 INFO_RESET, INFO_PCI = 1, 2

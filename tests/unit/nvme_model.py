@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 
 from vfiotool.drivers.nvme.ring import Layout, Ring
 from vfiotool.errors import IrqTimeoutError
-from vfiotool.vfio.irqs import Vector
-from vfiotool.vfio.mapping import Buffer
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.dma.mapping import Buffer
+from vfiotool.vfio.irqs.irqs import Vector
+from vfiotool.vfio.regions.mmio import Mmio
 
 IOVA = 0x7_0000_0000
 PAGE = 4096

@@ -14,8 +14,8 @@ from tests.unit.strategies import config_spaces
 from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.pci.capabilities.standard import MsiX, PowerManagement
 from vfiotool.testing.built_config import config_space
-from vfiotool.vfio.config_space import ConfigSpace
-from vfiotool.vfio.regions import Regions
+from vfiotool.vfio.regions.config_space import ConfigSpace
+from vfiotool.vfio.regions.regions import Regions
 from vfiotool.vfio.uapi import PciRegion
 
 CONFIG = at(PciRegion.CONFIG)

@@ -13,7 +13,7 @@ from vfiotool.drivers.edu import Edu
 from vfiotool.errors import ClosedError, IrqTimeoutError, KernelError, RegisterTimeoutError, UnsupportedError
 from vfiotool.testing import FakeEdu, open_fake
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.irqs import Vector
+from vfiotool.vfio.irqs.irqs import Vector
 
 DMA_COMMAND, ACKNOWLEDGE = 0x98, 0x64
 OTHER_CAUSE = 0x8000_0000

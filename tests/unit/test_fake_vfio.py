@@ -24,7 +24,7 @@ from vfiotool.errors import (
 )
 from vfiotool.testing import DmaFault, FakeDevice, FakeEdu, FakeIommu, config_space, open_fake
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.opening import open_device
 from vfiotool.vfio.uapi import DeviceFeature, DeviceIoctl, DmaMapFlags, IrqSetFlags, PciIrq, RegionInfoFlags
 

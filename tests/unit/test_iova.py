@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vfiotool.errors import DmaMapError, DmaRangeError, IovaExhaustedError
+from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.info import IovaRange
-from vfiotool.vfio.iova import IovaAllocator
 
 PAGE = 4096
 MIB = 1 << 20

@@ -1,4 +1,4 @@
-"""vfiotool.vfio.irqs: counts, waiting in every way, and what ends it. The kernel is played by IrqDevice."""
+"""A device's interrupts: counts, waiting in all ways, and what ends it. The kernel is played by IrqDevice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from vfiotool.errors import (
     UnsupportedError,
     VfioToolError,
 )
-from vfiotool.vfio.irqs import Irqs, Vector, Vectors
+from vfiotool.vfio.irqs.irqs import Irqs, Vector, Vectors
 from vfiotool.vfio.uapi import DeviceIoctl, IrqInfoFlags
 
 REASON = "the test took it"

@@ -16,8 +16,8 @@ import pytest
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import ClosedError, DmaRangeError, KernelError, UnsupportedError, UsageError
 from vfiotool.host.tree import Tree
-from vfiotool.vfio import memory
-from vfiotool.vfio.memory import Memory, PageKind
+from vfiotool.vfio.dma import memory
+from vfiotool.vfio.dma.memory import Memory, PageKind
 
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20

@@ -21,8 +21,8 @@ from vfiotool.drivers.nvme.queue import IoQueue
 from vfiotool.drivers.nvme.registers import NvmeRegisters, doorbells
 from vfiotool.drivers.nvme.ring import make_ops
 from vfiotool.errors import ClosedError, UsageError, VfioToolError
-from vfiotool.vfio.dma import Dma
-from vfiotool.vfio.mapping import Buffer
+from vfiotool.vfio.dma.dma import Dma
+from vfiotool.vfio.dma.mapping import Buffer
 
 EINVAL = -22
 DATA = IOVA + (1 << 20)

@@ -28,10 +28,10 @@ from tests.unit.device_files import (
     with_msix,
 )
 from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedError, VfioToolError
-from vfiotool.vfio.config_space import ConfigSpace
 from vfiotool.vfio.info import MmapArea
-from vfiotool.vfio.region import Region
-from vfiotool.vfio.regions import Regions
+from vfiotool.vfio.regions.config_space import ConfigSpace
+from vfiotool.vfio.regions.region import Region
+from vfiotool.vfio.regions.regions import Regions
 from vfiotool.vfio.uapi import PciRegion
 
 PAGE = 4096

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vfiotool.drivers import Array, BoundRegister, Field, Nested, Register, RegisterBlock, bit, bits
 from vfiotool.drivers.layout import Width
 from vfiotool.errors import RegisterError, RegisterTimeoutError, VfioToolError
-from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.regions.register_space import RegisterSpace
 
 
 class Space:

@@ -1,4 +1,4 @@
-"""vfiotool.vfio.requests: a device that the kernel asks for is given back, after its driver was told."""
+"""vfiotool.vfio.irqs.requests: a device that the kernel asks for is given back, after its driver was told."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.irq_device import ADDRESS, REQ, IrqDevice
 from vfiotool.errors import ClosedError, IrqError
-from vfiotool.vfio.irqs import Irqs
-from vfiotool.vfio.requests import REASON, ReleaseRequest
+from vfiotool.vfio.irqs.irqs import Irqs
+from vfiotool.vfio.irqs.requests import REASON, ReleaseRequest
 
 
 class Driver:

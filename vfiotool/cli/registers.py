@@ -25,8 +25,8 @@ from vfiotool.render.documents import write_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vfiotool.vfio.region import Region
-    from vfiotool.vfio.register_space import RegisterSpace
+    from vfiotool.vfio.regions.region import Region
+    from vfiotool.vfio.regions.register_space import RegisterSpace
 
 _address = click.argument("selector", metavar="ADDRESS", shell_complete=complete_opened)
 _region = click.argument("index", metavar="REGION", type=region_index, shell_complete=complete_region)

@@ -11,7 +11,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from vfiotool.drivers.layout import Field, Layout
 from vfiotool.errors import RegisterError, RegisterTimeoutError
-from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.regions.register_space import RegisterSpace
 
 E = TypeVar("E")
 

@@ -12,9 +12,9 @@ from vfiotool.drivers.layout import bit, bits
 from vfiotool.drivers.registers import Register, RegisterBlock
 from vfiotool.errors import ClosedError, DmaRangeError, KernelError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.irqs import Irq, Vector
-from vfiotool.vfio.mapping import Buffer
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.dma.mapping import Buffer
+from vfiotool.vfio.irqs.irqs import Irq, Vector
+from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.uapi import PciIrq
 
 if TYPE_CHECKING:

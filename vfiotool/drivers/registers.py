@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overloa
 from vfiotool.drivers.bound import Array, BoundRegister
 from vfiotool.drivers.layout import Access, Field, Layout, Width, checked_layout, contradiction
 from vfiotool.errors import RegisterError
-from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.regions.register_space import RegisterSpace
 
 M = TypeVar("M", bound="_Member[Any]")
 P = TypeVar("P")

@@ -10,8 +10,8 @@ from vfiotool.drivers.contract import Driver
 from vfiotool.drivers.registers import Register, RegisterBlock
 from vfiotool.errors import ClosedError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.region import Region
-from vfiotool.vfio.register_space import RegisterSpace
+from vfiotool.vfio.regions.region import Region
+from vfiotool.vfio.regions.register_space import RegisterSpace
 
 _IDS = 0x1B36, 0x0005
 _BARS = (0, 1)

@@ -12,7 +12,7 @@ from vfiotool.testing.built_config import config_space
 from vfiotool.testing.fake_device_file import FakeDeviceFile
 from vfiotool.testing.fake_iommu import DmaFault, FakeIommu
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.iommu import IommuMode
 from vfiotool.vfio.iommu.choosing import AUTO
 from vfiotool.vfio.opening import open_device

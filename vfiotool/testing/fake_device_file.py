@@ -18,7 +18,7 @@ from vfiotool.pci.capabilities import decoding
 from vfiotool.pci.capabilities.standard import MsiX
 from vfiotool.testing.fake_irqs import FakeIrqs
 from vfiotool.vfio.device_file import KernelDeviceFile
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.uapi import (
     DeviceFeature,
     DeviceFeatureFlags,

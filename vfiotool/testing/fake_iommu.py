@@ -20,12 +20,12 @@ from vfiotool._shim import lib
 from vfiotool.errors import ClosedError, DeviceNotFoundError, KernelError, UnsupportedError
 from vfiotool.testing.fake_mappings import FakeMapping, Mappings
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuInfo, IommuMode
 from vfiotool.vfio.iommu.address_space import AddressSpace
-from vfiotool.vfio.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vfiotool.testing.fake_device import FakeDevice
-    from vfiotool.vfio.arena import Arena
     from vfiotool.vfio.device import Device
+    from vfiotool.vfio.dma.arena import Arena
 
 _BEST = "auto"
 _CONTAINERS = ("type1", "type1v2")

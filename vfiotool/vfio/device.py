@@ -6,15 +6,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from vfiotool.vfio.config_space import ConfigSpace
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.features import Features
 from vfiotool.vfio.info import DeviceInfo
-from vfiotool.vfio.irqs import Irqs
+from vfiotool.vfio.irqs.irqs import Irqs
+from vfiotool.vfio.irqs.requests import ReleaseRequest
 from vfiotool.vfio.queries import read_device_info
-from vfiotool.vfio.regions import Regions
-from vfiotool.vfio.requests import ReleaseRequest
+from vfiotool.vfio.regions.config_space import ConfigSpace
+from vfiotool.vfio.regions.regions import Regions
 from vfiotool.vfio.reset import hot_reset, reset_function
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from vfiotool.errors import ClosedError, KernelError
 from vfiotool.vfio.handle import Handle
-from vfiotool.vfio.windows import LOW_POWER, Windows
+from vfiotool.vfio.regions.windows import LOW_POWER, Windows
 
 if TYPE_CHECKING:
-    from vfiotool.vfio.mmio import Mmio
+    from vfiotool.vfio.regions.mmio import Mmio
     from vfiotool.vfio.uapi import DeviceIoctl
 
 
@@ -154,7 +154,7 @@ class KernelDeviceFile(Handle):
             KernelError: the kernel's errno.
             ClosedError: as for ``fileno``.
         """
-        from vfiotool.vfio.mmio import Mmio
+        from vfiotool.vfio.regions.mmio import Mmio
 
         with self._revoking:
             window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)

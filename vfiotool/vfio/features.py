@@ -12,7 +12,7 @@ from typing import Literal, TypeVar, overload
 
 from vfiotool.errors import ClosedError, KernelError, UnsupportedError
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.eventfd import EventFd
+from vfiotool.vfio.irqs.eventfd import EventFd
 from vfiotool.vfio.uapi import (
     DeviceFeature,
     DeviceFeatureFlags,

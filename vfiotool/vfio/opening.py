@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.dma import Dma
+from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.iommu import Iommu, IommuMode, open_iommu
 from vfiotool.vfio.iommu.choosing import AUTO
 

@@ -25,8 +25,8 @@ from vfiotool.drivers.igb.frames import (
 from vfiotool.drivers.igb.registers import IgbRegisters
 from vfiotool.errors import ClosedError, IrqTimeoutError, RegisterTimeoutError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.irqs import Vectors
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.irqs.irqs import Vectors
+from vfiotool.vfio.regions.mmio import Mmio
 
 _IDS = 0x8086, 0x10C9
 _ALL = 0xFFFF_FFFF

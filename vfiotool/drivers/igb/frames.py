@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vfiotool.drivers.igb.errors import IgbError
 from vfiotool.errors import DmaRangeError
-from vfiotool.vfio.mapping import Buffer
+from vfiotool.vfio.dma.mapping import Buffer
 
 PAGE = 4096
 SIZE = 4 * PAGE

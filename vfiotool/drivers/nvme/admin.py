@@ -7,7 +7,7 @@ from vfiotool.drivers.nvme.controller import Controller
 from vfiotool.drivers.nvme.errors import NvmeStatusError
 from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, NamespaceInfo, parse_active
 from vfiotool.drivers.nvme.ring import Ring
-from vfiotool.vfio.mapping import Buffer
+from vfiotool.vfio.dma.mapping import Buffer
 
 _TIMEOUT = 10.0
 

@@ -7,7 +7,7 @@ from vfiotool.drivers.nvme.errors import NvmeError
 from vfiotool.drivers.nvme.registers import NvmeRegisters, doorbells
 from vfiotool.drivers.nvme.ring import Ring
 from vfiotool.errors import UnsupportedError
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.regions.mmio import Mmio
 
 _GONE = (1 << 64) - 1
 _NVM = 1 << 0  # CAP.CSS

@@ -13,7 +13,7 @@ from vfiotool.drivers.nvme.queue import IoQueue
 from vfiotool.drivers.nvme.ring import PAGE_SIZE, Layout, Ring
 from vfiotool.errors import ClosedError, RegisterTimeoutError, UnsupportedError
 from vfiotool.vfio.device import Device
-from vfiotool.vfio.irqs import Vector
+from vfiotool.vfio.irqs.irqs import Vector
 
 _ADMIN = Layout(32)
 _WANTED_QUEUES = 64

@@ -15,8 +15,8 @@ from vfiotool.drivers.nvme.errors import NvmeStatusError
 from vfiotool.drivers.nvme.identify import NamespaceInfo
 from vfiotool.drivers.nvme.ring import Ring, make_ops
 from vfiotool.errors import ClosedError, UsageError
-from vfiotool.vfio.dma import Dma
-from vfiotool.vfio.mapping import Buffer
+from vfiotool.vfio.dma.dma import Dma
+from vfiotool.vfio.dma.mapping import Buffer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

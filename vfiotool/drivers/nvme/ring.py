@@ -16,9 +16,9 @@ from vfiotool.drivers.nvme import commands
 from vfiotool.drivers.nvme.commands import Completion
 from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError, NvmeTimeoutError
 from vfiotool.errors import ClosedError, IrqTimeoutError, UsageError, VfioToolError
-from vfiotool.vfio.irqs import Vector
-from vfiotool.vfio.mapping import Buffer
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.dma.mapping import Buffer
+from vfiotool.vfio.irqs.irqs import Vector
+from vfiotool.vfio.regions.mmio import Mmio
 
 if TYPE_CHECKING:
     from vfiotool._shim import _NvmeCompletion, _NvmeJob, _NvmeOp, _NvmeQueue, _NvmeSlot

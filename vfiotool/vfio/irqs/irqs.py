@@ -14,8 +14,8 @@ from typing import overload
 
 from vfiotool.errors import ClosedError, IrqError, KernelError, UnsupportedError
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.eventfd import EventFd
 from vfiotool.vfio.info import IrqInfo
+from vfiotool.vfio.irqs.eventfd import EventFd
 from vfiotool.vfio.queries import read_device_info, read_irq_info
 from vfiotool.vfio.uapi import DeviceInfoFlags, DeviceIoctl, IrqInfoFlags, IrqSetFlags, PciIrq, vfio_irq_set
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vfiotool._shim import ffi
 from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError
-from vfiotool.vfio.arena import Arena
+from vfiotool.vfio.dma.arena import Arena
+from vfiotool.vfio.dma.iova import IovaAllocator
+from vfiotool.vfio.dma.limits import is_memlock_bound, require_mappings, require_memlock
+from vfiotool.vfio.dma.mapping import Batch, Buffer, Mapped, Mapping
+from vfiotool.vfio.dma.memory import Memory, PageKind
+from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.iommu.protocol import Iommu
-from vfiotool.vfio.iova import IovaAllocator
-from vfiotool.vfio.limits import is_memlock_bound, require_mappings, require_memlock
-from vfiotool.vfio.mapping import Batch, Buffer, Mapped, Mapping
-from vfiotool.vfio.memory import Memory, PageKind
-from vfiotool.vfio.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from functools import partial
 
+from vfiotool.vfio.dma.iova import IovaAllocator
+from vfiotool.vfio.dma.mapping import Buffer, Mapped
+from vfiotool.vfio.dma.memory import Memory
 from vfiotool.vfio.info import IovaRange
-from vfiotool.vfio.iova import IovaAllocator
-from vfiotool.vfio.mapping import Buffer, Mapped
-from vfiotool.vfio.memory import Memory
 
 _GRANULE = 64  # a cache line: two buffers never share one
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from vfiotool.errors import ClosedError
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.irqs import Irqs, Vector, Vectors
+from vfiotool.vfio.irqs.irqs import Irqs, Vector, Vectors
 
 REASON = "the kernel asked for it: something unbinds or removes the device"
 

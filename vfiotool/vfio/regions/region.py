@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vfiotool.vfio.access import Access, Guard, guarded
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import MmapArea, RegionInfo
-from vfiotool.vfio.mmio import Mmio
+from vfiotool.vfio.regions.access import Access, Guard, guarded
+from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.uapi import RegionInfoFlags
 
 if TYPE_CHECKING:

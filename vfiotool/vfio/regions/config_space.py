@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from vfiotool.errors import UnsupportedError
 from vfiotool.pci.capabilities.decoding import DecodedCapability, decode
 from vfiotool.pci.config import EXTENDED_SIZE, capabilities
-from vfiotool.vfio.access import Access
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import RegionInfo
-from vfiotool.vfio.region import Region
+from vfiotool.vfio.regions.access import Access
+from vfiotool.vfio.regions.region import Region
 
 _COMMAND = 0x04
 _MEMORY = 1 << 1

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import ClosedError, KernelError, VfioToolError
-from vfiotool.vfio.access import Access, Guard, guarded
 from vfiotool.vfio.handle import checked
+from vfiotool.vfio.regions.access import Access, Guard, guarded
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
