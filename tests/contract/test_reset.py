@@ -83,6 +83,17 @@ def test_a_function_forgets_what_it_was_told(mode: str) -> None:
         assert nvme.file.pread(64, at) == config
 
 
+@modes
+@pytest.mark.parametrize("mastering", [False, True])
+def test_bus_mastering_is_after_a_reset_what_it_was(mode: str, mastering: bool) -> None:
+    """The kernel saves configuration space before a reset, and restores it."""
+    for address, reset in ((NVME, Device.reset), (BELOW_SWITCH, Device.hot_reset)):
+        with open_device(address, iommu=mode) as device:
+            device.bus_master = mastering
+            reset(device)
+            assert device.bus_master is mastering
+
+
 def test_edu_has_no_reset(opened_edu: Device) -> None:
     with pytest.raises(UnsupportedError, match="no reset of its own"):
         opened_edu.reset()
@@ -136,8 +147,8 @@ def test_siblings_are_reset_together(mode: str) -> None:
 @modes
 def test_interrupts_go_on_after_a_hot_reset(mode: str) -> None:
     with opened(BELOW_SWITCH, mode) as (card, registers), card.irqs.msi.enable() as (vector,):
+        card.bus_master = True
         for _ in range(2):
-            card.bus_master = True
             registers.write32(IMS, LSC)
             registers.write32(ICS, LSC)
             assert vector.wait(SOON) == 1

@@ -81,7 +81,10 @@ class Device:
         self.config.bus_master = enabled
 
     def reset(self) -> None:
-        """Reset the function, and arm again the interrupts that were enabled; bus mastering is off then.
+        """Reset the function, and arm again the interrupts that were enabled.
+
+        Its registers are as after power on; the kernel restores its configuration space, bus mastering
+        included.
 
         Raises:
             UnsupportedError: it cannot be reset alone: see ``hot_reset``.
