@@ -189,11 +189,11 @@ class Dma:
         runs = given.merged()
         places = self._take_all(given)
         try:
-            self._map_ranges(given, runs, _access(read, write))
+            size = self._map_ranges(given, runs, _access(read, write))
         except BaseException:
             self._give_back(places)
             raise
-        return self._keep(Batch(runs), places, runs.size)
+        return self._keep(Batch(runs), places, size)
 
     def map_buffers(
         self,
@@ -217,11 +217,11 @@ class Dma:
         try:
             ranges.place(place, _LARGE)
             runs = ranges.merged()
-            self._map_ranges(ranges, runs, _access(read, write))
+            size = self._map_ranges(ranges, runs, _access(read, write))
         except BaseException:
             self._give_back([place])
             raise
-        return self._keep(Batch(runs), [place], runs.size)
+        return self._keep(Batch(runs), [place], size)
 
     def unmap_all(self) -> int:
         """Undo all mappings at once, and return how many bytes they had.
@@ -279,12 +279,15 @@ class Dma:
             raise
         return place
 
-    def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> None:
+    def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> int:
+        """Map them, and return how many bytes they are."""
+        size = runs.size
         if self._is_bound:
-            require_memlock(_MAP, 0, runs.size)
+            require_memlock(_MAP, 0, size)
         left = None if self._limit is None else self._limit - self._used
-        require_mappings(_MAP, left, len(runs), 0, runs.size)
+        require_mappings(_MAP, left, len(runs), 0, size)
         self.iommu.map_ranges(ranges, access)
+        return size
 
     def _take(self, address: int, size: int, iova: int | None, iova_max: int | None) -> int:
         """Take the IOVAs that are asked for, or such that large pages of the memory stay large."""

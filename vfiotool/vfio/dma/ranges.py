@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _WORD = 8
 _RANGE = 3 * _WORD
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class Ranges:
@@ -83,9 +84,11 @@ class Ranges:
         return self._joined(lib.vt_ranges_spans)
 
     def _joined(self, join: Callable[[Any, int, Any], int]) -> Ranges:
-        count = join(self.array, self.count, ffi.NULL)
-        runs = ffi.new("struct vt_range[]", count)
-        join(self.array, self.count, runs)
+        runs = _uncleared("struct vt_range[]", self.count)
+        count = join(self.array, self.count, runs)
+        if count < self.count:  # nothing longer than they are is kept
+            runs, longer = _uncleared("struct vt_range[]", count), runs
+            ffi.memmove(runs, longer, count * _RANGE)
         return Ranges(runs, count)
 
     def __len__(self) -> int:
