@@ -127,11 +127,16 @@ static inline uint64_t next_run(const struct vt_range *ranges, uint64_t first, u
 static inline int64_t merge(const struct vt_range *ranges, uint64_t count, follows *belongs,
 			    struct vt_range *runs)
 {
+	struct vt_range run;
 	uint64_t at = 0;
 	int64_t found = 0;
 
-	while (at < count)
-		at = next_run(ranges, at, count, belongs, &runs[found++]);
+	while (at < count) {
+		at = next_run(ranges, at, count, belongs, &run);
+		if (runs)
+			runs[found] = run;
+		found++;
+	}
 	return found;
 }
 

@@ -187,7 +187,7 @@ class Dma:
         """
         given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
         runs = given.merged()
-        places = self._take_all(given)
+        places = self._take_all(given, runs)
         try:
             size = self._map_ranges(given, runs, _access(read, write))
         except BaseException:
@@ -299,11 +299,11 @@ class Dma:
             align = next((page for page in _LARGE_PAGES if size >= page), allocator.page_size)
             return allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
 
-    def _take_all(self, ranges: Ranges) -> list[int]:
+    def _take_all(self, ranges: Ranges, runs: Ranges) -> list[int]:
         """Take the IOVAs of all ranges, or of none; an error's ``index`` is that of the first refused."""
         with self._lock:
             try:
-                return self._reserve_all(ranges.spans())
+                return self._reserve_all(runs.spans())
             except DmaMapError:
                 return self._reserve_all(ranges)  # one by one, to find out which it is
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _WORD = 8
 _RANGE = 3 * _WORD
-_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class Ranges:
@@ -84,11 +83,9 @@ class Ranges:
         return self._joined(lib.vt_ranges_spans)
 
     def _joined(self, join: Callable[[Any, int, Any], int]) -> Ranges:
-        runs = _uncleared("struct vt_range[]", self.count)
-        count = join(self.array, self.count, runs)
-        if count < self.count:  # nothing longer than they are is kept
-            runs, longer = _uncleared("struct vt_range[]", count), runs
-            ffi.memmove(runs, longer, count * _RANGE)
+        count = join(self.array, self.count, ffi.NULL)
+        runs = ffi.new("struct vt_range[]", count)
+        join(self.array, self.count, runs)
         return Ranges(runs, count)
 
     def __len__(self) -> int:
