@@ -96,8 +96,16 @@ class Nvme(Driver):
 
     def _quiesce(self) -> None:
         admin, self._answering = self._answering, None
-        for ring in (*(queue.ring for queue in self._queues.values()), *((admin.ring,) if admin else ())):
+        rings = [queue.ring for queue in self._queues.values()] + ([admin.ring] if admin else [])
+        for ring in rings:
             ring.close()
+        try:
+            self._end_all_commands()
+        finally:
+            for ring in rings:
+                ring.end()
+
+    def _end_all_commands(self) -> None:
         controller, self._controller = self._controller, None
         if controller is None:
             return

@@ -152,7 +152,7 @@ class IoQueue:
     def release(self) -> None:
         """Free the memory of a queue that the controller has no longer."""
         self._ended = True
-        self.ring.close()
+        self.ring.end()
         self._resources.close()
 
     def _transfer(self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from array import array
 from collections import deque
@@ -29,6 +30,7 @@ PAGE_SIZE = 4096
 _CSTS, _CFS = 0x1C, 1 << 1
 _SLICE = 0.1  # seconds in C, or asleep, after which signals are handled and the controller is looked at
 _AT_ONCE = 64
+_MOST_SECONDS = 30.0  # until whoever has closed a queue has also ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Ring:
         self._done = cast("list[_NvmeCompletion]", ffi.new("struct vt_nvme_completion[]", _AT_ONCE))
         self._kept: deque[Completion] = deque()  # what was taken while something else was awaited
         self._late: set[int] = set()  # commands that nobody awaits any more
+        self._ended = threading.Event()
         self._queue = queue = cast("_NvmeQueue", ffi.new("struct vt_nvme_queue *"))
         queue.registers = registers.window
         queue.sq_doorbell, queue.cq_doorbell = doorbells
@@ -100,8 +103,17 @@ class Ring:
         return self._queue.in_flight
 
     def close(self) -> None:
-        """Submit and take nothing any more, from any thread; the controller is another's to tell."""
+        """Submit and take nothing any more, from any thread; the controller is another's to tell.
+
+        A call of another thread waits for ``end()``: memory that it gave the controller may be freed once it
+        has returned.
+        """
         self._queue.closed = 1
+
+    def end(self) -> None:
+        """Let calls return, now that the controller does nothing more for this queue."""
+        self.close()
+        self._ended.set()
 
     def submit(self, command: bytes) -> int:
         """Submit a command, and return the identifier by which its completion will name it.
@@ -242,6 +254,7 @@ class Ring:
 
     def _failed(self, code: int) -> VfioToolError:
         if code == -errno.ECANCELED:
+            self._ended.wait(_MOST_SECONDS)
             hint = "make another one; after stop(), start the driver again first"
             return ClosedError(f"{self.name} is closed", hint=hint)
         if code == -errno.ENOSPC:
