@@ -132,8 +132,6 @@ static int ring(const struct vt_nvme_queue *queue)
  */
 static int make_room(struct vt_nvme_queue *queue)
 {
-	if (is_closed(queue))
-		return -ECANCELED;
 	if (queue->in_flight == queue->entries - 1)
 		return -ENOSPC;
 	return queue->in_flight + queue->untold == queue->entries - 1 ? tell(queue) : 0;
@@ -202,7 +200,7 @@ int vt_nvme_submit(struct vt_nvme_queue *queue, const void *command)
 {
 	uint32_t cid = queue->next_free;
 	struct sqe copy;
-	int result = make_room(queue);
+	int result = is_closed(queue) ? -ECANCELED : make_room(queue);
 
 	if (result < 0)
 		return result;
@@ -218,6 +216,8 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 	uint32_t done = 0;
 	int result = 0;
 
+	if (is_closed(queue))
+		return -ECANCELED;
 	if (!are_sound(queue, ops, count))
 		return -EINVAL;
 	for (; done < count; done++) {
@@ -230,6 +230,21 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 		return result;
 	result = done ? ring(queue) : 0;
 	return result < 0 ? result : (int)done;
+}
+
+uint32_t vt_nvme_unanswered(const struct vt_nvme_queue *queue)
+{
+	const volatile struct cqe *entries = (struct cqe *)(uintptr_t)queue->cq;
+	uint32_t head = queue->cq_head, phase = queue->phase, left = queue->in_flight;
+
+	while (left && (le16toh(entries[head].status) & 1) == phase) {
+		left--;
+		if (++head == queue->entries) {
+			head = 0;
+			phase ^= 1;
+		}
+	}
+	return left;
 }
 
 /* Take the next completion: 1, or 0 where there is none yet. What the controller wrote is read once. */
@@ -375,7 +390,7 @@ int vt_nvme_run(struct vt_nvme_queue *queue, struct vt_nvme_job *job, int64_t de
 	if (!job->depth || (!job->submitted && !are_sound(queue, job->ops, job->count)))
 		return -EINVAL;
 	while (job->completed < job->count) {
-		result = feed(queue, job);
+		result = is_closed(queue) ? -ECANCELED : feed(queue, job);
 		if (result == 0)
 			result = reap(queue, job);
 		if (result == 0)

@@ -3,7 +3,8 @@
  * NVMe queue pairs: commands go to the controller through one ring, completions come back through the
  * other (NVM Express Base Specification 2.0, sections 3.3.1 and 4.2).
  *
- * One thread at a time may use a queue; any thread may set `closed`. The functions that talk to the
+ * One thread at a time may use a queue; any thread may set `closed`, which a call that is under way sees
+ * between two rounds: the controller has been told of all that was put into the ring. The functions that talk to the
  * controller give the errors of vt_write32 where its doorbells cannot be reached, and
  *
  * -ECANCELED: the queue was closed.
@@ -108,6 +109,9 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 /* Take up to `max` completions; 0 where there is none by the deadline. */
 int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, uint32_t max,
 		 int64_t deadline_ns);
+
+/* How many commands the controller has not completed. Nothing is taken, and nothing told. */
+uint32_t vt_nvme_unanswered(const struct vt_nvme_queue *queue);
 
 /*
  * Carry out a job; each op has its status then. -ETIMEDOUT: not all of it by the deadline; called again

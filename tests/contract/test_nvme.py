@@ -401,6 +401,7 @@ def test_a_stop_in_flight_ends_all_dma_and_a_start_makes_all_new(device: Device,
                 queue.submit_read(0, 1024, buffer.iova)
             nvme.stop()
             assert not device.bus_master
+            assert bytes(buffer) == b"\x55" * buffer.size, f"not read in round {round_}"
             buffer[:] = bytes(buffer.size)
             with pytest.raises(ClosedError):
                 queue.submit_read(0, 1, late.iova)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -383,7 +384,7 @@ def test_a_controller_that_failed_or_is_gone_is_an_error_and_no_timeout(csts: in
 
 def test_a_closed_ring_says_so() -> None:
     model = QueueModel()
-    model.ring.close()
+    model.ring.end()
     for use in (
         lambda: model.ring.submit(commands.flush(1)),
         lambda: model.ring.submit_op(READ, 1, 1, DATA),
@@ -394,6 +395,52 @@ def test_a_closed_ring_says_so() -> None:
     ):
         with pytest.raises(ClosedError, match="queue 1 is closed"):
             use()
+
+
+def test_a_call_that_a_close_ends_returns_when_the_controller_is_through_with_its_memory() -> None:
+    model = QueueModel(carry_out=lambda command: None)
+    failures = list[BaseException]()
+
+    def run() -> None:
+        try:
+            model.ring.run("reads", make_ops(READ, range(9), 1, DATA), 5, 60)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while len(model.waiting) < 5:
+        model.fetch()
+    model.ring.close()
+    assert model.ring.unanswered() == 5
+    for answered, command in enumerate(model.waiting, 1):
+        model.complete(command.cid)
+        assert model.ring.unanswered() == 5 - answered
+    thread.join(0.2)
+    assert thread.is_alive()
+    model.ring.end()
+    thread.join(10)
+    assert [type(error) for error in failures] == [ClosedError]
+
+
+def test_what_is_unanswered_is_counted_over_the_end_of_the_ring() -> None:
+    model = QueueModel(entries=4)
+    for _ in range(3):
+        for _ in range(3):
+            model.ring.submit(commands.flush(1))
+        for left in (2, 1, 0):
+            model.step()
+            assert model.ring.unanswered() == left
+        assert len(model.ring.poll(3, 10)) == 3
+
+
+def test_a_ring_that_has_ended_awaits_nothing_and_looks_at_no_memory() -> None:
+    model = QueueModel()
+    model.ring.submit(commands.flush(1))
+    assert model.ring.unanswered() == 1
+    model.ring.end()
+    model.memory.close()
+    assert model.ring.unanswered() == 0
 
 
 def test_a_revoked_device_ends_what_is_under_way() -> None:

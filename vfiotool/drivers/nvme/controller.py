@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from vfiotool.drivers.nvme import commands
 from vfiotool.drivers.nvme.errors import NvmeError
 from vfiotool.drivers.nvme.registers import NvmeRegisters, doorbells
@@ -13,6 +16,7 @@ _GONE = (1 << 64) - 1
 _NVM = 1 << 0  # CAP.CSS
 _NORMAL, _COMPLETE = 1, 2  # CC.SHN, CSTS.SHST
 _SHUTDOWN_TIMEOUT = 5.0
+_GLANCE = 0.001
 
 
 class Controller:
@@ -68,9 +72,22 @@ class Controller:
         self.registers.cc.write(en=1, iosqes=commands.SIZE_SHIFT, iocqes=commands.COMPLETION_SIZE_SHIFT)
         self.registers.csts.wait_until(rdy=1, timeout=self._timeout)
 
-    def shut_down(self) -> None:
-        """Have the controller make last what was written, and then reset it (section 3.6.1)."""
-        if self.registers.cc.read_field("en") and not self.registers.csts.read_field("cfs"):
+    def shut_down(self, rings: Sequence[Ring] = ()) -> None:
+        """Have the controller complete what these closed rings gave it, make it last, and reset it.
+
+        What takes too long the reset aborts (section 3.6.1).
+        """
+        if self._is_well():
+            self._await_completions(rings)
             self.registers.cc.update(shn=_NORMAL)
             self.registers.csts.wait_until(shst=_COMPLETE, timeout=_SHUTDOWN_TIMEOUT)
         self.disable()
+
+    def _is_well(self) -> bool:
+        return bool(self.registers.cc.read_field("en")) and not self.registers.csts.read_field("cfs")
+
+    def _await_completions(self, rings: Sequence[Ring]) -> None:
+        """Wait before a reset: QEMU 7.2 follows a freed queue where it ends a read only then, and dies."""
+        end = time.monotonic() + _SHUTDOWN_TIMEOUT
+        while any(ring.unanswered() for ring in rings) and self._is_well() and time.monotonic() < end:
+            time.sleep(_GLANCE)

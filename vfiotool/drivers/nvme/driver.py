@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vfiotool.drivers.contract import Driver
@@ -28,7 +29,8 @@ class Nvme(Driver):
             queue.write(0, b"hello".ljust(queue.namespace.block_size))
             assert queue.read(0).startswith(b"hello")
 
-    ``start()`` resets the controller; ``stop()`` shuts it down, so that what was written lasts. One thread
+    ``start()`` resets the controller; ``stop()`` lets it complete what it was given, and shuts it down, so
+    that what was written lasts. One thread
     at a time may ask, make queues and close them; each queue may have a thread of its own.
 
     All methods raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not
@@ -96,21 +98,22 @@ class Nvme(Driver):
 
     def _quiesce(self) -> None:
         admin, self._answering = self._answering, None
-        rings = [queue.ring for queue in self._queues.values()] + ([admin.ring] if admin else [])
-        for ring in rings:
+        rings = [queue.ring for queue in self._queues.values()]
+        closing = [*rings, admin.ring] if admin else rings
+        for ring in closing:
             ring.close()
         try:
-            self._end_all_commands()
+            self._end_all_commands(rings)
         finally:
-            for ring in rings:
+            for ring in closing:
                 ring.end()
 
-    def _end_all_commands(self) -> None:
+    def _end_all_commands(self, rings: Sequence[Ring]) -> None:
         controller, self._controller = self._controller, None
         if controller is None:
             return
         try:
-            controller.shut_down()
+            controller.shut_down(rings)
         except RegisterTimeoutError:
             self.device.reset()
 

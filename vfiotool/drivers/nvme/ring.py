@@ -85,6 +85,8 @@ class Ring:
         self._done = cast("list[_NvmeCompletion]", ffi.new("struct vt_nvme_completion[]", _AT_ONCE))
         self._kept: deque[Completion] = deque()  # what was taken while something else was awaited
         self._late: set[int] = set()  # commands that nobody awaits any more
+        # Held while C is at work, and while another thread looks: a thread may interrupt itself by a signal.
+        self._using = threading.RLock()
         self._ended = threading.Event()
         self._queue = queue = cast("_NvmeQueue", ffi.new("struct vt_nvme_queue *"))
         queue.registers = registers.window
@@ -102,6 +104,11 @@ class Ring:
         """How many commands the controller has."""
         return self._queue.in_flight
 
+    def unanswered(self) -> int:
+        """Count the commands that the controller has yet to complete, from any thread, once it is closed."""
+        with self._using:
+            return 0 if self._ended.is_set() else lib.vt_nvme_unanswered(self._queue)
+
     def close(self) -> None:
         """Submit and take nothing any more, from any thread; the controller is another's to tell.
 
@@ -113,7 +120,8 @@ class Ring:
     def end(self) -> None:
         """Let calls return, now that the controller does nothing more for this queue."""
         self.close()
-        self._ended.set()
+        with self._using:
+            self._ended.set()
 
     def submit(self, command: bytes) -> int:
         """Submit a command, and return the identifier by which its completion will name it.
@@ -121,7 +129,9 @@ class Ring:
         Raises:
             UsageError: the queue is full.
         """
-        return self._checked(lib.vt_nvme_submit(self._queue, command))
+        with self._using:
+            result = lib.vt_nvme_submit(self._queue, command)
+        return self._checked(result)
 
     def submit_op(self, opcode: int, lba: int, blocks: int, iova: int) -> int:
         """Submit a read or a write, as ``submit()`` does a command.
@@ -131,7 +141,9 @@ class Ring:
         """
         cid = cast("list[int]", ffi.new("uint16_t[1]"))
         ops = make_ops(opcode, [lba], blocks, iova)
-        if not self._checked(lib.vt_nvme_submit_ops(self._queue, ops, 1, cid)):
+        with self._using:
+            result = lib.vt_nvme_submit_ops(self._queue, ops, 1, cid)
+        if not self._checked(result):
             raise self._failed(-errno.ENOSPC)
         return cid[0]
 
@@ -183,13 +195,17 @@ class Ring:
 
     def _finish(self, job: _NvmeJob, what: str, timeout: float) -> None:
         completed, end = 0, time.monotonic() + timeout
-        while (result := lib.vt_nvme_run(self._queue, job, self._slice(end))) == -errno.ETIMEDOUT:
+        while (result := self._run_for_a_while(job, end)) == -errno.ETIMEDOUT:
             if job.completed != completed:
                 completed, end = job.completed, time.monotonic() + timeout
             elif time.monotonic() >= end:
                 raise self._timed_out(f"{what}: {job.count - completed} of {job.count} commands", timeout)
             self._pause(end)
         self._checked(result)
+
+    def _run_for_a_while(self, job: _NvmeJob, end: float) -> int:
+        with self._using:
+            return lib.vt_nvme_run(self._queue, job, self._slice(end))
 
     def _require_idle(self) -> None:
         if self.in_flight:
@@ -211,8 +227,10 @@ class Ring:
         end = time.monotonic() + timeout
         while True:
             until = self._slice(end) if timeout else 0
-            count = self._checked(lib.vt_nvme_poll(self._queue, self._done, min(limit, _AT_ONCE), until))
-            if found := [one for one in map(self._completion, range(count)) if not self._is_late(one.cid)]:
+            with self._using:
+                count = lib.vt_nvme_poll(self._queue, self._done, min(limit, _AT_ONCE), until)
+            taken = [self._completion(at) for at in range(self._checked(count))]
+            if found := [one for one in taken if not self._is_late(one.cid)]:
                 return found
             if not count:
                 if time.monotonic() >= end:
