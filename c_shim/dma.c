@@ -133,9 +133,7 @@ static inline int64_t merge(const struct vt_range *ranges, uint64_t count, follo
 
 	while (at < count) {
 		at = next_run(ranges, at, count, belongs, &run);
-		if (runs)
-			runs[found] = run;
-		found++;
+		runs[found++] = run;
 	}
 	return found;
 }

@@ -30,7 +30,7 @@ int64_t vt_dma_unmap_all(int fd, uint32_t ioas);
 
 /*
  * Join neighbours: ranges that follow each other in vaddr and in iova become one run, in their order.
- * Returns how many runs there are, and writes them to `runs` unless that is NULL.
+ * Writes the runs, for as many of which as there are ranges there must be room; returns how many they are.
  */
 int64_t vt_ranges_merge(const struct vt_range *ranges, uint64_t count, struct vt_range *runs);
 

@@ -254,7 +254,7 @@ def all_pairs(device: Device) -> Iterator[Result]:
     maps = Maps(device, twin)
     memory = Memory(1 << 30)
     # No round of the kernel's is like another: a ratio near 1 takes many.
-    for size, count, rounds in ((PAGE, 16384, 41), (64 << 10, 16384, 41), (2 << 20, 4096, 41)):
+    for size, count, rounds in ((PAGE, 16384, 121), (64 << 10, 16384, 121), (2 << 20, 4096, 121)):
         yield maps.scattered(memory, size, count, rounds)
     yield maps.contiguous(memory, 1 << 30)
     yield maps.one(memory)

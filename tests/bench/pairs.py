@@ -11,10 +11,10 @@ ROUNDS = 7
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``ours`` and ``theirs`` are nanoseconds for one operation, ``ratio`` is their ratio.
+    """``ours`` and ``theirs`` are nanoseconds for one operation, ``ratio`` is ours to theirs.
 
-    Both are the lower quartile of the rounds: what else the machine does only ever adds to a round.
-    ``goal`` says what the ratio should be.
+    All three are medians, the ratio that of the rounds: a machine that grows slow does so for seconds, and
+    both halves of a round are as slow. ``goal`` says what the ratio should be.
     """
 
     name: str
@@ -44,7 +44,7 @@ def compare(
         others.append(theirs())
         if number % 2 == 0:
             mine.append(ours())
-    (first, *_), (other, *_) = statistics.quantiles(mine), statistics.quantiles(others)
-    ratio = first / other
+    ratio = statistics.median(one / other for one, other in zip(mine, others, strict=True))
+    each = statistics.median(mine) / count, statistics.median(others) / count
     goal = "" if at_most is None else f"at most {at_most:g}"
-    return Result(name, first / count, other / count, ratio, goal, at_most is None or ratio <= at_most)
+    return Result(name, *each, ratio, goal, at_most is None or ratio <= at_most)

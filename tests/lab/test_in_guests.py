@@ -109,9 +109,8 @@ def run_in_guest(kernel: str, machine: str) -> Run:
     """Run pytest in a guest, and in another one where QEMU itself has died under it.
 
     QEMU 7.2 does so once in many hours: where two processors are emulated, one writes to a device's memory
-    while the other has it moved, and ``memory_region_dispatch_write`` follows a pointer into what was freed;
-    or its NVMe ends a read whose queue a reset has freed meanwhile (``nvme_rw_complete_cb``). A guest that
-    ends in any other way has found something.
+    while the other has it moved, and ``memory_region_dispatch_write`` follows a pointer into what was freed.
+    A guest that ends in any other way has found something.
     """
     run = run_once(kernel, machine)
     died = _QEMU_DIED.search(run.stdout)

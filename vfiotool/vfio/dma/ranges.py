@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _WORD = 8
 _RANGE = 3 * _WORD
+_room = ffi.new_allocator(should_clear_after_alloc=False)  # memory that is not touched before it is written
 
 
 class Ranges:
@@ -83,9 +84,12 @@ class Ranges:
         return self._joined(lib.vt_ranges_spans)
 
     def _joined(self, join: Callable[[Any, int, Any], int]) -> Ranges:
-        count = join(self.array, self.count, ffi.NULL)
-        runs = ffi.new("struct vt_range[]", count)
-        join(self.array, self.count, runs)
+        room = _room("struct vt_range[]", self.count)
+        count = join(self.array, self.count, room)
+        if count == self.count:
+            return Ranges(room, count)
+        runs = _room("struct vt_range[]", count)
+        ffi.memmove(runs, room, count * _RANGE)
         return Ranges(runs, count)
 
     def __len__(self) -> int:
