@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "recover": ("vfiotool.cli.bind:recover", "Put right what a killed vfiotool left."),
     "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
     "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
+    "watch": ("vfiotool.cli.watch:watch", "Show what the kernel does with devices, as it happens."),
     "peek": ("vfiotool.cli.registers:peek", "Read registers of a device on a VFIO driver."),
     "poke": ("vfiotool.cli.registers:poke", "Write a register of a device on a VFIO driver."),
     "config": ("vfiotool.cli.config:config", "Decode a device's configuration space."),

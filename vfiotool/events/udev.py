@@ -14,7 +14,7 @@ import pyudev
 
 _UDEVD_SOCKET = "/run/udev/control"
 _CONNECT_SECONDS = 1.0
-_BUFFER_BYTES = 8 << 20
+BUFFER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class DeviceEvents:
 
     def __init__(self) -> None:
         self.source = "udev" if _udevd_listens() else "kernel"
-        self._monitor = pyudev.Monitor.from_netlink(_context(), source=self.source)
+        self._monitor = pyudev.Monitor.from_netlink(udev_context(), source=self.source)
         self._monitor.filter_by(subsystem="pci")
         with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
-            self._monitor.set_receive_buffer_size(_BUFFER_BYTES)
+            self._monitor.set_receive_buffer_size(BUFFER_BYTES)
         self._monitor.start()
 
     def __enter__(self) -> DeviceEvents:
@@ -87,8 +87,8 @@ class DeviceEvents:
 
 
 @functools.cache
-def _context() -> pyudev.Context:
-    """Finding the library takes a process of its own: once is enough."""
+def udev_context() -> pyudev.Context:
+    """Return libudev, which takes a process of its own to find: once is enough."""
     return pyudev.Context()
 
 

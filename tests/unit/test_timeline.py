@@ -1,0 +1,264 @@
+"""vfiotool.events: what each source makes of the kernel's text, and how the timeline merges them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfiotool import cli
+from vfiotool.errors import UnsupportedError
+from vfiotool.events import tracefs
+from vfiotool.events.entry import Entry, now
+from vfiotool.events.kmsg import parse_record
+from vfiotool.events.links import DriverLinks
+from vfiotool.events.probes import decode
+from vfiotool.events.relevance import Relevance
+from vfiotool.events.timeline import Timeline
+from vfiotool.events.tracefs import TraceInstance, parse_line, remove_stale
+from vfiotool.host.tree import Tree
+from vfiotool.render.timeline import write_entry, write_line
+
+EDU = "0000:00:10.0"
+
+
+# A line of the trace
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        (
+            "    modprobe-12    [000] .....   123.456789: vfio_group_put_bg: (vfio_group_put_bg+0x0/0x20)",
+            (123.456789, "vfio_group_put_bg", "(vfio_group_put_bg+0x0/0x20)"),
+        ),
+        (
+            "  kworker/0:1-m-7  [001] d..31 1.000001: map: IOMMU: iova=0x1000",
+            (1.000001, "map", "IOMMU: iova=0x1000"),
+        ),
+        (
+            "  <...>-5   (-----) [000] ....   2.5: tracing_mark_write: a: b",
+            (2.5, "tracing_mark_write", "a: b"),
+        ),
+        ("# tracer: nop", None),
+        ("", None),
+        ("CPU:0 [LOST", None),
+    ],
+)
+def test_a_line_of_the_trace(line: str, event: object) -> None:
+    assert parse_line(line) == event
+
+
+def test_events_that_were_lost_are_told_of() -> None:
+    event = parse_line("CPU:1 [LOST 17 EVENTS]")
+    assert event is not None
+    assert event[1:] == ("missed", "17 events of the trace buffer")
+
+
+@given(st.text())
+def test_any_line_is_an_event_or_none(line: str) -> None:
+    if event := parse_line(line):
+        decode(*event)
+
+
+# An event of the kernel
+
+
+def test_the_notifiers_action_has_its_name() -> None:
+    text = f'(vfio_iommu_group_notifier+0x0/0x150 [vfio]) action=4 device="{EDU}"'
+    assert decode(1.5, "vfio_iommu_group_notifier", text) == Entry(
+        1.5, "probe", "vfio_iommu_group_notifier", address=EDU, detail="BOUND_DRIVER"
+    )
+    unknown = decode(1.5, "vfio_iommu_group_notifier", text.replace("action=4", "action=99"))
+    assert unknown.detail == "action 99"
+
+
+@pytest.mark.parametrize(("result", "said"), [("0", "0"), ("-16", "EBUSY"), ("-4095", "4095")])
+def test_a_result_has_its_name(result: str, said: str) -> None:
+    text = f"(really_probe+0x1/0x2 <- iommu_group_claim_dma_owner) result={result}"
+    entry = decode(2.0, "iommu_group_claim_dma_owner_returns", text)
+    assert (entry.event, entry.detail) == ("iommu_group_claim_dma_owner", f"returns {said}")
+
+
+def test_tracepoints_say_what_they_say() -> None:
+    entry = decode(3.0, "add_device_to_group", f"IOMMU: groupID=7 device={EDU}")
+    assert (entry.group, entry.address, entry.detail) == (7, EDU, f"groupID=7 device={EDU}")
+
+
+# A record of the log
+
+
+def test_a_record_of_the_log() -> None:
+    record = f"4,812,2500000,-;vfio-pci {EDU}: enabling\n SUBSYSTEM=pci\n DEVICE=+pci:{EDU}\n"
+    expected = Entry(3.0, "kmsg", "warning", address=EDU, seqnum=812, detail=f"vfio-pci {EDU}: enabling")
+    assert parse_record(record, 0.5) == expected
+    assert parse_record("30,1,0,-;plain\n", 0.0) == Entry(0.0, "kmsg", "info", seqnum=1, detail="plain")
+    assert parse_record("not a record", 0.0) is None
+
+
+@given(st.text(), st.floats(0, 1e6))
+def test_any_record_is_an_entry_or_none(record: str, offset: float) -> None:
+    parse_record(record, offset)
+
+
+# Drivers
+
+
+def test_changes_of_drivers_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("vfiotool.events.links.now", lambda: clock[0])
+    devices = tmp_path / "sys/bus/pci/devices"
+    for name in ("0000:00:01.0", EDU):
+        (devices / name).mkdir(parents=True)
+    (devices / EDU / "driver").symlink_to("../drivers/edu")
+    links = DriverLinks(Tree(str(tmp_path)))
+    (devices / EDU / "driver").unlink()
+    (devices / "0000:00:02.0").mkdir()
+    (devices / "0000:00:01.0").rmdir()
+    assert list(links.read()) == [], "it is not looked at again so soon"
+    clock[0] += 1
+    told = [(entry.event, entry.address, entry.driver, entry.detail) for entry in links.read()]
+    assert told == [
+        ("gone", "0000:00:01.0", None, ""),
+        ("appeared", "0000:00:02.0", None, ""),
+        ("driver", EDU, None, "was edu"),
+    ]
+    (devices / EDU / "driver").symlink_to("../drivers/vfio-pci")
+    clock[0] += 1
+    (entry,) = links.read()
+    assert (entry.event, entry.driver, entry.detail) == ("driver", "vfio-pci", "was none")
+
+
+# What is shown
+
+
+def test_what_is_shown_of_a_device(tmp_path: Path) -> None:
+    device = tmp_path / "sys/bus/pci/devices" / EDU
+    device.mkdir(parents=True)
+    (device / "iommu_group").symlink_to("../../kernel/iommu_groups/7")
+    relevance = Relevance(Tree(str(tmp_path)), [EDU])
+    shown = [
+        Entry(0, "kernel", "bind", address=EDU),
+        Entry(0, "kernel", "add", group=7),
+        Entry(0, "probe", "vfio_group_put_bg"),
+        Entry(0, "kmsg", "warning", detail="whatever"),
+        Entry(0, "kmsg", "info", detail="VFIO - User Level meta-driver"),
+    ]
+    hidden = [
+        Entry(0, "kernel", "bind", address="0000:00:11.0"),
+        Entry(0, "kernel", "bind", address="0000:00:11.0", group=7),
+        Entry(0, "kernel", "add", group=8),
+        Entry(0, "kmsg", "info", detail="usb 1-1: new device"),
+    ]
+    assert [entry for entry in shown + hidden if relevance.is_shown(entry)] == shown
+    everything = Relevance(Tree(str(tmp_path)), [])
+    assert [entry for entry in shown + hidden if everything.is_shown(entry)] == shown + hidden[:3]
+
+
+# All as one
+
+
+class Told:
+    """A source that tells its entries at once."""
+
+    def __init__(self, *entries: Entry) -> None:
+        self.entries = list(entries)
+
+    def fileno(self) -> None:
+        return None
+
+    def read(self) -> Iterable[Entry]:
+        entries, self.entries = self.entries, []
+        return entries
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_sources_are_merged_by_time() -> None:
+    begun = now()
+    first = Told(Entry(begun + 0.02, "kmsg", "b"), Entry(begun + 0.01, "kmsg", "a"))
+    second = Told(Entry(begun + 0.02, "probe", "c"), Entry(begun + 0.015, "probe", "d"))
+    timeline = Timeline([first, second])
+    assert [entry.event for entry in timeline.entries(until=now())] == ["a", "d", "b", "c"]
+
+
+def test_an_entry_waits_for_others_that_may_have_come_before_it() -> None:
+    late = Told()
+    timeline = Timeline([Told(Entry(now(), "udev", "second")), late])
+    entries = timeline.entries()
+    late.entries.append(Entry(now() - 0.1, "probe", "first"))
+    assert [next(entries).event, next(entries).event] == ["first", "second"]
+
+
+def test_what_is_held_back_is_not_lost() -> None:
+    timeline = Timeline([Told(Entry(now() + 60, "udev", "last"))])
+    assert [entry.event for entry in timeline.entries(until=now())] == ["last"]
+
+
+# The folder of tracefs, played by a plain one
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Path:
+    (tmp_path / "instances").mkdir()
+    (tmp_path / "kprobe_events").write_text("")
+    return tmp_path
+
+
+def test_without_tracefs(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="not mounted") as caught:
+        TraceInstance(str(tmp_path / "none"))
+    assert "mount -t tracefs" in str(caught.value.hint)
+
+
+def test_what_ended_processes_left_is_removed(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: what is another program's, or a process's that is there."""
+    appended: list[str] = []
+    monkeypatch.setattr(tracefs, "_append", lambda mount, line: appended.append(line))
+    mine = f"vfiotool_{os.getpid()}_{tracefs._started(os.getpid())}"
+    another = f"vfiotool_{os.getpid()}_1"  # a process of this number, but not this one
+    gone = "vfiotool_4194305_77"
+    for name in (mine, another, "other"):
+        (mount / "instances" / name).mkdir()
+    kprobes = (f"p:{mine}/f vfio:f", f"p:{gone}/g vfio:g action=%si:u64", f"r64:{gone}/h h", "p:kprobes/x x")
+    (mount / "kprobe_events").write_text("\n".join((*kprobes, "")))
+    assert remove_stale(str(mount)) == sorted([another, gone])
+    assert sorted(os.listdir(mount / "instances")) == sorted([mine, "other"])
+    assert appended == [f"-:{gone}/g", f"-:{gone}/h"]
+
+
+# The lines
+
+
+def test_an_entry_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    write_entry(Entry(1.25, "udev", "bind", address=EDU, group=7, driver="vfio-pci", seqnum=9))
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": "vfiotool.watch/1",
+        "time": 1.25,
+        "source": "udev",
+        "event": "bind",
+        "address": EDU,
+        "group": 7,
+        "driver": "vfio-pci",
+        "seqnum": 9,
+        "detail": "",
+    }
+
+
+def test_an_entry_as_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    write_line(Entry(1.25, "kmsg", "info", address=EDU, group=7, detail="moves \x1b[2J the cursor"))
+    words = capsys.readouterr().out.split()
+    assert words[:6] == ["1.250000", "kmsg", "info", EDU, "group", "7"]
+    assert "\x1b" not in " ".join(words)
+
+
+def test_only_this_machine_can_be_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sys").mkdir()
+    assert cli.run(["--sysroot", str(tmp_path), "watch"]) == 2
+    assert "only this machine can be watched" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""The verb that shows what the kernel does with devices, as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from vfiotool.cli.completion import complete_device
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.cli.signals import unhurried, unwind_when_told_to_end
+from vfiotool.errors import VfioToolError
+from vfiotool.host.selectors import select
+
+if TYPE_CHECKING:
+    from vfiotool.events.entry import Entry, Source
+    from vfiotool.events.relevance import Relevance
+    from vfiotool.host.tree import Tree
+
+
+@click.command("watch")
+@click.argument("selectors", metavar="[ADDRESS]...", nargs=-1, shell_complete=complete_device)
+@click.option("--duration", type=click.FloatRange(min=0), help="End after so many seconds.")
+@json_option
+@click.pass_obj
+def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | None, as_json: bool) -> None:
+    """Show uevents, drivers, the kernel's own functions and its log in one timeline, until Ctrl-C.
+
+    Of all PCI devices, or of those that each ADDRESS names. Without root it shows what it may.
+    """
+    if not settings.tree.is_live:
+        raise click.UsageError("--sysroot is for looking: only this machine can be watched")
+    from vfiotool.events.entry import now
+    from vfiotool.events.relevance import Relevance
+    from vfiotool.events.timeline import Timeline
+    from vfiotool.render.timeline import write_entry, write_line
+
+    relevance = Relevance(settings.tree, select(settings.tree, selectors))
+    write = write_entry if as_json else write_line
+    unwind_when_told_to_end()
+    stack = contextlib.ExitStack()
+    try:
+        timeline = Timeline(_sources(settings.tree, stack))
+        _tell("watching; Ctrl-C ends it")
+        until = None if duration is None else now() + duration
+        with contextlib.suppress(KeyboardInterrupt):  # it is how a user ends this
+            _show(timeline.entries(until), relevance, write)
+        _show(timeline.rest(), relevance, write)
+    finally:
+        with unhurried():
+            stack.close()
+
+
+def _show(entries: Iterable[Entry], relevance: Relevance, write: Callable[[Entry], None]) -> None:
+    for entry in entries:
+        if relevance.is_shown(entry):
+            write(entry)
+
+
+def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[Source]:
+    """Open what this user may watch, and say what not; the stack closes it."""
+    from vfiotool.events.kmsg import KernelLog
+    from vfiotool.events.links import DriverLinks
+    from vfiotool.events.probes import KernelProbes
+    from vfiotool.events.tracefs import TraceInstance
+    from vfiotool.events.uevents import Uevents
+
+    sources: list[Source] = [Uevents("kernel", tree), Uevents("udev", tree), DriverLinks(tree)]
+    offset = 0.0
+    with _optional("the kernel's functions are not probed"):
+        instance = stack.enter_context(TraceInstance())
+        offset = instance.log_offset
+        sources.append(KernelProbes(instance))
+    with _optional("the kernel's log is not read"):
+        sources.append(KernelLog(offset))
+    for source in sources:
+        stack.callback(source.close)
+    return sources
+
+
+@contextlib.contextmanager
+def _optional(lacking: str) -> Iterator[None]:
+    """Go on without what cannot be had, and say why."""
+    try:
+        yield
+    except PermissionError:
+        _tell(f"{lacking}: that is root's alone")
+    except VfioToolError as error:
+        _tell(f"{lacking}: {error.message}; {error.hint}")
+    except OSError as error:
+        _tell(f"{lacking}: {error.strerror}")
+
+
+def _tell(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""Which driver each device has, looked at again and again: a blocked unbind has no uevent until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vfiotool.events.entry import Entry, now
+from vfiotool.host.tree import Tree
+
+_DEVICES = "/sys/bus/pci/devices"
+_NO_DRIVER = "none"
+_EVERY = 0.1  # seconds: a machine has hundreds of devices
+
+
+class DriverLinks:
+    """The changes of devices' driver links, by looking. It reads links alone, which never blocks."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._drivers = self._look()
+        self._looked = now()
+
+    def fileno(self) -> None:
+        return None
+
+    def read(self) -> Iterator[Entry]:
+        if now() - self._looked < _EVERY:
+            return
+        former, self._drivers = self._drivers, self._look()
+        self._looked = now()
+        for address in sorted(former.keys() | self._drivers.keys()):
+            event = _change(former.get(address, ""), self._drivers.get(address, ""))
+            if event:
+                driver = self._drivers.get(address)
+                detail = f"was {former[address] or _NO_DRIVER}" if event == "driver" else ""
+                yield Entry(now(), "sysfs", event, address=address, driver=driver, detail=detail)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _look(self) -> dict[str, str | None]:
+        addresses = self._tree.find_names(_DEVICES)
+        return {one: self._tree.find_link(f"{_DEVICES}/{one}/driver") for one in addresses}
+
+
+def _change(before: str | None, after: str | None) -> str | None:
+    """Name the change between two drivers; ``""`` is a device that is not there."""
+    if before == after:
+        return None
+    if before == "":
+        return "appeared"
+    return "gone" if after == "" else "driver"

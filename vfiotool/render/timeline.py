@@ -1,0 +1,26 @@
+"""Entries of the timeline, as lines for people and as JSON."""
+
+from __future__ import annotations
+
+import sys
+
+from vfiotool.events.entry import Entry
+from vfiotool.host.usage.claim import printable
+from vfiotool.render.documents import write_document
+
+
+def write_entry(entry: Entry) -> None:
+    """Write it as one JSON object, at once."""
+    write_document("watch", entry)
+    sys.stdout.flush()
+
+
+def write_line(entry: Entry) -> None:
+    """Write it as one line, at once: time, source, event, what it is about, and what else there is."""
+    group = "" if entry.group is None else f"group {entry.group}"
+    about = (entry.address or "", group, entry.driver or "", entry.detail)
+    words = "  ".join(printable(word) for word in about if word)
+    sys.stdout.write(
+        f"{entry.time:14.6f}  {entry.source:6}  {printable(entry.event):34}  {words}".rstrip() + "\n"
+    )
+    sys.stdout.flush()
