@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -21,6 +24,7 @@ from vfiotool.events.probes import decode
 from vfiotool.events.relevance import Relevance
 from vfiotool.events.timeline import Timeline
 from vfiotool.events.tracefs import TraceInstance, parse_line, remove_stale
+from vfiotool.events.uevents import Uevents
 from vfiotool.host.tree import Tree
 from vfiotool.render.timeline import write_entry, write_line
 
@@ -104,6 +108,89 @@ def test_a_record_of_the_log() -> None:
 @given(st.text(), st.floats(0, 1e6))
 def test_any_record_is_an_entry_or_none(record: str, offset: float) -> None:
     parse_record(record, offset)
+
+
+# Uevents
+
+
+class Monitor:
+    """pyudev's, with what it will receive."""
+
+    def __init__(self, *events: object) -> None:
+        self.events = list(events)
+
+    def set_receive_buffer_size(self, size: int) -> None:
+        raise PermissionError(errno.EPERM, "not root")
+
+    def start(self) -> None:
+        """It has started."""
+
+    def poll(self, timeout: float) -> object:
+        assert timeout == 0
+        event = self.events.pop(0) if self.events else None
+        if isinstance(event, OSError):
+            raise event
+        return event
+
+
+def uevent(seqnum: int, name: str, subsystem: str = "pci", **fields: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        action=fields.pop("action", "add"),
+        subsystem=subsystem,
+        sys_name=name,
+        sys_path=f"/sys/devices/{EDU}/vfio-dev/{name}",
+        device_node=fields.pop("node", None),
+        properties={"SEQNUM": str(seqnum), **fields},
+    )
+
+
+def uevents(
+    monkeypatch: pytest.MonkeyPatch, tree: Tree, *events: object, source: Literal["kernel", "udev"] = "kernel"
+) -> list[Entry]:
+    """What is told of these events."""
+    monkeypatch.setattr("vfiotool.events.uevents.udev_context", lambda: None)
+    monkeypatch.setattr("pyudev.Monitor.from_netlink", lambda context, source: Monitor(*events))
+    return list(Uevents(source, tree).read())
+
+
+def test_uevents_of_devices_and_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "sys/bus/pci/devices" / EDU
+    device.mkdir(parents=True)
+    (device / "iommu_group").symlink_to("../../kernel/iommu_groups/7")
+    entries = uevents(
+        monkeypatch,
+        Tree(str(tmp_path)),
+        uevent(4, EDU, action="bind", DRIVER="vfio-pci"),
+        uevent(5, "eth0", "net"),
+        uevent(6, "7", "vfio", node="/dev/vfio/7"),
+        uevent(7, "vfio0", "vfio-dev", node="/dev/vfio/devices/vfio0"),
+        uevent(8, "0000:00:11.0", action="remove"),
+    )
+    told = [(each.event, each.address, each.group, each.driver, each.seqnum, each.detail) for each in entries]
+    assert told == [
+        ("bind", EDU, 7, "vfio-pci", 4, ""),
+        ("add", None, 7, None, 6, "/dev/vfio/7"),
+        ("add", EDU, 7, None, 7, "/dev/vfio/devices/vfio0"),
+        ("remove", "0000:00:11.0", None, None, 8, ""),
+    ]
+
+
+def test_uevents_that_are_missing_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever subsystem the next one is of; udevd passes them on in an order of its own."""
+    events = (uevent(4, EDU), OSError(errno.ENOBUFS, "overrun"), uevent(8, "eth0", "net"), uevent(9, EDU))
+    entries = uevents(monkeypatch, Tree(str(tmp_path)), *events)
+    assert [(entry.event, entry.seqnum, entry.detail) for entry in entries] == [
+        ("add", 4, ""),
+        ("missed", 8, "uevents 5 to 7"),
+        ("add", 9, ""),
+    ]
+    entries = uevents(monkeypatch, Tree(str(tmp_path)), *events, source="udev")
+    assert [entry.seqnum for entry in entries] == [4, 9]
+
+
+def test_a_monitor_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="broken"):
+        uevents(monkeypatch, Tree(str(tmp_path)), OSError(errno.EIO, "broken"))
 
 
 # Drivers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -87,7 +88,8 @@ def _optional(lacking: str) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        _tell(f"{lacking}: that is root's alone")
+        why = "that is root's alone" if os.geteuid() else "this kernel is locked down, or this is a container"
+        _tell(f"{lacking}: {why}")
     except VfioToolError as error:
         _tell(f"{lacking}: {error.message}; {error.hint}")
     except OSError as error:

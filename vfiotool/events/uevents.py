@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -43,8 +44,10 @@ class Uevents:
         while True:
             try:
                 device = self._monitor.poll(0)
-            except OSError:  # ENOBUFS: some were dropped, which the next number shows
-                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue  # some were dropped, which the next number shows
             if device is None:
                 return
             seqnum = int(device.properties.get("SEQNUM", 0))
