@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import time
@@ -54,8 +53,7 @@ class Watch:
         assert self.process.stderr is not None
         self.notes: list[str] = []
         while not self.notes or "watching" not in self.notes[-1]:
-            ready, _, _ = select.select([self.process.stderr], [], [], SECONDS)
-            line = self.process.stderr.readline() if ready else ""
+            line = self.process.stderr.readline()
             assert line, self.notes
             self.notes.append(line)
 

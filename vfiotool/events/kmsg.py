@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 
 from vfiotool.events.entry import Entry, find_address, now
@@ -16,7 +17,7 @@ _DEVICE = re.compile(r"^ DEVICE=\+pci:(\S+)$", re.MULTILINE)
 
 
 class KernelLog:
-    """What is logged from now on. ``offset`` is CLOCK_MONOTONIC less the log's clock, in seconds.
+    """What is logged from now on. ``offset`` is CLOCK_MONOTONIC_RAW less the log's clock, in seconds.
 
     Raises:
         OSError: EPERM, the log is root's alone here (kernel.dmesg_restrict).
@@ -41,7 +42,7 @@ class KernelLog:
                 continue
             if not record:
                 return
-            entry = parse_record(record.decode("utf-8", "replace"), self._offset)
+            entry = parse_record(record.decode("utf-8", "replace"), self._offset + _slewed())
             if entry is not None:
                 yield entry
 
@@ -49,6 +50,11 @@ class KernelLog:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _slewed() -> float:
+    """Return by how much CLOCK_MONOTONIC, which NTP adjusts, is ahead of the raw clock, in seconds."""
+    return now() - time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
 
 
 def parse_record(record: str, offset: float) -> Entry | None:

@@ -1,7 +1,7 @@
 """The kernel's own functions of the group life cycle, as they run: kprobes and tracepoints.
 
-Which of them a kernel has depends on its era; see docs/watch.md. What belongs to a module is probed once that
-is loaded.
+Which of them a kernel has depends on its era; see docs/command-line.md. What belongs to a module is probed
+once that is loaded.
 """
 
 from __future__ import annotations

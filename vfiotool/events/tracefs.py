@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -22,6 +23,7 @@ _KPROBE = re.compile(r"[pr]\d*:(vfiotool_\d+_\d+)/(\w+) ")
 _LINE = re.compile(r"\s*.+-\d+\s.*?\[\d+\]\s+(?:\S+\s+)?(\d+\.\d+): (\w+): ?(.*)")
 _LOST = re.compile(r"CPU:\d+ \[LOST (\d+) EVENTS\]")
 _MARK = "vfiotool looks at the clock"
+_MARKS = 8
 _KIB = 4096  # for each processor
 _READ_BYTES = 1 << 16
 
@@ -114,19 +116,29 @@ class TraceInstance:
         _remove(self.mount, self.name)
 
     def _log_offset(self) -> float:
-        """Return CLOCK_MONOTONIC less the clock of the kernel's log, in seconds.
+        """Return CLOCK_MONOTONIC_RAW less the clock of the kernel's log, in seconds; both run at one rate.
 
-        The trace clock ``local`` is the log's own (sched_clock); a mark that is written now has its time.
+        The trace clock ``global`` is the log's, sched_clock_cpu(): marks have its time. The one that was
+        written fastest is the most exact.
         """
-        self._write("trace_clock", "local")
-        begun = now()
-        self._write("trace_marker", _MARK)
-        written = (begun + now()) / 2
+        self._write("trace_clock", "global")
+        brackets = [self._mark() for _ in range(_MARKS)]
         with open(f"{self.path}/trace", encoding="utf-8", errors="replace") as trace:
-            marks = [
-                event for line in trace if (event := parse_line(line.rstrip("\n"))) and event[2] == _MARK
-            ]
-        return written - marks[-1][0] if marks else 0.0
+            events = [parse_line(line.rstrip("\n")) for line in trace]
+        marks = [event[0] for event in events if event and event[2] == _MARK]
+        if len(marks) != _MARKS:
+            return 0.0
+        begun, ended, mark = min(
+            ((begun, ended, mark) for (begun, ended), mark in zip(brackets, marks, strict=True)),
+            key=lambda one: one[1] - one[0],
+        )
+        return (begun + ended) / 2 - mark
+
+    def _mark(self) -> tuple[float, float]:
+        """Write a mark, and return from when to when that took."""
+        begun = time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+        self._write("trace_marker", _MARK)
+        return begun, time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
 
     def _write(self, name: str, text: str) -> None:
         with open(f"{self.path}/{name}", "w", encoding="ascii") as file:
