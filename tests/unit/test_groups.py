@@ -115,6 +115,12 @@ def test_an_era_is_seen_by_what_is_there(host: FakeHost, old_host: FakeHost) -> 
     assert detect_era(host.tree) is Era.CDEV
 
 
+def test_the_nodes_of_devices_come_with_the_first_of_them(host: FakeHost) -> None:
+    host.put("/dev/iommu", "")
+    host.put("/proc/kallsyms", "0000000000000000 t vfio_device_fops_cdev_open\t[vfio]")
+    assert detect_era(host.tree) is Era.CDEV
+
+
 def test_who_holds_a_group(host: FakeHost) -> None:
     host.add_driver("vfio-pci")
     host.add_device(A, group=3, driver="vfio-pci")

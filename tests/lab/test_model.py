@@ -1,0 +1,202 @@
+"""The model of a group's life cycle against the kernel: results, uevents and the kernel's own functions."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.lab.support import (
+    E1000_PAIR,
+    EDU,
+    await_,
+    driver,
+    group,
+    kernel_complaints,
+    needs_iommu,
+    output,
+    override,
+    path,
+    write,
+)
+from tests.lab.waiting import UNBIND, comes_to_wait, writing
+from vfiotool.events.entry import Entry
+from vfiotool.events.probes import KernelProbes
+from vfiotool.events.tracefs import TraceInstance
+from vfiotool.events.uevents import Uevents
+from vfiotool.host.era import detect_era
+from vfiotool.host.tree import Tree
+from vfiotool.stress.group_actor import GroupActor
+from vfiotool.stress.model import Bound, Kind, Member, Model, Operation, Prediction, State, Uevent
+from vfiotool.stress.walk import Walk
+
+pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
+
+SECONDS = 30
+LATE = 5
+NOT_PREDICTED = ("vfio_group_release", "vfio_group_fops_release")  # the last put, whoever has it
+
+
+@pytest.fixture(scope="module")
+def stub() -> None:
+    output("modprobe", "pci-stub")
+
+
+class Witness:
+    """Does what a walk says, and sees what comes of it."""
+
+    def __init__(self, *members: str) -> None:
+        tree = Tree()
+        self.members = members
+        self.hosts = {address: driver(address) or "" for address in members}
+        self.number = group(members[0]) or 0
+        self.actor = GroupActor(self.number, members, self.hosts)
+        self.uevents = Uevents("kernel", tree)
+        self.probes = KernelProbes(TraceInstance())
+
+    @property
+    def state(self) -> State:
+        """The state before anything is done."""
+        return State(tuple(Member(Bound.HOST if self.hosts[one] else Bound.NONE) for one in self.members))
+
+    def follow(self, walk: Walk, steps: int) -> Counter[str]:
+        """Do the steps of a walk, each of which must do what it says; count them by what they came to."""
+        done = Counter[str]()
+        for operation, prediction in walk.steps(steps):
+            if prediction.waits_for:
+                predictions = self.wait(walk, operation)
+            else:
+                predictions = [self.do(operation, prediction)]
+            self.compare(operation, predictions)
+            outcome = "waits" if prediction.waits_for else prediction.errno
+            done[f"{operation.kind.value}: {outcome}"] += 1
+        return done
+
+    def do(self, operation: Operation, prediction: Prediction) -> Prediction:
+        """Do one operation that does not wait."""
+        assert self.actor.do(operation) == (prediction.errno, prediction.flags), str(operation)
+        return prediction
+
+    def wait(self, walk: Walk, operation: Operation) -> list[Prediction]:
+        """Have an unbind wait, and end what it waits for."""
+        address = self.members[operation.member]
+        unbind = writing(path(address, "driver/unbind"), address)
+        assert comes_to_wait(unbind, UNBIND), str(operation)
+        *releases, (_, last) = walk.model.released(walk.state, operation)
+        predictions = [self.do(release, prediction) for release, prediction in releases]
+        assert unbind.wait(SECONDS) == 0
+        return [*predictions, last]
+
+    def compare(self, operation: Operation, predictions: list[Prediction]) -> None:
+        """See the uevents and functions of a step, and no others."""
+        uevents = [self.name(event) for prediction in predictions for event in prediction.uevents]
+        came = [seen(entry) for entry in self.uevents.read() if self.is_ours(entry)]
+        assert came == uevents, str(operation)
+        expected = Counter(
+            name for prediction in predictions for name in prediction.probes if self.is_probed(name)
+        )
+        found = Counter[str]()
+
+        def is_there() -> bool:
+            found.update(function for entry in self.probes.read() if (function := ran(entry)))
+            return found.total() >= expected.total()
+
+        await_(f"{operation} runs {expected}, and not {found}", is_there, LATE)  # a worker may be
+        assert found == expected, str(operation)
+
+    def name(self, event: Uevent) -> tuple[str, str | None]:
+        return event.action, None if event.member is None else self.members[event.member]
+
+    def is_ours(self, entry: Entry) -> bool:
+        return entry.address in self.members or (entry.address is None and entry.group == self.number)
+
+    def is_probed(self, name: str) -> bool:
+        """Actions are those of the notifier; a function that the compiler has inlined cannot be probed."""
+        return name.isupper() or name in self.probes.probed
+
+    def close(self) -> None:
+        """Close all, and give the devices back."""
+        self.actor.close()
+        self.probes.close()
+        for address in self.members:
+            if driver(address) is not None:
+                write(path(address, "driver/unbind"), address)
+            write(override(address), "\n")
+            if self.hosts[address]:
+                write(f"/sys/bus/pci/drivers/{self.hosts[address]}/bind", address)
+
+
+def seen(entry: Entry) -> tuple[str, str | None]:
+    return entry.event, entry.address
+
+
+def ran(entry: Entry) -> str:
+    """The function that began, or the notifier's action."""
+    if ":" in entry.event or entry.event in NOT_PREDICTED or entry.detail.startswith("returns"):
+        return ""
+    if entry.event in ("attach_device_to_domain", "detach_device_from_domain"):
+        return ""
+    return entry.detail if entry.event == "vfio_iommu_group_notifier" else entry.event
+
+
+@pytest.fixture(params=[(EDU,), E1000_PAIR], ids=["alone", "two"])
+def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
+    complaints = kernel_complaints()
+    made = Witness(*request.param)
+    try:
+        yield made
+    finally:
+        made.close()
+    assert kernel_complaints() == complaints
+
+
+def model() -> Model:
+    """The rules of this kernel."""
+    return Model(detect_era(Tree()), has_device_class=os.path.isdir("/sys/class/vfio-dev"))
+
+
+def test_the_kernel_does_what_the_model_says(witness: Witness) -> None:
+    to = [Bound.VFIO, Bound.STUB] + ([Bound.HOST] if all(witness.hosts.values()) else [])
+    walk = Walk(model(), witness.state, seed=1, to=to)
+    done = witness.follow(walk, 600 if len(witness.members) == 1 else 200)
+    if len(witness.members) == 1:
+        assert {"GET_DEVICE_FD: 0", "close device: 0", "unbind: waits"} < set(done)
+
+
+class Mistaken(Model):
+    """The rules of this kernel but for one."""
+
+    def __init__(self, kind: Kind, **mistakes: Any) -> None:
+        right = model()
+        super().__init__(right.era, has_device_class=right.has_device_class)
+        self._kind = kind
+        self._mistakes = mistakes
+
+    def predict(self, state: State, operation: Operation) -> Prediction:
+        prediction = super().predict(state, operation)
+        return replace(prediction, **self._mistakes) if operation.kind is self._kind else prediction
+
+
+@pytest.mark.parametrize("witness", [(EDU,)], ids=["alone"], indirect=True)
+@pytest.mark.parametrize(
+    ("mistaken", "found"),
+    [
+        (lambda: Mistaken(Kind.SET_IOMMU, errno=errno.EBUSY), "SET_IOMMU"),
+        (lambda: Mistaken(Kind.GET_STATUS, flags=0), "GET_STATUS"),
+        (lambda: Mistaken(Kind.BIND, uevents=()), "bind member 0"),
+        (lambda: Mistaken(Kind.OPEN_GROUP, uevents=(Uevent("add", "vfio"),)), "open group"),
+        (lambda: Mistaken(Kind.OPEN_GROUP, probes=("BOUND_DRIVER",)), "open group"),
+    ],
+    ids=["errno", "flags", "a uevent too many", "a uevent too few", "a function too few"],
+)
+def test_a_kernel_that_does_otherwise_is_found_out(
+    witness: Witness, mistaken: Callable[[], Model], found: str
+) -> None:
+    walk = Walk(mistaken(), witness.state, seed=1, to=[Bound.VFIO, Bound.STUB])
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=found):
+        witness.follow(walk, 300)

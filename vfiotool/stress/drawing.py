@@ -1,0 +1,72 @@
+"""The model as a drawing: a Mermaid state diagram of what one device's group goes through."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from vfiotool.stress.model import Bound, Container, Kind, Member, Model, Operation, State
+
+_DRAWN = (
+    Kind.BIND,
+    Kind.OPEN_GROUP,
+    Kind.SET_CONTAINER,
+    Kind.SET_IOMMU,
+    Kind.GET_DEVICE_FD,
+    Kind.CLOSE_DEVICE,
+    Kind.UNSET_CONTAINER,
+    Kind.CLOSE_GROUP,
+    Kind.UNBIND,
+)
+
+
+def draw(model: Model) -> str:
+    """Return the diagram: a group with one member and a container that stays open, one device fd at most.
+
+    Refused operations are not drawn. Who waits stands in brackets.
+    """
+    lines = ["stateDiagram-v2"]
+    names = dict[State, str]()
+    for before, label, after in _transitions(model):
+        for state in (before, after):
+            if state not in names:
+                names[state] = f"s{len(names)}"
+                lines.append(f'    state "{_described(state)}" as {names[state]}')
+        lines.append(f"    {names[before]} --> {names[after]}: {label}")
+    lines.insert(1, "    [*] --> s0")
+    return "\n".join(lines) + "\n"
+
+
+def _transitions(model: Model) -> Iterator[tuple[State, str, State]]:
+    start = State((Member(),), (Container(is_open=True),))
+    queue, seen = deque([start]), {start}
+    while queue:
+        state = queue.popleft()
+        for operation in model.operations(state):
+            prediction = model.predict(state, operation)
+            after = prediction.state
+            if not _is_drawn(operation) or after == state or after.device_fds > 1:
+                continue
+            wait = f" (waits until {prediction.waits_for})" if prediction.waits_for else ""
+            if wait:
+                after = state
+            yield state, operation.kind.value + wait, after
+            if after not in seen:
+                seen.add(after)
+                queue.append(after)
+
+
+def _is_drawn(operation: Operation) -> bool:
+    return operation.kind in _DRAWN and operation.to in (Bound.NONE, Bound.VFIO)
+
+
+def _described(state: State) -> str:
+    (member,) = state.members
+    parts = [
+        "on vfio-pci" if member.bound is Bound.VFIO else "no driver",
+        "group open" if state.is_open and not state.is_orphaned else "",
+        "group fd of a group that is no more" if state.is_orphaned else "",
+        "" if state.container is None else "container with an IOMMU" if state.has_iommu else "container",
+        "device fd" if member.fds else "",
+    ]
+    return ", ".join(part for part in parts if part)

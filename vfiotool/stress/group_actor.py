@@ -1,0 +1,163 @@
+"""What the model speaks of, done: the operations of one group, on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from vfiotool._shim import lib
+from vfiotool.stress.model import Bound, Kind, Operation
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.nodes import CONTAINER, cdev_of
+from vfiotool.vfio.uapi import (
+    DeviceIoctl,
+    IommuType,
+    vfio_device_attach_iommufd_pt,
+    vfio_device_bind_iommufd,
+)
+
+_DRIVERS = "/sys/bus/pci/drivers"
+_DEVICES = "/sys/bus/pci/devices"
+_VFIO, _STUB = "vfio-pci", "pci-stub"
+
+
+class GroupActor:
+    """The fds of one group and its containers. A handle of one thread; ``close()`` leaves drivers alone.
+
+    Operations are done the bare way, with nothing between them and the kernel: none is refused here, and
+    one that blocks does.
+    """
+
+    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
+        """Take the addresses of the members, in the model's order, and the host driver of each."""
+        self.group = group
+        self.members = tuple(members)
+        self._hosts = dict(hosts)
+        self._containers: dict[int, int] = {}
+        self._group: int | None = None
+        self._devices: dict[int, list[int]] = {index: [] for index in range(len(self.members))}
+        self._cdevs: dict[int, int] = {}
+        self._iommufd: Iommufd | None = None
+
+    def do(self, operation: Operation) -> tuple[int, int]:
+        """Do it, and return its errno, or 0, and the flags of a GET_STATUS."""
+        result = self._do(operation)
+        return (-result, 0) if result < 0 else (0, result if operation.kind is Kind.GET_STATUS else 0)
+
+    def close(self) -> None:
+        """Close all fds."""
+        for fds in self._devices.values():
+            while fds:
+                os.close(fds.pop())
+        while self._cdevs:
+            os.close(self._cdevs.popitem()[1])
+        if self._iommufd is not None:
+            self._iommufd.close()
+            self._iommufd = None
+        if self._group is not None:
+            os.close(self._group)
+            self._group = None
+        while self._containers:
+            os.close(self._containers.popitem()[1])
+
+    def _do(self, operation: Operation) -> int:
+        kind, at = operation.kind, operation.container
+        if kind is Kind.OPEN_CONTAINER:
+            return _keep(self._containers, at, lib.vt_open(CONTAINER.encode()))
+        if kind is Kind.CLOSE_CONTAINER:
+            return _closed(self._containers.pop(at))
+        if kind is Kind.SET_IOMMU:
+            return lib.vt_container_set_iommu(self._containers[at], IommuType.TYPE1v2)
+        if kind is Kind.OPEN_GROUP:
+            return self._keep_group(lib.vt_open(b"/dev/vfio/%d" % self.group))
+        if kind is Kind.BIND:
+            return self._bind(self.members[operation.member], operation.to)
+        if kind is Kind.UNBIND:
+            return self._unbind(self.members[operation.member])
+        if kind is Kind.CLOSE_DEVICE:
+            return _closed(self._devices[operation.member].pop())
+        if kind in (Kind.OPEN_CDEV, Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT, Kind.CLOSE_CDEV):
+            return self._do_by_cdev(operation)
+        return self._do_by_group(operation)
+
+    def _do_by_group(self, operation: Operation) -> int:
+        group = cast("int", self._group)  # the model has it open
+        if operation.kind is Kind.CLOSE_GROUP:
+            self._group = None
+            return _closed(group)
+        if operation.kind is Kind.GET_STATUS:
+            return lib.vt_group_status(group)
+        if operation.kind is Kind.SET_CONTAINER:
+            return lib.vt_group_set_container(group, self._containers[operation.container])
+        if operation.kind is Kind.UNSET_CONTAINER:
+            return lib.vt_group_unset_container(group)
+        fd = lib.vt_group_device_fd(group, self.members[operation.member].encode("ascii"))
+        if fd >= 0:
+            self._devices[operation.member].append(fd)
+        return fd
+
+    def _do_by_cdev(self, operation: Operation) -> int:
+        at = operation.member
+        if operation.kind is Kind.OPEN_CDEV:
+            path = cdev_of(self.members[at])
+            return -errno.ENOENT if path is None else _keep(self._cdevs, at, lib.vt_open(path.encode()))
+        if operation.kind is Kind.CLOSE_CDEV:
+            return _closed(self._cdevs.pop(at))
+        if self._iommufd is None:
+            self._iommufd = Iommufd()
+        if operation.kind is Kind.BIND_IOMMUFD:
+            bind = vfio_device_bind_iommufd(iommufd=self._iommufd.fileno())
+            return _ask(self._cdevs[at], DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind)
+        attach = vfio_device_attach_iommufd_pt(pt_id=self._iommufd.ioas)
+        return _ask(self._cdevs[at], DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+
+    def _keep_group(self, fd: int) -> int:
+        """One that the model did not expect is closed again: the result alone tells of it."""
+        if fd >= 0 and self._group is not None:
+            os.close(fd)
+        elif fd >= 0:
+            self._group = fd
+        return fd
+
+    def _bind(self, address: str, to: Bound) -> int:
+        driver = {Bound.VFIO: _VFIO, Bound.STUB: _STUB, Bound.HOST: self._hosts[address]}[to]
+        return _write(f"{_DEVICES}/{address}/driver_override", driver) or _write(
+            f"{_DRIVERS}/{driver}/bind", address
+        )
+
+    def _unbind(self, address: str) -> int:
+        return _write(f"{_DEVICES}/{address}/driver/unbind", address)
+
+
+def _keep(fds: dict[int, int], at: int, fd: int) -> int:
+    if fd >= 0:
+        fds[at] = fd
+    return fd
+
+
+def _closed(fd: int) -> int:
+    os.close(fd)
+    return 0
+
+
+def _ask(fd: int, request: int, question: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt) -> int:
+    question.argsz = ctypes.sizeof(question)
+    try:
+        fcntl.ioctl(fd, request, bytearray(question))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0
+
+
+def _write(path: str, text: str) -> int:
+    """Write what a sysfs file takes; 0 or -errno."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            file.write(text.encode("ascii"))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0

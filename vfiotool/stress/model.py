@@ -1,0 +1,461 @@
+"""The life cycle of an IOMMU group as a state machine: for any operation in any state, what must happen.
+
+One group, its members, containers, and one iommufd with an IOAS; the kernel's own terms, and one set of
+rules for each era of ``host.era``. It is pure: it asks no kernel; the tests hold it against kernels.
+
+Sources: drivers/vfio/vfio.c of 5.10 (commit 63b150fde7a1 came with 5.16), drivers/vfio/vfio_main.c of 6.1,
+drivers/vfio/group.c, container.c and device_cdev.c of 6.12, drivers/iommu/iommu.c, drivers/base/bus.c.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from vfiotool.host.era import Era
+
+VIABLE, CONTAINER_SET = 1, 2
+"""The flags that VFIO_GROUP_GET_STATUS gives."""
+
+
+class Bound(enum.Enum):
+    """What a member's driver is to its group."""
+
+    NONE = "none"
+    HOST = "host"
+    """A driver that has the device do DMA for the kernel."""
+    VFIO = "vfio"
+    STUB = "stub"
+    """pci-stub: a driver that does nothing, and owns no DMA."""
+
+
+class Kind(enum.Enum):
+    """What can be done; the names of ioctls are the kernel's without their prefix."""
+
+    OPEN_CONTAINER = "open container"
+    CLOSE_CONTAINER = "close container"
+    SET_IOMMU = "SET_IOMMU"
+    OPEN_GROUP = "open group"
+    CLOSE_GROUP = "close group"
+    GET_STATUS = "GET_STATUS"
+    SET_CONTAINER = "SET_CONTAINER"
+    UNSET_CONTAINER = "UNSET_CONTAINER"
+    GET_DEVICE_FD = "GET_DEVICE_FD"
+    CLOSE_DEVICE = "close device"
+    OPEN_CDEV = "open cdev"
+    BIND_IOMMUFD = "BIND_IOMMUFD"
+    ATTACH_IOMMUFD_PT = "ATTACH_IOMMUFD_PT"
+    CLOSE_CDEV = "close cdev"
+    BIND = "bind"
+    UNBIND = "unbind"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``member`` and ``container`` are indices, ``to`` is the driver of a bind; each if the kind has it."""
+
+    kind: Kind
+    member: int = 0
+    container: int = 0
+    to: Bound = Bound.NONE
+
+    def __str__(self) -> str:
+        name = str(self.kind.value)
+        if self.kind in (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.SET_IOMMU, Kind.SET_CONTAINER):
+            return f"{name} {self.container}"
+        if self.kind is Kind.BIND:
+            return f"{name} member {self.member} to {self.to.value}"
+        of_group = (Kind.OPEN_GROUP, Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER)
+        return name if self.kind in of_group else f"{name} member {self.member}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device of the group: what it is bound to, and how many fds of it the group has given.
+
+    ``cdev`` says whether its own node is open, and ``has_iommufd`` whether that is bound to the iommufd.
+    """
+
+    bound: Bound = Bound.NONE
+    fds: int = 0
+    cdev: bool = False
+    has_iommufd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """An open ``/dev/vfio/vfio``, or one whose fd was closed: a group keeps it for as long as it is set."""
+
+    is_open: bool = False
+    has_iommu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A group as userspace has it.
+
+    ``is_open`` says whether its fd is open, ``is_orphaned`` that all members left VFIO meanwhile, so that
+    the fd is of a group that is no more (since 5.19). ``container`` is the index of the container that is
+    set.
+    """
+
+    members: tuple[Member, ...]
+    containers: tuple[Container, ...] = (Container(), Container())
+    is_open: bool = False
+    is_orphaned: bool = False
+    container: int | None = None
+
+    @property
+    def device_fds(self) -> int:
+        """How many fds of members are open that the group has given."""
+        return sum(member.fds for member in self.members)
+
+    @property
+    def container_users(self) -> int:
+        """What the kernel counts: the group itself, while its fd is open, and each device fd."""
+        return 0 if self.container is None else self.is_open + self.device_fds
+
+    @property
+    def has_iommu(self) -> bool:
+        """Say whether the container that is set has an IOMMU."""
+        return self.container is not None and self.containers[self.container].has_iommu
+
+    @property
+    def has_iommufd(self) -> bool:
+        """Say whether a member is in the iommufd, which keeps the group from being opened."""
+        return any(member.has_iommufd for member in self.members)
+
+    @property
+    def is_live(self) -> bool:
+        """Say whether userspace owns the DMA of the members."""
+        return self.container is not None or self.has_iommufd
+
+    def on(self, bound: Bound) -> int:
+        """Count the members that are bound so."""
+        return sum(member.bound is bound for member in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Uevent:
+    """An event that the kernel sends: ``member`` is None for the group's node."""
+
+    action: str
+    subsystem: str
+    member: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What must happen.
+
+    ``errno`` is 0 where it succeeds, and ``flags`` what GET_STATUS tells then. ``waits_for`` says until when
+    it blocks: ``uevents``, ``probes`` and ``state`` are those of afterwards. ``crash`` names the kernel's
+    line that would end the machine. ``probes`` are the kernel's functions that run, in their order.
+    """
+
+    state: State
+    errno: int = 0
+    flags: int = 0
+    waits_for: str = ""
+    crash: str = ""
+    uevents: tuple[Uevent, ...] = ()
+    probes: tuple[str, ...] = ()
+
+
+class Model:
+    """The rules of one kernel. It does not change, so threads may share it."""
+
+    def __init__(self, era: Era, *, has_device_class: bool = True) -> None:
+        """Take the era, and whether the kernel has the class vfio-dev (since 6.1), which has uevents."""
+        self.era = era
+        self._has_owner = era.has_dma_owner
+        self.has_device_class = has_device_class
+        self._rules: dict[Kind, Callable[[State, Operation], Prediction]] = {
+            Kind.OPEN_CONTAINER: self._open_container,
+            Kind.CLOSE_CONTAINER: self._close_container,
+            Kind.SET_IOMMU: self._set_iommu,
+            Kind.OPEN_GROUP: self._open_group,
+            Kind.CLOSE_GROUP: self._close_group,
+            Kind.GET_STATUS: self._get_status,
+            Kind.SET_CONTAINER: self._set_container,
+            Kind.UNSET_CONTAINER: self._unset_container,
+            Kind.GET_DEVICE_FD: self._get_device_fd,
+            Kind.CLOSE_DEVICE: self._close_device,
+            Kind.OPEN_CDEV: self._open_cdev,
+            Kind.BIND_IOMMUFD: self._bind_iommufd,
+            Kind.ATTACH_IOMMUFD_PT: self._attach_iommufd_pt,
+            Kind.CLOSE_CDEV: self._close_cdev,
+            Kind.BIND: self._bind,
+            Kind.UNBIND: self._unbind,
+        }
+
+    def predict(self, state: State, operation: Operation) -> Prediction:
+        """Say what an operation must do; it is one of ``operations(state)``."""
+        return self._rules[operation.kind](state, operation)
+
+    def operations(self, state: State) -> Iterator[Operation]:
+        """Yield what can be done: each operation whose fd is there to do it by, be it refused or not."""
+        for index, container in enumerate(state.containers):
+            if container.is_open:
+                yield Operation(Kind.CLOSE_CONTAINER, container=index)
+                yield Operation(Kind.SET_IOMMU, container=index)
+                if state.is_open:
+                    yield Operation(Kind.SET_CONTAINER, container=index)
+            elif state.container != index:  # else it would be another one
+                yield Operation(Kind.OPEN_CONTAINER, container=index)
+        if state.is_open:
+            yield Operation(Kind.CLOSE_GROUP)
+            yield Operation(Kind.GET_STATUS)
+            yield Operation(Kind.UNSET_CONTAINER)
+        if not state.is_orphaned:
+            yield Operation(Kind.OPEN_GROUP)
+        for index, member in enumerate(state.members):
+            for kind in self._of_member(state, member):
+                yield Operation(kind, member=index)
+            if member.bound is Bound.NONE:
+                yield from (Operation(Kind.BIND, member=index, to=to) for to in Bound if to is not Bound.NONE)
+
+    def _of_member(self, state: State, member: Member) -> Iterator[Kind]:
+        if state.is_open:
+            yield Kind.GET_DEVICE_FD
+        if member.fds:
+            yield Kind.CLOSE_DEVICE
+        if member.bound is not Bound.NONE:
+            yield Kind.UNBIND
+        if member.cdev:
+            yield from (Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT, Kind.CLOSE_CDEV)
+        elif self.era is Era.CDEV and member.bound is Bound.VFIO:
+            yield Kind.OPEN_CDEV
+
+    def released(self, state: State, operation: Operation) -> list[tuple[Operation, Prediction]]:
+        """Return what to do for an unbind to wait no longer, in this order, and at the end the unbind itself.
+
+        It has been asked for before; what it does is done when nothing keeps it any more.
+        """
+        index, steps = operation.member, list[tuple[Operation, Prediction]]()
+        while (prediction := self.predict(state, operation)).waits_for:
+            member = state.members[index]
+            kind = Kind.CLOSE_DEVICE if member.fds else Kind.CLOSE_CDEV if member.cdev else Kind.CLOSE_GROUP
+            release = Operation(kind, member=index)
+            steps.append((release, self.predict(state, release)))
+            state = steps[-1][1].state
+        return [*steps, (operation, prediction)]
+
+    def is_viable(self, state: State) -> bool:
+        """Say whether nobody but VFIO has a part of the group."""
+        return not state.on(Bound.HOST)
+
+    def has_node(self, state: State) -> bool:
+        """Say whether ``/dev/vfio/N`` is there."""
+        return state.on(Bound.VFIO) > 0 or (not self._has_owner and state.is_open)
+
+    # Containers
+
+    def _open_container(self, state: State, operation: Operation) -> Prediction:
+        return Prediction(_with_container(state, operation.container, Container(is_open=True)))
+
+    def _close_container(self, state: State, operation: Operation) -> Prediction:
+        """A group that is in it keeps it."""
+        former = state.containers[operation.container]
+        kept = replace(former, is_open=False) if state.container == operation.container else Container()
+        return Prediction(_with_container(state, operation.container, kept))
+
+    def _set_iommu(self, state: State, operation: Operation) -> Prediction:
+        """An empty container has no IOMMU, and none has two."""
+        if state.container != operation.container or state.has_iommu:
+            return Prediction(state, errno.EINVAL)
+        return Prediction(
+            _with_container(state, operation.container, Container(is_open=True, has_iommu=True))
+        )
+
+    # The group
+
+    def _open_group(self, state: State, _operation: Operation) -> Prediction:
+        """It has one user at a time, whose device fds outlive his group fd; cdevs in use exclude it."""
+        if not self.has_node(state):
+            return Prediction(state, errno.ENOENT)
+        if state.is_open or state.device_fds or state.has_iommufd:
+            return Prediction(state, errno.EBUSY)
+        return Prediction(replace(state, is_open=True))
+
+    def _close_group(self, state: State, _operation: Operation) -> Prediction:
+        """Device fds keep the container; up to 5.18 the fd may be the last that keeps the group."""
+        after = replace(state, is_open=False, is_orphaned=False)
+        uevents = () if self.has_node(after) or not self.has_node(state) else (Uevent("remove", "vfio"),)
+        if state.device_fds:
+            return Prediction(after, uevents=uevents)
+        return Prediction(_detached(after), uevents=uevents, probes=self._release(state))
+
+    def _get_status(self, state: State, _operation: Operation) -> Prediction:
+        if state.is_orphaned:
+            return Prediction(state, errno.ENODEV)
+        flags = VIABLE if self.is_viable(state) else 0
+        return Prediction(state, flags=flags | (CONTAINER_SET if state.container is not None else 0))
+
+    def _set_container(self, state: State, operation: Operation) -> Prediction:
+        """Since 5.19 it claims the DMA of all members, up to 5.18 the first device fd asks for that."""
+        if state.container is not None:
+            return Prediction(state, errno.EINVAL)
+        if state.is_orphaned:
+            return Prediction(state, errno.ENODEV)
+        after = replace(state, container=operation.container)
+        if not self._has_owner:
+            return Prediction(after)
+        claim = ("iommu_group_claim_dma_owner",)
+        if not self.is_viable(state):
+            return Prediction(state, errno.EPERM, probes=claim)
+        return Prediction(after, probes=claim)
+
+    def _unset_container(self, state: State, _operation: Operation) -> Prediction:
+        if state.container is None:
+            return Prediction(state, errno.EINVAL)
+        if state.device_fds:
+            return Prediction(state, errno.EBUSY)
+        return Prediction(_detached(state), probes=self._release(state))
+
+    # Device fds
+
+    def _get_device_fd(self, state: State, operation: Operation) -> Prediction:
+        """Up to 5.18 the container is looked at before the name is."""
+        is_ready = state.has_iommu and (self._has_owner or self.is_viable(state))
+        is_there = state.members[operation.member].bound is Bound.VFIO and not state.is_orphaned
+        if self._has_owner and not is_there:
+            return Prediction(state, errno.ENODEV)
+        if not is_ready:
+            return Prediction(state, errno.EINVAL)
+        if not is_there:
+            return Prediction(state, errno.ENODEV)
+        return Prediction(_with_fds(state, operation.member, 1))
+
+    def _close_device(self, state: State, operation: Operation) -> Prediction:
+        after = _with_fds(state, operation.member, -1)
+        if after.is_open or after.device_fds:
+            return Prediction(after)
+        return Prediction(_detached(after), probes=self._release(after))
+
+    # Devices by nodes of their own
+
+    def _open_cdev(self, state: State, operation: Operation) -> Prediction:
+        """It gives nothing yet."""
+        member = replace(state.members[operation.member], cdev=True)
+        return Prediction(_with_member(state, operation.member, member))
+
+    def _bind_iommufd(self, state: State, operation: Operation) -> Prediction:
+        """It claims the group's DMA, unless that is open: an fd of a group that is no more does not count."""
+        member = state.members[operation.member]
+        if (state.is_open and not state.is_orphaned) or state.device_fds:
+            return Prediction(state, errno.EBUSY)
+        if member.has_iommufd:
+            return Prediction(state, errno.EINVAL)
+        claim = ("iommu_device_claim_dma_owner",)
+        if not self.is_viable(state):
+            return Prediction(state, errno.EPERM, probes=claim)
+        after = _with_member(state, operation.member, replace(member, has_iommufd=True))
+        return Prediction(after, probes=claim)
+
+    def _attach_iommufd_pt(self, state: State, operation: Operation) -> Prediction:
+        return Prediction(state, 0 if state.members[operation.member].has_iommufd else errno.EINVAL)
+
+    def _close_cdev(self, state: State, operation: Operation) -> Prediction:
+        member = state.members[operation.member]
+        after = _with_member(state, operation.member, replace(member, cdev=False, has_iommufd=False))
+        return Prediction(after, probes=("iommu_device_release_dma_owner",) if member.has_iommufd else ())
+
+    # Drivers
+
+    def _bind(self, state: State, operation: Operation) -> Prediction:
+        """A live group takes no host driver: EBUSY since 5.19, before it is a BUG."""
+        after = _with_bound(state, operation.member, operation.to)
+        if operation.to is not Bound.HOST:
+            return self._bound(state, after, operation)
+        use = ("iommu_device_use_default_domain",) if self._has_owner else ()
+        if state.is_live and self._has_owner:
+            return Prediction(state, errno.EBUSY, probes=use)
+        if state.is_live:
+            return Prediction(after, crash="BUG_ON(vfio_group_nb_verify(group, dev))")
+        return replace(self._bound(state, after, operation), probes=use or self._notified(state, _BINDS))
+
+    def _bound(self, state: State, after: State, operation: Operation) -> Prediction:
+        events = [Uevent("bind", "pci", operation.member)]
+        if operation.to is Bound.VFIO:
+            if self.has_device_class:
+                events.insert(0, Uevent("add", "vfio-dev", operation.member))
+            if not self.has_node(state):
+                events.insert(0, Uevent("add", "vfio"))
+        notified = _BINDS if self.has_node(state) else _BINDS[1:]  # the group is made between the two
+        probes = self._notified(after, notified)
+        return Prediction(after, uevents=tuple(events), probes=probes)
+
+    def _unbind(self, state: State, operation: Operation) -> Prediction:
+        """It waits for the device's fds, and up to 5.18 for the container, if no member is left."""
+        member = state.members[operation.member]
+        after = _with_bound(state, operation.member, Bound.NONE)
+        events = [Uevent("unbind", "pci", operation.member)]
+        if member.bound is not Bound.VFIO:
+            unuse = ("iommu_device_unuse_default_domain",) if self._has_owner else ()
+            is_host = member.bound is Bound.HOST
+            probes = (unuse if is_host else ()) or self._notified(state, _UNBINDS)
+            return Prediction(after, uevents=tuple(events), probes=probes)
+        if not self.has_node(after):
+            events.insert(0, Uevent("remove", "vfio"))
+        if self.has_device_class:
+            events.insert(0, Uevent("remove", "vfio-dev", operation.member))
+        notified = _UNBINDS if self.has_node(after) else _UNBINDS[:1]
+        probes = self._notified(state, notified)
+        waits_for = self._awaited(state, after, member)
+        if self._has_owner and not after.on(Bound.VFIO) and after.is_open:
+            probes += self._release(after)
+            after = replace(_detached(after), is_orphaned=True)
+        return Prediction(after, waits_for=waits_for, uevents=tuple(events), probes=probes)
+
+    def _awaited(self, state: State, after: State, member: Member) -> str:
+        if member.fds or member.cdev:
+            return "its fds are closed"
+        if not self._has_owner and state.container is not None and not after.on(Bound.VFIO):
+            return "the container is unset"
+        return ""
+
+    # What runs in the kernel
+
+    def _release(self, state: State) -> tuple[str, ...]:
+        is_owned = self._has_owner and state.container is not None
+        return ("iommu_group_release_dma_owner",) if is_owned else ()
+
+    def _notified(self, state: State, actions: tuple[str, ...]) -> tuple[str, ...]:
+        """It runs for members of a group that VFIO has; up to 5.15 a worker puts the group each time."""
+        if self._has_owner or not self.has_node(state):
+            return ()
+        put = ("vfio_group_put_bg",) if self.era is Era.DEFERRED_PUT else ()
+        return tuple(name for action in actions for name in (action, *put))
+
+
+_BINDS = ("BIND_DRIVER", "BOUND_DRIVER")
+_UNBINDS = ("UNBIND_DRIVER", "UNBOUND_DRIVER")
+
+
+def _with_container(state: State, index: int, container: Container) -> State:
+    containers = (*state.containers[:index], container, *state.containers[index + 1 :])
+    return replace(state, containers=containers)
+
+
+def _with_member(state: State, index: int, member: Member) -> State:
+    return replace(state, members=(*state.members[:index], member, *state.members[index + 1 :]))
+
+
+def _with_bound(state: State, index: int, bound: Bound) -> State:
+    return _with_member(state, index, Member(bound))
+
+
+def _with_fds(state: State, index: int, more: int) -> State:
+    member = state.members[index]
+    return _with_member(state, index, replace(member, fds=member.fds + more))
+
+
+def _detached(state: State) -> State:
+    """Return the state without a container set: one that no group is in loses its IOMMU."""
+    if state.container is None:
+        return state
+    former = state.containers[state.container]
+    return replace(_with_container(state, state.container, Container(is_open=former.is_open)), container=None)

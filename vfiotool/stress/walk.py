@@ -1,0 +1,72 @@
+"""Walks through the model: which operation comes next."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator
+
+from vfiotool.stress.model import Bound, Kind, Model, Operation, Prediction, State
+
+_LEADS_ON = 8
+"""How many times as likely as another is an operation that opens or sets what is not yet."""
+
+_ENDS = frozenset(
+    (
+        Kind.CLOSE_CONTAINER,
+        Kind.CLOSE_GROUP,
+        Kind.UNSET_CONTAINER,
+        Kind.CLOSE_DEVICE,
+        Kind.CLOSE_CDEV,
+        Kind.UNBIND,
+    )
+)
+
+
+class Walk:
+    """One walk, which its seed decides.
+
+    Who walks does each operation that it yields and looks whether the prediction holds; where it waits, he
+    does what ``Model.released`` says, too. ``state`` is then what it leads to. What would end the machine is
+    left out. One thread uses it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        state: State,
+        seed: int,
+        *,
+        to: Collection[Bound] = tuple(Bound),
+        most_fds: int = 3,
+    ) -> None:
+        """Begin in a state; bind members only to these, and have at most so many device fds at a time."""
+        self.model = model
+        self.state = state
+        self._to = frozenset(to) | {Bound.NONE}
+        self._most_fds = most_fds
+        self._random = random.Random(seed)  # noqa: S311 - it is to be the same each time
+
+    def steps(self, count: int) -> Iterator[tuple[Operation, Prediction]]:
+        """Yield so many operations, each with what must happen."""
+        for _ in range(count):
+            operation, prediction = self._choose()
+            yield operation, prediction
+            _, last = self.model.released(self.state, operation)[-1]
+            self.state = last.state
+
+    def _choose(self) -> tuple[Operation, Prediction]:
+        """Prefer what leads on: else the walk would close all again before it comes far."""
+        choices = [
+            (operation, prediction)
+            for operation in self.model.operations(self.state)
+            if operation.to in self._to
+            and self._is_possible(prediction := self.model.predict(self.state, operation))
+        ]
+        weights = [
+            _LEADS_ON if operation.kind not in _ENDS and prediction.state != self.state else 1
+            for operation, prediction in choices
+        ]
+        return self._random.choices(choices, weights)[0]
+
+    def _is_possible(self, prediction: Prediction) -> bool:
+        return not prediction.crash and prediction.state.device_fds <= self._most_fds
