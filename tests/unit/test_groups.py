@@ -117,7 +117,9 @@ def test_an_era_is_seen_by_what_is_there(host: FakeHost, old_host: FakeHost) -> 
 
 def test_the_nodes_of_devices_come_with_the_first_of_them(host: FakeHost) -> None:
     host.put("/dev/iommu", "")
-    host.put("/proc/kallsyms", "0000000000000000 t vfio_device_fops_cdev_open\t[vfio]")
+    host.put("/proc/devices", "Character devices:\n  1 mem\n241 vfio\n\nBlock devices:\n259 blkext\n")
+    assert detect_era(host.tree) is Era.DMA_OWNER
+    host.put("/proc/devices", "Character devices:\n  1 mem\n250 vfio-dev\n251 vfio\n")
     assert detect_era(host.tree) is Era.CDEV
 
 

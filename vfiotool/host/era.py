@@ -6,9 +6,6 @@ import enum
 
 from vfiotool.host.tree import Tree
 
-_OWNER = b"iommu_group_claim_dma_owner"
-_CDEV = b"vfio_device_fops_cdev_open"  # /dev/vfio/devices is there with the first device alone
-
 
 class Era(enum.Enum):
     """The kernels that behave alike, by who owns an IOMMU group."""
@@ -35,11 +32,10 @@ def kernel_release(tree: Tree) -> str:
 
 def detect_era(tree: Tree) -> Era:
     """Find the era by what is there; the release only tells apart what leaves no other trace."""
-    if tree.exists("/dev/iommu") and (tree.exists("/dev/vfio/devices") or _has_function(tree, _CDEV)):
+    if tree.exists("/dev/iommu") and _has_cdevs(tree):
         return Era.CDEV
     version = _version(kernel_release(tree))
-    # Enterprise kernels carry the owner code under an older number.
-    if version >= (5, 19) or _has_function(tree, _OWNER):
+    if version >= (5, 19) or _is_backported(tree):
         return Era.DMA_OWNER
     return Era.NOTIFIER if version >= (5, 16) else Era.DEFERRED_PUT
 
@@ -56,8 +52,17 @@ def _version(release: str) -> tuple[int, int]:
     return (int(major) if major.isdecimal() else 0, int(digits or 0))
 
 
-def _has_function(tree: Tree, name: bytes) -> bool:
+def _has_cdevs(tree: Tree) -> bool:
+    """Look for their major number, too: their folder is there with the first of them alone."""
+    numbers = tree.find("/proc/devices") or ""
+    return tree.exists("/dev/vfio/devices") or any(
+        line.split()[1:] == ["vfio-dev"] for line in numbers.splitlines()
+    )
+
+
+def _is_backported(tree: Tree) -> bool:
+    """Enterprise kernels carry the owner code under an older number."""
     try:
-        return b" " + name in tree.read_bytes("/proc/kallsyms")
+        return b" iommu_group_claim_dma_owner" in tree.read_bytes("/proc/kallsyms")
     except OSError:
         return False
