@@ -140,6 +140,7 @@ MACHINE_FOLDER = "sys/devices/pci0000:00"
             b"ffff T other\nffff T iommu_group_claim_dma_owner\n",
             b"0 T iommu_group_claim_dma_owner\n",
         ),
+        ("/proc/devices", b"Character devices:\n  1 mem\n250 vfio-dev\n", b"250 vfio-dev\n"),
         ("/proc/meminfo", b"MemTotal: 1 kB\n", b""),
         ("/run/udev/data/b8:0", b"E:ID_SERIAL=x\nE:ID_FS_TYPE=ext4\n", b"E:ID_FS_TYPE=ext4\n"),
         ("/sys/devices/virtual/block/dm-0/dm/uuid", b"CRYPT-LUKS2-0123-name\n", b"CRYPT-\n"),

@@ -85,7 +85,7 @@ def _fdinfo(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("flags:"))
 
 
-def _modules(text: str) -> str:
+def _of_vfio(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if "vfio" in line or "iommufd" in line)
 
 
@@ -110,6 +110,7 @@ def _whole(text: str) -> str:
 _PROC: Mapping[str, Reduction] = {
     r"/proc/cmdline": _cmdline,
     r"/proc/consoles": _whole,
+    r"/proc/devices": _of_vfio,
     r"/proc/cpuinfo": _cpuinfo,
     r"/proc/interrupts": _interrupts,
     r"/proc/kallsyms": _kallsyms,
@@ -122,7 +123,7 @@ _PROC: Mapping[str, Reduction] = {
 }
 _OTHERS: Mapping[str, Reduction] = {
     r"/run/udev/data/b\d+:\d+": _udev,
-    r"/lib/modules/[^/]+/modules\.(dep|builtin)": _modules,
+    r"/lib/modules/[^/]+/modules\.(dep|builtin)": _of_vfio,
     r"/sys/.*/dm/uuid": _dm_uuid,
     r"/sys/.*/loop/backing_file": _backing_file,
 }
