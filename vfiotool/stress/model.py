@@ -311,7 +311,7 @@ class Model:
     def _unset_container(self, state: State, _operation: Operation) -> Prediction:
         if state.container is None:
             return Prediction(state, errno.EINVAL)
-        if state.device_fds:
+        if state.container_users > 1:
             return Prediction(state, errno.EBUSY)
         return Prediction(_detached(state), probes=self._release(state))
 
