@@ -232,6 +232,15 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 	return result < 0 ? result : (int)done;
 }
 
+/* Go to the next completion; those of each round have the other phase. */
+static void step(const struct vt_nvme_queue *queue, uint32_t *head, uint32_t *phase)
+{
+	if (++*head == queue->entries) {
+		*head = 0;
+		*phase ^= 1;
+	}
+}
+
 uint32_t vt_nvme_unanswered(const struct vt_nvme_queue *queue)
 {
 	const volatile struct cqe *entries = (struct cqe *)(uintptr_t)queue->cq;
@@ -239,10 +248,7 @@ uint32_t vt_nvme_unanswered(const struct vt_nvme_queue *queue)
 
 	while (left && (le16toh(entries[head].status) & 1) == phase) {
 		left--;
-		if (++head == queue->entries) {
-			head = 0;
-			phase ^= 1;
-		}
+		step(queue, &head, &phase);
 	}
 	return left;
 }
@@ -267,10 +273,7 @@ static int take(struct vt_nvme_queue *queue, struct vt_nvme_completion *done)
 	queue->next_free = done->cid;
 	queue->in_flight--;
 	queue->untold++;
-	if (++queue->cq_head == queue->entries) {
-		queue->cq_head = 0;
-		queue->phase ^= 1;
-	}
+	step(queue, &queue->cq_head, &queue->phase);
 	return 1;
 }
 

@@ -4,8 +4,8 @@
  * other (NVM Express Base Specification 2.0, sections 3.3.1 and 4.2).
  *
  * One thread at a time may use a queue; any thread may set `closed`, which a call that is under way sees
- * between two rounds: the controller has been told of all that was put into the ring. The functions that talk to the
- * controller give the errors of vt_write32 where its doorbells cannot be reached, and
+ * between two rounds: the controller has been told of all that was put into the ring. The functions that
+ * talk to the controller give the errors of vt_write32 where its doorbells cannot be reached, and
  *
  * -ECANCELED: the queue was closed.
  * -EBADMSG: the controller completed a command that it was not given: the queue is of no use any more.

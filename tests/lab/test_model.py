@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import Counter
@@ -14,15 +15,14 @@ import pytest
 from tests.lab.support import (
     E1000_PAIR,
     EDU,
+    as_before,
     await_,
     driver,
     group,
     kernel_complaints,
     needs_iommu,
     output,
-    override,
     path,
-    write,
 )
 from tests.lab.waiting import UNBIND, comes_to_wait, writing
 from vfiotool.events.entry import Entry
@@ -123,15 +123,9 @@ class Witness:
         return name.isupper() or name in self.probes.probed
 
     def close(self) -> None:
-        """Close all, and give the devices back."""
+        """Close all."""
         self.actor.close()
         self.probes.close()
-        for address in self.members:
-            if driver(address) is not None:
-                write(path(address, "driver/unbind"), address)
-            write(override(address), "\n")
-            if self.hosts[address]:
-                write(f"/sys/bus/pci/drivers/{self.hosts[address]}/bind", address)
 
 
 def seen(entry: Entry) -> tuple[str, str | None]:
@@ -150,11 +144,8 @@ def function_of(entry: Entry) -> str:
 @pytest.fixture(params=[(EDU,), E1000_PAIR], ids=["alone", "two"])
 def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
     complaints = kernel_complaints()
-    made = Witness(*request.param)
-    try:
+    with as_before(*request.param), contextlib.closing(Witness(*request.param)) as made:
         yield made
-    finally:
-        made.close()
     assert kernel_complaints() == complaints
 
 

@@ -25,6 +25,7 @@ from vfiotool.events.relevance import Relevance
 from vfiotool.events.timeline import Timeline
 from vfiotool.events.tracefs import TraceInstance, parse_line, remove_stale
 from vfiotool.events.uevents import Uevents
+from vfiotool.host.pending import process_start
 from vfiotool.host.tree import Tree
 from vfiotool.render.timeline import write_entry, write_line
 
@@ -148,7 +149,7 @@ def uevents(
     monkeypatch: pytest.MonkeyPatch, tree: Tree, *events: object, source: Literal["kernel", "udev"] = "kernel"
 ) -> list[Entry]:
     """What is told of these events."""
-    monkeypatch.setattr("vfiotool.events.uevents.udev_context", lambda: None)
+    monkeypatch.setattr("vfiotool.events.udev._context", lambda: None)
     monkeypatch.setattr("pyudev.Monitor.from_netlink", lambda context, source: Monitor(*events))
     return list(Uevents(source, tree).read())
 
@@ -308,7 +309,7 @@ def test_what_ended_processes_left_is_removed(mount: Path, monkeypatch: pytest.M
     """And nothing else: what is another program's, or a process's that is there."""
     appended: list[str] = []
     monkeypatch.setattr(tracefs, "_append", lambda mount, line: appended.append(line))
-    mine = f"vfiotool_{os.getpid()}_{tracefs._started(os.getpid())}"
+    mine = f"vfiotool_{os.getpid()}_{process_start(Tree(), os.getpid())}"
     another = f"vfiotool_{os.getpid()}_1"  # a process of this number, but not this one
     gone = "vfiotool_4194305_77"
     for name in (mine, another, "other"):

@@ -9,7 +9,7 @@ import click
 
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.host.pending import blocked_addresses
@@ -88,11 +88,11 @@ def _holders(tree: Tree, address: str, error: KernelError) -> Sequence[Holder]:
     """Return who has a node of the device's group open, else, where it is busy, any device's descriptor."""
     from vfiotool.vfio.nodes import cdev_of, group_node
 
-    group = tree.find_link(f"{device_path(address)}/iommu_group")
+    group = find_group(tree, address)
     if group is None:
         return ()
     members = tree.find_names(f"{GROUPS}/{group}/devices")
     found = find_holders(tree)
-    nodes = [group_node(int(group)), *(cdev_of(member) for member in members)]
+    nodes = [group_node(group), *(cdev_of(member) for member in members)]
     holders = [holder for node in nodes if node is not None for holder in found.get(node, ())]
     return holders or (found.get(DEVICE_DESCRIPTOR, ()) if error.errno == errno.EBUSY else ())

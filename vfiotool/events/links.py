@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiotool.events.entry import Entry, now
+from vfiotool.host.attributes import DEVICES, device_path
 from vfiotool.host.tree import Tree
 
-_DEVICES = "/sys/bus/pci/devices"
 _NO_DRIVER = "none"
 _EVERY = 0.1  # seconds: a machine has hundreds of devices
 
@@ -39,8 +39,8 @@ class DriverLinks:
         """Nothing is open."""
 
     def _look(self) -> dict[str, str | None]:
-        addresses = self._tree.find_names(_DEVICES)
-        return {one: self._tree.find_link(f"{_DEVICES}/{one}/driver") for one in addresses}
+        addresses = self._tree.find_names(DEVICES)
+        return {one: self._tree.find_link(f"{device_path(one)}/driver") for one in addresses}
 
 
 def _change(before: str | None, after: str | None) -> str | None:

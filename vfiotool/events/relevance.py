@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 
 from vfiotool.events.entry import Entry
+from vfiotool.host.attributes import find_group
 from vfiotool.host.tree import Tree
 
-_DEVICES = "/sys/bus/pci/devices"
 _GRAVE = ("emergency", "alert", "critical", "error", "warning", "missed")
 _ABOUT = re.compile(r"vfio|iommu|dmar|amd-vi", re.IGNORECASE)
 
@@ -22,8 +22,8 @@ class Relevance:
 
     def __init__(self, tree: Tree, addresses: Iterable[str]) -> None:
         self._addresses = frozenset(addresses)
-        links = (tree.find_link(f"{_DEVICES}/{address}/iommu_group") for address in self._addresses)
-        self._groups = frozenset(int(link) for link in links if link is not None)
+        groups = (find_group(tree, address) for address in self._addresses)
+        self._groups = frozenset(group for group in groups if group is not None)
 
     def is_shown(self, entry: Entry) -> bool:
         if entry.address is None and entry.group is None:

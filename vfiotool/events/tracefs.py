@@ -15,6 +15,8 @@ from types import TracebackType
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.events.entry import now
+from vfiotool.host.pending import process_start
+from vfiotool.host.tree import Tree
 
 MOUNT = "/sys/kernel/tracing"
 _NAME = re.compile(r"vfiotool_(\d+)_(\d+)")
@@ -193,19 +195,10 @@ def _append(mount: str, line: str) -> None:
 
 
 def _name(pid: int) -> str:
-    return f"vfiotool_{pid}_{_started(pid)}"
+    return f"vfiotool_{pid}_{process_start(Tree(), pid)}"
 
 
 def _is_alive(name: str) -> bool:
     """Say whether the process is there that made this; a pid alone may be another's by now."""
     found = _NAME.fullmatch(name)
-    return found is not None and _started(int(found[1])) == int(found[2])
-
-
-def _started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the machine did (proc(5), field 22 of stat)."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    return found is not None and process_start(Tree(), int(found[1])) == found[2]

@@ -9,12 +9,13 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import pyudev
 
 _UDEVD_SOCKET = "/run/udev/control"
 _CONNECT_SECONDS = 1.0
-BUFFER_BYTES = 8 << 20
+_BUFFER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,7 @@ class DeviceEvents:
 
     def __init__(self) -> None:
         self.source = "udev" if _udevd_listens() else "kernel"
-        self._monitor = pyudev.Monitor.from_netlink(udev_context(), source=self.source)
-        self._monitor.filter_by(subsystem="pci")
-        with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
-            self._monitor.set_receive_buffer_size(BUFFER_BYTES)
-        self._monitor.start()
+        self._monitor = open_monitor(self.source, subsystem="pci")
 
     def __enter__(self) -> DeviceEvents:
         return self
@@ -86,9 +83,20 @@ class DeviceEvents:
         return frozenset(waiting)
 
 
+def open_monitor(source: str, *, subsystem: str | None = None) -> Any:
+    """Return a monitor of ``udev`` or the ``kernel`` that receives all uevents, or those of a subsystem."""
+    monitor = pyudev.Monitor.from_netlink(_context(), source=source)
+    if subsystem is not None:
+        monitor.filter_by(subsystem=subsystem)
+    with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
+        monitor.set_receive_buffer_size(_BUFFER_BYTES)
+    monitor.start()
+    return monitor
+
+
 @functools.cache
-def udev_context() -> pyudev.Context:
-    """Return libudev, which takes a process of its own to find: once is enough."""
+def _context() -> pyudev.Context:
+    """Finding the library takes a process of its own: once is enough."""
     return pyudev.Context()
 
 

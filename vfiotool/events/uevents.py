@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import pyudev
-
 from vfiotool.events.entry import Entry, now
-from vfiotool.events.udev import BUFFER_BYTES, udev_context
+from vfiotool.events.udev import open_monitor
+from vfiotool.host.attributes import find_group
 from vfiotool.host.tree import Tree
 
 _SUBSYSTEMS = ("pci", "vfio", "vfio-dev")
-_DEVICES = "/sys/bus/pci/devices"
 
 
 class Uevents:
@@ -31,11 +28,7 @@ class Uevents:
         self._tree = tree
         self._last: int | None = None
         self._groups: dict[str, int] = {}  # a device that is gone has no link any more
-        monitor = pyudev.Monitor.from_netlink(udev_context(), source=source)
-        with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
-            monitor.set_receive_buffer_size(BUFFER_BYTES)
-        monitor.start()
-        self._monitor: Any = monitor
+        self._monitor = open_monitor(source)
 
     def fileno(self) -> int:
         return int(self._monitor.fileno())
@@ -89,7 +82,7 @@ class Uevents:
         )
 
     def _group(self, address: str) -> int | None:
-        number = self._tree.find_link(f"{_DEVICES}/{address}/iommu_group")
+        number = find_group(self._tree, address)
         if number is not None:
-            self._groups[address] = int(number)
+            self._groups[address] = number
         return self._groups.get(address)

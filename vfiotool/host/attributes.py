@@ -28,6 +28,11 @@ def device_path(address: str) -> str:
     return f"{DEVICES}/{address}"
 
 
+def find_group(tree: Tree, address: str) -> int | None:
+    """Return the number of a device's IOMMU group, ``None`` where it has none."""
+    return _number_of(tree.find_link(f"{device_path(address)}/iommu_group"))
+
+
 def addresses(tree: Tree) -> list[str]:
     """Return the addresses of all PCI devices, in order; none where the machine has no PCI bus."""
     return sorted(filter(is_full_address, tree.find_names(DEVICES)), key=sort_key)
@@ -162,7 +167,7 @@ def _read_device(reader: _Reader, address: str, names: PciNames, *, blocked: boo
         "device": names.device(vendor_id, device_id),
         "driver": driver,
         "driver_override": parse_override(reader.text("driver_override")),
-        "iommu_group": _group(reader),
+        "iommu_group": _number_of(reader.link("iommu_group")),
         "numa_node": reader.number("numa_node"),
         "is_vf": physfn is not None,
         "physfn": physfn,
@@ -178,8 +183,7 @@ def _read_device(reader: _Reader, address: str, names: PciNames, *, blocked: boo
     return fields
 
 
-def _group(reader: _Reader) -> int | None:
-    group = reader.link("iommu_group")
+def _number_of(group: str | None) -> int | None:
     return int(group) if group is not None and group.isdecimal() else None
 
 

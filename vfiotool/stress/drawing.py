@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
-from vfiotool.stress.model import Bound, Container, Kind, Member, Model, Operation, State
+from vfiotool.stress.model import Bound, Container, Kind, Member, Model, Operation, Prediction, State
+from vfiotool.stress.walk import explore
 
 _DRAWN = (
     Kind.BIND,
@@ -39,25 +39,21 @@ def draw(model: Model) -> str:
 
 def _transitions(model: Model) -> Iterator[tuple[State, str, State]]:
     start = State((Member(),), (Container(is_open=True),))
-    queue, seen = deque([start]), {start}
-    while queue:
-        state = queue.popleft()
-        for operation in model.operations(state):
-            prediction = model.predict(state, operation)
-            after = prediction.state
-            if not _is_drawn(operation) or after == state or after.device_fds > 1:
-                continue
-            wait = f" (waits until {prediction.waits_for})" if prediction.waits_for else ""
-            if wait:
-                after = state
-            yield state, operation.kind.value + wait, after
-            if after not in seen:
-                seen.add(after)
-                queue.append(after)
+    for state, operation, prediction in explore(model, start, _leads_on):
+        name = operation.kind.value
+        if _is_drawn(operation, prediction) and prediction.waits_for:
+            yield state, f"{name} (waits until {prediction.waits_for})", state
+        elif _is_drawn(operation, prediction) and prediction.state != state:
+            yield state, name, prediction.state
 
 
-def _is_drawn(operation: Operation) -> bool:
-    return operation.kind in _DRAWN and operation.to in (Bound.NONE, Bound.VFIO)
+def _leads_on(operation: Operation, prediction: Prediction) -> bool:
+    return _is_drawn(operation, prediction) and not prediction.waits_for
+
+
+def _is_drawn(operation: Operation, prediction: Prediction) -> bool:
+    is_ours = operation.kind in _DRAWN and operation.to in (Bound.NONE, Bound.VFIO)
+    return is_ours and prediction.state.device_fds <= 1
 
 
 def _described(state: State) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from vfiotool._shim import lib
+from vfiotool.binding.steps import DRIVERS
+from vfiotool.host.attributes import device_path
 from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.vfio.iommu.iommufd import Iommufd
-from vfiotool.vfio.nodes import CONTAINER, cdev_of
+from vfiotool.vfio.nodes import CONTAINER, cdev_of, group_node
 from vfiotool.vfio.uapi import (
     DeviceIoctl,
     IommuType,
@@ -20,8 +22,6 @@ from vfiotool.vfio.uapi import (
     vfio_device_bind_iommufd,
 )
 
-_DRIVERS = "/sys/bus/pci/drivers"
-_DEVICES = "/sys/bus/pci/devices"
 _VFIO, _STUB = "vfio-pci", "pci-stub"
 
 
@@ -34,7 +34,7 @@ class GroupActor:
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
         """Take the addresses of the members, in the model's order, and the host driver of each."""
-        self.group = group
+        self._node = group_node(group).encode()
         self.members = tuple(members)
         self._hosts = dict(hosts)
         self._containers: dict[int, int] = {}
@@ -73,7 +73,7 @@ class GroupActor:
         if kind is Kind.SET_IOMMU:
             return lib.vt_container_set_iommu(self._containers[at], IommuType.TYPE1v2)
         if kind is Kind.OPEN_GROUP:
-            return self._keep_group(lib.vt_open(b"/dev/vfio/%d" % self.group))
+            return self._keep_group(lib.vt_open(self._node))
         if kind is Kind.BIND:
             return self._bind(self.members[operation.member], operation.to)
         if kind is Kind.UNBIND:
@@ -125,12 +125,12 @@ class GroupActor:
 
     def _bind(self, address: str, to: Bound) -> int:
         driver = {Bound.VFIO: _VFIO, Bound.STUB: _STUB, Bound.HOST: self._hosts[address]}[to]
-        return _write(f"{_DEVICES}/{address}/driver_override", driver) or _write(
-            f"{_DRIVERS}/{driver}/bind", address
+        return _write(f"{device_path(address)}/driver_override", driver) or _write(
+            f"{DRIVERS}/{driver}/bind", address
         )
 
     def _unbind(self, address: str) -> int:
-        return _write(f"{_DEVICES}/{address}/driver/unbind", address)
+        return _write(f"{device_path(address)}/driver/unbind", address)
 
 
 def _keep(fds: dict[int, int], at: int, fd: int) -> int:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from vfiotool.host.era import Era
+from vfiotool.vfio.uapi import GroupFlags
 
-VIABLE, CONTAINER_SET = 1, 2
-"""The flags that VFIO_GROUP_GET_STATUS gives."""
+_NO_FLAGS = GroupFlags(0)
 
 
 class Bound(enum.Enum):
@@ -157,7 +157,7 @@ class Prediction:
 
     state: State
     errno: int = 0
-    flags: int = 0
+    flags: GroupFlags = _NO_FLAGS
     waits_for: str = ""
     crash: str = ""
     uevents: tuple[Uevent, ...] = ()
@@ -291,8 +291,10 @@ class Model:
     def _get_status(self, state: State, _operation: Operation) -> Prediction:
         if state.is_orphaned:
             return Prediction(state, errno.ENODEV)
-        flags = VIABLE if self.is_viable(state) else 0
-        return Prediction(state, flags=flags | (CONTAINER_SET if state.container is not None else 0))
+        flags = GroupFlags.VIABLE if self.is_viable(state) else _NO_FLAGS
+        if state.container is not None:
+            flags |= GroupFlags.CONTAINER_SET
+        return Prediction(state, flags=flags)
 
     def _set_container(self, state: State, operation: Operation) -> Prediction:
         """Since 5.19 it claims the DMA of all members, up to 5.18 the first device fd asks for that."""

@@ -1,9 +1,10 @@
-"""Walks through the model: which operation comes next."""
+"""Ways through the model: all that there are, or one at random."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 
 from vfiotool.stress.model import Bound, Kind, Model, Operation, Prediction, State
 
@@ -20,6 +21,21 @@ _ENDS = frozenset(
         Kind.UNBIND,
     )
 )
+
+
+def explore(
+    model: Model, start: State, follows: Callable[[Operation, Prediction], bool]
+) -> Iterator[tuple[State, Operation, Prediction]]:
+    """Yield all that can be done in each state to which the steps lead that are followed, each state once."""
+    queue, seen = deque([start]), {start}
+    while queue:
+        state = queue.popleft()
+        for operation in model.operations(state):
+            prediction = model.predict(state, operation)
+            yield state, operation, prediction
+            if follows(operation, prediction) and prediction.state not in seen:
+                seen.add(prediction.state)
+                queue.append(prediction.state)
 
 
 class Walk:

@@ -6,7 +6,7 @@ import errno
 
 from vfiotool._shim import lib
 from vfiotool.errors import DeviceNotFoundError, UnsupportedError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.groups import GROUPS
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.handle import checked
@@ -42,8 +42,8 @@ def group_of(address: str) -> int:
         UnsupportedError: it has no group.
     """
     tree = Tree()
-    link = tree.find_link(f"{device_path(address)}/iommu_group")
-    if link is None:
+    number = find_group(tree, address)
+    if number is None:
         if not tree.exists(device_path(address)):
             raise DeviceNotFoundError(
                 f"there is no PCI device at {address}", hint="'vfiotool list' shows all devices"
@@ -53,7 +53,7 @@ def group_of(address: str) -> int:
             hint="'vfiotool doctor' tells how to turn the IOMMU on; without one, VFIO gives a device only in "
             "its no-IOMMU mode (iommu='noiommu')",
         )
-    return int(link.rpartition("/")[2])
+    return number
 
 
 def is_noiommu(group_id: int) -> bool:

@@ -72,7 +72,7 @@ class Controller:
         self.registers.cc.write(en=1, iosqes=commands.SIZE_SHIFT, iocqes=commands.COMPLETION_SIZE_SHIFT)
         self.registers.csts.wait_until(rdy=1, timeout=self._timeout)
 
-    def shut_down(self, rings: Sequence[Ring] = ()) -> None:
+    def shut_down(self, rings: Sequence[Ring]) -> None:
         """Have the controller complete what these closed rings gave it, make it last, and reset it.
 
         What takes too long the reset aborts (section 3.6.1).

@@ -110,8 +110,8 @@ def _whole(text: str) -> str:
 _PROC: Mapping[str, Reduction] = {
     r"/proc/cmdline": _cmdline,
     r"/proc/consoles": _whole,
-    r"/proc/devices": _of_vfio,
     r"/proc/cpuinfo": _cpuinfo,
+    r"/proc/devices": _of_vfio,
     r"/proc/interrupts": _interrupts,
     r"/proc/kallsyms": _kallsyms,
     r"/proc/(self|1)/mountinfo": _mountinfo,
