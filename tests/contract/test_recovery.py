@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,6 +295,16 @@ def await_pending(bench: Bench, address: str) -> None:
         time.sleep(0.01)  # nothing tells of a note
 
 
+def await_blocked(bench: Bench, address: str) -> None:
+    """Wait until the kernel has what was noted: who is killed between the two has nothing written."""
+    await_pending(bench, address)
+    writer = pending_writer(bench.machine.tree, bench.state_dir, address)
+    deadline = time.monotonic() + 30
+    while "vfio_" not in Path(f"/proc/{writer}/stack").read_text("ascii"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # nothing tells of a task that waits in the kernel
+
+
 def test_a_process_that_is_killed_while_a_holder_keeps_it_waiting(bench: Bench) -> None:
     if isinstance(bench.machine.machine, FakeHost):
         pytest.skip("nothing waits on the fake")
@@ -306,7 +317,7 @@ def test_a_process_that_is_killed_while_a_holder_keeps_it_waiting(bench: Bench) 
                 bench.binding(allowed=["held"]).unbind(PAIR)
             finally:
                 os._exit(0)
-        await_pending(bench, E1000E)
+        await_blocked(bench, E1000E)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         assert bench.device(E1000E).blocked

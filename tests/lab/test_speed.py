@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import statistics
 import sys
 
 import pytest
@@ -44,13 +46,17 @@ def test_a_listing_takes_three_starts_of_python(capsys: pytest.CaptureFixture[st
         for name, (argv, runs) in _COMMANDS.items():
             if turn < runs:
                 samples[name].append(seconds(*argv))
-    took = {name: min(values) for name, values in samples.items()}  # another guest runs beside this one
-    start = took["python3 -c pass"]
+    took = {name: min(values) for name, values in samples.items()}
+    # Another guest runs beside this one, so a command is held against the start of Python just before it.
+    starts = {
+        name: statistics.median(map(operator.truediv, values, samples["python3 -c pass"]))
+        for name, values in samples.items()
+    }
     with capsys.disabled():
         print()
         for name, value in took.items():
-            print(f"{name:24} {value:6.2f} s {value / start:6.1f} starts of Python")
-    assert took["vfiotool list --json"] <= MOST_STARTS_OF_PYTHON * start
+            print(f"{name:24} {value:6.2f} s {starts[name]:6.1f} starts of Python")
+    assert starts["vfiotool list --json"] <= MOST_STARTS_OF_PYTHON
     assert took["vfiotool list --json"] < min(took["driverctl list-devices"], took["dpdk-devbind.py -s"])
 
 

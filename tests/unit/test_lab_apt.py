@@ -14,6 +14,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 
@@ -376,9 +377,22 @@ def test_the_machines_update_hooks_are_not_run(machine: Machine, archive: Archiv
     assert not (tmp_path / "hooked").exists()
 
 
-# dpkg-deb fails; dpkg-deb is interrupted, as by Ctrl-C, while its child still writes.
+# dpkg-deb fails; dpkg-deb is interrupted, as by Ctrl-C, while its child still writes and it is awaited.
 _NO_ROOM = "echo no room >&2; exit 1"
-_INTERRUPTED = '(i=0; while mkdir "$3/$i"; do i=$((i+1)); done) & kill -INT $PPID; wait'
+_INTERRUPTED = """
+(i=0; while mkdir "$3/$i"; do i=$((i+1)); done) &
+until [ -e "$AWAITED" ]; do :; done
+kill -INT $PPID
+wait
+"""
+
+
+class _Awaited(subprocess.Popen[str]):
+    """Tells, by a file, when its output is awaited."""
+
+    def communicate(self, *arguments: Any, **options: Any) -> tuple[str, str]:
+        Path(os.environ["AWAITED"]).touch()
+        return super().communicate(*arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +417,8 @@ def test_an_unpacking_that_ends_early_leaves_no_kernel(
     program.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        patch.setenv("AWAITED", str(tmp_path / "awaited"))
+        patch.setattr(subprocess, "Popen", _Awaited)
         with pytest.raises(expected, match=message):
             kernels.get("6.12")
 
