@@ -48,6 +48,28 @@ class GroupActor:
         result = self._do(operation)
         return (-result, 0) if result < 0 else (0, result if operation.kind is Kind.GET_STATUS else 0)
 
+    def container(self, at: int) -> int:
+        """Return the fd of a container."""
+        return self._containers[at]
+
+    def borrow(self, at: int, fd: int) -> None:
+        """Use another process's container, by an fd that is closed when it is given back."""
+        self._containers[at] = fd
+
+    def give_back(self, at: int) -> None:
+        """Have no part any more in a container that was borrowed."""
+        os.close(self._containers.pop(at))
+
+    def device(self, member: int) -> int | None:
+        """Return the fd by which a device can be used: of the group, or a node's that has an IOAS."""
+        fds = self._devices[member]
+        return fds[-1] if fds else self._cdevs.get(member)
+
+    @property
+    def iommufd(self) -> Iommufd | None:
+        """The iommufd that the nodes of devices are bound to, once one was."""
+        return self._iommufd
+
     def close(self) -> None:
         """Close all fds."""
         for fds in self._devices.values():

@@ -1,0 +1,1 @@
+"""What can be done with a group on stage, by families of operations."""

@@ -1,0 +1,194 @@
+"""The operations of the model: fds of the group, of containers and devices, and drivers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Iterator
+
+from vfiotool.host.attributes import device_path
+from vfiotool.host.child import start_child
+from vfiotool.stress.action import Action, Expectation, Outcome, Sign
+from vfiotool.stress.model import Bound, Kind, Operation, Prediction
+from vfiotool.stress.stage import Stage
+
+PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.001
+_WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")
+_OPENS = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND)
+
+
+def action_of(operation: Operation, process: int = 0) -> Action:
+    """Return an operation of the model as an action; ``process`` does it, where any can."""
+    kind, arguments = operation.kind, dict[str, int | str]()
+    if kind in (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.SET_IOMMU, Kind.SET_CONTAINER):
+        arguments["container"] = operation.container
+    elif kind not in (Kind.OPEN_GROUP, Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER):
+        arguments["member"] = operation.member
+    if kind is Kind.BIND:
+        arguments["to"] = operation.to.value
+    if process and kind in _OPENS:
+        arguments["process"] = process
+    return Action(kind.value, arguments)
+
+
+def operation_of(action: Action) -> Operation:
+    """Return the model's operation of an action; ValueError where it is none."""
+    arguments = action.arguments
+    return Operation(
+        Kind(action.name),
+        member=int(arguments.get("member", 0)),
+        container=int(arguments.get("container", 0)),
+        to=Bound(arguments.get("to", "none")),
+    )
+
+
+class LifeCycle:
+    """The family that the model has the rules of."""
+
+    names = frozenset(kind.value for kind in Kind)
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._waiting: tuple[int, int] | None = None  # the writer's pid, and its socket
+
+    def prediction(self, action: Action) -> Prediction | None:
+        """Return what the model says of an action, ``None`` where it cannot be done."""
+        operation = operation_of(action)
+        is_there = operation.member < len(self._stage.unit.members) and self._is_on_bus(operation)
+        if not is_there or operation not in self._stage.model.operations(self._stage.state):
+            return None
+        if operation.to is Bound.HOST and not self._stage.unit.hosts.get(self._address(operation)):
+            return None
+        return self._stage.model.predict(self._stage.state, operation)
+
+    def expect(self, action: Action) -> Expectation | None:
+        prediction = self.prediction(action)
+        return None if prediction is None else self.expectation(prediction)
+
+    def expectation(self, prediction: Prediction) -> Expectation:
+        """Return a prediction with the addresses of the members in place of their indices."""
+        members = self._stage.unit.members
+        return Expectation(
+            frozenset((prediction.errno,)),
+            value=int(prediction.flags),
+            waits_for=prediction.waits_for,
+            crash=prediction.crash,
+            signs=tuple(
+                Sign(one.subsystem, one.action, None if one.member is None else members[one.member])
+                for one in prediction.uevents
+            ),
+            probes=prediction.probes,
+        )
+
+    def do(self, action: Action, expected: Expectation) -> Outcome:
+        operation = operation_of(action)
+        prediction = self.prediction(action)
+        if operation.kind in (Kind.CLOSE_DEVICE, Kind.CLOSE_CDEV):
+            self._stage.let_go(operation.member)
+        if expected.waits_for:
+            return self._begin(operation)
+        process = int(action.arguments.get("process", 0))
+        outcome = Outcome(*self._stage.troupe.do(operation, process))
+        if prediction is not None and expected.allows(outcome):
+            self._stage.state = prediction.state
+        return outcome
+
+    def releases(self, action: Action) -> Iterator[Action]:
+        operation = operation_of(action)
+        released = self._stage.model.released(self._stage.state, operation)
+        for release, _ in released[:-1]:
+            yield action_of(release)
+
+    def finish(self, action: Action) -> Outcome:
+        """Await the write that waited, and have the model's state of afterwards."""
+        pid, line = self._waiting or (0, -1)
+        self._waiting = None
+        try:
+            poll = select.poll()
+            poll.register(line, select.POLLIN)
+            if not poll.poll(PATIENCE_SECONDS * 1000):
+                return Outcome(note=f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
+            code = int.from_bytes(os.read(line, 4), "little")
+        finally:
+            os.close(line)
+        os.waitpid(pid, 0)
+        operation = operation_of(action)
+        self._stage.state = self._stage.model.predict(self._stage.state, operation).state
+        return Outcome(code)
+
+    def wind_down(self) -> Iterator[Action]:
+        """Close what is open, the last first, and have every member on vfio-pci."""
+        while (operation := self._next_to_rest()) is not None:
+            yield action_of(operation)
+
+    def abandon(self) -> None:
+        if self._waiting is not None:
+            os.close(self._waiting[1])
+            self._waiting = None
+
+    def _next_to_rest(self) -> Operation | None:
+        state = self._stage.state
+        for at, member in enumerate(state.members):
+            if member.fds:
+                return Operation(Kind.CLOSE_DEVICE, member=at)
+            if member.cdev:
+                return Operation(Kind.CLOSE_CDEV, member=at)
+        if state.is_open:
+            return Operation(Kind.CLOSE_GROUP)
+        for at, container in enumerate(state.containers):
+            if container.is_open:
+                return Operation(Kind.CLOSE_CONTAINER, container=at)
+        for at, member in enumerate(state.members):
+            if member.bound is Bound.NONE and at not in self._stage.removed:
+                return Operation(Kind.BIND, member=at, to=Bound.VFIO)
+            if member.bound not in (Bound.NONE, Bound.VFIO):
+                return Operation(Kind.UNBIND, member=at)
+        return None
+
+    def _begin(self, operation: Operation) -> Outcome:
+        """Write from a process of its own, and see that it comes to wait in the kernel."""
+        address = self._address(operation)
+        self._waiting = pid, line = write_apart(f"{device_path(address)}/driver/unbind", address)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not _waits(pid):
+            if select.select([line], [], [], 0)[0]:
+                return Outcome(note="did not wait")
+            if time.monotonic() > deadline:
+                return Outcome(note=f"neither waits nor ends after {PATIENCE_SECONDS:g} s (pid {pid})")
+            time.sleep(_POLL_SECONDS)  # nothing tells of a task that waits in the kernel
+        return Outcome()
+
+    def _address(self, operation: Operation) -> str:
+        return self._stage.unit.members[operation.member]
+
+    def _is_on_bus(self, operation: Operation) -> bool:
+        return operation.member not in self._stage.removed or operation.kind not in (Kind.BIND, Kind.UNBIND)
+
+
+def write_apart(path: str, text: str) -> tuple[int, int]:
+    """Write to a file of sysfs in a child; return its pid, and a socket that gives the errno in 4 bytes."""
+    content = text.encode("ascii")
+
+    def write(parent: int) -> None:
+        code = 0
+        try:
+            fd = os.open(path, os.O_WRONLY)
+            os.write(fd, content)
+        except OSError as error:
+            code = error.errno or errno.EIO
+        os.write(parent, code.to_bytes(4, "little"))
+
+    return start_child(write)
+
+
+def _waits(pid: int) -> bool:
+    """Say whether a task sleeps in the kernel until a device is let go of."""
+    try:
+        with open(f"/proc/{pid}/stack", encoding="ascii") as file:
+            stack = file.read()
+    except OSError:
+        return False
+    return any(name in stack for name in _WAITS_IN)

@@ -1,0 +1,163 @@
+"""One group of devices on stage: what state it is in, what can be done with it, and what must come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vfiotool.events.entry import now
+from vfiotool.host.attributes import device_path, find_group
+from vfiotool.host.era import Era
+from vfiotool.host.tree import Tree
+from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.model import Bound, Member, Model, State
+from vfiotool.stress.troupe import Troupe
+
+_SETTLE_SECONDS = 5.0
+_POLL_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A group's endpoints, in order; ``hosts`` has the host driver of each that has one."""
+
+    members: tuple[str, ...]
+    hosts: Mapping[str, str]
+
+
+class Deeds(Protocol):
+    """A family of operations. What a run chooses, a replay repeats: all state is here and in the stage."""
+
+    names: frozenset[str]
+
+    def expect(self, action: Action) -> Expectation | None:
+        """Say what must come of an action; ``None``, it cannot be done now."""
+
+    def do(self, action: Action, expected: Expectation) -> Outcome:
+        """Do it, and take note of what it has changed."""
+
+    def releases(self, action: Action) -> Iterator[Action]:
+        """Yield what ends the wait of an action that was begun."""
+
+    def finish(self, action: Action) -> Outcome:
+        """Say what came of an action that waited, once nothing keeps it any more."""
+
+    def wind_down(self) -> Iterator[Action]:
+        """Yield what brings the stage back to rest, as far as this family goes."""
+
+    def abandon(self) -> None:
+        """Close what it has open, after something went otherwise than told."""
+
+
+class Stage:
+    """A handle of one thread. At rest all members are on vfio-pci, and nothing is open.
+
+    ``state`` is what the model has; ``removed`` are members that are off the bus.
+    """
+
+    def __init__(self, model: Model, unit: Unit) -> None:
+        self.model = model
+        self.unit = unit
+        self.tree = Tree()
+        self.removed: set[int] = set()
+        self.families: list[Deeds] = []
+        self._deeds: dict[str, Deeds] = {}
+        self.before_close: list[Callable[[int], None]] = []
+        """Called with a member whose fds are closed next."""
+        self.open()
+
+    def add(self, deeds: Deeds) -> None:
+        """Have a family of operations, which are wound down before those that came earlier."""
+        self.families.append(deeds)
+        self._deeds |= dict.fromkeys(deeds.names, deeds)
+
+    def open(self) -> None:
+        """Look at the group anew: after a rescan it may have another number."""
+        present = [one for one in self.unit.members if self.tree.exists(device_path(one))]
+        self.number = find_group(self.tree, present[0]) if present else None
+        self.troupe = Troupe(self.number or 0, self.unit.members, self.unit.hosts)
+        self.state = State(tuple(Member(self._bound(address)) for address in self.unit.members))
+        self.removed = {at for at, address in enumerate(self.unit.members) if address not in present}
+
+    def expect(self, action: Action) -> Expectation | None:
+        """Say what must come of an action; ``None``, it cannot be done in this state."""
+        deeds = self._deeds.get(action.name)
+        return None if deeds is None else deeds.expect(action)
+
+    def perform(self, action: Action, template: Record) -> Iterator[Record]:
+        """Do an action that can be done, and yield what came of it: before it what released it, if it waited.
+
+        ``template`` has the fields that all records of a cycle share.
+        """
+        expected = self.expect(action)
+        if expected is None:
+            return
+        deeds, begun = self._deeds[action.name], now()
+        outcome = deeds.do(action, expected)
+        if expected.waits_for and expected.allows(outcome):
+            for release in deeds.releases(action):
+                yield from self.perform(release, replace(template, released=str(action)))
+            outcome = deeds.finish(action)
+        ended = now()
+        if expected.allows(outcome):
+            outcome = replace(outcome, note=self.unsettled())
+        yield replace(
+            template,
+            at=begun,
+            took_us=(ended - begun) * 1e6,
+            action=action,
+            expected=expected,
+            outcome=outcome,
+        )
+
+    def unsettled(self) -> str:
+        """Wait until a worker of the kernel has put the group (up to 5.15); say what did not come to be."""
+        if self.model.era is not Era.DEFERRED_PUT or self.number is None:
+            return ""
+        is_there = self.model.has_node(self.state)
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while os.path.exists(f"/dev/vfio/{self.number}") != is_there:
+            if time.monotonic() > deadline:
+                state = "still there" if not is_there else "not there"
+                return f"/dev/vfio/{self.number} is {state} after {_SETTLE_SECONDS:g} s"
+            time.sleep(_POLL_SECONDS)  # the node's uevent is the engine's
+        return ""
+
+    def wind_down(self) -> Iterator[Action]:
+        """Yield what brings it back to rest; each is to be done before the next is asked for."""
+        for deeds in reversed(self.families):
+            yield from deeds.wind_down()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Say whether all members are on vfio-pci, and nothing is open."""
+        member = Member(Bound.VFIO)
+        return self.state == State((member,) * len(self.unit.members)) and not self.removed
+
+    def abandon(self) -> None:
+        """Close all, and look at the kernel: for when something went otherwise than the model has it."""
+        self.close()
+        self.open()
+
+    def close(self) -> None:
+        """Close all fds; drivers stay as they are."""
+        for deeds in reversed(self.families):
+            deeds.abandon()
+        with contextlib.suppress(OSError):
+            self.troupe.close()
+
+    def let_go(self, member: int) -> None:
+        """Tell all families that the fds of a member are closed next."""
+        for told in self.before_close:
+            told(member)
+
+    def _bound(self, address: str) -> Bound:
+        driver = self.tree.find_link(f"{device_path(address)}/driver")
+        if driver is None:
+            return Bound.NONE
+        known = {"vfio-pci": Bound.VFIO, "pci-stub": Bound.STUB}
+        return known.get(driver, Bound.HOST)
