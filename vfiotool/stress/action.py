@@ -69,11 +69,16 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an action: an errno or 0, a value, and, where it did not go as told, a note of how."""
+    """What came of an action: an errno or 0, a value, and, where it did not go as told, a note of how.
+
+    ``proved`` is the one of several expectations that it turned out to be: of two operations at once, either
+    may have been the first.
+    """
 
     errno: int = 0
     value: int = 0
     note: str = ""
+    proved: Expectation | None = None
 
     def __str__(self) -> str:
         return self.note or (f"0, {self.value}" if self.value and not self.errno else errno_name(self.errno))

@@ -146,7 +146,7 @@ class GroupActor:
         return fd
 
     def _bind(self, address: str, to: Bound) -> int:
-        driver = {Bound.VFIO: _VFIO, Bound.STUB: _STUB, Bound.HOST: self._hosts[address]}[to]
+        driver = {Bound.VFIO: _VFIO, Bound.STUB: _STUB, Bound.HOST: self._hosts.get(address, "")}[to]
         return _write(f"{device_path(address)}/driver_override", driver) or _write(
             f"{DRIVERS}/{driver}/bind", address
         )

@@ -98,12 +98,14 @@ class Stage:
             return
         deeds, begun = self._deeds[action.name], now()
         outcome = deeds.do(action, expected)
+        expected = outcome.proved or expected
         if expected.waits_for and expected.allows(outcome):
             for release in deeds.releases(action):
                 yield from self.perform(release, replace(template, released=str(action)))
             outcome = deeds.finish(action)
         ended = now()
-        if expected.allows(outcome):
+        expected = outcome.proved or expected
+        if expected.allows(outcome) and not template.released:  # what still waits may have the node gone
             outcome = replace(outcome, note=self.unsettled())
         yield replace(
             template,

@@ -1,4 +1,4 @@
-"""Processes that share a group: each of its fds is in one of them, as with users who do not know each other."""
+"""Processes that share a group: each of its fds is one of theirs, as with users apart from each other."""
 
 from __future__ import annotations
 
@@ -75,6 +75,15 @@ class Troupe:
             self._note(operation, 1)
         return errno, flags
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes there are."""
+        return (os.getpid(), *(() if self._other is None else (self._other.pid,)))
+
+    def rest(self) -> None:
+        """Close what is kept open beside what the model has: the iommufd."""
+        self.actor.close()
+
     def close(self) -> None:
         """Close all fds, and end the other process."""
         self.actor.close()
@@ -127,8 +136,8 @@ class _Other:
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
         self._line, theirs = multiprocessing.Pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             try:
                 _keep_only(theirs.fileno())
                 _serve(theirs, GroupActor(group, members, hosts))
@@ -149,14 +158,14 @@ class _Other:
 
     def borrow(self, container: int, fd: int) -> None:
         self._line.send(("borrow", container))
-        reduction.send_handle(self._line, fd, self._pid)
+        reduction.send_handle(self._line, fd, self.pid)
 
     def give_back(self, container: int) -> None:
         self._line.send(("give back", container))
 
     def close(self) -> None:
         self._line.close()
-        os.waitpid(self._pid, 0)
+        os.waitpid(self.pid, 0)
 
 
 def _keep_only(fd: int) -> None:

@@ -38,12 +38,42 @@ def explore(
                 queue.append(prediction.state)
 
 
+def choose(
+    model: Model,
+    state: State,
+    rng: random.Random,
+    *,
+    to: Collection[Bound] = tuple(Bound),
+    most_fds: int = 3,
+    allow_crash: bool = False,
+) -> tuple[Operation, Prediction]:
+    """Choose an operation, rather one that leads on: else a walk would close all before it comes far.
+
+    Members are bound only to these, and there are at most so many device fds at a time. What would end the
+    machine is left out, unless it is allowed.
+    """
+
+    def is_possible(prediction: Prediction) -> bool:
+        return (allow_crash or not prediction.crash) and prediction.state.device_fds <= most_fds
+
+    drivers = frozenset(to) | {Bound.NONE}
+    choices = [
+        (operation, prediction)
+        for operation in model.operations(state)
+        if operation.to in drivers and is_possible(prediction := model.predict(state, operation))
+    ]
+    weights = [
+        _LEADS_ON if operation.kind not in _ENDS and prediction.state != state else 1
+        for operation, prediction in choices
+    ]
+    return rng.choices(choices, weights)[0]
+
+
 class Walk:
     """One walk, which its seed decides.
 
     Who walks does each operation that it yields and looks whether the prediction holds; where it waits, he
-    does what ``Model.released`` says, too. ``state`` is then what it leads to. What would end the machine is
-    left out. One thread uses it.
+    does what ``Model.released`` says, too. ``state`` is then what it leads to. One thread uses it.
     """
 
     def __init__(
@@ -55,34 +85,19 @@ class Walk:
         to: Collection[Bound] = tuple(Bound),
         most_fds: int = 3,
     ) -> None:
-        """Begin in a state; bind members only to these, and have at most so many device fds at a time."""
+        """Begin in a state; see ``choose``."""
         self.model = model
         self.state = state
-        self._to = frozenset(to) | {Bound.NONE}
+        self._to = to
         self._most_fds = most_fds
         self._random = random.Random(seed)  # noqa: S311 - it is to be the same each time
 
     def steps(self, count: int) -> Iterator[tuple[Operation, Prediction]]:
         """Yield so many operations, each with what must happen."""
         for _ in range(count):
-            operation, prediction = self._choose()
+            operation, prediction = choose(
+                self.model, self.state, self._random, to=self._to, most_fds=self._most_fds
+            )
             yield operation, prediction
             _, last = self.model.released(self.state, operation)[-1]
             self.state = last.state
-
-    def _choose(self) -> tuple[Operation, Prediction]:
-        """Prefer what leads on: else the walk would close all again before it comes far."""
-        choices = [
-            (operation, prediction)
-            for operation in self.model.operations(self.state)
-            if operation.to in self._to
-            and self._is_possible(prediction := self.model.predict(self.state, operation))
-        ]
-        weights = [
-            _LEADS_ON if operation.kind not in _ENDS and prediction.state != self.state else 1
-            for operation, prediction in choices
-        ]
-        return self._random.choices(choices, weights)[0]
-
-    def _is_possible(self, prediction: Prediction) -> bool:
-        return not prediction.crash and prediction.state.device_fds <= self._most_fds

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import select
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vfiotool.host.attributes import device_path
-from vfiotool.host.child import start_child
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
 from vfiotool.stress.model import Bound, Kind, Operation, Prediction
 from vfiotool.stress.stage import Stage
+from vfiotool.stress.writer import Writer
 
-PATIENCE_SECONDS = 30.0
-_POLL_SECONDS = 0.001
-_WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")
 _OPENS = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND)
 
 
@@ -52,7 +46,7 @@ class LifeCycle:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._waiting: tuple[int, int] | None = None  # the writer's pid, and its socket
+        self._waiting: Writer | None = None
 
     def prediction(self, action: Action) -> Prediction | None:
         """Return what the model says of an action, ``None`` where it cannot be done."""
@@ -66,14 +60,17 @@ class LifeCycle:
 
     def expect(self, action: Action) -> Expectation | None:
         prediction = self.prediction(action)
-        return None if prediction is None else self.expectation(prediction)
+        if prediction is None:
+            return None
+        expected = self.expectation(prediction)
+        is_status = action.name == Kind.GET_STATUS.value
+        return replace(expected, value=int(prediction.flags)) if is_status else expected
 
     def expectation(self, prediction: Prediction) -> Expectation:
         """Return a prediction with the addresses of the members in place of their indices."""
         members = self._stage.unit.members
         return Expectation(
             frozenset((prediction.errno,)),
-            value=int(prediction.flags),
             waits_for=prediction.waits_for,
             crash=prediction.crash,
             signs=tuple(
@@ -104,20 +101,14 @@ class LifeCycle:
 
     def finish(self, action: Action) -> Outcome:
         """Await the write that waited, and have the model's state of afterwards."""
-        pid, line = self._waiting or (0, -1)
+        if self._waiting is None:
+            return Outcome(note="nothing waits")
+        outcome = self._waiting.result()
         self._waiting = None
-        try:
-            poll = select.poll()
-            poll.register(line, select.POLLIN)
-            if not poll.poll(PATIENCE_SECONDS * 1000):
-                return Outcome(note=f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
-            code = int.from_bytes(os.read(line, 4), "little")
-        finally:
-            os.close(line)
-        os.waitpid(pid, 0)
-        operation = operation_of(action)
-        self._stage.state = self._stage.model.predict(self._stage.state, operation).state
-        return Outcome(code)
+        if not outcome.errno and not outcome.note:
+            operation = operation_of(action)
+            self._stage.state = self._stage.model.predict(self._stage.state, operation).state
+        return outcome
 
     def wind_down(self) -> Iterator[Action]:
         """Close what is open, the last first, and have every member on vfio-pci."""
@@ -126,7 +117,7 @@ class LifeCycle:
 
     def abandon(self) -> None:
         if self._waiting is not None:
-            os.close(self._waiting[1])
+            self._waiting.abandon()
             self._waiting = None
 
     def _next_to_rest(self) -> Operation | None:
@@ -151,44 +142,14 @@ class LifeCycle:
     def _begin(self, operation: Operation) -> Outcome:
         """Write from a process of its own, and see that it comes to wait in the kernel."""
         address = self._address(operation)
-        self._waiting = pid, line = write_apart(f"{device_path(address)}/driver/unbind", address)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not _waits(pid):
-            if select.select([line], [], [], 0)[0]:
-                return Outcome(note="did not wait")
-            if time.monotonic() > deadline:
-                return Outcome(note=f"neither waits nor ends after {PATIENCE_SECONDS:g} s (pid {pid})")
-            time.sleep(_POLL_SECONDS)  # nothing tells of a task that waits in the kernel
-        return Outcome()
+        writer = Writer(f"{device_path(address)}/driver/unbind", address)
+        if writer.comes_to_wait():
+            self._waiting = writer
+            return Outcome()
+        return Outcome(note=f"did not wait: {writer.result()}")
 
     def _address(self, operation: Operation) -> str:
         return self._stage.unit.members[operation.member]
 
     def _is_on_bus(self, operation: Operation) -> bool:
         return operation.member not in self._stage.removed or operation.kind not in (Kind.BIND, Kind.UNBIND)
-
-
-def write_apart(path: str, text: str) -> tuple[int, int]:
-    """Write to a file of sysfs in a child; return its pid, and a socket that gives the errno in 4 bytes."""
-    content = text.encode("ascii")
-
-    def write(parent: int) -> None:
-        code = 0
-        try:
-            fd = os.open(path, os.O_WRONLY)
-            os.write(fd, content)
-        except OSError as error:
-            code = error.errno or errno.EIO
-        os.write(parent, code.to_bytes(4, "little"))
-
-    return start_child(write)
-
-
-def _waits(pid: int) -> bool:
-    """Say whether a task sleeps in the kernel until a device is let go of."""
-    try:
-        with open(f"/proc/{pid}/stack", encoding="ascii") as file:
-            stack = file.read()
-    except OSError:
-        return False
-    return any(name in stack for name in _WAITS_IN)

@@ -1,0 +1,301 @@
+"""Two operations at once: what comes of them must be what one after the other gives, in either order."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from vfiotool.host.attributes import device_path
+from vfiotool.stress.action import Action, Expectation, Outcome
+from vfiotool.stress.deeds.dma import Dma
+from vfiotool.stress.deeds.hotplug import Hotplug
+from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
+from vfiotool.stress.model import Bound, Kind, Operation, Prediction, State
+from vfiotool.stress.stage import Stage
+from vfiotool.stress.writer import Writer
+from vfiotool.vfio.uapi import DeviceIoctl
+
+_LONGEST_HEAD_START_US = 3000
+_MAPS = 16
+
+_GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO))
+"""What a device or node gives that went away on the way to it."""
+
+Result = tuple[int, bool]
+"""An errno, and whether it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """Two operations; ``other`` is done by another process, ``ours`` by this one."""
+
+    other: Callable[[int], Operation]
+    ours: Callable[[int], Operation]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one order of two operations gives."""
+
+    other: Prediction
+    ours: Prediction
+    state: State
+
+
+_UNBIND_AND_OPEN = "unbind, open group"
+_UNBIND_AND_DEVICE = "unbind, device fd"
+_TWO_UNBINDS = "unbind, unbind"
+_SIBLING_AND_OPEN = "bind sibling, open group"
+_SIBLING_AND_CONTAINER = "bind sibling, set container"
+_REMOVE_AND_MAP = "remove, map"
+_CLOSE_AND_RESET = "close, reset"
+
+_RIVALS = {
+    _UNBIND_AND_OPEN: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda _: Operation(Kind.OPEN_GROUP)
+    ),
+    _UNBIND_AND_DEVICE: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda at: Operation(Kind.GET_DEVICE_FD, member=at)
+    ),
+    _TWO_UNBINDS: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda at: Operation(Kind.UNBIND, member=at)
+    ),
+    _SIBLING_AND_OPEN: Rivals(
+        lambda at: Operation(Kind.BIND, member=at, to=Bound.HOST), lambda _: Operation(Kind.OPEN_GROUP)
+    ),
+    _SIBLING_AND_CONTAINER: Rivals(
+        lambda at: Operation(Kind.BIND, member=at, to=Bound.HOST), lambda _: Operation(Kind.SET_CONTAINER)
+    ),
+}
+
+
+class Races:
+    """The family ``race``: ``of`` names the two, ``member`` whom they are about.
+
+    ``head_start_us`` is how long after the first the second begins, in microseconds.
+    """
+
+    names = frozenset(("race",))
+
+    def __init__(self, stage: Stage, life_cycle: LifeCycle, hotplug: Hotplug, dma: Dma) -> None:
+        self._stage = stage
+        self._life_cycle = life_cycle
+        self._hotplug = hotplug
+        self._dma = dma
+        self._writer: Writer | None = None
+
+    def choose(self, rng: random.Random) -> Iterator[Action]:
+        """Yield one cycle's worth: each race once, in any order, each from a group at rest."""
+        names = [*_RIVALS, _REMOVE_AND_MAP, _CLOSE_AND_RESET]
+        for name in rng.sample(names, len(names)):
+            at = rng.randrange(len(self._stage.unit.members))
+            yield from self._before(name, at)
+            arguments: dict[str, int | str] = {"of": name, "member": at}
+            yield Action("race", arguments | {"head_start_us": rng.randrange(_LONGEST_HEAD_START_US)})
+            yield from self._stage.wind_down()
+
+    def expect(self, action: Action) -> Expectation | None:
+        name, at = str(action.arguments["of"]), int(action.arguments["member"])
+        if at >= len(self._stage.unit.members) or at in self._stage.removed:
+            return None
+        if name == _REMOVE_AND_MAP:
+            return self._expect_remove(at)
+        if name == _CLOSE_AND_RESET:
+            return self._expect_close(at)
+        orders = self._orders(name, at)
+        if not orders:
+            return None
+        crash = next((one.crash for order in orders for one in (order.other, order.ours) if one.crash), "")
+        return Expectation(crash=crash)
+
+    def do(self, action: Action, expected: Expectation) -> Outcome:
+        name, at = str(action.arguments["of"]), int(action.arguments["member"])
+        head_start = int(action.arguments["head_start_us"]) / 1e6
+        if name == _REMOVE_AND_MAP:
+            return self._remove_while_mapping(at)
+        if name == _CLOSE_AND_RESET:
+            return self._close_while_resetting(at, head_start, expected)
+        orders, rivals = self._orders(name, at), _RIVALS[name]
+        other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
+        for order in orders:
+            if _is_explained(order.other, other) and _is_explained(order.ours, ours):
+                return self._settled(order)
+        return Outcome(note=f"{_result(other)} and {_result(ours)}: no order of the two gives that")
+
+    def releases(self, action: Action) -> Iterator[Action]:
+        at = int(action.arguments["member"])
+        if str(action.arguments["of"]) == _REMOVE_AND_MAP:
+            yield from self._hotplug.lets_go(at)
+            return
+        unbind = Operation(Kind.UNBIND, member=at)
+        for release, _ in self._stage.model.released(self._stage.state, unbind)[:-1]:
+            yield action_of(release)
+
+    def finish(self, action: Action) -> Outcome:
+        if self._writer is None:
+            return Outcome(note="nothing waits")
+        outcome, self._writer = self._writer.result(), None
+        if outcome.errno or outcome.note:
+            return outcome
+        at = int(action.arguments["member"])
+        if str(action.arguments["of"]) == _REMOVE_AND_MAP:
+            proved = self._hotplug.removed(at)
+        else:
+            prediction = self._stage.model.predict(self._stage.state, Operation(Kind.UNBIND, member=at))
+            self._stage.state = prediction.state
+            proved = self._life_cycle.expectation(prediction)
+        return replace(outcome, proved=proved)
+
+    def wind_down(self) -> Iterator[Action]:
+        return iter(())
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    # What leads to a race
+
+    def _before(self, name: str, at: int) -> Iterator[Action]:
+        opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
+        if name in (_UNBIND_AND_DEVICE, _REMOVE_AND_MAP, _CLOSE_AND_RESET):
+            yield from (action_of(Operation(kind)) for kind in opened)
+        if name in (_REMOVE_AND_MAP, _CLOSE_AND_RESET):
+            yield action_of(Operation(Kind.GET_DEVICE_FD, member=at))
+        if name in (_SIBLING_AND_OPEN, _SIBLING_AND_CONTAINER):
+            yield action_of(Operation(Kind.UNBIND, member=at))
+        if name == _SIBLING_AND_CONTAINER:
+            yield from (action_of(Operation(kind)) for kind in opened[:2])
+
+    # Two operations of the model
+
+    def _orders(self, name: str, at: int) -> list[Order]:
+        """Return what either order gives; nothing where one of the two cannot be begun now."""
+        rivals, model, state = _RIVALS[name], self._stage.model, self._stage.state
+        other, ours = rivals.other(at), rivals.ours(at)
+        possible = set(model.operations(state))
+        has_host = other.to is not Bound.HOST or self._stage.unit.hosts.get(self._stage.unit.members[at])
+        if not {other, ours} <= possible or not has_host:
+            return []
+        first, then, after = self._one_after_the_other(other, ours)
+        last, begun, afterwards = self._one_after_the_other(ours, other)
+        return [Order(first, then, after), Order(begun, last, afterwards)]
+
+    def _one_after_the_other(
+        self, first: Operation, second: Operation
+    ) -> tuple[Prediction, Prediction, State]:
+        """Return what both give, and the state after it; who waits has not changed it yet."""
+        model = self._stage.model
+        one = model.predict(self._stage.state, first)
+        if second not in model.operations(one.state):
+            return one, Prediction(one.state, errno.ENODEV), one.state
+        two = model.predict(one.state, second)
+        return one, two, one.state if two.waits_for else two.state
+
+    def _both(self, other: Operation, ours: Operation, head_start: float) -> tuple[Result, Result]:
+        troupe = self._stage.troupe
+        if other.kind is not Kind.UNBIND:
+            troupe.start(other)
+            _spin(head_start)
+            result = troupe.do(ours)[0], False
+            return (troupe.finish(other)[0], False), result
+        address = self._stage.unit.members[other.member]
+        writer = Writer(f"{device_path(address)}/driver/unbind", address)
+        _spin(head_start)
+        result = troupe.do(ours)[0], False
+        if writer.comes_to_wait():
+            self._writer = writer
+            return (0, True), result
+        return (writer.result().errno, False), result
+
+    def _settled(self, order: Order) -> Outcome:
+        """Take the state of afterwards; while one waits, it is that of the other alone."""
+        self._stage.state = order.state
+        expectations = [self._life_cycle.expectation(one) for one in (order.other, order.ours)]
+        waits = next((one for one in expectations if one.waits_for), None)
+        if waits is not None:
+            return Outcome(proved=Expectation(waits_for=waits.waits_for))
+        signs = tuple(sign for one in expectations for sign in one.signs)
+        probes = tuple(probe for one in expectations for probe in one.probes)
+        return Outcome(proved=Expectation(signs=signs, probes=probes))
+
+    # A device that is removed while it is mapped for
+
+    def _expect_remove(self, at: int) -> Expectation | None:
+        is_usable = self._stage.state.members[at].fds and self._stage.state.has_iommu
+        return Expectation(waits_for="its fds are closed") if is_usable else None
+
+    def _remove_while_mapping(self, at: int) -> Outcome:
+        """The removal waits, and meanwhile memory is mapped and unmapped as ever."""
+        writer = Writer(f"{device_path(self._stage.unit.members[at])}/remove", "1")
+        for slot in range(_MAPS):
+            for action in (
+                Action("map", {"slot": slot, "slots": 1}),
+                Action("pins"),
+                Action("unmap", {"slot": slot, "slots": 1}),
+            ):
+                expected = self._dma.expect(action)
+                if expected is None:
+                    continue
+                outcome = self._dma.do(action, expected)
+                if not expected.allows(outcome):
+                    return Outcome(note=f"{action} while it is removed: {outcome}, not {expected}")
+        if writer.comes_to_wait():
+            self._writer = writer
+            return Outcome()
+        return Outcome(note=f"did not wait: {writer.result()}")
+
+    # An fd that is closed while the device is reset by it
+
+    def _expect_close(self, at: int) -> Expectation | None:
+        prediction = self._life_cycle.prediction(action_of(Operation(Kind.CLOSE_DEVICE, member=at)))
+        if prediction is None or not self._stage.troupe.owns_device(at):
+            return None
+        return self._life_cycle.expectation(prediction)
+
+    def _close_while_resetting(self, at: int, head_start: float, expected: Expectation) -> Outcome:
+        """A thread resets: its call goes on when the fd is closed, and ends with the device's release."""
+        fd = self._stage.troupe.actor.device(at)
+        results = list[int]()
+        thread = threading.Thread(target=lambda: results.append(_reset(fd or -1)))
+        close = action_of(Operation(Kind.CLOSE_DEVICE, member=at))
+        thread.start()
+        _spin(head_start)
+        outcome = self._life_cycle.do(close, expected)
+        thread.join()
+        if results[0] not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
+            return Outcome(note=f"the reset gave {_result((results[0], False))}")
+        return outcome
+
+
+def _reset(fd: int) -> int:
+    try:
+        fcntl.ioctl(fd, DeviceIoctl.VFIO_DEVICE_RESET)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _is_explained(prediction: Prediction, result: Result) -> bool:
+    """Say whether this is what had to come of it; what is gone may tell so in several ways."""
+    code, waits = result
+    if waits != bool(prediction.waits_for):
+        return False
+    return code == prediction.errno or (code in _GONE and prediction.errno in _GONE)
+
+
+def _result(result: Result) -> str:
+    code, waits = result
+    return "waits" if waits else errno.errorcode.get(code, "0")
+
+
+def _spin(seconds: float) -> None:
+    """Let so much time pass: a sleep is too coarse for what happens within microseconds."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass

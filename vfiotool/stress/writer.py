@@ -1,0 +1,69 @@
+"""A write to sysfs that may wait in the kernel, from a process of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+
+from vfiotool.host.child import start_child
+from vfiotool.stress.action import Outcome
+
+_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.001
+_WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; up to 5.13
+_RESULT_BYTES = 4
+
+
+class Writer:
+    """A handle of one thread. The process is never signalled: a task that waits so would only get stuck."""
+
+    def __init__(self, path: str, text: str) -> None:
+        """Begin to write."""
+        content = text.encode("ascii")
+        self.pid, self._line = start_child(lambda parent: _write(parent, path, content))
+
+    def comes_to_wait(self) -> bool:
+        """Wait until it sleeps in the kernel, for a device to be let go of, or has ended; say whether it sleeps."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._waits():
+            if self._has_ended(0) or time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)  # nothing tells of a task that waits in the kernel
+        return True
+
+    def result(self) -> Outcome:
+        """Return what came of it, or that it still waits."""
+        if not self._has_ended(_PATIENCE_SECONDS):
+            self.abandon()
+            return Outcome(note=f"still waits after {_PATIENCE_SECONDS:g} s (pid {self.pid})")
+        code = int.from_bytes(os.read(self._line, _RESULT_BYTES), "little")
+        os.close(self._line)
+        os.waitpid(self.pid, 0)
+        return Outcome(code)
+
+    def abandon(self) -> None:
+        """Leave it to itself."""
+        os.close(self._line)
+
+    def _has_ended(self, seconds: float) -> bool:
+        return bool(select.select([self._line], [], [], seconds)[0])
+
+    def _waits(self) -> bool:
+        try:
+            with open(f"/proc/{self.pid}/stack", encoding="ascii") as file:
+                stack = file.read()
+        except OSError:
+            return False
+        return any(name in stack for name in _WAITS_IN)
+
+
+def _write(parent: int, path: str, content: bytes) -> None:
+    code = 0
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, content)
+    except OSError as error:
+        code = error.errno or errno.EIO
+    os.write(parent, code.to_bytes(_RESULT_BYTES, "little"))
