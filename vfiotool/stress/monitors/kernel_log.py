@@ -1,0 +1,176 @@
+"""The kernel's log: which lines tell of a defect, of what kind, and where in the kernel."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from vfiotool.events.entry import Entry
+from vfiotool.stress.monitors.examples import Examples, times
+
+_KINDS = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("blocked", r"blocked until (device is released|released by user)"),
+        ("hung task", r"INFO: task .+ blocked (for more than|in I/O wait)"),
+        ("stall", r"INFO: rcu.* detected .*\bstalls?\b|rcu.*self-detected stall|soft lockup|hard LOCKUP"),
+        (
+            "lockdep",
+            r"possible (circular|recursive) locking|possible irq lock inversion|inconsistent .*lock state"
+            r"|INFO: lockdep|suspicious RCU usage|lock held when returning|still has locks held"
+            r"|held lock freed|bad unlock balance|bad contention detected|unsafe lock order detected"
+            r"|[Ii]nvalid wait context|Nested lock was not taken|trying to register non-static key"
+            r"|BUG: MAX_LOCK|BUG: MAX_STACK_TRACE|DEBUG_LOCKS_WARN_ON",
+        ),
+        ("kasan", r"BUG: (KASAN|KFENCE|KMSAN):"),
+        ("ubsan", r"UBSAN:"),
+        ("atomic", r"BUG: sleeping function called|scheduling while atomic"),
+        ("refcount", r"refcount_t: "),
+        ("leak", r"kmemleak: \d+ new suspected memory leaks"),
+        ("iommu fault", r"DMAR: \[|DMAR: DRHD: handling fault|AMD-Vi: .*Event logged"),
+        (
+            "bug",
+            r"kernel BUG at |\bBUG: |\bOops\b|^general protection fault|[Uu]nable to handle kernel"
+            r"|kernel NULL pointer|Internal error: |Kernel panic",
+        ),
+        ("warning", r"\bWARNING: "),
+    )
+)
+"""The first that a line matches is its kind."""
+_DEATHS = ("bug", "stall")
+_DYING = re.compile(r"\bOops\b|general protection fault|invalid opcode: |Internal error: |Kernel panic")
+_PLACE = re.compile(r"[\w./-]+\.[chS]:\d+")
+_FUNCTION = re.compile(r"(?: at [\w./-]+:\d+|:\d+ at|BUG: (?:KASAN|KFENCE|KMSAN): .+ in) ([\w.]+)\+0x")
+_DIED_IN = re.compile(r"(?:RIP: 0010:|\bpc : )([\w.]+)\+0x")
+_REPORT = 60
+"""How many lines a report of a death has, at most, before it says which function died."""
+
+
+@dataclass(slots=True)
+class Line:
+    """A line that tells of a defect. ``at`` is CLOCK_MONOTONIC in seconds, ``where`` the kernel's place."""
+
+    kind: str
+    text: str
+    at: float
+    where: str
+
+    def document(self) -> dict[str, Any]:
+        """Return it as the report has it."""
+        return {"kind": self.kind, "text": self.text, "at": round(self.at, 6), "where": self.where}
+
+
+class KernelLogMonitor:
+    """Judges what is logged during a run. One thread uses it."""
+
+    def __init__(self) -> None:
+        self._lines = Examples[Line]()
+        self._counts = Counter[str]()
+        self._missed = 0
+        self._dying: Line | None = None
+        self._place = ""
+        self._report_ends = 0
+        self._seen = 0
+        self._announced = 0
+        self._waits: dict[str, Examples[Line]] = {}
+        self._is_finished = False
+
+    def expect_blocked(self) -> None:
+        """Take it that an unbind was meant to wait: what the kernel says of one wait is no finding."""
+        self._announced += 1
+
+    def see(self, entry: Entry) -> None:
+        """Take an entry of the source ``kmsg``."""
+        if entry.event == "missed":
+            self._missed += 1
+            return
+        self._seen += 1
+        if self._dying is not None and self._belongs(self._dying, entry.detail):
+            return
+        kind = classify(entry.detail)
+        if kind:
+            self._add(Line(kind, entry.detail, entry.time, _where(entry.detail)))
+
+    def finish(self) -> None:
+        """Take it that nothing more comes: more unbinds have waited than were meant to, if any."""
+        self._is_finished = True
+
+    def findings(self) -> list[str]:
+        """Return what is wrong, one sentence for each kind and place."""
+        alike: dict[tuple[str, str], list[Line]] = {}
+        for line in self._lines.first:
+            alike.setdefault((line.kind, line.where), []).append(line)
+        found = [
+            f"the kernel logged a line of the kind {kind}{f' in {where}' if where else ''}, "
+            f"{times(len(lines))}: {lines[0].text}"
+            for (kind, where), lines in alike.items()
+        ]
+        if more := self._lines.count - len(self._lines.first):
+            found.append(f"the kernel logged {more} more lines that tell of a defect")
+        found += [
+            f"an unbind waited that was not meant to, {times(count)}: {line.text}"
+            for line, count in self._unannounced()
+        ]
+        if self._missed:
+            found.append(
+                f"records of the kernel's log were lost before they were read, {times(self._missed)}"
+            )
+        return found
+
+    def document(self) -> list[dict[str, Any]]:
+        """Return ``kernel_log`` of the report: the first hundred."""
+        lines = [*self._lines.first, *(line for line, _ in self._unannounced())]
+        return [line.document() for line in lines]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many lines there were of each kind, announced ones included."""
+        return dict(self._counts)
+
+    def _add(self, line: Line) -> None:
+        self._counts[line.kind] += 1
+        if line.kind == "blocked":
+            wording = line.text.rpartition("blocked until ")[2]
+            self._waits.setdefault(wording, Examples()).add(line)
+            return
+        self._lines.add(line)
+        self._dying = line if line.kind in _DEATHS else None
+        self._place = line.where
+        self._report_ends = self._seen + _REPORT
+
+    def _belongs(self, dying: Line, text: str) -> bool:
+        """Say whether a line is more of the report of a death, and take from it what died."""
+        if self._seen > self._report_ends:
+            self._dying = None
+            return False
+        died = _DIED_IN.search(text)
+        if died and dying.where == self._place:
+            dying.where = f"{died[1]} at {self._place}" if self._place else died[1]
+        return died is not None or _DYING.search(text) is not None
+
+    def _unannounced(self) -> list[tuple[Line, int]]:
+        """Return the last wait of each wording that is one too many, and how many those are.
+
+        One wait can be told of in both wordings: by the device when it begins, and by VFIO when it is
+        interrupted. The line and the announcement come in any order.
+        """
+        if not self._is_finished:
+            return []
+        return [
+            (waits.first[-1], waits.count - self._announced)
+            for waits in self._waits.values()
+            if waits.count > self._announced
+        ]
+
+
+def classify(text: str) -> str:
+    """Return which kind of defect a line tells of, ``""`` where of none."""
+    return next((kind for kind, pattern in _KINDS if pattern.search(text)), "")
+
+
+def _where(text: str) -> str:
+    """Return the function and the place in the source that a line names, as far as it does."""
+    function, place = _FUNCTION.search(text), _PLACE.search(text)
+    return " at ".join([*([function[1]] if function else []), *([place[0]] if place else [])])
