@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
 import resource
 import statistics
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfiotool.errors import ClosedError, VfioToolError
+from vfiotool.render.board import Board, Progress
+from vfiotool.render.report_page import write_page
+from vfiotool.render.report_page.markup import duration
+from vfiotool.render.report_page.scales import LogScale, TimeScale
 from vfiotool.stress.action import Action, Expectation, Outcome, Record, errno_name
 from vfiotool.stress.latencies import MOST_NAMES, OTHERS, Latencies
 from vfiotool.stress.report import (
@@ -30,6 +39,7 @@ from vfiotool.stress.report import (
     write_report,
 )
 from vfiotool.stress.trace import Line, Trace, TraceWriter, read_trace, sample_trace
+from vfiotool.testing import FakeHost
 
 ADDRESS = "0000:01:00.0"
 HEADER: dict[str, Any] = {
@@ -482,3 +492,272 @@ def test_a_link_or_a_file_in_the_place_of_a_report_is_refused(tmp_path: Path) ->
         with pytest.raises(VfioToolError):
             prepare_folder(str(tmp_path / name))
     assert (tmp_path / "file").exists()
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its elements, their attributes, and all text."""
+
+    VOID = ("meta",)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.raw = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(self.raw)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str, class_: str) -> int:
+        return sum(name == tag and found.get("class") == class_ for name, found in self.elements)
+
+
+def page(path: Path, document: dict[str, Any], lines: Iterable[dict[str, Any]], *labels: str) -> Page:
+    write_page(str(path / "report.html"), document, lines, labels)
+    return Page(path / "report.html")
+
+
+def filled(text: str) -> dict[str, Any]:
+    """A failed run's document that has a text wherever one can be."""
+    one = {**OPERATION, "errors": {text: 1}}
+    return report(
+        (text,),
+        kernel=text,
+        devices=[text],
+        workloads=[text],
+        operations={text: one},
+        unexpected=[Unexpected(text, text, text, 1.0)],
+        unexpected_count=1,
+        udev={"expected": 1, "received": 0, "missing": [text], "duplicated": [], "out_of_order": []},
+        probes={text: 1},
+        kernel_log=[text],
+        resources={"before": {text: 1}, "after": {text: 2}, "leaked": [text]},
+        interrupted=text,
+        reproduce=text,
+    ).document()
+
+
+HOSTILE = '</title></style><script>alert(\'1\')</script>" onload="x" <!-- &amp; https://example.org [red]'
+
+
+def test_whatever_a_text_says_it_is_shown_and_nothing_else(tmp_path: Path) -> None:
+    line = {
+        **LINE,
+        "operation": HOSTILE,
+        "got": HOSTILE,
+        "arguments": {HOSTILE: HOSTILE},
+        "workload": HOSTILE,
+    }
+    found = page(tmp_path, filled(HOSTILE), [line], HOSTILE)
+    assert found.text.count(HOSTILE) >= 20
+    tags = {tag for tag, _ in found.elements}
+    assert tags.isdisjoint(("script", "link", "img", "iframe", "object", "a", "use", "base", "form"))
+    names = {name for _, attributes in found.elements for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("href", "src", "style", "xmlns")]
+    assert "https://" not in found.raw.replace("https://example.org", "")
+    assert "url(" not in found.raw
+    assert "@import" not in found.raw
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text(max_size=30) | st.text("<>&\"'\\0\x1b\u202e\ud800 ", max_size=30))
+def test_any_text_makes_a_page(tmp_path: Path, text: str) -> None:
+    found = page(tmp_path, filled(text), [{**LINE, "got": text}], text)
+    assert "\x1b" not in found.raw
+    assert "\u202e" not in found.raw
+
+
+def test_a_page_of_many_operations_is_small_and_shows_all_that_is_unexpected(tmp_path: Path) -> None:
+    good = {key: value for key, value in LINE.items() if key != "unexpected"}
+    lines = ({**(LINE if at % 1000 == 0 else good), "at": at, "unit": at % 3} for at in range(100_000))
+    document = report(operations={"SET_CONTAINER": {**OPERATION, "count": 100_000}}).document()
+    found = page(tmp_path, document, lines, "group 3", "group 4")
+    legend = 1
+    assert found.count("polygon", "odd") == 100 + legend
+    assert found.count("rect", "refused") == 1500 + legend
+    assert len(found.raw) < 1_000_000
+    assert "1,600 of 100,000 operations" in found.text
+    assert all(label in found.text for label in ("group 3", "group 4", "unit 2"))
+
+
+def test_a_page_of_many_unexpected_operations_and_units_is_bounded(tmp_path: Path) -> None:
+    lines = ({**LINE, "at": at, "unit": at % 100, "got": "x" * 4000} for at in range(10_000))
+    found = page(tmp_path, report().document(), lines)
+    assert found.count("polygon", "odd") == 500 + 1
+    assert found.count("rect", "lane") == 16
+    assert "all other units" in found.text
+    assert len(found.raw) < 1_000_000
+
+
+def test_a_page_of_a_run_that_did_nothing(tmp_path: Path) -> None:
+    found = page(
+        tmp_path, report(("no cycle was done",), operations={}, cycles=0, seconds=0.0).document(), []
+    )
+    assert "Failed" in found.text
+    assert "no cycle was done" in found.text
+
+
+def test_a_page_tells_what_the_report_has(tmp_path: Path) -> None:
+    found = page(tmp_path, report(interrupted="SIGTERM").document(), [LINE])
+    told = ("Passed", "6.12.48", "cdev", "1970-01-01 00:00:00 UTC", "vfiotool stress group dma --seed 7",
+            "vfio_group_release", "by SIGTERM, after 1.2 s", "9 µs", "99 µs", "EBUSY")  # fmt: skip
+    assert [text for text in told if text not in found.text] == []
+
+
+def test_a_full_disk_leaves_the_former_page(tmp_path: Path, most_bytes: Callable[[int], None]) -> None:
+    (tmp_path / "report.html").write_text("former")
+    most_bytes(1000)
+    with pytest.raises(VfioToolError, match=r"report\.html cannot be written"):
+        write_page(str(tmp_path / "report.html"), report().document(), [LINE])
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.html", "former")]
+
+
+def test_decades_are_as_wide_as_each_other() -> None:
+    scale = LogScale.around([3.0, 80_000.0], 10, 110)
+    assert [scale.at(10.0**power) for power in range(6)] == [10, 30, 50, 70, 90, 110]
+    assert scale.at(0) == scale.at(1)
+    assert scale.ticks(3) == [1, 100, 10_000]
+
+
+@pytest.mark.parametrize(("most", "ticks"), [(8.0, 9), (600.0, 7), (0.001, 6), (3.3e6, 7)])
+def test_ticks_are_round_and_within(most: float, ticks: int) -> None:
+    found = TimeScale(most, 0, 100).ticks()
+    assert len(found) == ticks
+    assert found[-1] <= most * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (0.4, "0.4 µs"), (9.5, "9.5 µs"), (99, "99 µs"), (999.4, "999 µs"), (999.9, "1 ms"), (1500, "1.5 ms"),
+        (9970, "10 ms"),
+        (12_345, "12 ms"), (1e6, "1 s"), (59.9e6, "60 s"), (61e6, "1 min 1 s"), (3661e6, "1 h 1 min"),
+    ],
+)  # fmt: skip
+def test_durations(us: float, text: str) -> None:
+    assert duration(us) == text
+
+
+# The board
+
+PROGRESS = Progress(
+    seconds=61,
+    cycles=12_500,
+    operations=100_000,
+    rate_cycles_s=203.54,
+    latencies={"unbind [bold]": OPERATION},
+    uevents_expected=12,
+    uevents_received=11,
+    findings=["first", "lost \x1b[2J uevent [red]"],
+    jobs=["map [x] pages"],
+)
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_off_a_terminal_there_is_a_line_every_ten_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Board([ADDRESS], ["group"], seconds=60, stream=stream, clock=clock) as board:
+        for _ in range(250):
+            clock.seconds += 0.1
+            board.update(PROGRESS)
+    line = (
+        "1 min 1 s: 12,500 cycles (203.5 a second), 100,000 operations, 11 of 12 uevents, "
+        "2 findings, the last: lost ?[2J uevent [red]\n"
+    )
+    assert stream.getvalue() == line * 2
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable[[], str]]]:
+    """A terminal of 100 columns, and what was written to it since it was last asked for."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "40")
+    master, slave = os.openpty()
+    os.set_blocking(master, False)
+    with open(slave, "w", encoding="utf-8") as stream:
+
+        def written() -> str:
+            stream.flush()
+            chunks = []
+            with contextlib.suppress(BlockingIOError):
+                while chunk := os.read(master, 1 << 16):
+                    chunks.append(chunk)
+            return b"".join(chunks).decode()
+
+        yield stream, written
+    os.close(master)
+
+
+def test_on_a_terminal_texts_are_shown_as_they_are(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+    stream, written = terminal
+    with Board([ADDRESS], ["group", "dma"], cycles=25_000, stream=stream, clock=Clock()) as board:
+        board.update(PROGRESS)
+        shown = written()
+    texts = ("group + dma on 0000:01:00.0", "50%", "12,500", "203.5", "11/12", "unbind [bold]", "99 µs",
+             "! lost ?[2J uevent [red]", "map [x] pages", "! first")  # fmt: skip
+    assert [text for text in texts if text not in shown] == []
+    assert "\x1b[2J" not in shown
+    assert "\x1b[?25h" in written()  # the cursor is back
+
+
+def test_a_terminal_is_refreshed_five_times_a_second(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+    stream, written = terminal
+    clock = Clock()
+    refreshed = 0
+    with Board([ADDRESS], ["group"], stream=stream, clock=clock) as board:
+        written()
+        for _ in range(1000):
+            board.update(PROGRESS)
+            refreshed += bool(written())
+            clock.seconds += 0.001
+    assert refreshed == 5
+
+
+def test_a_board_that_ends_by_an_error_gives_the_terminal_back(
+    terminal: tuple[TextIO, Callable[[], str]],
+) -> None:
+    stream, written = terminal
+
+    def interrupted() -> None:
+        with Board([ADDRESS], ["group"], stream=stream) as board:
+            board.update(PROGRESS)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "\x1b[?25h" in written()
+
+
+def test_list_loads_nothing_of_all_this(host: FakeHost) -> None:
+    program = (
+        "import sys; from vfiotool import cli; "
+        "status = cli.run(['--sysroot', sys.argv[1], 'list', '--json']); "
+        "print(status, [name for name in ('hdrh', 'rich', 'vfiotool.stress') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, host.tree.path("/")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "0 []"

@@ -1,0 +1,192 @@
+"""What a stress run does now: a live board on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vfiotool.host.usage.claim import printable
+from vfiotool.render.report_page.markup import duration
+from vfiotool.render.terminal import literal
+
+_REFRESH_SECONDS = 0.2
+_LINE_SECONDS = 10.0
+_MOST_FINDINGS = 5
+_MOST_JOBS = 8
+_MOST_OPERATIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come. ``latencies`` has, of the operations to show, count, p50_us and p99_us;
+    ``findings`` are the monitors' sentences, ``jobs`` says what each job does now."""
+
+    seconds: float
+    cycles: int
+    operations: int
+    rate_cycles_s: float
+    latencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    uevents_expected: int = 0
+    uevents_received: int = 0
+    findings: Sequence[str] = ()
+    jobs: Sequence[str] = ()
+
+
+class Board:
+    """Shows progress on stderr, from ``with`` on; of what a terminal shows nothing stays. One thread uses it.
+
+    ``seconds`` and ``cycles`` are the run's goal, where it has one. ``due`` tells whether an update would
+    be shown, for one that is dear to make.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str],
+        workloads: Sequence[str],
+        *,
+        seconds: float | None = None,
+        cycles: int | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title = f"{' + '.join(workloads)} on {' '.join(devices)}"
+        self._seconds = seconds
+        self._cycles = cycles
+        self._clock = clock
+        self._stream = stream or sys.stderr
+        self._console = Console(file=self._stream, highlight=False)
+        self._live = self._make_live() if self._stream.isatty() and self._console.is_interactive else None
+        self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Say whether an update would be shown now: five times a second, or every ten seconds."""
+        return self._clock() >= self._next
+
+    def update(self, progress: Progress) -> None:
+        """Show it, unless the last was shown just before."""
+        if not self.due:
+            return
+        if self._live:
+            self._next = self._clock() + _REFRESH_SECONDS
+            self._live.update(self._drawn(progress), refresh=True)
+        else:
+            self._next = self._clock() + _LINE_SECONDS
+            self._stream.write(printable(_line(progress)) + "\n")
+            self._stream.flush()
+
+    def __enter__(self) -> Board:
+        if self._live:
+            self._live.start()
+        else:
+            self._next = self._clock() + _LINE_SECONDS
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _make_live(self) -> Live:
+        """Make what draws in place; it has no thread and takes no stream over, for a run forks."""
+        return Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def _drawn(self, progress: Progress) -> RenderableType:
+        parts: list[RenderableType] = [self._bar(progress), _numbers(progress)]
+        if progress.latencies:
+            parts += [Text(), _latencies(progress.latencies)]
+        jobs = progress.jobs[:_MOST_JOBS]
+        if jobs:
+            parts.append(Text())
+        for number, job in enumerate(jobs):
+            parts.append(_one_line(Text.assemble((f"job {number}  ", "dim"), literal(job))))
+        parts += _findings(progress.findings)
+        title = literal(self._title, style="bold")
+        title.truncate(max(self._console.width - 8, 8), overflow="ellipsis")
+        return Panel(Group(*parts), title=title, title_align="left", border_style=_tone(progress))
+
+    def _bar(self, progress: Progress) -> RenderableType:
+        """Draw how much of the goal is reached; without a goal, only the time."""
+        goals = ((self._seconds, progress.seconds), (self._cycles, progress.cycles))
+        shares = [done / goal for goal, done in goals if goal]
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        told = duration(progress.seconds * 1e6)
+        if not shares:
+            grid.add_row(told, "")
+            return grid
+        share = min(max(shares), 1.0)
+        grid.add_row(
+            f"{told}  {share:4.0%}", ProgressBar(total=1.0, completed=share, complete_style=_tone(progress))
+        )
+        return grid
+
+
+def _numbers(progress: Progress) -> Text:
+    uevents = f"{progress.uevents_received:,}/{progress.uevents_expected:,}"
+    found = len(progress.findings)
+    return Text.assemble(
+        (f"{progress.cycles:,}", "bold"), (" cycles  ", "dim"),
+        (f"{progress.rate_cycles_s:,.1f}", "bold"), (" a second  ", "dim"),
+        (f"{progress.operations:,}", "bold"), (" operations  ", "dim"),
+        (uevents, "bold"), (" uevents  ", "dim"),
+        (f"{found:,}", "bold red" if found else "bold green"), (" findings", "dim"),
+    )  # fmt: skip
+
+
+def _latencies(latencies: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("operation", no_wrap=True)
+    for heading in ("count", "p50", "p99"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in list(latencies.items())[:_MOST_OPERATIONS]:
+        table.add_row(
+            literal(name), f"{found['count']:,}", duration(found["p50_us"]), duration(found["p99_us"])
+        )
+    return table
+
+
+def _findings(findings: Sequence[str]) -> list[Text]:
+    """The last few, for those are new."""
+    if not findings:
+        return []
+    shown = [_one_line(literal(f"! {finding}", style="red")) for finding in findings[-_MOST_FINDINGS:]]
+    more = len(findings) - len(shown)
+    return [Text(), *([Text(f"{more:,} earlier findings", style="dim")] if more else []), *shown]
+
+
+def _one_line(text: Text) -> Text:
+    text.no_wrap = True
+    text.overflow = "ellipsis"
+    return text
+
+
+def _tone(progress: Progress) -> str:
+    return "red" if progress.findings else "green"
+
+
+def _line(progress: Progress) -> str:
+    last = f", the last: {progress.findings[-1]}" if progress.findings else ""
+    parts = (
+        f"{progress.cycles:,} cycles ({progress.rate_cycles_s:,.1f} a second)",
+        f"{progress.operations:,} operations",
+        f"{progress.uevents_received:,} of {progress.uevents_expected:,} uevents",
+        f"{len(progress.findings):,} findings{last}",
+    )
+    return f"{duration(progress.seconds * 1e6)}: {', '.join(parts)}"
