@@ -30,9 +30,11 @@ from vfiotool.stress.trace_checks import (
 _MOST_HEADER_BYTES = 1 << 20
 _MOST_LINE_BYTES = 1 << 17
 _MOST_TEXT = 4000
+_FREE_TEXTS = ("expected", "got")
 _BUFFER_BYTES = 1 << 16
 _MOST_SHARED = 1 << 14
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 class TraceWriter:
@@ -70,8 +72,7 @@ class TraceWriter:
         if self.failure:
             self.dropped += 1
             return
-        clipped = {key: document[key][:_MOST_TEXT] for key in ("expected", "got")}
-        self._waiting += _encoded({**document, **clipped})
+        self._waiting += _encoded(_clipped(document))
         self._lines_waiting += 1
         if len(self._waiting) >= _BUFFER_BYTES:
             self.flush()
@@ -115,8 +116,14 @@ class TraceWriter:
         self.close()
 
 
+def _clipped(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keep what comes from the kernel within a line that ``read_trace`` takes."""
+    long = {key: document[key][:_MOST_TEXT] for key in _FREE_TEXTS if len(document[key]) > _MOST_TEXT}
+    return {**document, **long} if long else document
+
+
 def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    return _encode(document).encode("utf-8", "replace") + b"\n"
 
 
 @dataclass(frozen=True, slots=True)

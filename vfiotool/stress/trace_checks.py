@@ -19,6 +19,13 @@ class BadLineError(ValueError):
     """A line that is not what it must be."""
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise BadLineError(f"{name} is not a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
 class Fields:
     """The fields of a line, each checked when it is asked for."""
 
@@ -57,13 +64,9 @@ class Fields:
 def parse(raw: bytes) -> Any:
     """Return the JSON of a line; raises ValueError, also where it is nested too deeply."""
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        return _DECODER.decode(raw.decode("utf-8"))
     except RecursionError:
         raise BadLineError("it is nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise BadLineError(f"{name} is not a number")
 
 
 def check_header(header: Any) -> dict[str, Any]:
