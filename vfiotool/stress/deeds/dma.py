@@ -1,0 +1,209 @@
+"""DMA: memory is mapped and unmapped in the address space that is set up; its bytes and pins are counted."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+from vfiotool._shim import ffi, lib
+from vfiotool.stress.action import Action, Expectation, Outcome
+from vfiotool.stress.deeds.at_once import AtOnce
+from vfiotool.stress.deeds.mappings import Mappings
+from vfiotool.stress.stage import Stage
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.uapi import DmaMapFlags, Extension
+
+SLOTS = 32
+SLOT_BYTES = 64 << 10
+IOVA = 0x1000000
+"""Where the first slot is mapped: what edu reaches too, with its 28 bits."""
+
+_STEPS = 60
+_MOST_SLOTS = 4
+_PINS_EACH = 6
+_EVERYTHING = (IovaRange(0, (1 << 64) - 1),)
+_PINNED = ("VmLck:", "VmPin:")  # type1 counts in the first, iommufd in the second
+
+
+@dataclass
+class _Space:
+    """An IO address space, which lasts for as long as the stage has the very same ``owner``."""
+
+    owner: object
+    fd: int
+    ioas: int
+    mappings: Mappings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mappings = Mappings(is_ioas=self.ioas != 0)
+
+
+class Dma(AtOnce):
+    """The family of the container that is set and has its IOMMU, or else of the IOAS of the iommufd.
+
+    A slot is 64 KiB of this process's memory, and always at the same IOVA. ``pins`` are the pages that the
+    kernel accounts to this process, more than when this was made.
+    """
+
+    names = frozenset(("map", "unmap", "unmap all", "pins"))
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._container: _Space | None = None
+        self._ioas: _Space | None = None
+        self._pinned_before = pinned_pages()
+
+    def choose(self, rng: random.Random) -> Iterator[Action]:
+        """Yield one cycle's worth, as long as there is where to map; each is to be done before the next."""
+        for step in range(_STEPS):
+            space = self._space()
+            if space is None:
+                return
+            yield Action("pins") if step % _PINS_EACH == 0 else _chosen(rng, space.mappings)
+        yield Action("pins")
+
+    def expect(self, action: Action) -> Expectation | None:
+        space = self._space()
+        if action.name == "pins":
+            pages = self._pages()
+            return None if pages is None else Expectation(value=pages)
+        if space is None:
+            return None
+        if action.name == "unmap all":
+            return self._expect_unmap_all(space)
+        slot, slots = _range(action)
+        if slot < 0 or slots < 1 or slot + slots > SLOTS:
+            return None
+        if action.name == "map":
+            return Expectation(frozenset((space.mappings.map(slot, slots),)))
+        code, gone = space.mappings.unmap(slot, slots)
+        return Expectation(frozenset((code,)), value=space.mappings.size(gone) * SLOT_BYTES)
+
+    def do(self, action: Action, expected: Expectation) -> Outcome:
+        if action.name == "pins":
+            return Outcome(value=pinned_pages() - self._pinned_before)
+        space = cast("_Space", self._space())  # else nothing was expected
+        if action.name == "unmap all":
+            outcome = _outcome(lib.vt_dma_unmap_all(space.fd, space.ioas))
+            if expected.allows(outcome) and not outcome.errno:
+                space.mappings.drop([start for start, _ in space.mappings.all])
+            return outcome
+        slot, slots = _range(action)
+        iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
+        if action.name == "map":
+            access = DmaMapFlags.READ | DmaMapFlags.WRITE
+            address = self._memory[1] + slot * SLOT_BYTES
+            outcome = _outcome(lib.vt_dma_map(space.fd, space.ioas, address, iova, size, access))
+            if expected.allows(outcome) and not outcome.errno:
+                space.mappings.add(slot, slots)
+            return outcome
+        outcome = _outcome(lib.vt_dma_unmap(space.fd, space.ioas, iova, size))
+        if expected.allows(outcome):
+            space.mappings.drop(space.mappings.unmap(slot, slots)[1])
+        return outcome
+
+    def wind_down(self) -> Iterator[Action]:
+        """Unmap what is mapped, by a way that every kernel has: up to 5.11 there is no unmap of all."""
+        space = self._space()
+        if space is not None and space.mappings.count:
+            yield Action("unmap", {"slot": 0, "slots": SLOTS})
+
+    def abandon(self) -> None:
+        """Forget what is mapped: the kernel undoes it with the fds."""
+        self._container = self._ioas = None
+
+    def _expect_unmap_all(self, space: _Space) -> Expectation:
+        can = space.ioas or lib.vt_container_check_extension(space.fd, Extension.UNMAP_ALL) > 0
+        code = 0 if can else errno.EINVAL
+        return Expectation(frozenset((code,)), value=space.mappings.count * SLOT_BYTES)
+
+    def _space(self) -> _Space | None:
+        """Look which address spaces are there still; return the one that can be mapped in."""
+        ioas, container = self._look_at_iommufd(), self._look_at_container()
+        return container or ioas
+
+    def _look_at_container(self) -> _Space | None:
+        """The model has another object for a container that got another IOMMU, or lost it."""
+        state = self._stage.state
+        if state.container is None or not state.has_iommu:
+            self._container = None
+            return None
+        owner = state.containers[state.container]
+        if not owner.is_open:
+            return None
+        if not self._stage.troupe.owns_container(state.container):
+            self._container = None
+            return None
+        if self._container is None or self._container.owner is not owner:
+            self._container = _Space(owner, self._stage.troupe.actor.container(state.container), 0)
+        return self._container
+
+    def _look_at_iommufd(self) -> _Space | None:
+        owner = self._stage.troupe.actor.iommufd
+        if owner is None:
+            self._ioas = None
+        elif self._ioas is None or self._ioas.owner is not owner:
+            self._ioas = _Space(owner, owner.fileno(), owner.ioas)
+        return self._ioas
+
+    def _pages(self) -> int | None:
+        """Return how many pages must be pinned; ``None`` where the stage does not tell.
+
+        That is where the fd of a container was closed while its group keeps it: the same container may have
+        lost its IOMMU meanwhile, and got another.
+        """
+        slots, state = 0, self._stage.state
+        if self._container is not None and self._container.mappings.count:
+            if state.container is None or not state.containers[state.container].is_open:
+                return None
+            slots += self._container.mappings.count
+        if self._ioas is not None and self._ioas.mappings.count and _is_attached(self._ioas):
+            slots += self._ioas.mappings.count
+        return slots * SLOT_BYTES // mmap.PAGESIZE
+
+    @cached_property
+    def _memory(self) -> tuple[mmap.mmap, int]:
+        """The memory of the slots, and where it is. No child has it: a fork would copy what is pinned."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        memory = mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags)
+        memory.madvise(mmap.MADV_DONTFORK)
+        return memory, int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+
+
+def pinned_pages() -> int:
+    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(_PINNED))
+    return (kilobytes << 10) // mmap.PAGESIZE
+
+
+def _chosen(rng: random.Random, mappings: Mappings) -> Action:
+    """Choose what changes something more often than what is refused."""
+    kind = rng.choices(("map", "unmap one", "unmap any", "unmap all"), (12, 8, 4, 1))[0]
+    if kind == "unmap all":
+        return Action(kind)
+    if kind == "unmap one" and mappings.count:
+        slot, slots = rng.choice(mappings.all)
+    else:
+        slot = rng.randrange(SLOTS)
+        slots = min(rng.randint(1, _MOST_SLOTS), SLOTS - slot)
+    return Action("map" if kind == "map" else "unmap", {"slot": slot, "slots": slots})
+
+
+def _range(action: Action) -> tuple[int, int]:
+    return int(action.arguments["slot"]), int(action.arguments["slots"])
+
+
+def _outcome(result: int) -> Outcome:
+    return Outcome(-result) if result < 0 else Outcome(value=result)
+
+
+def _is_attached(space: _Space) -> bool:
+    """Say whether a device is attached: it narrows what can be mapped; without any, nothing is pinned."""
+    return cast("Iommufd", space.owner).info().iova_ranges != _EVERYTHING
