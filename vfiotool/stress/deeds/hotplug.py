@@ -1,0 +1,237 @@
+"""Members that leave the bus and are found again: ``remove`` of a device, and ``rescan`` of the bus.
+
+Sources: pci_stop_and_remove_bus_device() in drivers/pci/remove.c, pci_rescan_bus() in drivers/pci/probe.c,
+device_add() and device_del() in drivers/base/core.c, vfio_iommu_group_notifier() in drivers/vfio/vfio.c of
+5.10.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from vfiotool.binding.steps import DRIVERS
+from vfiotool.host.attributes import device_path, find_group
+from vfiotool.host.era import Era
+from vfiotool.stress.action import Action, Expectation, Outcome, Sign
+from vfiotool.stress.deeds.bus_lock import RESCAN_FILE, BusLock
+from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
+from vfiotool.stress.model import Bound, Kind, Member, Operation, State
+from vfiotool.stress.stage import Stage
+from vfiotool.stress.sysfs import write
+
+REMOVE, RESCAN = "remove", "rescan"
+
+_DRIVER_SECONDS = 10.0
+_POLL_SECONDS = 0.001
+_UNBINDS_FIRST = 0.25
+"""How often a device is removed that has no driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an operation leads to, and what the kernel does meanwhile."""
+
+    state: State
+    expected: Expectation
+
+
+class Hotplug:
+    """``remove`` of a member, and ``rescan``, which finds all that were removed.
+
+    It removes only what the kernel lets go of at once. Up to 5.18 it finds nothing while the group is live:
+    the kernel has no place for a device that joins one (``vfio_group_nb_add_dev``: "Device added to a live
+    group"; then a BUG of the driver of the IOMMU).
+    """
+
+    names = frozenset((REMOVE, RESCAN))
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._life_cycle = LifeCycle(stage)
+        self._bus = BusLock()
+
+    def choose(self, rng: random.Random) -> Iterator[Action]:
+        """Yield one cycle's worth: each member is removed and found once, alone or together with others."""
+        waiting = rng.sample(range(len(self._members)), len(self._members))
+        while waiting:
+            count = rng.randint(1, len(waiting))
+            gone, waiting = waiting[:count], waiting[count:]
+            opened = self._opened(rng) if count < len(self._members) else []
+            yield from map(action_of, opened)
+            for at in gone:
+                if rng.random() < _UNBINDS_FIRST:
+                    yield action_of(Operation(Kind.UNBIND, member=at))
+                yield Action(REMOVE, {"member": at})
+            yield Action(RESCAN)
+            yield from map(action_of, map(_closing, reversed(opened)))
+            yield Action(RESCAN)  # if the first could not be
+
+    def expect(self, action: Action) -> Expectation | None:
+        if action.name == RESCAN:
+            return self._found().expected if self._can_rescan() else None
+        at = int(action.arguments["member"])
+        return self._gone(at).expected if self._can_remove(at) else None
+
+    def do(self, action: Action, expected: Expectation) -> Outcome:
+        if (held := self._bus.take()).note:
+            return held
+        outcome = self._rescan() if action.name == RESCAN else self._remove(int(action.arguments["member"]))
+        if not self._stage.removed:
+            self._bus.release()
+        return outcome
+
+    def releases(self, action: Action) -> Iterator[Action]:
+        return iter(())
+
+    def finish(self, action: Action) -> Outcome:
+        return Outcome(note="nothing waits")
+
+    def wind_down(self) -> Iterator[Action]:
+        """Find what was removed: for that the group may have to be closed."""
+        if self._stage.removed:
+            for action in self._life_cycle.wind_down():
+                if self._can_rescan():
+                    break
+                yield action
+            yield Action(RESCAN)
+
+    def abandon(self) -> None:
+        self._bus.release()
+
+    # For a removal that waits, which somebody else has asked for
+
+    def lets_go(self, at: int) -> Iterator[Action]:
+        """Yield what ends the wait of a member's removal."""
+        self._bus.take()
+        unbind = Operation(Kind.UNBIND, member=at)
+        for release, _ in self._stage.model.released(self._stage.state, unbind)[:-1]:
+            yield action_of(release)
+
+    def removed(self, at: int) -> Expectation:
+        """Take note that a member has been removed, and return what must have come of it."""
+        change = self._gone(at)
+        self._stage.state = change.state
+        self._stage.removed.add(at)
+        return change.expected
+
+    # What can be done
+
+    def _can_remove(self, at: int) -> bool:
+        stage = self._stage
+        if at >= len(self._members) or at in stage.removed:
+            return False
+        member = stage.state.members[at]
+        if member.fds or member.cdev or self._gone(at).expected.waits_for:
+            return False
+        is_last = len(stage.removed) + 1 == len(self._members)
+        if is_last and stage.state.is_open and not stage.model.era.has_dma_owner:
+            return False  # its fd would be of a group without devices, which the model does not know
+        return not stage.tree.exists(f"{device_path(self._members[at])}/virtfn0")
+
+    def _can_rescan(self) -> bool:
+        """Where all members were removed, the group's number may be another one then."""
+        stage = self._stage
+        if not stage.removed:
+            return False
+        if len(stage.removed) == len(self._members):
+            return stage.state == State(tuple(map(_without_fds, stage.state.members)))
+        return stage.model.era.has_dma_owner or not stage.state.is_live
+
+    # What must come of it
+
+    def _gone(self, at: int) -> Change:
+        """It loses its driver first, then it leaves its group."""
+        stage = self._stage
+        state, expected = stage.state, Expectation()
+        if state.members[at].bound is not Bound.NONE:
+            prediction = stage.model.predict(state, Operation(Kind.UNBIND, member=at))
+            state, expected = prediction.state, self._life_cycle.expectation(prediction)
+        signs = (*expected.signs, Sign("pci", "remove", self._members[at]))
+        probes = (*expected.probes, *self._notified(state, "DEL_DEVICE"))
+        return Change(state, replace(expected, signs=signs, probes=probes))
+
+    def _found(self) -> Change:
+        """All join their groups before the first gets a driver. A live group has its driver refused."""
+        stage, found = self._stage, sorted(self._stage.removed)
+        signs = [Sign("pci", "add", self._members[at]) for at in found]
+        probes = [name for _ in found for name in self._notified(stage.state, "ADD_DEVICE")]
+        state = stage.state
+        for at in filter(self._host, found):
+            prediction = stage.model.predict(state, Operation(Kind.BIND, member=at, to=Bound.HOST))
+            state, expected = prediction.state, self._life_cycle.expectation(prediction)
+            signs.extend(expected.signs)
+            probes.extend(expected.probes)
+        return Change(state, Expectation(signs=tuple(signs), probes=tuple(probes)))
+
+    def _notified(self, state: State, name: str) -> tuple[str, ...]:
+        """The notifier runs for a group that VFIO has; up to 5.15 a worker puts the group each time."""
+        model = self._stage.model
+        if model.era.has_dma_owner or not model.has_node(state):
+            return ()
+        return (name, "vfio_group_put_bg") if model.era is Era.DEFERRED_PUT else (name,)
+
+    # Doing it
+
+    def _remove(self, at: int) -> Outcome:
+        code = write(f"{device_path(self._members[at])}/remove", "1")
+        if not code:
+            self.removed(at)
+        return Outcome(code)
+
+    def _rescan(self) -> Outcome:
+        stage, found = self._stage, sorted(self._stage.removed)
+        change = self._found()
+        if code := write(RESCAN_FILE, "1"):
+            return Outcome(code)
+        for at in found:
+            bound = change.state.members[at].bound
+            if note := self._await_driver(at, self._host(at) if bound is Bound.HOST else None):
+                return Outcome(note=note)
+        if find_group(stage.tree, self._members[found[0]]) != stage.number:  # then nothing is open
+            stage.troupe.close()
+            stage.open()
+        stage.state = change.state
+        stage.removed.clear()
+        return Outcome()
+
+    def _await_driver(self, at: int, wanted: str | None) -> str:
+        """Wait until a member has its driver, which may come after the rescan; say what is wrong."""
+        address, deadline = self._members[at], time.monotonic() + _DRIVER_SECONDS
+        if not self._stage.tree.exists(device_path(address)):
+            return f"{address} was not found again"
+        while (driver := self._stage.tree.find_link(f"{device_path(address)}/driver")) != wanted:
+            if driver is not None or time.monotonic() > deadline:
+                return f"{address} was found and has the driver {driver}, not {wanted}"
+            time.sleep(_POLL_SECONDS)  # its uevent is the engine's
+        return ""
+
+    def _host(self, at: int) -> str | None:
+        """Return the driver that takes a member as soon as it is there."""
+        host = self._stage.unit.hosts.get(self._members[at])
+        return host if host and os.path.isdir(f"{DRIVERS}/{host}") else None
+
+    def _opened(self, rng: random.Random) -> list[Operation]:
+        """Return what opens while others leave and come: nothing, the group, or that and a container."""
+        kinds = (Kind.OPEN_GROUP, Kind.OPEN_CONTAINER, Kind.SET_CONTAINER)
+        return [Operation(kind) for kind in kinds[: rng.choice((0, 1, 3))]]
+
+    @property
+    def _members(self) -> tuple[str, ...]:
+        return self._stage.unit.members
+
+
+def _closing(opening: Operation) -> Operation:
+    closing = {
+        Kind.OPEN_GROUP: Kind.CLOSE_GROUP,
+        Kind.OPEN_CONTAINER: Kind.CLOSE_CONTAINER,
+        Kind.SET_CONTAINER: Kind.UNSET_CONTAINER,
+    }
+    return Operation(closing[opening.kind])
+
+
+def _without_fds(member: Member) -> Member:
+    return Member(member.bound)
