@@ -1,0 +1,168 @@
+"""The same operations again: of a trace, or the fewest of them that still show what went otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from vfiotool.errors import VfioToolError
+from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.shrink import MOST_TRIES, Progress, shrink
+from vfiotool.stress.stage import Stage
+from vfiotool.stress.trace import Trace
+
+_MOST_TURNS = 8
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What went otherwise than it had to, and the operations that show it, on a stage at rest.
+
+    ``records`` are those of a replay of ``actions``: with what released a waiting one, and what wound down.
+    """
+
+    actions: tuple[Action, ...]
+    records: tuple[Record, ...]
+
+    @property
+    def record(self) -> Record:
+        """The operation that went otherwise."""
+        return next(one for one in self.records if one.is_unexpected)
+
+    def is_like(self, other: Finding) -> bool:
+        """Say whether the same operation went otherwise in the same way; a note's numbers do not count."""
+        return _signature(self.record) == _signature(other.record)
+
+
+def actions_of(trace: Trace) -> dict[int, list[Action]]:
+    """Return what was chosen for each unit, in order: what released a waiting one comes of itself."""
+    chosen: dict[int, list[Action]] = {}
+    for line in trace.lines:
+        if not line.released:
+            chosen.setdefault(line.unit, []).append(line.action)
+    return chosen
+
+
+def failing_prefix(trace: Trace, unit: int) -> list[Action]:
+    """Return the cycle in which something first went otherwise, up to that; empty where nothing did.
+
+    A cycle begins at rest. What kept a waiting operation comes before that in a trace, and is left out.
+    """
+    lines = [line for line in trace.lines if line.unit == unit]
+    at = next((at for at, line in enumerate(lines) if line.unexpected), len(lines))
+    while at < len(lines) and lines[at].released:
+        at += 1
+    first = next((line for line in lines if line.unexpected), None)
+    return [
+        line.action
+        for line in lines[: at + 1]
+        if first and not line.released and (line.workload, line.cycle) == (first.workload, first.cycle)
+    ]
+
+
+def replay(
+    stage: Stage, actions: Iterable[Action], *, unit: int = 0, allow_crash: bool = False
+) -> Iterator[Record]:
+    """Do actions on a stage that is at rest, and bring it back there; yield what came of each.
+
+    What cannot be done in the state that the stage is in is left out, and, unless ``allow_crash``, what
+    would end the machine. After something went otherwise it does no more, closes all and brings the stage
+    to rest, of which nothing is yielded.
+
+    Raises:
+        VfioToolError: an action cannot be understood, or the stage does not come to rest.
+    """
+    template, went_as_told = _template(unit), False
+    try:
+        for action in chain(_possible(stage, actions, allow_crash), stage.wind_down()):
+            records = list(stage.perform(action, template))  # what was begun ends before anyone looks at it
+            yield from records
+            if not records or any(one.is_unexpected for one in records):
+                return
+        went_as_told = True
+    finally:
+        if not went_as_told:
+            bring_to_rest(stage)
+
+
+def bring_to_rest(stage: Stage) -> None:
+    """Close all, look at the kernel, and have every member on vfio-pci, whatever is expected of that.
+
+    Raises:
+        VfioToolError: the stage does not come to rest.
+    """
+    for _ in range(_MOST_TURNS):
+        stage.abandon()
+        for action in stage.wind_down():
+            records = list(stage.perform(action, _template(0)))
+            if not records or any(one.is_unexpected for one in records):
+                break
+        else:
+            if stage.is_at_rest:
+                return
+    raise VfioToolError(
+        f"group {stage.number} does not come to rest: not all of {', '.join(stage.unit.members)} "
+        "can be brought back to vfio-pci",
+        hint="see the kernel's log, and 'vfiotool list' for the drivers; 'vfiotool recover' restores them",
+    )
+
+
+def find(stage: Stage, actions: Sequence[Action], *, unit: int = 0) -> Finding | None:
+    """Replay actions, and return what went otherwise; ``None`` if all went as told."""
+    records = tuple(replay(stage, actions, unit=unit))
+    if not any(one.is_unexpected for one in records):
+        return None
+    return Finding(tuple(actions), records)
+
+
+def shrunk(
+    stage: Stage,
+    actions: Sequence[Action],
+    tries: int = MOST_TRIES,
+    progress: Progress | None = None,
+    *,
+    unit: int = 0,
+) -> Finding | None:
+    """Return the fewest of the actions of which the same comes; ``None`` if all go as told now.
+
+    Each try is a replay. What would end the machine is left out.
+    """
+    whole = find(stage, actions, unit=unit)
+    if whole is None:
+        return None
+    least = whole
+
+    def fails(part: Sequence[Action]) -> bool:
+        nonlocal least
+        found = find(stage, part, unit=unit)
+        if found is None or not found.is_like(whole):
+            return False
+        least = found
+        return True
+
+    shrink(actions, fails, progress, most_tries=tries)
+    return least
+
+
+def _possible(stage: Stage, actions: Iterable[Action], allow_crash: bool) -> Iterator[Action]:
+    for action in actions:
+        try:
+            expected = stage.expect(action)
+        except (KeyError, ValueError) as error:
+            raise VfioToolError(
+                f"'{action}' cannot be understood: {error}", hint="correct or remove this line of the trace"
+            ) from error
+        if expected is not None and (allow_crash or not expected.crash):
+            yield action
+
+
+def _template(unit: int) -> Record:
+    return Record(0.0, 0.0, unit, "replay", 0, Action(""), Expectation(), Outcome())
+
+
+def _signature(record: Record) -> tuple[str, int, int, str]:
+    outcome = record.outcome
+    return record.action.name, outcome.errno, outcome.value, _NUMBER.sub("", outcome.note)
