@@ -201,6 +201,8 @@ def test_a_sample_has_a_share_and_all_that_is_unexpected(tmp_path: Path) -> None
     assert 400 < len(sample) < 650
     assert sample == list(sample_trace(str(path), 500))
     assert len(list(sample_trace(str(path), 20_001))) == 20_000
+    path.write_bytes(b"")
+    assert list(sample_trace(str(path), 500)) == []
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ UNIT = HEADER["units"][0]
         ({"workloads": [1]}, "workloads is not a text"),
         ({"units": []}, "it has no unit"),
         ({"units": [3]}, "a unit is not an object"),
-        ({"units": [{**UNIT, "group": None}]}, "group is not an integer"),
+        ({"units": [{**UNIT, "group": "3"}]}, "group is not an integer"),
         ({"units": [{**UNIT, "hosts": []}]}, "hosts is not an object"),
         ({"units": [{**UNIT, "members": ["../../etc"]}]}, "'../../etc' is not a full PCI address"),
         ({"units": [{**UNIT, "hosts": {ADDRESS: "../x"}}]}, "'../x' is not a driver's name"),
@@ -610,6 +612,27 @@ def test_a_page_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     )
     assert "Failed" in found.text
     assert "no cycle was done" in found.text
+
+
+def test_a_page_of_a_killed_run_says_what_is_not_known(tmp_path: Path) -> None:
+    unknown = {"before": None, "after": None}
+    document = report(
+        (KILLED,), interrupted=KILLED, taint=unknown, resources={**unknown, "leaked": []}
+    ).document()
+    assert "Ended early by killed" not in page(tmp_path, document, [LINE]).text
+
+
+def test_a_page_shows_the_kernel_log_and_counts_of_what_is_not_listed(tmp_path: Path) -> None:
+    entry = {"kind": "bug", "text": "kernel BUG at <vfio.c>:1", "at": 12.5, "where": "notifier+0x10/0x20"}
+    uevent = {"action": "bind", "subsystem": "pci", "address": ADDRESS, "group": 3, "seqnum": 4711}
+    udev = {**report().udev, "missing": [uevent], "counts": {"missing": 4321}}
+    found = page(tmp_path, report(kernel_log=[entry], udev=udev).document(), [])
+    shown = "bug  kernel BUG at <vfio.c>:1\nat 12.500000 s, in notifier+0x10/0x20"
+    assert [
+        text
+        for text in (shown, "4,321", f"bind pci {ADDRESS} (group 3, seqnum 4711)")
+        if text not in found.text
+    ] == []
 
 
 def test_a_page_tells_what_the_report_has(tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ def sample_trace(path: str, most: int) -> Iterator[dict[str, Any]]:
     """
     with _opened(path) as file:
         total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+        if file.tell() == 0:
+            return  # the disk was full before anything was done
         file.seek(0)
         reader = _Reader(path, file)
         reader.read_header()

@@ -88,7 +88,7 @@ def check_header(header: Any) -> dict[str, Any]:
 def _check_unit(unit: Any) -> None:
     if not isinstance(unit, dict):
         raise BadLineError("a unit is not an object")
-    _integer("group", unit.get("group"))
+    _integer("group", unit.get("group", 0))
     members, hosts = _items("members", unit.get("members")), unit.get("hosts")
     if not isinstance(hosts, dict):
         raise BadLineError("hosts is not an object")

@@ -58,7 +58,8 @@ def _verdict(report: Mapping[str, Any]) -> Markup:
     if report["reasons"]:
         parts.append(_listed(report["reasons"], class_="reasons"))
     if report["interrupted"]:
-        how = f"Ended early by {report['interrupted']}, after {duration(report['seconds'] * 1e6)}."
+        by = "" if report["interrupted"] == "killed" else f" by {report['interrupted']}"
+        how = f"Ended early{by}, after {duration(report['seconds'] * 1e6)}."
         parts.append(element("p", how, class_="note"))
     return element("header", element("p", "vfiotool stress", class_="overline"), *parts, class_=verdict)
 
@@ -126,9 +127,18 @@ def _timeline(report: Mapping[str, Any], marks: timeline.Marks, labels: Sequence
 def _uevents(report: Mapping[str, Any]) -> Markup:
     udev = report["udev"]
     facts = [("expected", plain(udev["expected"])), ("received", plain(udev["received"]))]
-    facts += [(name, plain(len(udev[key]))) for key, name in _SIGNS]
-    lists = [_titled(name, udev[key]) for key, name in _SIGNS if udev[key]]
+    counts = udev.get("counts", {})
+    facts += [(name, plain(counts.get(key, len(udev[key])))) for key, name in _SIGNS]
+    lists = [_titled(name, [_uevent_text(one) for one in udev[key]]) for key, name in _SIGNS if udev[key]]
     return _section("Uevents", _table(("", "count"), facts), *lists)
+
+
+def _uevent_text(uevent: Any) -> str:
+    if not isinstance(uevent, Mapping) or "action" not in uevent:
+        return plain(uevent)
+    words = [str(uevent[key]) for key in ("action", "subsystem", "address") if uevent.get(key)]
+    about = [f"{key} {uevent[key]}" for key in ("group", "seqnum") if uevent.get(key) is not None]
+    return " ".join(words) + (f" ({', '.join(about)})" if about else "")
 
 
 def _probes(report: Mapping[str, Any]) -> Markup:
@@ -139,8 +149,8 @@ def _probes(report: Mapping[str, Any]) -> Markup:
 
 def _resources(report: Mapping[str, Any]) -> Markup:
     resources, taint = report["resources"], report["taint"]
-    before = {**resources["before"], "taint": taint["before"]}
-    after = {**resources["after"], "taint": taint["after"]}
+    before = {**(resources["before"] or {}), "taint": taint["before"]}
+    after = {**(resources["after"] or {}), "taint": taint["after"]}
     rows = []
     for name in dict.fromkeys((*before, *after)):
         now = element("span", plain(after.get(name)), class_=_tone(before.get(name) != after.get(name)))
@@ -153,8 +163,22 @@ def _kernel_log(report: Mapping[str, Any]) -> Markup:
     log = report["kernel_log"]
     if not log:
         return _section("Kernel log", element("p", "No warning, no bug.", class_="note"))
-    shown = [element("pre", plain(entry), class_="log") for entry in log[:_MOST_ITEMS]]
+    shown = [element("pre", *_log_entry(entry), class_="log") for entry in log[:_MOST_ITEMS]]
     return _section("Kernel log", *shown, *_rest(log))
+
+
+def _log_entry(entry: Any) -> Iterator[object]:
+    """Return what is shown of one: its kind, its text, and when (CLOCK_MONOTONIC) and where it was."""
+    if not isinstance(entry, Mapping) or "text" not in entry:
+        yield plain(entry)
+        return
+    yield element("b", entry.get("kind", ""))
+    yield f"  {entry['text']}"
+    where = [f"at {entry['at']:.6f} s"] * ("at" in entry) + [f"in {entry['where']}"] * bool(
+        entry.get("where")
+    )
+    if where:
+        yield element("span", "\n" + ", ".join(where), class_="soft")
 
 
 def _titled(name: str, items: Sequence[Any]) -> Markup:
