@@ -298,7 +298,7 @@ JSON = st.recursive(
 CHANGED = st.dictionaries(st.sampled_from(sorted(LINE)) | st.text(), JSON, max_size=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     lines=st.lists(
         st.binary(max_size=80)
@@ -323,7 +323,7 @@ def test_whatever_a_trace_holds_is_read_or_refused(tmp_path: Path, lines: list[b
 # Latencies
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 3.5e9), min_size=1, max_size=300))
 def test_percentiles_are_those_of_the_data(data: list[float]) -> None:
     latencies = Latencies()
