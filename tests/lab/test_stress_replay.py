@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.lab.support import (
     BUS,
     E1000_PAIR,
     EDU,
+    SUBSYSTEM_NVME,
     as_before,
     command,
     driver,
@@ -32,19 +34,23 @@ from tests.lab.support import (
 from tests.lab.test_model import Mistaken, model
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action, Outcome, Record
-from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
+from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.cast import Cast
+from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.model import Bound, Kind, Model
 from vfiotool.stress.replay import Finding, replay, shrunk
 from vfiotool.stress.stage import Stage, Unit
 from vfiotool.stress.standalone import script
 from vfiotool.stress.troupe import PROCESSES
 from vfiotool.stress.walk import Walk
+from vfiotool.stress.workloads import WORKLOADS
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
 
 STEPS = 60
 TRIES = 200
+CYCLES = 3
+NOTHING = Record(0.0, 0.0, 0, "", 0, Action(""), Expectation(), Outcome())
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +73,7 @@ def unit(request: pytest.FixtureRequest) -> Iterator[Unit]:
 
 @contextlib.contextmanager
 def staged(unit: Unit, rules: Model) -> Iterator[Stage]:
-    stage = Stage(rules, unit)
-    stage.add(LifeCycle(stage))
+    stage = Cast(rules, unit).stage
     with contextlib.closing(stage):
         yield stage
 
@@ -151,6 +156,39 @@ def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: Unit, tmp_p
     assert ends_with(0, script(header(unit), finding), tmp_path)
     assert {address: driver(address) or "" for address in unit.members} == unit.hosts
     assert {read(override(address)) for address in unit.members} == {"(null)"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "workload", "names"),
+    [
+        ((EDU,), "dma", {"map", "unmap", "unmap all", "pins"}),
+        ((EDU,), "irq", {"enable irqs", "trigger irq", "mask irq", "unmask irq", "disable irqs"}),
+        ((EDU,), "reset", {"reset", "read config"}),
+        (E1000_PAIR, "hotplug", {"remove", "rescan"}),
+        ((SUBSYSTEM_NVME,), "sriov", {"vfs", "bind vf", "unbind vf"}),
+    ],
+    ids=["dma", "irq", "reset", "hotplug", "sriov"],
+    indirect=["unit"],
+)
+def test_a_workload_replays_and_a_script_does_the_same(
+    unit: Unit, workload: str, names: set[str], tmp_path: Path
+) -> None:
+    records = [one for seed in range(CYCLES) for one in cycled(unit, workload, seed)]
+    assert names <= {one.action.name for one in records}
+    with staged(unit, model()) as stage:
+        again = list(replay(stage, [one.action for one in records if not one.released]))
+    assert [(one.action, one.outcome) for one in again] == [(one.action, one.outcome) for one in records]
+    to_hosts(unit)
+    assert ends_with(0, script(header(unit), elsewhere(records)), tmp_path)
+    assert {address: driver(address) or "" for address in unit.members} == unit.hosts
+
+
+def cycled(unit: Unit, workload: str, seed: int) -> list[Record]:
+    """Do one cycle of a workload, as a run does."""
+    cast = Cast(model(), unit)
+    with contextlib.closing(cast.stage) as stage:
+        chosen = WORKLOADS[workload].cycle(cast, random.Random(seed))  # noqa: S311 - the same each time
+        return [record for one in chain(chosen, stage.wind_down()) for record in stage.perform(one, NOTHING)]
 
 
 def elsewhere(records: Iterable[Record]) -> Finding:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import builtins
 import ctypes
+import enum
 import errno
 import symtable
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
 from vfiotool.stress import standalone_parts
 from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
+from vfiotool.stress.deeds import dma
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.stress.replay import Finding
@@ -59,8 +62,43 @@ def calls(text: str) -> list[str]:
     return [ast.unparse(one) for one in run.body[1:]]
 
 
+def ready(*more: Record) -> tuple[Record, ...]:
+    """What comes before memory is mapped in a container, and that."""
+    opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
+    return (*(record(action_of(Operation(kind))) for kind in opened), *more)
+
+
+def do(name: str, expected: Expectation | None = None, **arguments: int | str) -> Record:
+    return record(Action(name, {"member": 1, **arguments}), expected, EIO)
+
+
+OTHERS = [
+    do("map", slot=1, slots=2),
+    do("unmap", slot=1, slots=2),
+    do("unmap all"),
+    do("pins"),
+    do("enable irqs", kind="msix", count=3),
+    do("trigger irq", vector=2, times=4),
+    do("mask irq"),
+    do("unmask irq"),
+    do("disable irqs"),
+    do("reset"),
+    do("read config"),
+    do("remove"),
+    do("rescan"),
+    do("vfs", count=2),
+    do("bind vf", Expectation(signs=(Sign("vfio", "add", "7"), Sign("pci", "bind", "0000:03:02.1"))), vf=0),
+    do("unbind vf", Expectation(signs=(Sign("pci", "unbind", "0000:03:02.1"),)), vf=0),
+]
+
 SCRIPTS = {kind.value: script(HEADER, found(of_kind(kind))) for kind in Kind}
-SCRIPTS["waits"] = script(OLD, found(record(UNBIND, WAITS, EIO)))
+SCRIPTS |= {one.action.name: script(HEADER, found(one)) for one in OTHERS}
+SCRIPTS |= {f"type1 {one.action.name}": script(HEADER, found(*ready(one))) for one in OTHERS[:3]}
+SCRIPTS["waits"] = script(
+    OLD,
+    found(record(Action("close device", {"member": 0}), released=str(UNBIND)), record(UNBIND, WAITS, EIO)),
+)
+SCRIPTS["removed"] = script(HEADER, found(record(Action("remove", {"member": 1})), do("rescan")))
 each = pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS.keys())
 
 
@@ -133,19 +171,35 @@ def numbers() -> dict[str, int]:
     return {name: getattr(standalone_parts, name) for name in names}
 
 
-def test_its_constants_are_the_kernels() -> None:
+def known() -> dict[str, int]:
+    """The kernel's numbers as vfiotool has them, which are held against the headers."""
+    enums: dict[str, Iterable[enum.IntEnum | enum.IntFlag]] = {
+        "VFIO_IRQ_SET_{}": uapi.IrqSetFlags,
+        "VFIO_DMA_MAP_FLAG_{}": uapi.DmaMapFlags,
+        "VFIO_DMA_UNMAP_FLAG_{}": uapi.DmaUnmapFlags,
+        "VFIO_PCI_{}_REGION_INDEX": uapi.PciRegion,
+        "VFIO_PCI_{}_IRQ_INDEX": uapi.PciIrq,
+        "VFIO_{}_IOMMU": uapi.IommuType,
+        "IOMMU_IOAS_MAP_{}": uapi.IoasMapFlags,
+    }
+    names = {form.format(one.name): one.value for form, kind in enums.items() for one in kind}
     ioctls = [uapi.ContainerIoctl, uapi.GroupIoctl, uapi.DeviceIoctl, uapi.IommufdIoctl]
-    known = {one.name: one.value for kind in ioctls for one in kind}
-    known["VFIO_TYPE1v2_IOMMU"] = uapi.IommuType.TYPE1v2
+    return names | {one.name: one.value for kind in ioctls for one in kind}
+
+
+def test_its_constants_are_the_kernels() -> None:
     assert numbers()
-    assert {name: known[name] for name in numbers()} == numbers()
+    assert {name: known()[name] for name in numbers()} == numbers()
+    assert standalone_parts.IOVA == dma.IOVA
+    assert (standalone_parts.SLOTS, standalone_parts.SLOT_BYTES) == (dma.SLOTS, dma.SLOT_BYTES)
 
 
 def test_each_constant_says_where_it_comes_from() -> None:
-    text = "\n".join(SCRIPTS.values())
+    lines = [line for text in SCRIPTS.values() for line in text.splitlines()]
     for name in numbers():
-        line = next(line for line in text.splitlines() if line.startswith(f"{name} ="))
-        assert "<linux/" in line
+        found = {line for line in lines if line.startswith(f"{name} =")}
+        assert len(found) == 1, name  # and some script has it
+        assert f"<linux/{'iommufd' if name.startswith('IOMMU') else 'vfio'}.h>" in found.pop()
 
 
 def test_what_a_trace_has_ends_no_text() -> None:
@@ -229,6 +283,64 @@ def test_up_to_5_15_a_node_is_waited_for() -> None:
     assert not any("await_node" in one for one in calls(script(HEADER, found(gone, back, last))))
 
 
+def test_what_is_mapped_is_where_the_stage_maps_it() -> None:
+    """In the container that is set and has its IOMMU, if this process has it, and else in the IOAS."""
+    mapped = record(Action("map", {"slot": 3, "slots": 2}), Expectation(frozenset((errno.EEXIST,))), EIO)
+    found_so = "errnos=(errno.EEXIST,), found=(errno.EIO, 0))"
+    in_ioas = f"step(map_ioas, 3, 2, {found_so}"
+    unset = record(Action("UNSET_CONTAINER"))
+    foreign = (record(Action("open container", {"container": 0, "process": 1})), *ready()[1:])
+    assert calls(script(HEADER, found(*ready(mapped))))[-1] == f"step(map_dma, 0, 3, 2, {found_so}"
+    assert calls(script(HEADER, found(*ready(unset, mapped))))[-1] == in_ioas
+    assert calls(script(HEADER, found(*foreign, mapped)))[-1] == in_ioas
+    assert calls(script(HEADER, found(mapped)))[-1] == in_ioas
+
+
+def test_what_must_come_of_dma_and_interrupts() -> None:
+    text = script(
+        HEADER,
+        found(
+            record(Action("unmap all"), Expectation(value=0x20000), Outcome(0, 0x20000)),
+            record(Action("pins"), Expectation(value=0), Outcome()),
+            record(Action("enable irqs", {"member": 0, "kind": "msi", "count": 2})),
+            record(
+                Action("enable irqs", {"member": 0, "kind": "intx", "count": 1}),
+                Expectation(frozenset((errno.EINVAL,))),
+                Outcome(errno.EINVAL),
+            ),
+            record(Action("trigger irq", {"member": 0, "vector": 1, "times": 9}), Expectation(value=9)),
+        ),
+    )
+    assert calls(text) == [
+        "step(unmap_ioas_all, value=131072)",
+        "step(pins, value=0)",
+        f"step(enable_irqs, '{PAIR[0]}', 1, 2, 2)",
+        f"step(enable_irqs, '{PAIR[0]}', 0, 1, 0, errnos=(errno.EINVAL,))",
+        f"step(trigger_irq, '{PAIR[0]}', 1, 9, value=9, found=(0, 0))",
+    ]
+
+
+def test_what_was_removed_is_awaited_with_the_driver_that_it_must_have() -> None:
+    note = Outcome(note=f"{PAIR[1]} was not found again")
+    removed = [record(Action("remove", {"member": at})) for at in range(2)]
+    signs = Expectation(signs=(Sign("pci", "bind", PAIR[0]),))
+    assert calls(script(HEADER, found(*removed, record(Action("rescan"), signs, note))))[2:] == [
+        "step(rescan)",
+        f"step(await_driver, '{PAIR[0]}', 'e1000')",
+        f"step(await_driver, '{PAIR[1]}', '', found='{note.note}')",
+    ]
+
+
+def test_a_vf_has_the_address_of_its_uevents() -> None:
+    bind, unbind = OTHERS[-2:]
+    text = script(OLD, found(replace(bind, outcome=Outcome()), unbind))
+    assert calls(text) == [
+        "step(bind, '0000:03:02.1', 'vfio-pci')",
+        "step(await_node, '0000:03:02.1', 'there')",
+        "step(unbind, '0000:03:02.1', found=(errno.EIO, 0))",
+    ]
+
+
 @pytest.mark.parametrize(("note", "state"), [("still there", "gone"), ("not there", "there")])
 def test_a_node_that_did_not_come_to_be_as_told(note: str, state: str) -> None:
     late = Outcome(note=f"/dev/vfio/3 is {note} after 5 s")
@@ -239,8 +351,17 @@ def test_a_node_that_did_not_come_to_be_as_told(note: str, state: str) -> None:
 
 
 def test_what_has_no_form_is_named() -> None:
-    with pytest.raises(UnsupportedError, match="no standalone form of 'two unbinds'"):
-        script(HEADER, found(record(Action("two unbinds"), outcome=EIO)))
+    race = Action("race", {"of": "unbind, open group", "member": 0})
+    release = record(Action("close group"), released=str(race))
+    for records in ([record(race, outcome=EIO)], [release, record(race, WAITS, EIO)]):
+        with pytest.raises(UnsupportedError, match="no standalone form of 'race of=unbind, open group"):
+            script(HEADER, found(*records))
+
+
+def test_what_a_function_cannot_tell_is_named() -> None:
+    note = Outcome(note="VF 0 is 0000:03:02.2, and should be 0000:03:02.1")
+    with pytest.raises(UnsupportedError, match="which found: VF 0 is"):
+        script(HEADER, found(record(Action("vfs", {"member": 0, "count": 1}), outcome=note)))
 
 
 # What it ends with
@@ -315,25 +436,55 @@ def test_a_device_that_is_not_there_is_no_bug(capsys: pytest.CaptureFixture[str]
 # What it asks the kernel
 
 
-STRUCTURES = {
-    Kind.GET_STATUS: ("VFIO_GROUP_GET_STATUS", uapi.vfio_group_status),
-    Kind.BIND_IOMMUFD: ("VFIO_DEVICE_BIND_IOMMUFD", uapi.vfio_device_bind_iommufd),
-    Kind.ATTACH_IOMMUFD_PT: ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", uapi.vfio_device_attach_iommufd_pt),
-}
+STRUCTURES: list[tuple[str, str, Sequence[int | str], str, type[ctypes.Structure]]] = [
+    ("GET_STATUS", "get_status", [], "VFIO_GROUP_GET_STATUS", uapi.vfio_group_status),
+    ("read config", "read_config", PAIR[1:], "VFIO_DEVICE_GET_REGION_INFO", uapi.vfio_region_info),
+    ("mask irq", "mask_irq", PAIR[1:], "VFIO_DEVICE_SET_IRQS", uapi.vfio_irq_set),
+    ("BIND_IOMMUFD", "bind_iommufd", PAIR[1:], "VFIO_DEVICE_BIND_IOMMUFD", uapi.vfio_device_bind_iommufd),
+    (
+        "ATTACH_IOMMUFD_PT",
+        "attach_iommufd_pt",
+        PAIR[1:],
+        "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+        uapi.vfio_device_attach_iommufd_pt,
+    ),
+    ("BIND_IOMMUFD", "bind_iommufd", PAIR[1:], "IOMMU_IOAS_ALLOC", uapi.iommu_ioas_alloc),
+    ("type1 map", "map_dma", [0, 3, 2], "VFIO_IOMMU_MAP_DMA", uapi.vfio_iommu_type1_dma_map),
+    ("type1 unmap", "unmap_dma", [0, 3, 2], "VFIO_IOMMU_UNMAP_DMA", uapi.vfio_iommu_type1_dma_unmap),
+    ("map", "map_ioas", [3, 2], "IOMMU_IOAS_MAP", uapi.iommu_ioas_map),
+    ("unmap", "unmap_ioas", [3, 2], "IOMMU_IOAS_UNMAP", uapi.iommu_ioas_unmap),
+]
 
 
-@pytest.mark.parametrize("kind", STRUCTURES, ids=str)
-def test_what_it_asks_has_the_size_that_it_says(kind: Kind) -> None:
-    name, structure = STRUCTURES[kind]
+@pytest.mark.parametrize(
+    ("name", "function", "arguments", "request_name", "structure"),
+    STRUCTURES,
+    ids=[one[3] for one in STRUCTURES],
+)
+def test_what_it_asks_has_the_layout_of_the_kernels(
+    name: str,
+    function: str,
+    arguments: Sequence[int | str],
+    request_name: str,
+    structure: type[ctypes.Structure],
+) -> None:
+    """The first question of each kind is looked at: sizes, and the ranges of what maps."""
     asked: dict[int, bytes] = {}
-    namespace = loaded(
-        SCRIPTS[kind.value],
-        fcntl=SimpleNamespace(ioctl=lambda fd, number, question: asked.setdefault(number, question)),
-    )
-    if kind is not Kind.GET_STATUS:
-        namespace["keep"] = lambda what, path: namespace["fds"].update({what: [9]})
-    namespace["fds"].update({"group": [7], f"cdev {PAIR[1]}": [8]})
-    namespace[kind.value.lower()](*([] if kind is Kind.GET_STATUS else PAIR[1:]))
-    question = asked[namespace[name]]
+
+    def ioctl(_fd: int, number: int, question: bytes) -> int:
+        asked.setdefault(number, bytes(question))
+        return 0
+
+    namespace = loaded(SCRIPTS[name], fcntl=SimpleNamespace(ioctl=ioctl))
+    namespace["os"] = SimpleNamespace(pread=lambda *_: b"")
+    namespace["address_of"] = lambda slot: 0x7000 + slot
+    namespace["keep"] = lambda what, path: namespace["fds"].update({what: [9]})
+    namespace["fds"].update({"group": [7], f"cdev {PAIR[1]}": [8], "container 0": [6]})
+    namespace[function](*arguments)
+    question = asked[namespace[request_name]]
     assert len(question) == ctypes.sizeof(structure)
-    assert structure.from_buffer_copy(question).argsz == ctypes.sizeof(structure)
+    read = structure.from_buffer_copy(question)
+    assert (read.size if request_name.startswith("IOMMU_") else read.argsz) == ctypes.sizeof(structure)
+    if function in ("map_dma", "unmap_dma", "map_ioas", "unmap_ioas"):
+        assert read.iova == dma.IOVA + 3 * dma.SLOT_BYTES
+        assert (read.length if function.endswith("ioas") else read.size) == 2 * dma.SLOT_BYTES

@@ -151,7 +151,7 @@ def _possible(stage: Stage, actions: Iterable[Action], allow_crash: bool) -> Ite
     for action in actions:
         try:
             expected = stage.expect(action)
-        except (KeyError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             raise VfioToolError(
                 f"'{action}' cannot be understood: {error}", hint="correct or remove this line of the trace"
             ) from error

@@ -5,8 +5,10 @@ Each constant says which header has it. No function needs more than Python's sta
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
@@ -23,14 +25,38 @@ VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
 VFIO_GROUP_SET_CONTAINER = 0x3B68  # _IO(';', 100 + 4), <linux/vfio.h>
 VFIO_GROUP_UNSET_CONTAINER = 0x3B69  # _IO(';', 100 + 5), <linux/vfio.h>
 VFIO_GROUP_GET_DEVICE_FD = 0x3B6A  # _IO(';', 100 + 6), <linux/vfio.h>
+VFIO_DEVICE_GET_REGION_INFO = 0x3B6C  # _IO(';', 100 + 8), <linux/vfio.h>
+VFIO_DEVICE_SET_IRQS = 0x3B6E  # _IO(';', 100 + 10), <linux/vfio.h>
+VFIO_DEVICE_RESET = 0x3B6F  # _IO(';', 100 + 11), <linux/vfio.h>
+VFIO_IOMMU_MAP_DMA = 0x3B71  # _IO(';', 100 + 13), <linux/vfio.h>
+VFIO_IOMMU_UNMAP_DMA = 0x3B72  # _IO(';', 100 + 14), <linux/vfio.h>
 VFIO_DEVICE_BIND_IOMMUFD = 0x3B76  # _IO(';', 100 + 18), <linux/vfio.h>
 VFIO_DEVICE_ATTACH_IOMMUFD_PT = 0x3B77  # _IO(';', 100 + 19), <linux/vfio.h>
 IOMMU_IOAS_ALLOC = 0x3B81  # _IO(';', 0x81), <linux/iommufd.h>
+IOMMU_IOAS_MAP = 0x3B85  # _IO(';', 0x85), <linux/iommufd.h>
+IOMMU_IOAS_UNMAP = 0x3B86  # _IO(';', 0x86), <linux/iommufd.h>
 VFIO_TYPE1v2_IOMMU = 3  # <linux/vfio.h>
+VFIO_PCI_CONFIG_REGION_INDEX = 7  # <linux/vfio.h>
+VFIO_PCI_INTX_IRQ_INDEX = 0  # <linux/vfio.h>
+VFIO_IRQ_SET_DATA_NONE = 1 << 0  # <linux/vfio.h>
+VFIO_IRQ_SET_DATA_EVENTFD = 1 << 2  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_MASK = 1 << 3  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_UNMASK = 1 << 4  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_TRIGGER = 1 << 5  # <linux/vfio.h>
+VFIO_DMA_MAP_FLAG_READ = 1 << 0  # <linux/vfio.h>
+VFIO_DMA_MAP_FLAG_WRITE = 1 << 1  # <linux/vfio.h>
+VFIO_DMA_UNMAP_FLAG_ALL = 1 << 1  # <linux/vfio.h>
+IOMMU_IOAS_MAP_FIXED_IOVA = 1 << 0  # <linux/iommufd.h>
+IOMMU_IOAS_MAP_WRITEABLE = 1 << 1  # <linux/iommufd.h>
+IOMMU_IOAS_MAP_READABLE = 1 << 2  # <linux/iommufd.h>
+SLOTS = 32
+SLOT_BYTES = 64 << 10
+IOVA = 0x1000000  # of the first slot
 
 fds: dict[str, list[int]] = {}  # what is open, by what it is of; the last is used
-numbers: dict[str, int] = {}  # what the kernel has given
+numbers: dict[str, int] = {}  # what was seen before, by what it is of
 waiting: dict[str, tuple[int, int]] = {}  # unbinds that wait: the child, and the pipe that gives its errno
+memory: list[mmap.mmap] = []  # what is mapped for DMA, in slots
 to_undo: list[Callable[[], object]] = []  # what is done at the end, the last first
 
 
@@ -155,7 +181,9 @@ def give_back(device: str, driver: str, override: str) -> None:
     if driver_of(device) not in ("", driver):
         unbind(device)
     if driver and not driver_of(device):
-        write(f"{DRIVERS}/{driver}/bind", device)
+        outcome(write, f"{DRIVERS}/{driver}/bind", device)  # it may come by itself meanwhile
+    if driver_of(device) != driver:
+        raise OSError(errno.EIO, f"{device} is not back on the driver '{driver}'")
 
 
 def bind(device: str, driver: str) -> int:
@@ -348,3 +376,197 @@ def close(what: str) -> int:
     """Close the last fd of something."""
     os.close(fds[what].pop())
     return 0
+
+
+# What is done with a device
+
+
+def device_fd(device: str) -> int:
+    """Return the last fd that the group gave, or that of the device's own node."""
+    return (fds.get(f"device {device}") or fds[f"cdev {device}"])[-1]
+
+
+def reset(device: str) -> int:
+    """Reset a function; while someone reads its uevent file in sysfs, that is to be tried again."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            fcntl.ioctl(device_fd(device), VFIO_DEVICE_RESET)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return 0
+
+
+def read_config(device: str) -> int:
+    """Return the first 32 bits of configuration space: device and vendor."""
+    info = bytearray(struct.pack("=IIIIQQ", 32, 0, VFIO_PCI_CONFIG_REGION_INDEX, 0, 0, 0))
+    fcntl.ioctl(device_fd(device), VFIO_DEVICE_GET_REGION_INFO, info)
+    offset = struct.unpack("=IIIIQQ", info)[5]
+    return int.from_bytes(os.pread(device_fd(device), 4, offset), "little")
+
+
+def set_irqs(device: str, flags: int, index: int, start: int, count: int, data: bytes = b"") -> int:
+    """Ask VFIO_DEVICE_SET_IRQS; a positive result is how many vectors there would have been."""
+    question = struct.pack("=IIIII", 20 + len(data), flags, index, start, count) + data
+    if fcntl.ioctl(device_fd(device), VFIO_DEVICE_SET_IRQS, bytearray(question)):
+        raise OSError(errno.ENOSPC, "fewer vectors")
+    return 0
+
+
+def enable_irqs(device: str, index: int, count: int, eventfds: int) -> int:
+    """Enable vectors, of which so many have an eventfd."""
+    vectors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(eventfds)]
+    data = struct.pack(f"={count}i", *vectors, *[-1] * (count - eventfds))
+    set_irqs(device, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, count, data)
+    fds[f"irqs of {device}"] = vectors
+    numbers[f"irqs of {device}"] = index
+    return 0
+
+
+def trigger_irq(device: str, vector: int, times: int) -> int:
+    """Have the kernel raise an interrupt; return how often its eventfd was signalled."""
+    for _ in range(times):
+        flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
+        set_irqs(device, flags, numbers[f"irqs of {device}"], vector, 1)
+    return signalled(fds[f"irqs of {device}"][vector])
+
+
+def signalled(eventfd: int) -> int:
+    """Return how often an eventfd was signalled since the last time."""
+    try:
+        return os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
+
+
+def mask_irq(device: str) -> int:
+    """Mask INTx."""
+    return set_irqs(device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, VFIO_PCI_INTX_IRQ_INDEX, 0, 1)
+
+
+def unmask_irq(device: str) -> int:
+    """Unmask INTx."""
+    return set_irqs(
+        device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK, VFIO_PCI_INTX_IRQ_INDEX, 0, 1
+    )
+
+
+def disable_irqs(device: str) -> int:
+    """Disable interrupts; return how many came that nobody asked for."""
+    flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
+    set_irqs(device, flags, numbers[f"irqs of {device}"], 0, 0)
+    return sum(signalled(one) for one in fds[f"irqs of {device}"])
+
+
+# DMA
+
+
+def address_of(slot: int) -> int:
+    """Return where a slot is in memory, which no child gets: a fork would copy what is pinned."""
+    if not memory:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        memory.append(mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags))
+        memory[0].madvise(mmap.MADV_DONTFORK)
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory[0])) + slot * SLOT_BYTES
+
+
+def map_dma(container: int, slot: int, slots: int) -> int:
+    """Map slots in a container: struct vfio_iommu_type1_dma_map."""
+    flags, iova = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, IOVA + slot * SLOT_BYTES
+    question = struct.pack("=IIQQQ", 32, flags, address_of(slot), iova, slots * SLOT_BYTES)
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_MAP_DMA, question)
+    return 0
+
+
+def unmap_dma(container: int, slot: int, slots: int) -> int:
+    """Unmap slots in a container, and return how many bytes were mapped."""
+    return unmap_range(container, 0, IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
+
+
+def unmap_dma_all(container: int) -> int:
+    """Unmap all in a container, and return how many bytes were mapped."""
+    return unmap_range(container, VFIO_DMA_UNMAP_FLAG_ALL, 0, 0)
+
+
+def unmap_range(container: int, flags: int, iova: int, size: int) -> int:
+    """Ask VFIO_IOMMU_UNMAP_DMA: struct vfio_iommu_type1_dma_unmap."""
+    question = bytearray(struct.pack("=IIQQ", 24, flags, iova, size))
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_UNMAP_DMA, question)
+    return int(struct.unpack("=IIQQ", question)[3])
+
+
+def map_ioas(slot: int, slots: int) -> int:
+    """Map slots in the IO address space: struct iommu_ioas_map."""
+    flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE
+    iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
+    question = struct.pack("=IIIIQQQ", 40, flags, ioas(), 0, address_of(slot), size, iova)
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_MAP, question)
+    return 0
+
+
+def unmap_ioas(slot: int, slots: int) -> int:
+    """Unmap slots in the IO address space, and return how many bytes were mapped."""
+    return unmap_ioas_range(IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
+
+
+def unmap_ioas_all() -> int:
+    """Unmap all in the IO address space, which may be nothing."""
+    try:
+        return unmap_ioas_range(0, (1 << 64) - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def unmap_ioas_range(iova: int, size: int) -> int:
+    """Ask IOMMU_IOAS_UNMAP: struct iommu_ioas_unmap."""
+    question = bytearray(struct.pack("=IIQQ", 24, ioas(), iova, size))
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_UNMAP, question)
+    return int(struct.unpack("=IIQQ", question)[3])
+
+
+def pins() -> int:
+    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(("VmLck:", "VmPin:")))
+    return (kilobytes << 10) // mmap.PAGESIZE
+
+
+# The bus
+
+
+def remove(device: str) -> int:
+    """Take a device off the bus."""
+    to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
+    return write(f"{DEVICES}/{device}/remove", "1")
+
+
+def rescan() -> int:
+    """Have the kernel find what was removed."""
+    return write("/sys/bus/pci/rescan", "1")
+
+
+def await_driver(device: str, driver: str) -> int:
+    """Wait until a device that was found has its driver, which may come after the rescan."""
+    if not os.path.exists(f"{DEVICES}/{device}"):
+        raise NoteError(f"{device} was not found again")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (now := driver_of(device)) != driver:
+        if now or time.monotonic() > deadline:
+            raise NoteError(f"{device} was found and has the driver '{now}', not '{driver}'")
+        time.sleep(0.001)
+    return 0
+
+
+def set_vfs(device: str, count: int) -> int:
+    """Have so many VFs, none of which a host driver takes."""
+    autoprobe, numvfs = (f"{DEVICES}/{device}/sriov_{name}" for name in ("drivers_autoprobe", "numvfs"))
+    if autoprobe not in numbers:
+        with open(autoprobe, encoding="ascii") as file:
+            numbers[autoprobe] = int(file.read())
+        to_undo.append(lambda: write(autoprobe, str(numbers[autoprobe])))
+        to_undo.append(lambda: write(numvfs, "0"))
+        write(autoprobe, "0")
+    return write(numvfs, str(count))
