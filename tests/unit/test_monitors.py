@@ -364,6 +364,36 @@ def test_claims_and_releases_must_balance(claim: str, release: str) -> None:
     assert probed([claim], [ran(claim)]) == [], "its result is not probed"
 
 
+def test_a_group_may_hear_of_its_last_member_before_a_worker_puts_it() -> None:
+    """Up to 5.15, as often as it lost its last member; later no worker is there to be late."""
+    put = "vfio_group_put_bg"
+    expected = ["UNBIND_DRIVER", put]
+    seen = [ran(NOTIFIER, "UNBIND_DRIVER"), ran(put)]
+    heard = ran(NOTIFIER, "UNBOUND_DRIVER")
+    assert probed(expected, seen) == []
+    assert probed(expected, [*seen, heard]) == [], "it was dying"
+    assert probed(expected, [*seen, heard, ran(put)]) == []
+    assert len(probed(expected, [*seen, heard, ran(put), ran(put)])) == 1
+    assert len(probed(expected, [*seen, ran(put)])) == 1
+    assert len(probed(expected, [*seen, heard, heard])) == 1
+    assert len(probed(expected[:1], [seen[0], heard], ProbeMonitor({NOTIFIER}))) == 1
+    stays = [*expected, "UNBOUND_DRIVER", put]
+    assert len(probed(stays, [*seen, heard, heard, ran(put)])) == 1
+    assert len(probed(stays, [*seen, ran(put)])) == 1
+
+
+def test_uevents_name_the_group_that_a_device_was_in() -> None:
+    monitor = watching()
+    monitor.watch(8, [EDU, OTHER])
+    monitor.expect(GROUP, HOST_BIND)
+    monitor.expect(8, [Sign("pci", "bind", OTHER)])
+    monitor.finish()
+    assert [(each["address"], each["group"]) for each in monitor.document()["missing"]] == [
+        (EDU, GROUP),
+        (OTHER, 8),
+    ]
+
+
 def test_what_is_not_probed_is_not_judged() -> None:
     assert probed([CLAIM, "BOUND_DRIVER"], [], ProbeMonitor({RELEASE})) == []
     grows = {RELEASE}

@@ -114,8 +114,8 @@ class UeventMonitor:
         keys = [("vfio", str(group))]
         keys += [(subsystem, address) for address in addresses for subsystem in ("pci", "vfio-dev")]
         for key in keys:
-            self._of[key] = group
             if key not in self._streams:
+                self._of[key] = group
                 self._streams[key] = Matcher(self._match)
 
     def expect(self, group: int, signs: Iterable[Sign]) -> None:
@@ -124,6 +124,7 @@ class UeventMonitor:
         operation = _Operation(sent)
         self._expected += len(sent)
         for place, sign in enumerate(sent):
+            self._of[_key_of(sign, group)] = group
             self._streams[_key_of(sign, group)].expect(_Awaited(sign, group, operation, place))
 
     def see(self, entry: Entry) -> None:
