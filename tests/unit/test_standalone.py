@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -372,7 +373,7 @@ def loaded(text: str, **replaced: Any) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "script"}
     exec(compile(text, "script.py", "exec"), namespace)  # noqa: S102 - it is ours
     assert replaced.keys() <= namespace.keys()
-    namespace.update(replaced)
+    namespace.update(replaced, signal=Mock())  # the handlers here are pytest's
     return namespace
 
 

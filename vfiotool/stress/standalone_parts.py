@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class NoteError(Exception):
 def main(devices: Sequence[str], modules: Sequence[str], run: Callable[[], None]) -> int:
     """Take the devices, run, and give them back; 1: it goes as found, 0: as expected, 2: neither."""
     before: dict[str, tuple[str, str]] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that they are given back then, too
     try:
         try:
             for module in modules:
