@@ -176,6 +176,18 @@ def test_uevents_of_others_are_passed_over() -> None:
     assert monitor.document()["received"] == 0
 
 
+def test_uevents_name_the_group_that_a_device_was_in() -> None:
+    monitor = watching()
+    monitor.watch(8, [EDU, OTHER])
+    monitor.expect(GROUP, HOST_BIND)
+    monitor.expect(8, [Sign("pci", "bind", OTHER)])
+    monitor.finish()
+    assert [(each["address"], each["group"]) for each in monitor.document()["missing"]] == [
+        (EDU, GROUP),
+        (OTHER, 8),
+    ]
+
+
 def test_uevents_that_were_lost_before_they_were_read() -> None:
     monitor = watching()
     monitor.see(Entry(0.0, "kernel", "missed", seqnum=8, detail="uevents 5 to 7"))
@@ -380,18 +392,6 @@ def test_a_group_may_hear_of_its_last_member_before_a_worker_puts_it() -> None:
     stays = [*expected, "UNBOUND_DRIVER", put]
     assert len(probed(stays, [*seen, heard, heard, ran(put)])) == 1
     assert len(probed(stays, [*seen, ran(put)])) == 1
-
-
-def test_uevents_name_the_group_that_a_device_was_in() -> None:
-    monitor = watching()
-    monitor.watch(8, [EDU, OTHER])
-    monitor.expect(GROUP, HOST_BIND)
-    monitor.expect(8, [Sign("pci", "bind", OTHER)])
-    monitor.finish()
-    assert [(each["address"], each["group"]) for each in monitor.document()["missing"]] == [
-        (EDU, GROUP),
-        (OTHER, 8),
-    ]
 
 
 def test_what_is_not_probed_is_not_judged() -> None:
