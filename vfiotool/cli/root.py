@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
     "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
     "watch": ("vfiotool.cli.watch:watch", "Show what the kernel does with devices, as it happens."),
+    "stress": ("vfiotool.cli.stress:stress", "Prove a kernel by stress, against a model of what it must do."),
     "peek": ("vfiotool.cli.registers:peek", "Read registers of a device on a VFIO driver."),
     "poke": ("vfiotool.cli.registers:poke", "Write a register of a device on a VFIO driver."),
     "config": ("vfiotool.cli.config:config", "Decode a device's configuration space."),

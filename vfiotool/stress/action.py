@@ -88,8 +88,9 @@ class Outcome:
 class Record:
     """An operation that was done. ``at`` is CLOCK_MONOTONIC in seconds, ``took_us`` microseconds.
 
-    ``unit`` numbers the group of devices, ``cycle`` what the workload did in one piece. ``released`` names
-    the operation that waited for this one, which no workload chose.
+    ``unit`` numbers the group of devices, ``cycle`` what the workload did in one piece; ``group`` is the
+    number that the kernel has for the group now. ``released`` names the operation that waited for this one,
+    which no workload chose.
     """
 
     at: float
@@ -101,6 +102,7 @@ class Record:
     expected: Expectation
     outcome: Outcome
     released: str = ""
+    group: int = 0
 
     @property
     def is_unexpected(self) -> bool:

@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Sent:
     """What a performer sends: operations that it did, cycles that it has ended, and what it found leaking."""
 
     records: tuple[Record, ...] = ()
@@ -143,7 +143,7 @@ class Performer:
         return self._is_told() or (self._until is not None and now() >= self._until)
 
     def _send(self, cycles: int = 0, leaked: tuple[str, ...] = ()) -> None:
-        self._line.send(Report(tuple(self._batch), cycles, leaked))
+        self._line.send(Sent(tuple(self._batch), cycles, leaked))
         self._batch.clear()
         self._sent = now()
 

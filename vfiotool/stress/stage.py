@@ -97,6 +97,7 @@ class Stage:
         if expected is None:
             return
         deeds, begun = self._deeds[action.name], now()
+        template = replace(template, group=self.number or 0)
         outcome = deeds.do(action, expected)
         expected = outcome.proved or expected
         if expected.waits_for and expected.allows(outcome):

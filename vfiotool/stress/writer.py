@@ -25,7 +25,7 @@ class Writer:
         self.pid, self._line = start_child(lambda parent: _write(parent, path, content))
 
     def comes_to_wait(self) -> bool:
-        """Wait until it sleeps in the kernel, for a device to be let go of, or has ended; say whether it sleeps."""
+        """Wait until it sleeps until a device is let go of, or has ended; say whether it sleeps."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not self._waits():
             if self._has_ended(0) or time.monotonic() > deadline:

@@ -1,0 +1,218 @@
+"""The verb that proves a kernel: workloads on devices, watched, and judged against the model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vfiotool.cli.bind import Verb, allowed_rules, lifting_options, with_options
+from vfiotool.cli.completion import complete_endpoint
+from vfiotool.cli.settings import Settings, json_option
+from vfiotool.errors import VfioToolError
+from vfiotool.host.selectors import select_meant
+from vfiotool.render.documents import write_document
+
+if TYPE_CHECKING:
+    from vfiotool.render.board import Board
+    from vfiotool.stress.engine import Screen, Told
+    from vfiotool.stress.order import Order
+    from vfiotool.stress.report import Report
+
+_CYCLES = 10
+_MOST_MARKS = 2000
+"""Of a trace, on the page."""
+_ABOUT = {
+    "bind": "Each device from vfio-pci to its host driver and back.",
+    "group": "Random walks through the life cycle of the group, by two processes.",
+    "viability": "The group is set up while siblings are on host drivers.",
+    "dma": "Memory is mapped and unmapped; bytes and pins are counted.",
+    "irq": "Interrupts are enabled, triggered and counted.",
+    "reset": "Functions are reset while they are in use.",
+    "hotplug": "Devices are removed from the bus and found again.",
+    "sriov": "VFs come and go, on vfio-pci meanwhile.",
+    "race": "Two operations at once, that must come out as one after the other.",
+    "all": "All that the devices have what it takes for.",
+}
+
+
+class _Workloads(click.Group):
+    """A command for each workload, and for each list of them with commas."""
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        known = super().get_command(context, name)
+        names = name.split(",")
+        if known is not None or not set(names) <= set(_ABOUT):
+            return known
+        return _command(name, " ".join(_ABOUT[one] for one in names))
+
+
+def running_options(verb: Verb) -> Verb:
+    """Add the options of a run."""
+    options: list[Callable[[Verb], Verb]] = [
+        click.argument(
+            "selectors", metavar="ADDRESS...", nargs=-1, required=True, shell_complete=complete_endpoint
+        ),
+        click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
+        click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
+        click.option(
+            "--cycles",
+            type=click.IntRange(min=1),
+            help=f"Do each workload so often on each group; {_CYCLES} unless there is a duration.",
+        ),
+        click.option("--duration", type=click.FloatRange(min=0.1), metavar="S", help="End after S seconds."),
+        click.option("--seed", type=click.IntRange(min=0), help="What decides the operations; any, if none."),
+        click.option(
+            "--jobs", type=click.IntRange(min=1), help="So many groups at once; all, unless it is given."
+        ),
+        click.option(
+            "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
+        ),
+        click.option(
+            "--allow-kernel-crash",
+            is_flag=True,
+            help="Do what ends an old kernel, too: only in a guest of the lab.",
+        ),
+        lifting_options,
+        json_option,
+    ]
+    return with_options(options, verb)
+
+
+def _command(name: str, about: str) -> click.Command:
+    @click.command(name, help=about)
+    @running_options
+    @click.pass_obj
+    def run(settings: Settings, /, **options: Any) -> None:
+        _run(settings, name, **options)
+
+    return run
+
+
+@click.group("stress", cls=_Workloads, subcommand_metavar="WORKLOAD[,WORKLOAD]... ADDRESS...")
+def stress() -> None:
+    """Work on devices as hard as can be, watch the kernel, and judge it against a model.
+
+    Devices are taken from their drivers, and given back at the end. A report is left in a folder.
+    """
+
+
+for _name, _text in _ABOUT.items():
+    stress.add_command(_command(_name, _text))
+
+
+def _run(settings: Settings, names: str, as_json: bool, **options: Any) -> None:
+    from vfiotool.stress.engine import Told, run
+
+    order = _order(settings, names, **options)
+    told = Told()
+    _end_when_told(told)
+    with _screen(order) as screen:
+        report = run(order, screen, told)
+    _conclude(order, report, as_json)
+
+
+def _order(settings: Settings, names: str, **options: Any) -> Order:
+    if not settings.tree.is_live:
+        raise click.UsageError("--sysroot is for looking: only this machine can be stressed")
+    from vfiotool.binding.operations import Binding
+    from vfiotool.stress.order import Order, find_units, parse_workloads, require_lab
+
+    if options["allow_kernel_crash"]:
+        require_lab(settings.tree)
+    group = options["group"]
+    wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
+    if group:
+        wanted = Binding(state_dir=settings.state_dir).group_members(wanted)
+    units = find_units(settings.tree, wanted, settings.state_dir)
+    seed = options["seed"]
+    seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+    cycles, duration = options["cycles"], options["duration"]
+    cycles = _CYCLES if cycles is None and duration is None else cycles
+    return Order(
+        units=units,
+        workloads=parse_workloads(names),
+        seed=seed,
+        report=options["report"] or time.strftime("vfiotool-stress-%Y%m%d-%H%M%S"),
+        state_dir=settings.state_dir,
+        reproduce=_reproduce(names, wanted, seed, cycles, options),
+        cycles=cycles,
+        duration=duration,
+        jobs=options["jobs"] or len(units),
+        allowed=frozenset(allowed_rules(options)),
+        allow_crash=options["allow_kernel_crash"],
+    )
+
+
+def _reproduce(names: str, wanted: list[str], seed: int, cycles: int | None, options: dict[str, Any]) -> str:
+    """Return the command line that does the same again; a run that time ends comes about as far."""
+    words = ["vfiotool", "stress", names, *wanted, "--seed", str(seed)]
+    for flag, value in (("cycles", cycles), ("duration", options["duration"]), ("jobs", options["jobs"])):
+        words += [] if value is None else [f"--{flag}", f"{value:g}"]
+    words += [f"--allow-{rule}" for rule in allowed_rules(options)]
+    words += ["--allow-kernel-crash"] if options["allow_kernel_crash"] else []
+    return shlex.join(words)
+
+
+def _end_when_told(told: Told) -> None:
+    """Have signals end the run in good order: what is told again meanwhile changes nothing."""
+
+    def take_note(number: int, _frame: object) -> None:
+        told.by = told.by or signal.Signals(number).name
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, take_note)
+
+
+@contextlib.contextmanager
+def _screen(order: Order) -> Iterator[Screen]:
+    """Have a board for the time of the run."""
+    from vfiotool.render.board import Board
+
+    most = None if order.cycles is None else order.cycles * len(order.workloads) * len(order.units)
+    with Board(order.addresses, order.workloads, seconds=order.duration, cycles=most) as board:
+        yield _Shown(board)
+
+
+class _Shown:
+    """A board as the engine wants it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    @property
+    def due(self) -> bool:
+        return self._board.due
+
+    def show(self, **fields: Any) -> None:
+        from vfiotool.render.board import Progress
+
+        self._board.update(Progress(**fields))
+
+
+def _conclude(order: Order, report: Report, as_json: bool) -> None:
+    """Write the report, and say what it says; a run that has failed ends with status 1."""
+    from vfiotool.render.report_page import write_page
+    from vfiotool.stress.report import PAGE, TRACE, write_report
+    from vfiotool.stress.trace import sample_trace
+
+    document = report.document()
+    write_report(order.report, document)
+    lines = sample_trace(f"{order.report}/{TRACE}", _MOST_MARKS)
+    write_page(f"{order.report}/{PAGE}", document, lines, [" ".join(unit.members) for unit in order.units])
+    if as_json:
+        write_document("stress", {key: value for key, value in document.items() if key != "schema"})
+    else:
+        click.echo(f"{report.verdict}: {report.cycles} cycles in {report.seconds:.0f} s, seed {report.seed}")
+        for reason in report.reasons:
+            click.echo(f"  {reason}")
+        click.echo(f"report: {order.report}")
+    if report.reasons:
+        sys.exit(VfioToolError.exit_status)

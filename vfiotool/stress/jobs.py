@@ -1,0 +1,124 @@
+"""The performers of a run, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from vfiotool.stress.cast import Cast
+from vfiotool.stress.model import Model
+from vfiotool.stress.order import Order
+from vfiotool.stress.performer import Part, Performer, Placard, Sent, start_performer
+from vfiotool.stress.stage import Unit
+from vfiotool.stress.workloads import WORKLOADS, Workload
+
+
+class Job:
+    """One performer. ``line`` is None once it has ended."""
+
+    def __init__(self, pid: int, line: Connection, placard: Placard) -> None:
+        self.pid = pid
+        self.placard = placard
+        self.line: Connection | None = line
+        self.status: int | None = None
+
+    def end(self) -> None:
+        """Take it that it has ended, and see how."""
+        if self.line is not None:
+            self.line.close()
+            self.line = None
+        _, status = os.waitpid(self.pid, 0)
+        self.status = os.waitstatus_to_exitcode(status)
+
+
+class Jobs:
+    """All performers of a run. A handle of one thread."""
+
+    def __init__(self, order: Order, model: Model, until: float | None) -> None:
+        """Start them: groups are dealt to them in turns, so that no group is two performers'."""
+        self.all: list[Job] = []
+        count = max(1, min(order.jobs, len(order.units)))
+        for number in range(count):
+            parts = list(enumerate(order.units))[number::count]
+            self.all.append(self._start(order, model, parts, until))
+
+    @property
+    def running(self) -> list[Job]:
+        """Those that have not ended."""
+        return [job for job in self.all if job.line is not None]
+
+    def receive(self, timeout: float) -> Iterator[Sent]:
+        """Yield what has come, waiting at most so many seconds for it; who has ended is marked so."""
+        ready = set(wait([job.line for job in self.running if job.line is not None], timeout))
+        for job in self.running:
+            try:
+                while job.line is not None and job.line in ready and job.line.poll(0):
+                    yield job.line.recv()
+            except (EOFError, ConnectionResetError):
+                job.end()
+
+    def tell_to_end(self) -> None:
+        """Have each go back to rest, and end."""
+        for job in self.running:
+            with contextlib.suppress(BrokenPipeError):
+                if job.line is not None:
+                    job.line.send("end")
+
+    def processes(self) -> list[int]:
+        """Return the performers and what they have started."""
+        return [pid for job in self.running for pid in (job.pid, *_children(job.pid))]
+
+    def abandon(self) -> None:
+        """Kill those that do not end. One that is stuck in the kernel stays so, and is not waited for."""
+        for job in self.running:
+            for pid in (job.pid, *_children(job.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _start(
+        self, order: Order, model: Model, units: Sequence[tuple[int, Unit]], until: float | None
+    ) -> Job:
+        ours, theirs = Pipe()
+
+        def make(line: Connection, placard: Placard) -> Performer:
+            ours.close()
+            for job in self.all:
+                if job.line is not None:
+                    job.line.close()
+            parts = [_part(number, unit, model, order.workloads) for number, unit in units]
+            return Performer(
+                parts,
+                line,
+                placard,
+                seed=order.seed,
+                cycles=order.cycles,
+                until=until,
+                allow_crash=order.allow_crash,
+            )
+
+        pid, placard = start_performer(make, theirs)
+        theirs.close()
+        return Job(pid, ours, placard)
+
+
+def possible(cast: Cast, names: Sequence[str]) -> tuple[Workload, ...]:
+    """Return the workloads that a group has what it takes for."""
+    return tuple(WORKLOADS[name] for name in names if not WORKLOADS[name].lacks(cast))
+
+
+def _part(number: int, unit: Unit, model: Model, names: Sequence[str]) -> Part:
+    cast = Cast(model, unit)
+    return Part(number, cast, possible(cast, names))
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that one has started; none where CONFIG_PROC_CHILDREN is not set."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []

@@ -1,0 +1,130 @@
+"""What watches a run: sources of events, and the monitors that are fed from them and from its operations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from vfiotool.errors import UnsupportedError
+from vfiotool.events.entry import Entry, Source, now
+from vfiotool.events.kmsg import KernelLog
+from vfiotool.events.probes import KernelProbes
+from vfiotool.events.tracefs import TraceInstance
+from vfiotool.events.uevents import Uevents
+from vfiotool.host.era import Era
+from vfiotool.host.tree import Tree
+from vfiotool.stress.action import Record
+from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
+from vfiotool.stress.monitors.probes import ProbeMonitor
+from vfiotool.stress.monitors.uevents import UeventMonitor
+
+HOLD_SECONDS = 0.25
+"""For how long an entry is held: what names a new group or device to the monitors may come after it."""
+
+
+class Watchers:
+    """A handle of one thread. ``lacking`` says what this machine does not let be watched, and why."""
+
+    def __init__(self, tree: Tree, era: Era, addresses: Collection[str]) -> None:
+        self.lacking: list[str] = []
+        self._addresses = set(addresses)
+        self._groups: set[int] = set()
+        self._held: deque[tuple[float, Entry]] = deque()
+        self._stack = contextlib.ExitStack()
+        self.sources: list[Source] = []
+        self.uevents = UeventMonitor(is_ordered=era is not Era.DEFERRED_PUT)
+        self.kernel_log = KernelLogMonitor()
+        try:
+            probed = self._open(tree)
+        except BaseException:
+            self.close()
+            raise
+        self.probes = ProbeMonitor(probed, self._addresses)
+
+    def read(self) -> None:
+        """Take what the sources have, and give the monitors what has been held for long enough."""
+        for source in self.sources:
+            for entry in source.read():
+                self._held.append((now(), entry))
+        self._feed(now() - HOLD_SECONDS)
+
+    def note(self, record: Record) -> None:
+        """Take what an operation must have sent and run."""
+        expected = record.expected
+        named = {sign.address for sign in expected.signs if sign.address is not None}
+        if record.group not in self._groups or not named <= self._addresses:
+            self._groups.add(record.group)
+            self._addresses |= named
+            self.uevents.watch(record.group, self._addresses)
+        if record.is_unexpected and record.outcome.errno:
+            return  # it was not done, so nothing follows
+        self.uevents.expect(record.group, expected.signs)
+        self.probes.expect(expected.probes)
+        if expected.waits_for:
+            self.kernel_log.expect_blocked()
+
+    def is_settled(self) -> bool:
+        """Say whether all has come that must."""
+        return not self._held and self.uevents.is_settled() and self.probes.is_settled()
+
+    def finish(self) -> None:
+        """Take it that nothing more comes."""
+        self._feed(now())
+        for monitor in (self.uevents, self.probes, self.kernel_log):
+            monitor.finish()
+
+    def findings(self) -> list[str]:
+        """Return what the monitors have found so far."""
+        found = [*self.uevents.findings(), *self.probes.findings(), *self.kernel_log.findings()]
+        return found + self.lacking
+
+    def document(self) -> dict[str, Any]:
+        """Return their parts of the report."""
+        return {
+            "udev": self.uevents.document(),
+            "probes": self.probes.document(),
+            "kernel_log": self.kernel_log.document(),
+        }
+
+    def close(self) -> None:
+        """Stop watching. Any number of times."""
+        self._stack.close()
+
+    def _open(self, tree: Tree) -> Collection[str]:
+        self._add(Uevents("kernel", tree))
+        probed: Collection[str] = ()
+        offset = 0.0
+        with self._optional("the kernel's functions cannot be probed"):
+            instance = self._stack.enter_context(TraceInstance())
+            offset = instance.log_offset
+            probes = KernelProbes(instance)
+            probed = probes.probed
+            self._add(probes)
+        with self._optional("the kernel's log cannot be read"):
+            self._add(KernelLog(offset))
+        return probed
+
+    def _add(self, source: Source) -> None:
+        self.sources.append(source)
+        self._stack.callback(source.close)
+
+    @contextlib.contextmanager
+    def _optional(self, lacking: str) -> Iterator[None]:
+        try:
+            yield
+        except UnsupportedError as error:
+            self.lacking.append(f"{lacking}: {error.message}")
+        except OSError as error:
+            self.lacking.append(f"{lacking}: {error.strerror}")
+
+    def _feed(self, until: float) -> None:
+        while self._held and self._held[0][0] <= until:
+            entry = self._held.popleft()[1]
+            if entry.source == "probe":
+                self.probes.see(entry)
+            elif entry.source == "kmsg":
+                self.kernel_log.see(entry)
+            else:
+                self.uevents.see(entry)
