@@ -1,0 +1,135 @@
+"""What must come of removals and rescans, in eras that no kernel of the lab has, too."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from vfiotool.host.era import Era
+from vfiotool.host.tree import Tree
+from vfiotool.stress.action import Action, Expectation, Outcome, Sign
+from vfiotool.stress.deeds.bus_lock import BusLock
+from vfiotool.stress.deeds.hotplug import Hotplug
+from vfiotool.stress.model import Bound, Container, Member, Model, State
+from vfiotool.stress.stage import Stage, Unit
+
+MEMBERS = ("0000:03:01.0", "0000:03:02.0")
+BOTH_ON_VFIO = State((Member(Bound.VFIO), Member(Bound.VFIO)))
+OPEN = State(BOTH_ON_VFIO.members, is_open=True)
+LIVE = State(BOTH_ON_VFIO.members, (Container(is_open=True), Container()), is_open=True, container=0)
+FIRST, SECOND = (Action("remove", {"member": at}) for at in range(2))
+RESCAN = Action("rescan")
+OLD = (Era.DEFERRED_PUT, Era.NOTIFIER)
+
+
+class Scene:
+    """A group that is not on this machine, in a state."""
+
+    def __init__(self, root: Path, era: Era, state: State, removed: tuple[int, ...] = ()) -> None:
+        self.stage = Stage(Model(era), Unit(MEMBERS, {}))
+        self.stage.tree = Tree(str(root))
+        self.stage.state, self.stage.removed = state, set(removed)
+        self.hotplug = Hotplug(self.stage)
+
+    def expect(self, action: Action) -> Expectation | None:
+        return self.hotplug.expect(action)
+
+
+@pytest.mark.parametrize(
+    ("era", "probes"),
+    [
+        (
+            Era.DEFERRED_PUT,
+            tuple(
+                name
+                for action in ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")
+                for name in (action, "vfio_group_put_bg")
+            ),
+        ),
+        (Era.NOTIFIER, ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")),
+        (Era.DMA_OWNER, ()),
+    ],
+)
+def test_a_member_loses_its_driver_and_then_leaves(tmp_path: Path, era: Era, probes: tuple[str, ...]) -> None:
+    expected = Scene(tmp_path, era, BOTH_ON_VFIO).expect(SECOND)
+    assert expected is not None
+    assert expected.probes == probes
+    assert expected.signs == (
+        Sign("vfio-dev", "remove", MEMBERS[1]),
+        Sign("pci", "unbind", MEMBERS[1]),
+        Sign("pci", "remove", MEMBERS[1]),
+    )
+
+
+def test_the_last_one_takes_the_group_with_it(tmp_path: Path) -> None:
+    state = State((Member(Bound.VFIO), Member(Bound.NONE)))
+    expected = Scene(tmp_path, Era.NOTIFIER, state).expect(FIRST)
+    assert expected is not None
+    assert expected.probes == ("UNBIND_DRIVER",)
+    assert Sign("vfio", "remove") in expected.signs
+
+
+def test_who_comes_to_a_group_of_vfios_is_told_to_it(tmp_path: Path) -> None:
+    state = State((Member(Bound.VFIO), Member()))
+    for era, probes in ((Era.NOTIFIER, ("ADD_DEVICE",)), (Era.DMA_OWNER, ())):
+        expected = Scene(tmp_path, era, state, removed=(1,)).expect(RESCAN)
+        assert expected == Expectation(signs=(Sign("pci", "add", MEMBERS[1]),), probes=probes)
+
+
+@pytest.mark.parametrize("era", OLD)
+def test_up_to_5_18_nobody_leaves_or_joins_a_live_group(tmp_path: Path, era: Era) -> None:
+    assert Scene(tmp_path, era, OPEN).expect(FIRST) is not None
+    assert Scene(tmp_path, era, LIVE).expect(FIRST) is None
+    live_without_one = State((Member(Bound.VFIO), Member()), LIVE.containers, is_open=True, container=0)
+    assert Scene(tmp_path, era, live_without_one, removed=(1,)).expect(RESCAN) is None
+    assert Scene(tmp_path, Era.DMA_OWNER, LIVE).expect(FIRST) is not None
+    assert Scene(tmp_path, Era.DMA_OWNER, live_without_one, removed=(1,)).expect(RESCAN) is not None
+
+
+@pytest.mark.parametrize("era", OLD)
+def test_up_to_5_18_a_group_that_is_open_keeps_its_last_device(tmp_path: Path, era: Era) -> None:
+    alone = State((Member(Bound.VFIO), Member()), is_open=True)
+    assert Scene(tmp_path, era, alone, removed=(1,)).expect(FIRST) is None
+    assert Scene(tmp_path, Era.DMA_OWNER, alone, removed=(1,)).expect(FIRST) is not None
+
+
+@pytest.mark.parametrize("era", Era)
+def test_what_cannot_be_now(tmp_path: Path, era: Era) -> None:
+    in_use = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO, cdev=True)))
+    assert [Scene(tmp_path, era, in_use).expect(one) for one in (FIRST, SECOND, RESCAN)] == [None] * 3
+    gone = State((Member(), Member()), (Container(is_open=True), Container()))
+    for action in (FIRST, SECOND, RESCAN):  # the group's number may be another one, and its container is open
+        assert Scene(tmp_path, era, gone, removed=(0, 1)).expect(action) is None
+    assert Scene(tmp_path, era, BOTH_ON_VFIO).expect(Action("remove", {"member": 2})) is None
+
+
+def test_a_pf_with_vfs_stays(tmp_path: Path) -> None:
+    pf = tmp_path / "sys/bus/pci/devices" / MEMBERS[0]
+    pf.mkdir(parents=True)
+    (pf / "virtfn0").symlink_to("../0000:03:01.1")
+    scene = Scene(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
+    assert (scene.expect(FIRST), scene.expect(SECOND) is not None) == (None, True)
+
+
+def test_up_to_5_18_the_group_is_closed_before_a_removal_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the group would still be live when the member leaves it."""
+    monkeypatch.setattr(BusLock, "take", lambda _: Outcome())
+    state = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO)), LIVE.containers, is_open=True, container=0)
+    scene = Scene(tmp_path, Era.DMA_OWNER, state)
+    assert [one.name for one in scene.hotplug.lets_go(0)] == ["close device"]
+    names = [one.name for one in Scene(tmp_path, Era.NOTIFIER, state).hotplug.lets_go(0)]
+    assert names[0] == "close group"
+
+
+def test_a_seed_gives_the_same_cycle(tmp_path: Path) -> None:
+    def cycle(seed: int) -> list[str]:
+        scene = Scene(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
+        return [str(one) for one in scene.hotplug.choose(random.Random(seed))]  # noqa: S311 - not secret
+
+    assert cycle(1) == cycle(1)
+    assert len({tuple(cycle(seed)) for seed in range(10)}) > 1
+    assert all(cycle(seed).count(f"remove member={at}") == 1 for seed in range(10) for at in range(2))
