@@ -274,14 +274,14 @@ def _of_pf(at: int, count: int) -> Action:
     return Action(VFS, {"member": at, "count": count})
 
 
-def _modules(modalias: str) -> list[str]:
-    """Return the modules that know a device, loaded or not, built in or not."""
+def _modules(modalias: str) -> set[str]:
+    """Return the modules that know a device, loaded or not, built in or not: modprobe may name one twice."""
     modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if modprobe is None:
-        return []
+        return set()
     asked = [modprobe, "--quiet", "--resolve-alias", "--", modalias]
     done = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return done.stdout.split()
+    return set(done.stdout.split())
 
 
 def _pci_drivers(module: str) -> int:

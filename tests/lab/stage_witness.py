@@ -1,0 +1,147 @@
+"""Performs actions on a stage, and sees that the uevents and functions of each record come, and no others."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Protocol
+
+from tests.lab.support import await_, driver, to_vfio
+from vfiotool.events.entry import Entry
+from vfiotool.events.probes import ACTIONS, KernelProbes
+from vfiotool.events.tracefs import TraceInstance
+from vfiotool.events.uevents import Uevents
+from vfiotool.host.era import Era, detect_era
+from vfiotool.host.tree import Tree
+from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
+from vfiotool.stress.deeds.life_cycle import LifeCycle
+from vfiotool.stress.model import Model
+from vfiotool.stress.stage import Deeds, Stage, Unit
+
+LATE = 10
+_NOTIFIER = "vfio_iommu_group_notifier"
+_FUNCTIONS = {"vfio_group_put_bg"} | {
+    f"iommu_{what}"
+    for what in (
+        "group_claim_dma_owner",
+        "group_release_dma_owner",
+        "device_claim_dma_owner",
+        "device_release_dma_owner",
+        "device_use_default_domain",
+        "device_unuse_default_domain",
+    )
+}
+
+Uevent = tuple[str, str, str]
+"""Subsystem, the device's address or the group's number, and the action."""
+
+
+class Chooser(Protocol):
+    """A family of operations that chooses its own."""
+
+    def choose(self, rng: random.Random) -> Iterator[Action]:
+        """Yield one cycle's worth."""
+
+
+class StageWitness:
+    """A group whose members are all on vfio-pci, and those who watch it."""
+
+    def __init__(self, *members: str) -> None:
+        tree = Tree()
+        hosts = {address: name for address in members if (name := driver(address))}
+        for address in members:
+            to_vfio(address)
+        model = Model(detect_era(tree), has_device_class=os.path.isdir("/sys/class/vfio-dev"))
+        self.stage = Stage(model, Unit(members, hosts))
+        self.life_cycle = LifeCycle(self.stage)
+        self.stage.add(self.life_cycle)
+        self.watched = set(members)
+        self.done = Counter[str]()
+        self._uevents = Uevents("kernel", tree)
+        self._probes = KernelProbes(TraceInstance())
+
+    def add(self, deeds: Deeds) -> None:
+        """Have a family of operations."""
+        self.stage.add(deeds)
+
+    def cycle(self, chooser: Chooser, seed: int) -> list[Record]:
+        """Do one cycle and all that brings the stage back to rest."""
+        rng = random.Random(seed)  # noqa: S311 - it is to be the same each time
+        records = [record for action in chooser.choose(rng) for record in self.perform(action)]
+        records += [record for action in self.stage.wind_down() for record in self.perform(action)]
+        assert self.stage.is_at_rest
+        return records
+
+    def perform(self, action: Action) -> list[Record]:
+        """Do an action, if it can be done, and compare what comes with what it is told."""
+        number = self.stage.number
+        template = Record(0, 0, 0, "", 0, action, Expectation(), Outcome())
+        records = list(self.stage.perform(action, template))
+        for record in records:
+            assert not record.is_unexpected, f"{record.action}: {record.outcome}, not {record.expected}"
+            self.done[f"{record.action.name}: {record.outcome}"] += 1
+        self._compare(str(action), number or 0, records)
+        return records
+
+    def forget(self) -> None:
+        """Pass over what has come so far."""
+        for _ in (*self._came(), *self._ran()):
+            pass
+
+    def close(self) -> None:
+        """Close all, and see that nothing has come that nobody was told of."""
+        late = [*self._came(), *self._ran()]
+        self.stage.close()
+        self._probes.close()
+        assert late == []
+
+    def _compare(self, what: str, number: int, records: list[Record]) -> None:
+        uevents = [_told(sign, number) for record in records for sign in record.expected.signs]
+        names = [name for record in records for name in record.expected.probes if self._is_probed(name)]
+        came, ran = list[Uevent](), Counter[str]()
+
+        def is_there() -> bool:
+            came.extend(self._came())
+            ran.update(self._ran())
+            return len(came) >= len(uevents) and ran.total() >= len(names)
+
+        await_(f"{what}: {uevents} and {names}", is_there, LATE)
+        if self.stage.model.era is Era.DEFERRED_PUT:  # a worker puts the group: its node has its own order
+            came.sort(key=_stream)
+            uevents.sort(key=_stream)
+        assert came == uevents, what
+        assert ran == Counter(names), what
+
+    def _came(self) -> Iterator[Uevent]:
+        for entry in self._uevents.read():
+            assert entry.event != "missed", entry
+            if entry.address is None:
+                yield "vfio", str(entry.group), entry.event
+            elif entry.address in self.watched:
+                yield "vfio-dev" if entry.detail else "pci", entry.address, entry.event
+
+    def _ran(self) -> Iterator[str]:
+        for entry in self._probes.read():
+            if name := _function(entry):
+                yield name
+
+    def _is_probed(self, name: str) -> bool:
+        return (_NOTIFIER if name in ACTIONS.values() else name) in self._probes.probed
+
+
+def _stream(uevent: Uevent) -> tuple[str, str]:
+    """Return what a uevent is about."""
+    return uevent[:2]
+
+
+def _told(sign: Sign, number: int) -> Uevent:
+    return sign.subsystem, str(number) if sign.address is None else sign.address, sign.action
+
+
+def _function(entry: Entry) -> str:
+    """Return the function that began, or the notifier's action."""
+    if entry.event == _NOTIFIER:
+        return entry.detail
+    return "" if entry.detail.startswith("returns") or entry.event not in _FUNCTIONS else entry.event

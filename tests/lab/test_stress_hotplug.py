@@ -1,0 +1,286 @@
+"""Members that leave the bus and come back, and VFs that come and go: what the kernel does each time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.lab import stage_witness
+from tests.lab.stage_witness import StageWitness
+from tests.lab.support import (
+    E1000_PAIR,
+    E1000E,
+    EDU,
+    NVME,
+    SUBSYSTEM_NVME,
+    as_before,
+    driver,
+    group,
+    kernel_complaints,
+    link,
+    needs_iommu,
+    output,
+    override,
+    path,
+    read,
+)
+from vfiotool.stress.action import Action, Expectation, Record, Sign
+from vfiotool.stress.deeds import bus_lock
+from vfiotool.stress.deeds.bus_lock import BusLock
+from vfiotool.stress.deeds.hotplug import Hotplug
+from vfiotool.stress.deeds.life_cycle import action_of
+from vfiotool.stress.deeds.vfs import Vfs
+from vfiotool.stress.model import Bound, Kind, Operation
+from vfiotool.stress.stage import Stage
+
+pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
+
+PF = SUBSYSTEM_NVME
+RESCAN = Action("rescan")
+OPENED = tuple(
+    action_of(Operation(kind))
+    for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
+)
+
+
+@pytest.fixture(scope="module")
+def stub() -> None:
+    output("modprobe", "pci-stub")
+
+
+@contextlib.contextmanager
+def watched(*members: str) -> Iterator[StageWitness]:
+    """Watch a group, which is afterwards as it was, without a complaint of the kernel's."""
+    complaints, drivers = kernel_complaints(), [driver(one) for one in members]
+    with as_before(*members), contextlib.closing(StageWitness(*members)) as witness:
+        yield witness
+    assert [driver(one) for one in members] == drivers
+    assert kernel_complaints() == complaints
+
+
+def remove(member: int) -> Action:
+    return Action("remove", {"member": member})
+
+
+def of_pf(count: int) -> Action:
+    return Action("vfs", {"member": 0, "count": count})
+
+
+def of_vf(name: str, vf: int) -> Action:
+    return Action(name, {"member": 0, "vf": vf})
+
+
+def down(witness: StageWitness) -> list[Record]:
+    """Bring the stage to rest."""
+    return [record for action in witness.stage.wind_down() for record in witness.perform(action)]
+
+
+# Off the bus and back
+
+
+@pytest.mark.parametrize(
+    "members", [(EDU,), (E1000E,), (NVME,), E1000_PAIR], ids=["edu", "e1000e", "nvme", "two"]
+)
+def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) -> None:
+    with watched(*members) as witness:
+        hotplug = Hotplug(witness.stage)
+        witness.add(hotplug)
+        for seed in range(3):
+            witness.cycle(hotplug, seed)
+        assert witness.done["remove: 0"] == 3 * len(members)
+        assert witness.done["rescan: 0"] >= 3
+
+
+def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
+    with watched(E1000E) as witness:
+        witness.add(Hotplug(witness.stage))
+        assert witness.stage.expect(RESCAN) is None, "nothing was removed"
+        assert witness.perform(remove(0))
+        assert not os.path.exists(path(E1000E))
+        assert witness.stage.removed == {0}
+        for action in (remove(0), action_of(Operation(Kind.BIND, to=Bound.VFIO))):
+            assert witness.stage.expect(action) is None, "it is off the bus"
+        assert witness.perform(RESCAN)
+        assert (driver(E1000E), read(override(E1000E))) == ("e1000e", "(null)")
+        assert witness.stage.number == group(E1000E)
+        assert down(witness)
+
+
+def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> None:
+    """Its host driver is refused since 5.19; up to 5.18 it must stay: to find it again is a BUG."""
+    with watched(*E1000_PAIR) as witness:
+        witness.add(Hotplug(witness.stage))
+        for action in (*OPENED, action_of(Operation(Kind.GET_DEVICE_FD))):
+            assert witness.perform(action)
+        assert witness.stage.expect(remove(0)) is None, "its fd is open"
+        if witness.stage.model.era.has_dma_owner:
+            assert witness.perform(remove(1))
+            assert witness.perform(RESCAN)
+            assert driver(E1000_PAIR[1]) is None
+        else:
+            assert witness.stage.expect(remove(1)) is None
+        assert "close device" in [record.action.name for record in down(witness)]
+        assert witness.stage.is_at_rest
+
+
+def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
+    with watched(EDU) as witness:
+        witness.add(Hotplug(witness.stage))
+        for action in OPENED[:2]:
+            assert witness.perform(action)
+        if witness.stage.model.era.has_dma_owner:
+            assert witness.perform(remove(0))
+            assert witness.stage.state.is_orphaned
+            assert witness.perform(action_of(Operation(Kind.GET_STATUS)))
+            assert witness.stage.expect(RESCAN) is None, "its fd would be of another group"
+        else:
+            assert witness.stage.expect(remove(0)) is None
+        down(witness)
+        assert witness.stage.is_at_rest
+
+
+def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bus_lock, "_PATIENCE_SECONDS", 0.1)
+    with watched(EDU) as witness:
+        witness.add(Hotplug(witness.stage))
+        other = BusLock()
+        witness.perform(remove(0))
+        assert "somebody else" in other.take().note
+        witness.perform(RESCAN)
+        assert not other.take().note
+        with pytest.raises(AssertionError, match="somebody else"):
+            witness.perform(remove(0))
+        other.release()
+        down(witness)
+
+
+# VFs
+
+
+@pytest.fixture
+def witness_of_pf() -> Iterator[StageWitness]:
+    found = (read(path(PF, "sriov_numvfs")), read(path(PF, "sriov_drivers_autoprobe")))
+    with watched(PF) as witness:
+        yield witness
+    assert (read(path(PF, "sriov_numvfs")), read(path(PF, "sriov_drivers_autoprobe"))) == found
+
+
+def up(witness: StageWitness, count: int) -> Vfs:
+    """Have so many VFs."""
+    vfs = Vfs(witness.stage)
+    witness.add(vfs)
+    witness.watched.update(vfs.addresses)
+    for action in (
+        action_of(Operation(Kind.UNBIND)),
+        action_of(Operation(Kind.BIND, to=Bound.HOST)),
+        of_pf(count),
+    ):
+        assert witness.perform(action)
+    return vfs
+
+
+def test_vfs_come_have_drivers_and_go(witness_of_pf: StageWitness) -> None:
+    vfs = Vfs(witness_of_pf.stage)
+    witness_of_pf.add(vfs)
+    witness_of_pf.watched.update(vfs.addresses)
+    assert vfs.pfs == (0,)
+    for seed in range(3):
+        witness_of_pf.cycle(vfs, seed)
+    done = witness_of_pf.done
+    assert {"vfs: 0", "vfs: ERANGE", "vfs: EBUSY", "bind vf: 0", "unbind vf: 0"} <= set(done)
+
+
+def test_vfs_are_where_the_pf_links_them(witness_of_pf: StageWitness) -> None:
+    vfs = up(witness_of_pf, 3)
+    assert [link(path(PF, f"virtfn{number}")) for number in range(3)] == list(vfs.addresses[:3])
+    assert len(vfs.addresses) == int(read(path(PF, "sriov_totalvfs")) or 0)
+    assert read(path(PF, "sriov_drivers_autoprobe")) == "0"
+    assert [driver(one) for one in vfs.addresses[:3]] == [None] * 3
+    assert witness_of_pf.perform(of_vf("bind vf", 1))
+    assert [driver(one) for one in vfs.addresses[:3]] == [None, "vfio-pci", None]
+    for action in (of_vf("bind vf", 1), of_vf("bind vf", 3), of_vf("unbind vf", 0), remove(0)):
+        assert witness_of_pf.stage.expect(action) is None, str(action)
+    assert [record.action for record in down(witness_of_pf)][:2] == [of_vf("unbind vf", 1), of_pf(0)]
+    assert link(path(PF, "virtfn0")) is None
+
+
+def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: StageWitness) -> None:
+    up(witness_of_pf, 2)
+    assert witness_of_pf.perform(of_vf("bind vf", 0))
+    (record,) = witness_of_pf.perform(of_pf(0))
+    assert Sign("pci", "unbind", "0000:01:00.1") in record.expected.signs
+    down(witness_of_pf)
+
+
+def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: StageWitness) -> None:
+    vfs = Vfs(witness_of_pf.stage)
+    witness_of_pf.add(vfs)
+    assert witness_of_pf.stage.expect(of_pf(1)) is None, "it is on vfio-pci"
+    up(witness_of_pf, 1)
+    for count in (-1, 65536, 5, 1):
+        assert witness_of_pf.perform(of_pf(count))
+    down(witness_of_pf)
+
+
+def test_a_pf_with_vfs_is_not_removed(witness_of_pf: StageWitness) -> None:
+    witness_of_pf.add(Hotplug(witness_of_pf.stage))
+    up(witness_of_pf, 1)
+    assert witness_of_pf.stage.expect(remove(0)) is None
+    down(witness_of_pf)
+
+
+def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: StageWitness) -> None:
+    vfs = up(witness_of_pf, 2)
+    witness_of_pf.perform(of_vf("bind vf", 0))
+    witness_of_pf.stage.abandon()
+    witness_of_pf.forget()
+    assert not any(os.path.exists(path(one)) for one in vfs.addresses)
+    assert read(path(PF, "sriov_drivers_autoprobe")) == "1"
+    assert witness_of_pf.stage.expect(of_pf(0)) == Expectation(), "there are none"
+    with pytest.raises(
+        AssertionError, match="vfio"
+    ):  # of those that nobody was told of: a node, its functions
+        down(witness_of_pf)
+    down(witness_of_pf)
+
+
+# What is told must be so
+
+
+class Mistaken(Hotplug):
+    """Tells something else of removals."""
+
+    def __init__(self, stage: Stage, **mistakes: Any) -> None:
+        super().__init__(stage)
+        self._mistakes = mistakes
+
+    def expect(self, action: Action) -> Expectation | None:
+        expected = super().expect(action)
+        is_removal = expected is not None and action.name == "remove"
+        return replace(expected, **self._mistakes) if is_removal and expected else expected
+
+
+@pytest.mark.parametrize(
+    "mistakes",
+    [
+        {"signs": ()},
+        {"signs": (Sign("pci", "add", EDU),) * 9},
+        {"probes": ("iommu_group_claim_dma_owner", "vfio_group_put_bg", "DEL_DEVICE")},
+    ],
+    ids=["a sign too few", "a sign too many", "functions too many"],
+)
+def test_what_is_told_wrongly_is_found_out(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_witness, "LATE", 1)
+    with watched(EDU) as witness:
+        witness.add(Mistaken(witness.stage, **mistakes))
+        with pytest.raises((AssertionError, pytest.fail.Exception), match="remove member=0"):
+            witness.perform(remove(0))
+        witness.forget()
+        down(witness)
