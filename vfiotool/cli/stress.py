@@ -16,8 +16,10 @@ import click
 from vfiotool.cli.bind import Verb, allowed_rules, lifting_options, with_options
 from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.settings import Settings, json_option
+from vfiotool.cli.signals import unhurried
 from vfiotool.errors import VfioToolError
 from vfiotool.host.selectors import select_meant
+from vfiotool.host.whole_file import write_whole
 from vfiotool.render.documents import write_document
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from vfiotool.stress.engine import Screen, Told
     from vfiotool.stress.order import Order
     from vfiotool.stress.report import Report
+    from vfiotool.stress.trace import Trace
 
 _CYCLES = 10
 _MOST_MARKS = 2000
@@ -109,9 +112,12 @@ for _name, _text in _ABOUT.items():
 
 
 def _run(settings: Settings, names: str, as_json: bool, **options: Any) -> None:
+    _execute(_order(settings, names, **options), as_json)
+
+
+def _execute(order: Order, as_json: bool) -> None:
     from vfiotool.stress.engine import Told, run
 
-    order = _order(settings, names, **options)
     told = Told()
     _end_when_told(told)
     with _screen(order) as screen:
@@ -119,9 +125,93 @@ def _run(settings: Settings, names: str, as_json: bool, **options: Any) -> None:
     _conclude(order, report, as_json)
 
 
-def _order(settings: Settings, names: str, **options: Any) -> Order:
+@stress.command("replay")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
+)
+@click.option(
+    "--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong."
+)
+@click.option(
+    "--script",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Write those as a Python script that needs no vfiotool.",
+)
+@click.option("--allow-kernel-crash", is_flag=True, help="Do what ends an old kernel, too: only in the lab.")
+@lifting_options
+@json_option
+@click.pass_obj
+def replay(settings: Settings, /, file: str, as_json: bool, **options: Any) -> None:
+    """Do the operations of a run again: FILE is its trace.jsonl."""
+    from vfiotool.stress.trace import read_trace
+
+    _require_live(settings)
+    trace = read_trace(file)
+    if options["shrink"] or options["script"]:
+        _shrink(settings, trace, as_json, **options)
+        return
+    _execute(_repeated(settings, trace, file, **options), as_json)
+
+
+def _repeated(settings: Settings, trace: Trace, file: str, **options: Any) -> Order:
+    """Return the order that does what a trace has, on the same groups at once."""
+    from vfiotool.stress.order import Order, require_lab, units_of
+    from vfiotool.stress.replay import cycles_of
+
+    if options["allow_kernel_crash"]:
+        require_lab(settings.tree)
+    cycles = cycles_of(trace)
+    flags = [f"--allow-{rule}" for rule in allowed_rules(options)]
+    flags += ["--allow-kernel-crash"] if options["allow_kernel_crash"] else []
+    units = units_of(settings.tree, trace.header, settings.state_dir)
+    return Order(
+        units=units,
+        workloads=("replay",),
+        seed=trace.header["seed"],
+        report=options["report"] or _folder(),
+        state_dir=settings.state_dir,
+        reproduce=shlex.join(["vfiotool", "stress", "replay", file, *flags]),
+        cycles=max(map(len, cycles.values()), default=0),
+        jobs=len(units),
+        allowed=frozenset(allowed_rules(options)),
+        allow_crash=options["allow_kernel_crash"],
+        repeated=cycles,
+    )
+
+
+def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> None:
+    """Reduce what went otherwise to the fewest operations, and show them."""
+    from vfiotool.stress.order import units_of
+    from vfiotool.stress.reduction import reduce
+    from vfiotool.stress.standalone import script
+
+    units = units_of(settings.tree, trace.header, settings.state_dir)
+    with unhurried():
+        finding = reduce(trace, units, settings.state_dir, allowed_rules(options))
+    if options["script"]:
+        write_whole(options["script"], [script(trace.header, finding)])
+    if as_json:
+        operations = [one.document() for one in finding.records]
+        write_document("stress", {"operations": operations, "script": options["script"]})
+        return
+    for record in finding.records:
+        text = f"{record.action}: {record.outcome}"
+        click.echo(f"{text}, not {record.expected}" if record.is_unexpected else text)
+
+
+def _require_live(settings: Settings) -> None:
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be stressed")
+
+
+def _folder() -> str:
+    """Return a name for the folder of a report."""
+    return time.strftime("vfiotool-stress-%Y%m%d-%H%M%S")
+
+
+def _order(settings: Settings, names: str, **options: Any) -> Order:
+    _require_live(settings)
     from vfiotool.binding.operations import Binding
     from vfiotool.stress.order import Order, find_units, parse_workloads, require_lab
 
@@ -140,7 +230,7 @@ def _order(settings: Settings, names: str, **options: Any) -> Order:
         units=units,
         workloads=parse_workloads(names),
         seed=seed,
-        report=options["report"] or time.strftime("vfiotool-stress-%Y%m%d-%H%M%S"),
+        report=options["report"] or _folder(),
         state_dir=settings.state_dir,
         reproduce=_reproduce(names, wanted, seed, cycles, options),
         cycles=cycles,

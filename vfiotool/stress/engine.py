@@ -90,6 +90,8 @@ def require_possible(order: Order, model: Model) -> None:
     Raises:
         UnsupportedError: there is one; ``all`` leaves such out.
     """
+    if order.repeated:
+        return
     casts = [Cast(model, unit) for unit in order.units]
     for name in order.workloads:
         lacks = [WORKLOADS[name].lacks(cast) for cast in casts]

@@ -14,7 +14,7 @@ from vfiotool.stress.model import Model
 from vfiotool.stress.order import Order
 from vfiotool.stress.performer import Part, Performer, Placard, Sent, start_performer
 from vfiotool.stress.stage import Unit
-from vfiotool.stress.workloads import WORKLOADS, Workload
+from vfiotool.stress.workloads import REPLAY, WORKLOADS, Workload, repetition
 
 
 class Job:
@@ -89,7 +89,7 @@ class Jobs:
             for job in self.all:
                 if job.line is not None:
                     job.line.close()
-            parts = [_part(number, unit, model, order.workloads) for number, unit in units]
+            parts = [_part(number, unit, model, order) for number, unit in units]
             return Performer(
                 parts,
                 line,
@@ -110,9 +110,11 @@ def possible(cast: Cast, names: Sequence[str]) -> tuple[Workload, ...]:
     return tuple(WORKLOADS[name] for name in names if not WORKLOADS[name].lacks(cast))
 
 
-def _part(number: int, unit: Unit, model: Model, names: Sequence[str]) -> Part:
+def _part(number: int, unit: Unit, model: Model, order: Order) -> Part:
     cast = Cast(model, unit)
-    return Part(number, cast, possible(cast, names))
+    if order.repeated:
+        return Part(number, cast, (Workload(REPLAY, repetition(order.repeated.get(number, ()))),))
+    return Part(number, cast, possible(cast, order.workloads))
 
 
 def _children(pid: int) -> list[int]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.machine import LiveMachine
 from vfiotool.binding.stored import boot_id
-from vfiotool.errors import RefusedError, UnsupportedError, UsageError
+from vfiotool.errors import RefusedError, UnsupportedError, UsageError, VfioToolError
 from vfiotool.host.attributes import addresses, find_group
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.era import detect_era
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
+from vfiotool.stress.action import Action
 from vfiotool.stress.model import Model
 from vfiotool.stress.stage import Unit
 from vfiotool.stress.workloads import ALL, WORKLOADS
@@ -45,6 +47,8 @@ class Order:
     jobs: int = 1
     allowed: frozenset[str] = frozenset()
     allow_crash: bool = False
+    repeated: Mapping[int, Sequence[Sequence[Action]]] = field(default_factory=dict)
+    """By unit, the cycles to do in place of the workloads'."""
 
     @property
     def addresses(self) -> list[str]:
@@ -87,6 +91,25 @@ def find_units(tree: Tree, wanted: Collection[str], state_dir: str) -> tuple[Uni
         )
     journal = Journal(state_dir, boot=boot_id(tree))
     return tuple(_unit(members, journal) for _, members in sorted(groups.items()))
+
+
+def units_of(tree: Tree, header: Mapping[str, Any], state_dir: str) -> tuple[Unit, ...]:
+    """Return the groups of a trace, in its order, as they are on this machine.
+
+    Raises:
+        VfioToolError: a group of it has other members here, or none.
+    """
+    units = []
+    for recorded in header["units"]:
+        members = tuple(recorded["members"])
+        (unit, *others) = find_units(tree, members, state_dir)
+        if others or unit.members != members:
+            raise VfioToolError(
+                f"{' and '.join(members)} are not one group on this machine",
+                hint="replay a trace on the machine that it comes from, or on one like it",
+            )
+        units.append(unit)
+    return tuple(units)
 
 
 def _unit(members: Sequence[Device], journal: Journal) -> Unit:

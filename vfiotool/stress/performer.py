@@ -105,7 +105,7 @@ class Performer:
         if not (self._perform(cast, chosen, template) and self._perform(cast, stage.wind_down(), template)):
             stage.abandon()
             self._perform(cast, stage.wind_down(), template)
-        stage.troupe.rest()
+        stage.troupe.close()  # all is closed that the model has; this is what it has not
         self._send(cycles=1, leaked=self._leaked(part, workload))
 
     def _perform(self, cast: Cast, actions: Iterator[Action], template: Record) -> bool:

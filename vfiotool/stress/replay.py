@@ -46,6 +46,20 @@ def actions_of(trace: Trace) -> dict[int, list[Action]]:
     return chosen
 
 
+def cycles_of(trace: Trace) -> dict[int, list[list[Action]]]:
+    """Return what was chosen for each unit, cycle by cycle: each begins and ends at rest."""
+    cycles: dict[int, list[list[Action]]] = {}
+    current: dict[int, tuple[str, int]] = {}
+    for line in trace.lines:
+        key = (line.workload, line.cycle)
+        if current.get(line.unit) != key:
+            current[line.unit] = key
+            cycles.setdefault(line.unit, []).append([])
+        if not line.released:
+            cycles[line.unit][-1].append(line.action)
+    return cycles
+
+
 def failing_prefix(trace: Trace, unit: int) -> list[Action]:
     """Return the cycle in which something first went otherwise, up to that; empty where nothing did.
 

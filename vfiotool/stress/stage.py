@@ -104,8 +104,9 @@ class Stage:
             for release in deeds.releases(action):
                 yield from self.perform(release, replace(template, released=str(action)))
             outcome = deeds.finish(action)
+            # What follows is decided by the state in which it goes on.
+            expected = replace(outcome.proved or expected, waits_for=expected.waits_for)
         ended = now()
-        expected = outcome.proved or expected
         if expected.allows(outcome) and not template.released:  # what still waits may have the node gone
             outcome = replace(outcome, note=self.unsettled())
         yield replace(

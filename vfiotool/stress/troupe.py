@@ -80,10 +80,6 @@ class Troupe:
         """The processes there are."""
         return (os.getpid(), *(() if self._other is None else (self._other.pid,)))
 
-    def rest(self) -> None:
-        """Close what is kept open beside what the model has: the iommufd."""
-        self.actor.close()
-
     def close(self) -> None:
         """Close all fds, and end the other process."""
         self.actor.close()

@@ -7,7 +7,7 @@ that was done; who performs them brings the stage to rest afterwards, wherever a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vfiotool.host.era import Era
@@ -109,6 +109,12 @@ def _race(cast: Cast, rng: random.Random) -> Iterator[Action]:
     yield from cast.races.choose(rng)
 
 
+def repetition(cycles: Iterable[Sequence[Action]]) -> Cycle:
+    """Return a chooser that yields in its n-th cycle what the n-th of these has."""
+    waiting = iter(cycles)
+    return lambda _cast, _rng: iter(next(waiting, ()))
+
+
 def set_up(cast: Cast, rng: random.Random) -> Iterator[Action]:
     """Open a member to the point where it can be used, by its group or by its own node."""
     at = rng.randrange(len(cast.members))
@@ -152,3 +158,4 @@ _TABLE = (
 )
 WORKLOADS = {workload.name: workload for workload in _TABLE}
 ALL = "all"
+REPLAY = "replay"

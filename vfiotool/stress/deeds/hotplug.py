@@ -102,11 +102,14 @@ class Hotplug:
     def abandon(self) -> None:
         self._bus.release()
 
-    # For a removal that waits, which somebody else has asked for
+    # For a removal that waits, which somebody else asks for
+
+    def hold_bus(self) -> Outcome:
+        """Keep others from removing and rescanning: the kernel keeps them waiting while a removal waits."""
+        return self._bus.take()
 
     def lets_go(self, at: int) -> Iterator[Action]:
         """Yield what ends the wait of a member's removal: up to 5.18 its group must not be live by then."""
-        self._bus.take()
         if self._stage.state.is_open and not self._stage.model.era.has_dma_owner:
             yield action_of(Operation(Kind.CLOSE_GROUP))
         unbind = Operation(Kind.UNBIND, member=at)

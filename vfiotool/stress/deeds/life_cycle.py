@@ -105,10 +105,11 @@ class LifeCycle:
             return Outcome(note="nothing waits")
         outcome = self._waiting.result()
         self._waiting = None
-        if not outcome.errno and not outcome.note:
-            operation = operation_of(action)
-            self._stage.state = self._stage.model.predict(self._stage.state, operation).state
-        return outcome
+        if outcome.errno or outcome.note:
+            return outcome
+        prediction = self._stage.model.predict(self._stage.state, operation_of(action))
+        self._stage.state = prediction.state
+        return replace(outcome, proved=self.expectation(prediction))
 
     def wind_down(self) -> Iterator[Action]:
         """Close what is open, the last first, and have every member on vfio-pci."""

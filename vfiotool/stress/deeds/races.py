@@ -26,6 +26,9 @@ _MAPS = 16
 _GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO))
 """What a device or node gives that went away on the way to it."""
 
+_BOTH_UNBIND = ((0, False), (0, False))
+"""Who asks whether the device has the driver holds no lock yet (unbind_store(), drivers/base/bus.c)."""
+
 Result = tuple[int, bool]
 """An errno, and whether it waits."""
 
@@ -122,6 +125,8 @@ class Races:
             return self._close_while_resetting(at, head_start, expected)
         orders, rivals = self._orders(name, at), _RIVALS[name]
         other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
+        if name == _TWO_UNBINDS and (other, ours) == _BOTH_UNBIND:
+            return self._settled(orders[0])
         for order in orders:
             if _is_explained(order.other, other) and _is_explained(order.ours, ours):
                 return self._settled(order)
@@ -232,6 +237,8 @@ class Races:
 
     def _remove_while_mapping(self, at: int) -> Outcome:
         """The removal waits, and meanwhile memory is mapped and unmapped as ever."""
+        if (held := self._hotplug.hold_bus()).note:
+            return held
         writer = Writer(f"{device_path(self._stage.unit.members[at])}/remove", "1")
         for slot in range(_MAPS):
             for action in (
