@@ -19,6 +19,7 @@ from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_info, 
 KINDS = {"intx": PciIrq.INTX, "msi": PciIrq.MSI, "msix": PciIrq.MSIX}
 
 _STEPS = 20
+_RARELY = 0.15
 _MOST_VECTORS = 16
 _MOST_TIMES = 20
 _NO_EVENTFD = -1
@@ -111,7 +112,7 @@ class Interrupts(AtOnce):
             self._forget(member)
 
     def _expect_enable(self, action: Action, enabled: _Enabled | None) -> Expectation | None:
-        """One kind excludes the others. The same again would be given other eventfds, which is not done here."""
+        """One kind excludes the others. The same again, with other eventfds, is not done here."""
         kind, count = str(action.arguments["kind"]), int(action.arguments["count"])
         if kind not in KINDS or count < 1 or (enabled is not None and enabled.kind == kind):
             return None
@@ -143,9 +144,9 @@ class Interrupts(AtOnce):
     def _chosen(self, rng: random.Random, member: int) -> Action:
         """Now and then choose what the kernel must refuse."""
         enabled = self._enabled.get(member)
-        if enabled is None or rng.random() < 0.1:
+        if enabled is None or rng.random() < _RARELY:
             return self._any_to_enable(rng, member)
-        of_line = ("mask irq", "unmask irq") if enabled.kind == "intx" or rng.random() < 0.1 else ()
+        of_line = ("mask irq", "unmask irq") if enabled.kind == "intx" or rng.random() < _RARELY else ()
         name = rng.choice(("trigger irq", "trigger irq", "trigger irq", "disable irqs", *of_line))
         arguments: dict[str, int | str] = {"member": member}
         if name == "trigger irq":
@@ -160,7 +161,7 @@ class Interrupts(AtOnce):
         present = self._enabled.get(member)
         kind = rng.choice([kind for kind in KINDS if present is None or kind != present.kind])
         has = min(self.count(member, kind), _MOST_VECTORS)
-        count = rng.randint(1, has) if has and rng.random() < 0.9 else self.count(member, kind) + 1
+        count = rng.randint(1, has) if has and rng.random() > _RARELY else self.count(member, kind) + 1
         return Action("enable irqs", {"member": member, "kind": kind, "count": count})
 
     def _let_go(self, member: int) -> None:
