@@ -11,6 +11,7 @@ import symtable
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -426,6 +427,19 @@ def test_whatever_comes_the_devices_are_given_back() -> None:
     )
     assert namespace["main"](PAIR[:1], ["vfio-pci"], namespace["run"]) == 1
     assert done == [f"take {PAIR[0]}", "clean up", f"{PAIR[0]} to e1000"]
+
+
+def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Path) -> None:
+    """Up to 5.15 it goes a little later than the last device."""
+    text = script(OLD, found(replace(do("remove"), outcome=Outcome()), record(UNBIND, WAITS, EIO)))
+    device = tmp_path / PAIR[1]
+    device.mkdir()
+    (device / "remove").touch()
+    (device / "iommu_group").symlink_to("/nowhere/iommu_groups/13")
+    namespace = loaded(text, DEVICES=str(tmp_path))
+    assert namespace["remove"](PAIR[1]) == 0
+    (device / "iommu_group").unlink()
+    assert namespace["group_node"](PAIR[1]) == "/dev/vfio/13"
 
 
 def test_a_device_that_is_not_there_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:

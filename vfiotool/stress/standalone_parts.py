@@ -56,6 +56,7 @@ IOVA = 0x1000000  # of the first slot
 
 fds: dict[str, list[int]] = {}  # what is open, by what it is of; the last is used
 numbers: dict[str, int] = {}  # what was seen before, by what it is of
+nodes: dict[str, str] = {}  # of the group of each device
 waiting: dict[str, tuple[int, int]] = {}  # unbinds that wait: the child, and the pipe that gives its errno
 memory: list[mmap.mmap] = []  # what is mapped for DMA, in slots
 to_undo: list[Callable[[], object]] = []  # what is done at the end, the last first
@@ -282,8 +283,11 @@ def set_iommu(number: int) -> int:
 
 
 def group_node(device: str) -> str:
-    """Return the node of the group that a device is in."""
-    return "/dev/vfio/" + os.path.basename(os.readlink(f"{DEVICES}/{device}/iommu_group"))
+    """Return the node of the group that a device is in, or was in when it was removed."""
+    link = f"{DEVICES}/{device}/iommu_group"
+    if os.path.islink(link):
+        nodes[device] = "/dev/vfio/" + os.path.basename(os.readlink(link))
+    return nodes[device]
 
 
 def open_group(device: str) -> int:
@@ -541,6 +545,7 @@ def pins() -> int:
 
 def remove(device: str) -> int:
     """Take a device off the bus."""
+    group_node(device)  # while that is known
     to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
     return write(f"{DEVICES}/{device}/remove", "1")
 
