@@ -23,8 +23,12 @@ from vfiotool.vfio.uapi import DeviceIoctl
 _LONGEST_HEAD_START_US = 3000
 _MAPS = 16
 
-_GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO))
-"""What a device or node gives that went away on the way to it."""
+_GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
+"""What a device or node gives that went away on the way to it.
+
+EAGAIN is a device's that an unbind has locked: it is reset before its first use, and that waits for no lock
+(pci_try_reset_function() in vfio_pci_core_enable()).
+"""
 
 _BOTH_UNBIND = ((0, False), (0, False))
 """Who asks whether the device has the driver holds no lock yet (unbind_store(), drivers/base/bus.c)."""

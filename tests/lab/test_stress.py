@@ -1,0 +1,403 @@
+"""Whole runs of stress on this kernel: those that pass, and those that something broken is found by."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.support import (
+    E1000_PAIR,
+    E1000E,
+    EDU,
+    NVME,
+    PROGRAM,
+    SUBSYSTEM_NVME,
+    as_before,
+    await_,
+    driver,
+    kernel_complaints,
+    needs_iommu,
+    override,
+    read,
+    settle,
+    vfiotool,
+)
+from tests.results import Result
+from vfiotool.binding.operations import Binding
+from vfiotool.events.entry import Entry
+from vfiotool.events.kmsg import KernelLog
+from vfiotool.events.probes import KernelProbes
+from vfiotool.events.uevents import Uevents
+from vfiotool.host.era import Era, detect_era
+from vfiotool.host.tree import Tree
+from vfiotool.stress import engine
+from vfiotool.stress.action import Action, Expectation, Outcome
+from vfiotool.stress.deeds.life_cycle import LifeCycle
+from vfiotool.stress.group_actor import GroupActor
+from vfiotool.stress.model import Kind, Operation
+from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
+from vfiotool.stress.performer import Performer
+from vfiotool.stress.writer import Writer
+
+pytestmark = [pytest.mark.needs_guest, needs_iommu]
+
+ALL = (EDU, E1000E, SUBSYSTEM_NVME, *E1000_PAIR)
+ERA = detect_era(Tree())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Whatever a run finds, devices are as before, and the kernel has not really complained."""
+    complaints = kernel_complaints()
+    settle()
+    before = {address: (driver(address), read(override(address))) for address in (*ALL, NVME)}
+    with as_before(*ALL, NVME):
+        yield
+        settle()
+        assert {one: (driver(one), read(override(one))) for one in before} == before
+    assert [line for line in kernel_complaints() if "by a test" not in line] == complaints
+
+
+def stress(folder: str, *arguments: str) -> tuple[Result, dict[str, Any]]:
+    """Run stress, and return its result and its report."""
+    result = vfiotool("stress", *arguments, "--report", folder)
+    with open(f"{folder}/report.json", encoding="utf-8") as file:
+        return result, json.load(file)
+
+
+def trace(folder: str) -> list[dict[str, Any]]:
+    """Return the operations of a trace."""
+    with open(f"{folder}/trace.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file][1:]
+
+
+# Runs that pass
+
+
+def test_all_passes(tmp_path: Any) -> None:
+    result, report = stress(str(tmp_path / "report"), "all", *ALL, "--cycles", "1", "--seed", "7")
+    assert (result.status, report["verdict"], report["reasons"]) == (0, "pass", []), result
+    assert report["schema"] == "vfiotool.stress/1"
+    assert (report["kernel"], report["era"]) == (os.uname().release, ERA.value)
+    assert report["restored"]
+    assert report["unexpected"] == []
+    done = report["operations"]
+    assert sum(one["count"] for one in done.values()) == len(trace(str(tmp_path / "report")))
+    assert {"bind", "SET_CONTAINER", "map", "trigger irq", "reset", "remove", "vfs", "race"} < set(done)
+    assert all(one["p50_us"] <= one["p90_us"] <= one["p99_us"] <= one["max_us"] for one in done.values())
+    assert report["udev"]["expected"] == report["udev"]["received"] > 0
+    assert_probed(report["probes"])
+    assert (tmp_path / "report/report.html").stat().st_size > 10_000
+
+
+def assert_probed(probes: dict[str, int]) -> None:
+    """See the notifier's actions with their deferred puts, or claims and releases that balance."""
+    if ERA.has_dma_owner:
+        claims = probes["iommu_group_claim_dma_owner"], probes["iommu_group_release_dma_owner"]
+        assert claims[0] >= claims[1] > 0
+        return
+    actions = {name.partition(":")[2]: count for name, count in probes.items() if ":" in name}
+    assert min(actions[name] for name in ("ADD_DEVICE", "BOUND_DRIVER", "UNBOUND_DRIVER")) > 0
+    if ERA is Era.DEFERRED_PUT:
+        assert probes["vfio_group_put_bg"] == sum(actions.values())
+
+
+def test_a_host_driver_that_comes_into_a_live_group(tmp_path: Any) -> None:
+    """Since 5.19 it is refused; before, the model leaves it out."""
+    result, report = stress(str(tmp_path / "r"), "viability", *E1000_PAIR, "--cycles", "2", "--seed", "1")
+    assert (result.status, report["reasons"]) == (0, []), result
+    refused = report["operations"]["bind"]["errors"]
+    assert refused == ({"EBUSY": 2} if ERA.has_dma_owner else {})
+
+
+def test_the_same_seed_does_the_same(tmp_path: Any) -> None:
+    def done(name: str, seed: int) -> list[list[Any]]:
+        folder = str(tmp_path / name)
+        result, _ = stress(folder, "bind,group,dma", EDU, *E1000_PAIR, "--cycles", "2", "--seed", str(seed))
+        assert result.status == 0, result
+        lines = sorted(trace(folder), key=lambda line: int(line["unit"]))
+        return [[line["unit"], line["workload"], line["operation"], line["arguments"]] for line in lines]
+
+    first = done("first", 5)
+    assert done("second", 5) == first
+    assert done("third", 6) != first
+
+
+def test_a_trace_is_replayed(tmp_path: Any) -> None:
+    _, first = stress(str(tmp_path / "first"), "group,dma", EDU, "--cycles", "2", "--seed", "3")
+    result, again = stress(str(tmp_path / "again"), "replay", str(tmp_path / "first/trace.jsonl"))
+    assert (result.status, again["verdict"]) == (0, "pass"), result
+    counts = [{name: one["count"] for name, one in run["operations"].items()} for run in (first, again)]
+    assert counts[0] == counts[1]
+
+
+# What is refused
+
+
+def test_a_group_is_taken_whole(tmp_path: Any) -> None:
+    result = vfiotool("stress", "bind", E1000_PAIR[0], "--report", str(tmp_path / "r"))
+    assert result.status == 3
+    assert E1000_PAIR[1] in result.stderr
+    assert "--group" in result.stderr
+
+
+def test_a_workload_that_the_devices_cannot_do(tmp_path: Any) -> None:
+    result = vfiotool("stress", "sriov", EDU, "--report", str(tmp_path / "r"))
+    assert result.status == 4, result
+
+
+# Runs that something broken is found by
+
+
+def run_broken(folder: Any, *arguments: str) -> dict[str, Any]:
+    """Run something that has to fail, and return its report."""
+    result, report = stress(str(folder / "broken"), *arguments, "--seed", "1")
+    assert (result.status, report["verdict"]) == (1, "fail"), result
+    return report
+
+
+def test_a_wrong_errno_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = GroupActor.do
+
+    def wrong(self: GroupActor, operation: Operation) -> tuple[int, int]:
+        result = right(self, operation)
+        return (errno.EIO, 0) if operation.kind is Kind.SET_IOMMU and result[0] == 0 else result
+
+    monkeypatch.setattr(GroupActor, "do", wrong)
+    report = run_broken(tmp_path, "dma", EDU, "--cycles", "1")
+    first = report["unexpected"][0]
+    assert (first["operation"], first["expected"], first["got"]) == ("SET_IOMMU container=0", "0", "EIO")
+    shrunk = vfiotool("stress", "replay", str(tmp_path / "broken/trace.jsonl"), "--shrink", "--json")
+    operations = [line["operation"] for line in shrunk.document["operations"]]
+    least = ["open container", "open group", "SET_CONTAINER", "SET_IOMMU"]
+    assert sorted(operations[:4]) == sorted(least), shrunk
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda entries: entries[:-1], "did not come"),
+        (lambda entries: [*entries, entries[-1]], "came again"),
+    ],
+    ids=["swallowed", "doubled"],
+)
+def test_an_event_that_is_swallowed_or_doubled_is_found(
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[Entry]], list[Entry]],
+    found: str,
+) -> None:
+    right, done = Uevents.read, Counter[str]()
+
+    def broken(self: Uevents) -> Iterator[Entry]:
+        entries = list(right(self))
+        if entries and not done["broken"] and entries[-1].address == EDU:
+            done["broken"] += 1
+            entries = change(entries)
+        return iter(entries)
+
+    monkeypatch.setattr(Uevents, "read", broken)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "2")
+    assert [reason for reason in report["reasons"] if found in reason], report["reasons"]
+
+
+def test_a_function_that_is_not_balanced_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = "iommu_group_release_dma_owner" if ERA.has_dma_owner else "vfio_group_put_bg"
+    right, done = KernelProbes.read, Counter[str]()
+
+    def broken(self: KernelProbes) -> Iterator[Entry]:
+        for entry in right(self):
+            if entry.event == lost and not done["lost"]:
+                done["lost"] += 1
+                continue
+            yield entry
+
+    monkeypatch.setattr(KernelProbes, "read", broken)
+    report = run_broken(tmp_path, "bind,dma", EDU, "--cycles", "1")
+    assert [reason for reason in report["reasons"] if lost in reason], report["reasons"]
+
+
+LINES = {
+    "warning": "WARNING: CPU: 0 PID: 1 at drivers/vfio/vfio.c:1 by a test",
+    "bug": "kernel BUG at drivers/vfio/vfio.c:775! by a test",
+    "lockdep": "WARNING: possible circular locking dependency detected by a test",
+    "kasan": "BUG: KASAN: use-after-free in vfio_group_release+0x1/0x2 by a test",
+    "hung task": "INFO: task vfiotool:1 blocked for more than 120 seconds by a test",
+    "blocked": "vfio-pci 0000:00:10.0: blocked until released by user by a test",
+    "leak": "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak) by a test",
+    "iommu fault": "DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x0 by a test",
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_each_kind_of_line_in_the_log_is_found(
+    kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = KernelLogMonitor.__init__
+
+    def logged(self: KernelLogMonitor) -> None:
+        right(self)
+        monkeypatch.setattr(KernelLog, "__init__", opened)
+
+    opened_before = KernelLog.__init__
+
+    def opened(self: KernelLog, offset: float = 0.0, path: str = "/dev/kmsg") -> None:
+        opened_before(self, offset, path)
+        with open("/dev/kmsg", "w", encoding="ascii") as log:
+            log.write(f"<4>{LINES[kind]}")
+
+    monkeypatch.setattr(KernelLogMonitor, "__init__", logged)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
+    assert [line["kind"] for line in report["kernel_log"]] == [kind]
+    assert report["restored"]
+
+
+@pytest.mark.parametrize(
+    ("leak", "found"),
+    [
+        (lambda: os.open("/dev/null", os.O_RDONLY), "file descriptors"),
+        (lambda: lock_a_page(), "VmLck"),
+    ],
+    ids=["fd", "page"],
+)
+def test_what_a_performer_leaks_is_found(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, leak: Callable[[], Any], found: str
+) -> None:
+    right = Performer._do_cycle
+
+    def leaking(self: Performer, *arguments: Any) -> None:
+        leak()
+        right(self, *arguments)
+
+    monkeypatch.setattr(Performer, "_do_cycle", leaking)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "3")
+    assert [one for one in report["resources"]["leaked"] if found in one], report["resources"]
+
+
+def lock_a_page() -> None:
+    """Have one more page that stays in memory."""
+    import ctypes
+    import mmap
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    assert libc.mlock(ctypes.c_void_p(address), mmap.PAGESIZE) == 0
+    KEPT.append(page)
+
+
+KEPT: list[Any] = []
+
+
+def test_a_device_that_stays_on_the_wrong_driver_is_found(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Binding, "restore", lambda self, wanted: None)
+        report = run_broken(tmp_path, "bind", E1000E, "--cycles", "1")
+    assert not report["restored"]
+    assert [reason for reason in report["reasons"] if f"driver of {E1000E} is vfio-pci" in reason]
+    assert vfiotool("restore", E1000E).status == 0
+
+
+def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unbind that waits, and is told to end, waits on in state D; nothing lets go of the device."""
+    comes_to_wait = Writer.comes_to_wait
+
+    def told(self: Writer) -> bool:
+        waits = comes_to_wait(self)
+        os.kill(self.pid, signal.SIGTERM)
+        return waits
+
+    def nothing(self: LifeCycle, action: Action) -> Iterator[Action]:
+        return iter(())
+
+    def held(self: LifeCycle, action: Action) -> Outcome:
+        signal.pause()
+        return Outcome()
+
+    monkeypatch.setattr(Writer, "comes_to_wait", told)
+    monkeypatch.setattr(LifeCycle, "releases", nothing)
+    monkeypatch.setattr(LifeCycle, "finish", held)
+    monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(engine, "_END_SECONDS", 5.0)
+    report = run_broken(tmp_path, "group", EDU, "--cycles", "20")
+    (stuck,) = report["resources"]["stuck"]
+    assert stuck["state"] == "D"
+    assert [frame for frame in stuck["stack"] if "vfio_" in frame], stuck
+    assert report["restored"]
+
+
+def test_an_expectation_that_is_wrong_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LifeCycle.expect
+
+    def wrong(self: LifeCycle, action: Action) -> Expectation | None:
+        expected = right(self, action)
+        is_bind = expected is not None and action.name == "bind"
+        return Expectation(frozenset((errno.EBUSY,))) if is_bind else expected
+
+    monkeypatch.setattr(LifeCycle, "expect", wrong)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
+    assert (report["unexpected"][0]["expected"], report["unexpected"][0]["got"]) == ("EBUSY", "0")
+
+
+# Runs that end early
+
+
+@pytest.fixture
+def running(tmp_path: Any) -> Iterator[subprocess.Popen[str]]:
+    """A run that goes on for long, and has begun to work."""
+    folder = tmp_path / "early"
+    words = [PROGRAM, "stress", "bind,group,dma", E1000E, EDU, "--duration", "300", "--report", str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        await_("it works", lambda: (folder / "trace.jsonl").exists() and len(trace(str(folder))) > 20, 60)
+        yield run
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_run_that_is_told_to_end_reports(name: str, running: subprocess.Popen[str], tmp_path: Any) -> None:
+    running.send_signal(getattr(signal, name))
+    running.send_signal(getattr(signal, name))  # impatience changes nothing
+    output = running.communicate(timeout=120)[0]
+    report = json.loads((tmp_path / "early/report.json").read_text())
+    assert (running.returncode, report["verdict"]) == (0, "pass"), output
+    assert (report["interrupted"], report["restored"]) == (name, True)
+    assert report["cycles"] > 0
+
+
+def test_a_run_that_is_killed_gives_devices_back_and_says_how_far_it_came(
+    running: subprocess.Popen[str], tmp_path: Any
+) -> None:
+    running.kill()
+    running.wait()
+    path = tmp_path / "early/report.json"
+    await_("the keeper reports", path.exists, 120)
+    report = json.loads(path.read_text())
+    assert (report["interrupted"], report["verdict"], report["restored"]) == ("killed", "fail", True)
+    assert sum(one["count"] for one in report["operations"].values()) > 20
+    assert vfiotool("recover").status == 0
+    assert not [name for name in os.listdir("/sys/kernel/tracing/instances") if "vfiotool" in name]
+
+
+def test_a_full_disk_gives_devices_back(tmp_path: Any) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], check=True)
+    try:
+        words = ("stress", "dma", EDU, "--cycles", "50", "--report", str(folder / "report"))
+        result = vfiotool(*words)
+        assert result.status == 1
+        assert "No space left" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
