@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
-from tests.lab.support import await_, driver, to_vfio
+from tests.lab.support import await_, driver, settle, to_vfio
 from vfiotool.events.entry import Entry
 from vfiotool.events.probes import ACTIONS, KernelProbes
 from vfiotool.events.tracefs import TraceInstance
@@ -86,7 +86,8 @@ class StageWitness:
         return records
 
     def forget(self) -> None:
-        """Pass over what has come so far."""
+        """Pass over what has come so far: with udevd idle, even what a worker of the kernel does later."""
+        settle()
         for _ in (*self._came(), *self._ran()):
             pass
 
