@@ -45,6 +45,7 @@ BETWEEN_KERNELS = (
     "tests/lab/test_memory.py",
     "tests/lab/test_model.py",
     "tests/lab/test_see.py",
+    "tests/lab/test_stress_hotplug.py",
     "tests/lab/test_udev.py",
     "tests/lab/test_watch.py",
 )
