@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -130,9 +129,7 @@ def _execute(order: Order, as_json: bool) -> None:
 @click.option(
     "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
 )
-@click.option(
-    "--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong."
-)
+@click.option("--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong.")
 @click.option(
     "--script",
     type=click.Path(dir_okay=False, writable=True),
@@ -305,4 +302,4 @@ def _conclude(order: Order, report: Report, as_json: bool) -> None:
             click.echo(f"  {reason}")
         click.echo(f"report: {order.report}")
     if report.reasons:
-        sys.exit(VfioToolError.exit_status)
+        click.get_current_context().exit(VfioToolError.exit_status)

@@ -221,6 +221,8 @@ class _Execution:
         deadline: float | None = None
         while jobs.running:
             for sent in jobs.receive(_TICK_SECONDS):
+                for group, addresses in sent.watch:
+                    self._watchers.watch(group, addresses)
                 for record in sent.records:
                     self._tally.add(record)
                     self._watchers.note(record)

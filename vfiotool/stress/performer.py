@@ -36,11 +36,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What a performer sends: operations that it did, cycles that it has ended, and what it found leaking."""
+    """What a performer sends: operations that it did, cycles that it has ended, and what it found leaking.
+
+    ``watch`` are groups, and devices of theirs, that are to be watched before an operation makes them known.
+    """
 
     records: tuple[Record, ...] = ()
     cycles: int = 0
     leaked: tuple[str, ...] = ()
+    watch: tuple[tuple[int, frozenset[str]], ...] = ()
 
 
 class Placard:
@@ -84,6 +88,7 @@ class Performer:
         self._allow_crash = allow_crash
         self._batch: list[Record] = []
         self._sent = now()
+        self._announced = set[tuple[int, frozenset[str]]]()
         self._held: dict[tuple[int, str], Holdings] = {}
 
     def run(self) -> None:
@@ -115,6 +120,7 @@ class Performer:
             if expected is None or (expected.crash and not self._allow_crash):
                 continue
             self._placard.show(f"{template.workload} {template.cycle}: {action}")
+            self._announce(cast, expected)
             if expected.crash:
                 self._send()  # nothing may be heard after it
             for record in cast.stage.perform(action, template):
@@ -124,6 +130,17 @@ class Performer:
             if len(self._batch) >= _BATCH or now() - self._sent > _BATCH_SECONDS:
                 self._send()
         return True
+
+    def _announce(self, cast: Cast, expected: Expectation) -> None:
+        """Have what an operation names for the first time be watched before it does."""
+        number = cast.stage.number or 0
+        devices = {sign.address for sign in expected.signs if sign.address and sign.subsystem != "vfio"}
+        streams = {(number, frozenset(devices | set(cast.members)))}
+        nodes = {sign.address for sign in expected.signs if sign.address and sign.subsystem == "vfio"}
+        streams |= {(int(group), frozenset[str]()) for group in nodes}
+        if not streams <= self._announced:
+            self._announced |= streams
+            self._send(watch=tuple(streams))
 
     def _leaked(self, part: Part, workload: Workload) -> tuple[str, ...]:
         """Compare what is held at rest with what was after the first cycle of the kind."""
@@ -142,8 +159,13 @@ class Performer:
     def _is_over(self) -> bool:
         return self._is_told() or (self._until is not None and now() >= self._until)
 
-    def _send(self, cycles: int = 0, leaked: tuple[str, ...] = ()) -> None:
-        self._line.send(Sent(tuple(self._batch), cycles, leaked))
+    def _send(
+        self,
+        cycles: int = 0,
+        leaked: tuple[str, ...] = (),
+        watch: tuple[tuple[int, frozenset[str]], ...] = (),
+    ) -> None:
+        self._line.send(Sent(tuple(self._batch), cycles, leaked, watch))
         self._batch.clear()
         self._sent = now()
 

@@ -30,7 +30,6 @@ class Watchers:
     def __init__(self, tree: Tree, era: Era, addresses: Collection[str]) -> None:
         self.lacking: list[str] = []
         self._addresses = set(addresses)
-        self._groups: set[int] = set()
         self._held: deque[tuple[float, Entry]] = deque()
         self._stack = contextlib.ExitStack()
         self.sources: list[Source] = []
@@ -50,14 +49,14 @@ class Watchers:
                 self._held.append((now(), entry))
         self._feed(now() - HOLD_SECONDS)
 
+    def watch(self, group: int, addresses: Collection[str]) -> None:
+        """Watch the node of a group, and devices of it, from now on."""
+        self._addresses |= set(addresses)
+        self.uevents.watch(group, addresses)
+
     def note(self, record: Record) -> None:
         """Take what an operation must have sent and run."""
         expected = record.expected
-        named = {sign.address for sign in expected.signs if sign.address is not None}
-        if record.group not in self._groups or not named <= self._addresses:
-            self._groups.add(record.group)
-            self._addresses |= named
-            self.uevents.watch(record.group, self._addresses)
         if record.is_unexpected and record.outcome.errno:
             return  # it was not done, so nothing follows
         self.uevents.expect(record.group, expected.signs)
