@@ -140,8 +140,10 @@ class Vfs:
     def _expect_count(self, at: int, count: int) -> Expectation | None:
         """The kernel looks at the number itself, then at whether it is one, then at what is there."""
         now = len(self._vfs.get(at, ()))
-        if not 0 <= count <= _LARGEST_NUMBER:
+        if count < 0:
             return Expectation(frozenset((errno.EINVAL,)))
+        if count > _LARGEST_NUMBER:
+            return Expectation(frozenset((errno.EINVAL, errno.ERANGE)))  # 5.10 has the latter
         if count > self._total(at):
             return Expectation(frozenset((errno.ERANGE,)))
         if count == now:
