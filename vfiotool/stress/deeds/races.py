@@ -201,6 +201,8 @@ class Races:
         """Return what both give, and the state after it; who waits has not changed it yet."""
         model = self._stage.model
         one = model.predict(self._stage.state, first)
+        if one.waits_for:  # for the container alone (up to 5.18): the group has lost the device already
+            return one, Prediction(self._stage.state, errno.ENODEV), self._stage.state
         if second not in model.operations(one.state):
             return one, Prediction(one.state, errno.ENODEV), one.state
         two = model.predict(one.state, second)
