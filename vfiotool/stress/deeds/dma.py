@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,9 @@ _STEPS = 60
 _MOST_SLOTS = 4
 _PINS_EACH = 6
 _EVERYTHING = (IovaRange(0, (1 << 64) - 1),)
-_PINNED = ("VmLck:", "VmPin:")  # type1 counts in the first, iommufd in the second
+_PINNED = re.compile(
+    rb"^Vm(?:Lck|Pin):\s*(\d+) kB$", re.MULTILINE
+)  # type1 counts in one, iommufd in the other
 
 
 @dataclass
@@ -178,8 +181,8 @@ class Dma(AtOnce):
 
 def pinned_pages() -> int:
     """Return how many pages the kernel accounts to this process as locked or pinned."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(_PINNED))
+    with open("/proc/self/status", "rb", buffering=0) as status:
+        kilobytes = sum(map(int, _PINNED.findall(status.read())))
     return (kilobytes << 10) // mmap.PAGESIZE
 
 
