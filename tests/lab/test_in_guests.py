@@ -58,11 +58,16 @@ OLDEST = (
     "tests/lab/test_doctor.py",
     "tests/lab/test_refusals.py",
     "tests/lab/test_sriov.py",
+    "tests/lab/test_stress_deeds.py",
 )
 PAIRS = {
     ("6.12", "default"): ALL,
     ("5.10", "default"): OLDEST,
-    ("debug", "default"): (*DRIVE, "tests/lab/test_model.py"),  # whose rules are those of cdevs there
+    ("debug", "default"): (
+        *DRIVE,
+        "tests/lab/test_model.py",  # whose rules are those of cdevs there
+        "tests/lab/test_stress_deeds.py",
+    ),
     ("6.1", "default"): BETWEEN_KERNELS,
     ("7", "default"): BETWEEN_KERNELS,
     ("debug", "none"): ("tests/lab/test_noiommu.py",),
