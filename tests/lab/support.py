@@ -43,6 +43,9 @@ GROUPS = "/sys/kernel/iommu_groups"
 # By the machine's name, not by what it shows: an IOMMU that fails to start must not skip tests.
 needs_iommu = pytest.mark.skipif(MACHINE == "none", reason="machine 'none' has no IOMMU")
 
+PUT_HERE = "by a test"
+"""Ends a line that a test puts into the kernel's log."""
+
 _SERIOUS = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|refcount_t|INFO: task .* blocked")
 _POLL_SECONDS = 0.02
 _MOST_SECONDS = 2
@@ -233,9 +236,14 @@ def as_before(*addresses: str) -> Iterator[None]:
         settle()
 
 
+def kernel_log() -> list[str]:
+    """Return the lines of the kernel's log, but for what a test has put there."""
+    return [line for line in output("dmesg", "--notime").splitlines() if PUT_HERE not in line]
+
+
 def kernel_complaints() -> list[str]:
     """Return the lines of the kernel's log that tell of a defect, with the state of its taint."""
-    lines = output("dmesg", "--notime").splitlines()
+    lines = kernel_log()
     return [*filter(_SERIOUS.search, lines), f"tainted {read('/proc/sys/kernel/tainted')}"]
 
 

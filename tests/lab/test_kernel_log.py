@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.lab.support import output
+from tests.lab.support import kernel_log
 
 pytestmark = [pytest.mark.needs_guest, pytest.mark.after_all]
 
@@ -20,8 +20,7 @@ REPORT = re.compile(
 
 
 def test_the_kernel_reports_no_bug() -> None:
-    lines = output("dmesg").splitlines()
-    assert [line for line in lines if REPORT.search(line)] == []
+    assert [line for line in kernel_log() if REPORT.search(line)] == []
 
 
 @pytest.mark.skipif(not os.path.exists(KMEMLEAK), reason="this kernel does not look for leaks")

@@ -178,15 +178,33 @@ def test_uevents_of_devices_and_nodes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_uevents_that_are_missing_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever subsystem the next one is of; udevd passes them on in an order of its own."""
+    monkeypatch.setattr("vfiotool.events.uevents._LATE", -1)
     events = (uevent(4, EDU), OSError(errno.ENOBUFS, "overrun"), uevent(8, "eth0", "net"), uevent(9, EDU))
     entries = uevents(monkeypatch, Tree(str(tmp_path)), *events)
     assert [(entry.event, entry.seqnum, entry.detail) for entry in entries] == [
         ("add", 4, ""),
-        ("missed", 8, "uevents 5 to 7"),
         ("add", 9, ""),
+        ("missed", 8, "uevents 5 to 7"),
     ]
     entries = uevents(monkeypatch, Tree(str(tmp_path)), *events, source="udev")
     assert [entry.seqnum for entry in entries] == [4, 9]
+
+
+def test_uevents_that_come_late_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors number theirs, and then send them in any order."""
+    monkeypatch.setattr("vfiotool.events.uevents._LATE", -1)
+    entries = uevents(monkeypatch, Tree(str(tmp_path)), *(uevent(number, EDU) for number in (4, 8, 6, 5, 9)))
+    assert [(entry.event, entry.seqnum, entry.detail) for entry in entries][-1] == (
+        "missed",
+        8,
+        "uevents 7 to 7",
+    )
+    assert [entry.seqnum for entry in entries[:-1]] == [4, 8, 6, 5, 9]
+
+
+def test_a_number_has_a_second_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = uevents(monkeypatch, Tree(str(tmp_path)), uevent(4, EDU), uevent(6, EDU))
+    assert [entry.event for entry in entries] == ["add", "add"]
 
 
 def test_a_monitor_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,21 +12,23 @@ from vfiotool.events.udev import open_monitor
 from vfiotool.host.attributes import find_group
 from vfiotool.host.tree import Tree
 
+_LATE = 1.0
+"""Seconds after which a number comes no more."""
 _SUBSYSTEMS = ("pci", "vfio", "vfio-dev")
 
 
 class Uevents:
     """The uevents of PCI devices and of VFIO's nodes.
 
-    From the kernel all uevents of the machine come in the order of their numbers, so that one which is
-    missing shows: then there is an entry ``missed``. The network namespaces of other processes have
-    uevents of their own, which are missing here, too.
+    From the kernel all uevents of the machine come, so that a number which is missing shows: then there is
+    an entry ``missed``, a second later, for two processors may send theirs in another order (since 6.11).
+    The network namespaces of other processes have uevents of their own, which are missing here, too.
     """
 
     def __init__(self, source: Literal["kernel", "udev"], tree: Tree) -> None:
         self._source = source
         self._tree = tree
-        self._last: int | None = None
+        self._numbers = _Numbers()
         self._groups: dict[str, int] = {}  # a device that is gone has no link any more
         self._monitor = open_monitor(source)
 
@@ -34,6 +36,12 @@ class Uevents:
         return int(self._monitor.fileno())
 
     def read(self) -> Iterator[Entry]:
+        yield from self._received()
+        for first, last in self._numbers.missing(now()):
+            detail = f"uevents {first} to {last}"
+            yield Entry(now(), self._source, "missed", seqnum=last + 1, detail=detail)
+
+    def _received(self) -> Iterator[Entry]:
         while True:
             try:
                 device = self._monitor.poll(0)
@@ -44,19 +52,13 @@ class Uevents:
             if device is None:
                 return
             seqnum = int(device.properties.get("SEQNUM", 0))
-            yield from self._missed(seqnum)
+            if self._source == "kernel":
+                self._numbers.take(seqnum, now())
             if device.subsystem in _SUBSYSTEMS:
                 yield self._entry(device, seqnum)
 
     def close(self) -> None:
         self._monitor = None
-
-    def _missed(self, seqnum: int) -> Iterator[Entry]:
-        if self._source == "kernel":
-            if self._last is not None and seqnum > self._last + 1:
-                detail = f"uevents {self._last + 1} to {seqnum - 1}"
-                yield Entry(now(), self._source, "missed", seqnum=seqnum, detail=detail)
-            self._last = seqnum
 
     def _entry(self, device: Any, seqnum: int) -> Entry:
         address, group, detail = None, None, ""
@@ -86,3 +88,30 @@ class Uevents:
         if number is not None:
             self._groups[address] = number
         return self._groups.get(address)
+
+
+class _Numbers:
+    """Which numbers have come, and which have not."""
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._gaps: list[tuple[int, int, float]] = []  # first, last, since when
+
+    def take(self, seqnum: int, time: float) -> None:
+        """Take a number that has come now."""
+        if self._last is None or seqnum > self._last:
+            if self._last is not None and seqnum > self._last + 1:
+                self._gaps.append((self._last + 1, seqnum - 1, time))
+            self._last = seqnum
+            return
+        for at, (first, last, since) in enumerate(self._gaps):
+            if first <= seqnum <= last:
+                parts = ((first, seqnum - 1, since), (seqnum + 1, last, since))
+                self._gaps[at : at + 1] = [part for part in parts if part[0] <= part[1]]
+                return
+
+    def missing(self, time: float) -> Iterator[tuple[int, int]]:
+        """Yield, once, from which number to which none has come for a second."""
+        while self._gaps and self._gaps[0][2] < time - _LATE:
+            first, last, _ = self._gaps.pop(0)
+            yield first, last
