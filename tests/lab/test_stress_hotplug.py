@@ -29,9 +29,9 @@ from tests.lab.support import (
     path,
     read,
 )
+from vfiotool.stress import bus_lock
 from vfiotool.stress.action import Action, Expectation, Record, Sign
-from vfiotool.stress.deeds import bus_lock
-from vfiotool.stress.deeds.bus_lock import BusLock
+from vfiotool.stress.bus_lock import BusLock
 from vfiotool.stress.deeds.hotplug import Hotplug
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.deeds.vfs import Vfs

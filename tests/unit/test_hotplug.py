@@ -10,7 +10,7 @@ import pytest
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
-from vfiotool.stress.deeds.bus_lock import BusLock
+from vfiotool.stress.bus_lock import BusLock
 from vfiotool.stress.deeds.hotplug import Hotplug
 from vfiotool.stress.model import Bound, Container, Member, Model, State
 from vfiotool.stress.stage import Stage, Unit

@@ -14,6 +14,7 @@ from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.bus_lock import BusLock
 from vfiotool.stress.model import Bound, Member, Model, State
 from vfiotool.stress.troupe import Troupe
 
@@ -56,7 +57,7 @@ class Deeds(Protocol):
 class Stage:
     """A handle of one thread. At rest all members are on vfio-pci, and nothing is open.
 
-    ``state`` is what the model has; ``removed`` are members that are off the bus.
+    ``state`` is what the model has; ``removed`` are members that are off the bus, while ``bus`` is locked.
     """
 
     def __init__(self, model: Model, unit: Unit) -> None:
@@ -64,6 +65,7 @@ class Stage:
         self.unit = unit
         self.tree = Tree()
         self.removed: set[int] = set()
+        self.bus = BusLock()
         self.families: list[Deeds] = []
         self._deeds: dict[str, Deeds] = {}
         self.before_close: list[Callable[[int], None]] = []

@@ -16,6 +16,7 @@ from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.action import Record
+from vfiotool.stress.deeds.races import RACE
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
@@ -61,7 +62,8 @@ class Watchers:
             return  # it was not done, so nothing follows
         self.uevents.expect(record.group, expected.signs)
         self.probes.expect(expected.probes)
-        if expected.waits_for:
+        # An unbind waits for a moment, too, while a device is opened that cannot be.
+        if expected.waits_for or record.action.name == RACE:
             self.kernel_log.expect_blocked()
 
     def is_settled(self) -> bool:

@@ -17,7 +17,7 @@ from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
-from vfiotool.stress.deeds.bus_lock import RESCAN_FILE, BusLock
+from vfiotool.stress.bus_lock import RESCAN_FILE
 from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
 from vfiotool.stress.model import Bound, Kind, Member, Operation, State
 from vfiotool.stress.stage import Stage
@@ -52,7 +52,6 @@ class Hotplug:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._life_cycle = LifeCycle(stage)
-        self._bus = BusLock()
 
     def choose(self, rng: random.Random) -> Iterator[Action]:
         """Yield one cycle's worth: each member is removed and found once, alone or together with others."""
@@ -77,11 +76,11 @@ class Hotplug:
         return self._gone(at).expected if self._can_remove(at) else None
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
-        if (held := self._bus.take()).note:
+        if (held := self._stage.bus.take()).note:
             return held
         outcome = self._rescan() if action.name == RESCAN else self._remove(int(action.arguments["member"]))
         if not self._stage.removed:
-            self._bus.release()
+            self._stage.bus.release()
         return outcome
 
     def releases(self, action: Action) -> Iterator[Action]:
@@ -100,13 +99,9 @@ class Hotplug:
             yield Action(RESCAN)
 
     def abandon(self) -> None:
-        self._bus.release()
+        self._stage.bus.release()
 
     # For a removal that waits, which somebody else asks for
-
-    def hold_bus(self) -> Outcome:
-        """Keep others from removing and rescanning: the kernel keeps them waiting while a removal waits."""
-        return self._bus.take()
 
     def lets_go(self, at: int) -> Iterator[Action]:
         """Yield what ends the wait of a member's removal: up to 5.18 its group must not be live by then."""

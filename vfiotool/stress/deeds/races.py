@@ -20,6 +20,8 @@ from vfiotool.stress.stage import Stage
 from vfiotool.stress.writer import Writer
 from vfiotool.vfio.uapi import DeviceIoctl
 
+RACE = "race"
+
 _LONGEST_HEAD_START_US = 3000
 _MAPS = 16
 
@@ -87,7 +89,7 @@ class Races:
     ``head_start_us`` is how long after the first the second begins, in microseconds.
     """
 
-    names = frozenset(("race",))
+    names = frozenset((RACE,))
 
     def __init__(self, stage: Stage, life_cycle: LifeCycle, hotplug: Hotplug, dma: Dma) -> None:
         self._stage = stage
@@ -103,7 +105,7 @@ class Races:
             at = rng.randrange(len(self._stage.unit.members))
             yield from self._before(name, at)
             arguments: dict[str, int | str] = {"of": name, "member": at}
-            yield Action("race", arguments | {"head_start_us": rng.randrange(_LONGEST_HEAD_START_US)})
+            yield Action(RACE, arguments | {"head_start_us": rng.randrange(_LONGEST_HEAD_START_US)})
             yield from self._stage.wind_down()
 
     def expect(self, action: Action) -> Expectation | None:
@@ -243,7 +245,7 @@ class Races:
 
     def _remove_while_mapping(self, at: int) -> Outcome:
         """The removal waits, and meanwhile memory is mapped and unmapped as ever."""
-        if (held := self._hotplug.hold_bus()).note:
+        if (held := self._stage.bus.take()).note:
             return held
         writer = Writer(f"{device_path(self._stage.unit.members[at])}/remove", "1")
         for slot in range(_MAPS):

@@ -103,7 +103,7 @@ class Vfs:
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
         if action.name == VFS:
-            return self._count(action, expected)
+            return self._count_alone(action, expected)
         vf = self._find(action)
         if vf is None:
             return Outcome(note="there is no such VF")
@@ -216,6 +216,15 @@ class Vfs:
         if comes:
             self._forget(at)
         return Outcome(code)
+
+    def _count_alone(self, action: Action, expected: Expectation) -> Outcome:
+        """A VF takes the lowest group number that is free: not that of a device that is off the bus."""
+        if (held := self._stage.bus.take()).note:
+            return held
+        outcome = self._count(action, expected)
+        if not self._stage.removed:
+            self._stage.bus.release()
+        return outcome
 
     def _keep_drivers_off(self, at: int) -> None:
         path = self._path(at, AUTOPROBE)
