@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ from vfiotool.stress.action import Sign
 from vfiotool.stress.monitors.examples import Examples, times
 from vfiotool.stress.monitors.matcher import Matcher
 
-Key = tuple[str, str]
-"""Subsystem, and the address of a device or the number of a group."""
+Key = tuple[str, str, str]
+"""Subsystem, the address of a device or the number of a group, and of a group's node the action."""
+_ACTIONS = ("add", "remove")
 Faults = Examples[dict[str, Any]]
 
 
@@ -76,7 +78,7 @@ class _Awaited:
     sign: Sign
     group: int
     operation: _Operation
-    place: int
+    place: int | None
     seqnum: None = None
 
     @property
@@ -94,7 +96,9 @@ class UeventMonitor:
     """Judges the streams it was told of: one for each device in each subsystem, and for each group's node.
 
     Both what is expected and what comes is in order within a stream; which of the two is told of first does
-    not matter. An event that is one too many counts as duplicated, expected or not. One thread uses it.
+    not matter. An event that is one too many counts as duplicated, expected or not. Of a group's node only
+    their number counts: a group whose devices were removed may come back by another number, and that of one
+    be another's then. One thread uses it.
     """
 
     def __init__(self, *, is_ordered: bool = True) -> None:
@@ -111,8 +115,8 @@ class UeventMonitor:
     def watch(self, group: int, addresses: Iterable[str]) -> None:
         """Judge what is about a group's node and these devices from now on."""
         self._groups.setdefault(group, _Group())
-        keys = [("vfio", str(group))]
-        keys += [(subsystem, address) for address in addresses for subsystem in ("pci", "vfio-dev")]
+        keys = [("vfio", str(group), action) for action in _ACTIONS]
+        keys += [(subsystem, address, "") for address in addresses for subsystem in ("pci", "vfio-dev")]
         for key in keys:
             if key not in self._streams:
                 self._of[key] = group
@@ -121,9 +125,11 @@ class UeventMonitor:
     def expect(self, group: int, signs: Iterable[Sign]) -> None:
         """Take what an operation must have sent. Operations of a group are told of in their order."""
         sent = tuple(sign for sign in signs if _key_of(sign, group) in self._streams)
-        operation = _Operation(sent)
+        operation = _Operation(tuple(sign for sign in sent if sign.subsystem != "vfio"))
         self._expected += len(sent)
-        for place, sign in enumerate(sent):
+        places = itertools.count()
+        for sign in sent:
+            place = None if sign.subsystem == "vfio" else next(places)
             self._of[_key_of(sign, group)] = group
             self._streams[_key_of(sign, group)].expect(_Awaited(sign, group, operation, place))
 
@@ -200,7 +206,7 @@ class UeventMonitor:
 
     def _named(self, key: Key, faults: Examples[_Awaited] | Examples[_Came]) -> Faults:
         """Return the faults of a stream as the report has them."""
-        subsystem, name = key
+        subsystem, name, _ = key
         address = None if subsystem == "vfio" else name
         named = Faults()
         for item in faults.first:
@@ -210,7 +216,7 @@ class UeventMonitor:
 
     def _match(self, awaited: _Awaited, came: _Came) -> None:
         """Look at the order across streams, once all uevents of an operation are there."""
-        if not self._is_ordered or came.seqnum is None:
+        if not self._is_ordered or came.seqnum is None or awaited.place is None:
             return
         if awaited.operation.saw(awaited.place, came.seqnum):
             self._add_swapped(awaited.group, self._groups[awaited.group].complete(awaited.operation))
@@ -221,18 +227,19 @@ class UeventMonitor:
 
 
 def _key_of(sign: Sign, group: int) -> Key:
-    return sign.subsystem, str(group) if sign.address is None else sign.address
+    name = str(group) if sign.address is None else sign.address
+    return sign.subsystem, name, sign.action if sign.subsystem == "vfio" else ""
 
 
 def _key(entry: Entry) -> Key:
     """Tell the subsystem, which an entry does not name: a group has no address, a PCI device no detail."""
     if entry.address is None:
-        return "vfio", str(entry.group)
-    return "vfio-dev" if entry.detail else "pci", entry.address
+        return "vfio", str(entry.group), entry.event
+    return "vfio-dev" if entry.detail else "pci", entry.address, ""
 
 
 def _name(key: Key) -> str:
-    subsystem, name = key
+    subsystem, name, _ = key
     return f"/dev/vfio/{name}" if subsystem == "vfio" else f"{name} ({subsystem})"
 
 
