@@ -317,7 +317,7 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
 
     def told(self: Writer) -> bool:
         waits = comes_to_wait(self)
-        os.kill(self.pid, signal.SIGTERM)
+        os.kill(self.pid, signal.SIGUSR1)
         return waits
 
     def nothing(self: LifeCycle, action: Action) -> Iterator[Action]:
@@ -336,6 +336,16 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     (stuck,) = report["resources"]["stuck"]
     assert stuck["state"] == "D"
     assert [frame for frame in stuck["stack"] if "vfio_" in frame], stuck
+    assert report["restored"]
+
+
+def test_a_performer_that_does_nothing_is_not_waited_for(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Performer, "_leaked", lambda self, part, workload: signal.pause())
+    monkeypatch.setattr(engine, "_SILENCE_SECONDS", 3.0)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
+    assert [reason for reason in report["reasons"] if "has done nothing for" in reason], report["reasons"]
     assert report["restored"]
 
 
@@ -361,7 +371,12 @@ def running(tmp_path: Any) -> Iterator[subprocess.Popen[str]]:
     folder = tmp_path / "early"
     words = [PROGRAM, "stress", "bind,group,dma", E1000E, EDU, "--duration", "300", "--report", str(folder)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        await_("it works", lambda: (folder / "trace.jsonl").exists() and len(trace(str(folder))) > 20, 60)
+
+        def works() -> bool:
+            assert run.poll() is None, run.communicate()[0]
+            return (folder / "trace.jsonl").exists() and len(trace(str(folder))) > 20
+
+        await_("it works", works, 60)
         yield run
 
 

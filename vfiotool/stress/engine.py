@@ -36,6 +36,8 @@ _TICK_SECONDS = 0.05
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SETTLE_SECONDS = 5.0
+_SILENCE_SECONDS = 180.0
+"""No operation waits for so long: a minute for the bus is the longest."""
 _END_SECONDS = 90.0
 _GIVE_BACK_SECONDS = 30.0
 _AFTER_CRASH_SECONDS = 2.0
@@ -228,12 +230,13 @@ class _Execution:
                     self._watchers.note(record)
                 self._tally.cycles += sent.cycles
                 self._tally.add_leaks(sent.leaked)
+            self._watchers.feed(jobs.heard)
             self._watchers.read()
             self._look(jobs)
             if deadline is None and self._must_end():
                 jobs.tell_to_end()
                 deadline = now() + _END_SECONDS
-            if self._is_in_vain(deadline):
+            if self._is_in_vain(jobs, deadline):
                 return
         self._died += [
             f"a performer ended with status {job.status} in: {job.placard.read()}"
@@ -250,9 +253,15 @@ class _Execution:
             or self.has_crashed
         )
 
-    def _is_in_vain(self, deadline: float | None) -> bool:
+    def _is_in_vain(self, jobs: Jobs, deadline: float | None) -> bool:
         """Say whether to wait no longer: for a task that is stuck, or that was told to end and does not."""
         if self._tasks.findings():
+            return True
+        silent = [job for job in jobs.running if now() - job.spoke > _SILENCE_SECONDS]
+        self._died += [
+            f"a performer has done nothing for {_SILENCE_SECONDS:g} s: {job.placard.read()}" for job in silent
+        ]
+        if silent:
             return True
         if deadline is not None and now() > deadline:
             self._died.append(f"performers did not end within {_END_SECONDS:g} s")
@@ -290,8 +299,11 @@ class _Execution:
     def _settle(self) -> None:
         """Give what was sent the time to come."""
         deadline = now() + _SETTLE_SECONDS
-        self._watchers.read()
-        while now() < deadline and not self._watchers.is_settled():
+        while now() < deadline and not self._is_settled():
             time.sleep(_TICK_SECONDS)
-            self._watchers.read()
         self._watchers.finish()
+
+    def _is_settled(self) -> bool:
+        self._watchers.read()
+        self._watchers.feed(now())
+        return self._watchers.is_settled()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
+from vfiotool.events.entry import now
 from vfiotool.stress.cast import Cast
 from vfiotool.stress.model import Model
 from vfiotool.stress.order import Order
@@ -16,14 +18,21 @@ from vfiotool.stress.performer import Part, Performer, Placard, Sent, start_perf
 from vfiotool.stress.stage import Unit
 from vfiotool.stress.workloads import REPLAY, WORKLOADS, Workload, repetition
 
+_MOST_AT_ONCE = 32
+
 
 class Job:
-    """One performer. ``line`` is None once it has ended."""
+    """One performer. ``line`` is None once it has ended; what it sent up to ``heard`` is known.
+
+    ``spoke`` is when it last sent anything. Both are CLOCK_MONOTONIC in seconds.
+    """
 
     def __init__(self, pid: int, line: Connection, placard: Placard) -> None:
         self.pid = pid
         self.placard = placard
         self.line: Connection | None = line
+        self.heard = 0.0
+        self.spoke = now()
         self.status: int | None = None
 
     def end(self) -> None:
@@ -53,13 +62,14 @@ class Jobs:
 
     def receive(self, timeout: float) -> Iterator[Sent]:
         """Yield what has come, waiting at most so many seconds for it; who has ended is marked so."""
-        ready = set(wait([job.line for job in self.running if job.line is not None], timeout))
+        wait([job.line for job in self.running if job.line is not None], timeout)
         for job in self.running:
-            try:
-                while job.line is not None and job.line in ready and job.line.poll(0):
-                    yield job.line.recv()
-            except (EOFError, ConnectionResetError):
-                job.end()
+            yield from _received(job)
+
+    @property
+    def heard(self) -> float:
+        """Until when all that performers have sent is known, in seconds of CLOCK_MONOTONIC."""
+        return min((job.heard for job in self.running), default=math.inf)
 
     def tell_to_end(self) -> None:
         """Have each go back to rest, and end."""
@@ -108,6 +118,24 @@ class Jobs:
 def possible(cast: Cast, names: Sequence[str]) -> tuple[Workload, ...]:
     """Return the workloads that a group has what it takes for."""
     return tuple(WORKLOADS[name] for name in names if not WORKLOADS[name].lacks(cast))
+
+
+def _received(job: Job) -> Iterator[Sent]:
+    """Yield what one has sent, up to what leaves others their turn."""
+    for _ in range(_MOST_AT_ONCE):
+        asked = now()
+        try:
+            if job.line is None:
+                return
+            if not job.line.poll(0):
+                job.heard = asked
+                return
+            sent: Sent = job.line.recv()
+        except (EOFError, ConnectionResetError):
+            job.end()
+            return
+        job.heard = job.spoke = sent.at
+        yield sent
 
 
 def _part(number: int, unit: Unit, model: Model, order: Order) -> Part:

@@ -38,9 +38,11 @@ class Part:
 class Sent:
     """What a performer sends: operations that it did, cycles that it has ended, and what it found leaking.
 
-    ``watch`` are groups, and devices of theirs, that are to be watched before an operation makes them known.
+    ``at`` is CLOCK_MONOTONIC in seconds, when it is sent. ``watch`` are groups, and devices of theirs, that
+    are to be watched before an operation makes them known.
     """
 
+    at: float
     records: tuple[Record, ...] = ()
     cycles: int = 0
     leaked: tuple[str, ...] = ()
@@ -165,7 +167,7 @@ class Performer:
         leaked: tuple[str, ...] = (),
         watch: tuple[tuple[int, frozenset[str]], ...] = (),
     ) -> None:
-        self._line.send(Sent(tuple(self._batch), cycles, leaked, watch))
+        self._line.send(Sent(now(), tuple(self._batch), cycles, leaked, watch))
         self._batch.clear()
         self._sent = now()
 

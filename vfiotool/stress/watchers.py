@@ -21,9 +21,6 @@ from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
 
-HOLD_SECONDS = 0.25
-"""For how long an entry is held: what names a new group or device to the monitors may come after it."""
-
 
 class Watchers:
     """A handle of one thread. ``lacking`` says what this machine does not let be watched, and why."""
@@ -44,11 +41,24 @@ class Watchers:
         self.probes = ProbeMonitor(probed, self._addresses)
 
     def read(self) -> None:
-        """Take what the sources have, and give the monitors what has been held for long enough."""
+        """Take what the sources have."""
         for source in self.sources:
             for entry in source.read():
                 self._held.append((now(), entry))
-        self._feed(now() - HOLD_SECONDS)
+
+    def feed(self, until: float) -> None:
+        """Give the monitors what had come by then, in seconds of CLOCK_MONOTONIC.
+
+        What is to be watched must be known until then: it is told of before it sends its first.
+        """
+        while self._held and self._held[0][0] <= until:
+            entry = self._held.popleft()[1]
+            if entry.source == "probe":
+                self.probes.see(entry)
+            elif entry.source == "kmsg":
+                self.kernel_log.see(entry)
+            else:
+                self.uevents.see(entry)
 
     def watch(self, group: int, addresses: Collection[str]) -> None:
         """Watch the node of a group, and devices of it, from now on."""
@@ -72,7 +82,7 @@ class Watchers:
 
     def finish(self) -> None:
         """Take it that nothing more comes."""
-        self._feed(now())
+        self.feed(now())
         for monitor in (self.uevents, self.probes, self.kernel_log):
             monitor.finish()
 
@@ -119,13 +129,3 @@ class Watchers:
             self.lacking.append(f"{lacking}: {error.message}")
         except OSError as error:
             self.lacking.append(f"{lacking}: {error.strerror}")
-
-    def _feed(self, until: float) -> None:
-        while self._held and self._held[0][0] <= until:
-            entry = self._held.popleft()[1]
-            if entry.source == "probe":
-                self.probes.see(entry)
-            elif entry.source == "kmsg":
-                self.kernel_log.see(entry)
-            else:
-                self.uevents.see(entry)
