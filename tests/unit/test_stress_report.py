@@ -163,21 +163,24 @@ def test_a_full_device_does_not_raise() -> None:
     assert (trace.failure.errno, trace.dropped) == (errno.ENOSPC, 1000)
 
 
-@pytest.fixture
-def most_bytes() -> Iterator[Callable[[int], None]]:
-    """Limit the size of files, as the kernel does it: a short write, then EFBIG."""
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Limit the size of files, as the kernel does it: a short write, then EFBIG.
+
+    For no longer than it must: pytest writes to a file, too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most", [5, 1000, 100_000, 150_001])
-def test_a_disk_that_fills_up_leaves_whole_lines(
-    tmp_path: Path, most_bytes: Callable[[int], None], most: int
-) -> None:
+def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, most: int) -> None:
     path = tmp_path / "trace"
-    most_bytes(most)
-    with TraceWriter(str(path), HEADER) as trace:
+    with files_of_at_most(most), TraceWriter(str(path), HEADER) as trace:
         for cycle in range(2000):
             trace.write({**LINE, "cycle": cycle})
     assert trace.failure is not None
@@ -457,11 +460,12 @@ def test_many_findings_are_counted_and_not_all_told() -> None:
     assert len(reasons) == 51
 
 
-def test_a_full_disk_leaves_the_former_report(tmp_path: Path, most_bytes: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_the_former_report(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("former")
-    most_bytes(100)
-    with pytest.raises(VfioToolError, match=r"report\.json cannot be written: File too large") as caught:
-        write_report(str(tmp_path), report().document())
+    document = report().document()
+    cannot = pytest.raises(VfioToolError, match=r"report\.json cannot be written: File too large")
+    with cannot as caught, files_of_at_most(100):
+        write_report(str(tmp_path), document)
     assert "make room" in caught.value.hint
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.json", "former")]
 
@@ -642,10 +646,10 @@ def test_a_page_tells_what_the_report_has(tmp_path: Path) -> None:
     assert [text for text in told if text not in found.text] == []
 
 
-def test_a_full_disk_leaves_the_former_page(tmp_path: Path, most_bytes: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("former")
-    most_bytes(1000)
-    with pytest.raises(VfioToolError, match=r"report\.html cannot be written"):
+    cannot = pytest.raises(VfioToolError, match=r"report\.html cannot be written")
+    with cannot, files_of_at_most(1000):
         write_page(str(tmp_path / "report.html"), report().document(), [LINE])
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.html", "former")]
 
