@@ -58,7 +58,14 @@ OLDEST = (
     "tests/lab/test_doctor.py",
     "tests/lab/test_refusals.py",
     "tests/lab/test_sriov.py",
+    "tests/lab/test_stress.py",
     "tests/lab/test_stress_deeds.py",
+    "tests/lab/test_stress_replay.py",
+)
+# What else has rules of its own, or may break others'.
+STRESS = (
+    "tests/lab/test_stress.py::test_all_passes",
+    "tests/lab/test_stress.py::test_a_host_driver_that_comes_into_a_live_group",
 )
 PAIRS = {
     ("6.12", "default"): ALL,
@@ -66,10 +73,10 @@ PAIRS = {
     ("debug", "default"): (
         *DRIVE,
         "tests/lab/test_model.py",  # whose rules are those of cdevs there
-        "tests/lab/test_stress_deeds.py",
+        *STRESS,
     ),
-    ("6.1", "default"): BETWEEN_KERNELS,
-    ("7", "default"): BETWEEN_KERNELS,
+    ("6.1", "default"): (*BETWEEN_KERNELS, *STRESS),
+    ("7", "default"): (*BETWEEN_KERNELS, *STRESS),
     ("debug", "none"): ("tests/lab/test_noiommu.py",),
     ("6.12", "amd"): SEE_AND_BIND,
     ("6.12", "virtio-iommu"): SEE_AND_BIND,

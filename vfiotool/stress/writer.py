@@ -28,14 +28,14 @@ class Writer:
         """Wait until it sleeps until a device is let go of, or has ended; say whether it sleeps."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not self._waits():
-            if self._has_ended(0) or time.monotonic() > deadline:
+            if self.has_ended(0) or time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_SECONDS)  # nothing tells of a task that waits in the kernel
         return True
 
     def result(self) -> Outcome:
         """Return what came of it, or that it still waits."""
-        if not self._has_ended(_PATIENCE_SECONDS):
+        if not self.has_ended(_PATIENCE_SECONDS):
             self.abandon()
             return Outcome(note=f"still waits after {_PATIENCE_SECONDS:g} s (pid {self.pid})")
         code = int.from_bytes(os.read(self._line, _RESULT_BYTES), "little")
@@ -47,7 +47,8 @@ class Writer:
         """Leave it to itself."""
         os.close(self._line)
 
-    def _has_ended(self, seconds: float) -> bool:
+    def has_ended(self, seconds: float) -> bool:
+        """Wait for so long for it to end, and say whether it has."""
         return bool(select.select([self._line], [], [], seconds)[0])
 
     def _waits(self) -> bool:
@@ -56,7 +57,8 @@ class Writer:
                 stack = file.read()
         except OSError:
             return False
-        return any(name in stack for name in _WAITS_IN)
+        frame = stack.partition("\n")[0]
+        return any(f" {name}+" in frame for name in _WAITS_IN)
 
 
 def _write(parent: int, path: str, content: bytes) -> None:

@@ -24,6 +24,7 @@ RACE = "race"
 
 _LONGEST_HEAD_START_US = 3000
 _MAPS = 16
+_MOMENT_SECONDS = 2.0
 
 _GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
 """What a device or node gives that went away on the way to it.
@@ -131,11 +132,14 @@ class Races:
             return self._close_while_resetting(at, head_start, expected)
         orders, rivals = self._orders(name, at), _RIVALS[name]
         other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
-        if name == _TWO_UNBINDS and (other, ours) == _BOTH_UNBIND:
-            return self._settled(orders[0])
-        for order in orders:
-            if _is_explained(order.other, other) and _is_explained(order.ours, ours):
-                return self._settled(order)
+        order = _explanation(name, orders, other, ours)
+        if order is None and self._writer is not None and self._writer.has_ended(_MOMENT_SECONDS):
+            # It has slept there, but for a lock.
+            writer, self._writer = self._writer, None
+            other = writer.result().errno, False
+            order = _explanation(name, orders, other, ours)
+        if order is not None:
+            return self._settled(order)
         return Outcome(note=f"{_result(other)} and {_result(ours)}: no order of the two gives that")
 
     def releases(self, action: Action) -> Iterator[Action]:
@@ -294,6 +298,16 @@ def _reset(fd: int) -> int:
     except OSError as error:
         return error.errno or errno.EIO
     return 0
+
+
+def _explanation(name: str, orders: list[Order], other: Result, ours: Result) -> Order | None:
+    """Return the order that gives these results, if one does; of two unbinds both may succeed."""
+    if name == _TWO_UNBINDS and (other, ours) == _BOTH_UNBIND:
+        return orders[0]
+    for order in orders:
+        if _is_explained(order.other, other) and _is_explained(order.ours, ours):
+            return order
+    return None
 
 
 def _is_explained(prediction: Prediction, result: Result) -> bool:
