@@ -27,6 +27,7 @@ from tests.lab.support import (
     kernel_complaints,
     needs_iommu,
     override,
+    path,
     read,
     settle,
     vfiotool,
@@ -404,6 +405,26 @@ def test_a_run_that_is_killed_gives_devices_back_and_says_how_far_it_came(
     assert sum(one["count"] for one in report["operations"].values()) > 20
     assert vfiotool("recover").status == 0
     assert not [name for name in os.listdir("/sys/kernel/tracing/instances") if "vfiotool" in name]
+
+
+def test_the_vfs_of_a_run_that_is_killed_go(tmp_path: Any) -> None:
+    numvfs, autoprobe = (path(SUBSYSTEM_NVME, f"sriov_{name}") for name in ("numvfs", "drivers_autoprobe"))
+    words = [
+        PROGRAM,
+        "stress",
+        "sriov",
+        SUBSYSTEM_NVME,
+        "--duration",
+        "300",
+        "--report",
+        str(tmp_path / "vfs"),
+    ]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        await_("there are VFs", lambda: (read(numvfs) or "0") != "0", 60)
+        run.kill()
+    await_("the keeper reports", (tmp_path / "vfs/report.json").exists, 120)
+    assert (read(numvfs), read(autoprobe)) == ("0", "1")
+    assert driver(SUBSYSTEM_NVME) == "nvme"
 
 
 def test_a_full_disk_gives_devices_back(tmp_path: Any) -> None:

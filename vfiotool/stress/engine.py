@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -135,7 +136,7 @@ class _Before:
         return after, taint, [*leaked(self.resources, after), *leaks, *taint_findings(self.taint, taint)]
 
     def _read(self) -> Resources:
-        return read_resources((), self._tree)
+        return read_resources((os.getpid(),), self._tree)
 
 
 class _Execution:

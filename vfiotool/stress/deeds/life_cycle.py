@@ -56,6 +56,8 @@ class LifeCycle:
             return None
         if operation.to is Bound.HOST and not self._stage.unit.hosts.get(self._address(operation)):
             return None
+        if self._has_vfs(operation):
+            return None
         return self._stage.model.predict(self._stage.state, operation)
 
     def expect(self, action: Action) -> Expectation | None:
@@ -154,3 +156,9 @@ class LifeCycle:
 
     def _is_on_bus(self, operation: Operation) -> bool:
         return operation.member not in self._stage.removed or operation.kind not in (Kind.BIND, Kind.UNBIND)
+
+    def _has_vfs(self, operation: Operation) -> bool:
+        """A PF keeps its driver while it has VFs: vfio-pci refuses it then."""
+        if operation.kind not in (Kind.BIND, Kind.UNBIND):
+            return False
+        return self._stage.tree.exists(f"{device_path(self._address(operation))}/virtfn0")
