@@ -79,11 +79,14 @@ def run(order: Order, screen: Screen, told: Told) -> Report:
     with Keeper(order, header) as keeper, TraceWriter(f"{order.report}/{TRACE}", header) as trace:
         before = _Before(tree)
         taking = Taking(order.addresses, order.state_dir, order.allowed, tell=keeper.will_take)
-        execution = _Execution(order, model, tree, Tally(trace), screen, told)
+        patience = _GIVE_BACK_SECONDS
         try:
+            execution = _Execution(order, model, tree, Tally(trace), screen, told)
             execution.perform()
+            if execution.has_crashed:
+                patience = _AFTER_CRASH_SECONDS
         finally:
-            lost = taking.give_back(_AFTER_CRASH_SECONDS if execution.has_crashed else _GIVE_BACK_SECONDS)
+            lost = taking.give_back(patience)
         return execution.report(header, before, lost)
 
 
