@@ -382,7 +382,7 @@ def running(tmp_path: Any) -> Iterator[subprocess.Popen[str]]:
             assert run.poll() is None, run.communicate()[0]
             return (folder / "trace.jsonl").exists() and len(trace(str(folder))) > 20
 
-        await_("it works", works, 60)
+        await_("it works", works, 180)
         yield run
 
 
@@ -424,7 +424,7 @@ def test_the_vfs_of_a_run_that_is_killed_go(tmp_path: Any) -> None:
         str(tmp_path / "vfs"),
     ]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        await_("there are VFs", lambda: (read(numvfs) or "0") != "0", 60)
+        await_("there are VFs", lambda: (read(numvfs) or "0") != "0", 180)
         run.kill()
     await_("the keeper reports", (tmp_path / "vfs/report.json").exists, 120)
     assert (read(numvfs), read(autoprobe)) == ("0", "1")
