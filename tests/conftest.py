@@ -38,6 +38,18 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+def need_guests() -> None:
+    """Skip a test, with the reason, where no guest can be started."""
+    from vfiotool.errors import LabError
+    from vfiotool.lab import initramfs, qemu
+
+    try:
+        qemu.program()
+        initramfs.busybox()
+    except LabError as error:
+        missing(f"{error}: {error.hint}")
+
+
 VfioBound = Callable[..., AbstractContextManager[int]]
 
 

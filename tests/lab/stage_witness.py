@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from tests.lab.support import await_, driver, settle, to_vfio
@@ -13,11 +13,11 @@ from vfiotool.events.entry import Entry
 from vfiotool.events.probes import ACTIONS, KernelProbes
 from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
-from vfiotool.host.era import Era, detect_era
+from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
+from vfiotool.stress.action import NOTHING, Action, Record, Sign
 from vfiotool.stress.deeds.life_cycle import LifeCycle
-from vfiotool.stress.model import Model
+from vfiotool.stress.order import running_model
 from vfiotool.stress.stage import Deeds, Stage, Unit
 
 LATE = 10
@@ -53,7 +53,7 @@ class StageWitness:
         hosts = {address: name for address in members if (name := driver(address))}
         for address in members:
             to_vfio(address)
-        model = Model(detect_era(tree), has_device_class=os.path.isdir("/sys/class/vfio-dev"))
+        model = running_model(tree)
         self.stage = Stage(model, Unit(members, hosts))
         self.life_cycle = LifeCycle(self.stage)
         self.stage.add(self.life_cycle)
@@ -77,7 +77,7 @@ class StageWitness:
     def perform(self, action: Action) -> list[Record]:
         """Do an action, if it can be done, and compare what comes with what it is told."""
         number = self.stage.number
-        template = Record(0, 0, 0, "", 0, action, Expectation(), Outcome())
+        template = replace(NOTHING, action=action)
         records = list(self.stage.perform(action, template))
         for record in records:
             assert not record.is_unexpected, f"{record.action}: {record.outcome}, not {record.expected}"

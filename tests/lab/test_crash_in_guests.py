@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import need_guests
 from tests.lab.support import E1000_PAIR
-from vfiotool.errors import LabError
-from vfiotool.lab import initramfs, qemu
 
 _MARK = "--- the report"
 _RUN = f"""
@@ -45,11 +43,7 @@ def run(kernel: str) -> tuple[str, dict[str, Any]]:
 @pytest.fixture(scope="module", autouse=True)
 def lab() -> None:
     """What a guest needs."""
-    try:
-        qemu.program()
-        initramfs.busybox()
-    except LabError as error:
-        missing(f"{error}: {error.hint}")
+    need_guests()
 
 
 def test_the_bug_of_an_old_kernel_is_reported_with_its_function() -> None:

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
-from vfiotool.errors import LabError
-from vfiotool.lab import initramfs, qemu
+from tests.conftest import need_guests
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "vfiotool")
 SECONDS = 400  # far more than any of these takes: a hang must not stop the tests
@@ -28,11 +26,7 @@ MEMORY = "1031M"  # as no other guest has it: it tells ours from those of others
 @pytest.fixture(scope="module", autouse=True)
 def lab() -> None:
     """Skip, with the reason, where no guest can be started."""
-    try:
-        qemu.program()
-        initramfs.busybox()
-    except LabError as error:
-        missing(f"{error}: {error.hint}")
+    need_guests()
 
 
 @pytest.fixture(autouse=True)

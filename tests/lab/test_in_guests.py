@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
-from vfiotool.errors import LabError
-from vfiotool.lab import initramfs, qemu
+from tests.conftest import need_guests
 
 ROOT = Path(__file__).parents[2]
 ALL = ("tests/contract", "tests/lab")
@@ -104,11 +102,7 @@ Run = subprocess.CompletedProcess[str]
 @pytest.fixture(scope="session")
 def runs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[Run]]]:
     """The runs of all pairs that were selected, started in their order."""
-    try:
-        qemu.program()
-        initramfs.busybox()
-    except LabError as error:
-        missing(f"{error}: {error.hint}")
+    need_guests()
     selected = [
         (str(item.callspec.params["kernel"]), str(item.callspec.params["machine"]))
         for item in request.session.items

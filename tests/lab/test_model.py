@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +32,7 @@ from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group_actor import GroupActor
 from vfiotool.stress.model import Bound, Kind, Member, Model, Operation, Prediction, State, Uevent
+from vfiotool.stress.order import running_model
 from vfiotool.stress.walk import Walk
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
@@ -151,7 +151,7 @@ def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
 
 def model() -> Model:
     """The rules of this kernel."""
-    return Model(detect_era(Tree()), has_device_class=os.path.isdir("/sys/class/vfio-dev"))
+    return running_model(Tree())
 
 
 def test_the_kernel_does_what_the_model_says(witness: Witness) -> None:

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import need_guests
 from tests.lab.support import NVME, OTHER_NVME, PROGRAM, SUBSYSTEM_NVME
-from vfiotool.errors import LabError
-from vfiotool.lab import initramfs, qemu
 
 SECONDS = 400
 
@@ -48,11 +46,7 @@ def run_in_guest(script: str, *options: str) -> subprocess.CompletedProcess[byte
 @pytest.fixture
 def lab() -> None:
     """Skip, with the reason, where no guest can be started."""
-    try:
-        qemu.program()
-        initramfs.busybox()
-    except LabError as error:
-        missing(f"{error}: {error.hint}")
+    need_guests()
 
 
 @pytest.mark.usefixtures("lab")

@@ -25,18 +25,20 @@ from tests.lab.support import (
     to_vfio,
 )
 from vfiotool._shim import ffi, lib
-from vfiotool.host.era import Era, detect_era
+from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.capabilities.standard import Msi, MsiX
-from vfiotool.stress.action import Action, Expectation, Outcome, Record, errno_name
-from vfiotool.stress.deeds import at_once, irqs, reset
+from vfiotool.stress import kernel_calls
+from vfiotool.stress.action import NOTHING, Action, Record, errno_name
+from vfiotool.stress.deeds import irqs, reset
 from vfiotool.stress.deeds.dma import IOVA, SLOT_BYTES, SLOTS, Dma, pinned_pages
 from vfiotool.stress.deeds.irqs import KINDS, Interrupts
 from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
 from vfiotool.stress.deeds.mappings import Mappings
 from vfiotool.stress.deeds.reset import Resets
-from vfiotool.stress.model import Kind, Model, Operation
+from vfiotool.stress.model import Kind, Operation
+from vfiotool.stress.order import running_model
 from vfiotool.stress.stage import Stage, Unit
 from vfiotool.vfio.nodes import IOMMUFD
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq
@@ -52,14 +54,13 @@ HAS_IOMMUFD = os.path.exists(IOMMUFD)  # its nodes of devices come with the modu
 BY_GROUP = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU, Kind.GET_DEVICE_FD)
 BY_CDEV = (Kind.OPEN_CDEV, Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT)
 WAYS = {"group": BY_GROUP, "cdev": BY_CDEV} if HAS_IOMMUFD else {"group": BY_GROUP}
-TEMPLATE = Record(0, 0, 0, "", 0, Action(""), Expectation(), Outcome())
 
 
 class Play:
     """A stage with these families, and what came of all that was done on it."""
 
     def __init__(self, *members: str) -> None:
-        model = Model(detect_era(Tree()), has_device_class=os.path.isdir("/sys/class/vfio-dev"))
+        model = running_model(Tree())
         self.stage = Stage(model, Unit(members, {}))
         self.dma, self.interrupts, self.resets = Dma(self.stage), Interrupts(self.stage), Resets(self.stage)
         for family in (LifeCycle(self.stage), self.dma, self.interrupts, self.resets):
@@ -68,7 +69,7 @@ class Play:
 
     def do(self, name: str, **arguments: int | str) -> str:
         """Do an action, and say what came of it; ``not done`` where it cannot be done."""
-        records = list(self.stage.perform(Action(name, arguments), TEMPLATE))
+        records = list(self.stage.perform(Action(name, arguments), NOTHING))
         self.records += records
         return str(records[-1].outcome) if records else "not done"
 
@@ -405,7 +406,7 @@ def swallow(times: int) -> Callable[..., int]:
     def ask(fd: int, request: DeviceIoctl, question: bytearray) -> int:
         nonlocal lost
         lost += 1
-        return 0 if lost <= times else at_once.ask(fd, request, question)
+        return 0 if lost <= times else kernel_calls.ask(fd, request, question)
 
     return ask
 
@@ -462,7 +463,7 @@ def test_interrupts_that_were_disabled_by_another_are_found(play: Play) -> None:
 @pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN])
 def test_a_reset_that_fails_is_found(play: Play, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(fd: int, request: DeviceIoctl, question: bytearray) -> int:
-        return -code if request is DeviceIoctl.VFIO_DEVICE_RESET else at_once.ask(fd, request, question)
+        return -code if request is DeviceIoctl.VFIO_DEVICE_RESET else kernel_calls.ask(fd, request, question)
 
     monkeypatch.setattr(reset, "ask", ask)
     play.open(*BY_GROUP)

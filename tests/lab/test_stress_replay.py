@@ -34,7 +34,7 @@ from tests.lab.support import (
 from tests.lab.test_model import Mistaken, model
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.action import NOTHING, Action, Outcome, Record
 from vfiotool.stress.cast import Cast
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.model import Bound, Kind, Model
@@ -50,7 +50,6 @@ pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfi
 STEPS = 60
 TRIES = 200
 CYCLES = 3
-NOTHING = Record(0.0, 0.0, 0, "", 0, Action(""), Expectation(), Outcome())
 
 
 @pytest.fixture(scope="module")

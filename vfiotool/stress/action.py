@@ -129,6 +129,10 @@ class Record:
         return line
 
 
+NOTHING = Record(0.0, 0.0, 0, "", 0, Action(""), Expectation(), Outcome())
+"""What the records of a cycle are made from."""
+
+
 def errno_name(code: int) -> str:
     """Return an errno's name, ``0`` for success, and the number of one that has no name."""
     return errno.errorcode.get(code, str(code)) if code else "0"

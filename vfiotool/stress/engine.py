@@ -26,8 +26,8 @@ from vfiotool.stress.monitors.resources import (
 )
 from vfiotool.stress.monitors.tasks import TaskMonitor
 from vfiotool.stress.order import Order, kernel_model
-from vfiotool.stress.report import TRACE, Report, judge, prepare_folder, utc_text
-from vfiotool.stress.taking import Taking
+from vfiotool.stress.report import TRACE, Report, judge, of_header, prepare_folder, utc_text
+from vfiotool.stress.taking import GIVE_BACK_SECONDS, Taking
 from vfiotool.stress.tally import Tally
 from vfiotool.stress.trace import TraceWriter
 from vfiotool.stress.watchers import Watchers
@@ -40,7 +40,6 @@ _SETTLE_SECONDS = 5.0
 _SILENCE_SECONDS = 180.0
 """No operation waits for so long: a minute for the bus is the longest."""
 _END_SECONDS = 90.0
-_GIVE_BACK_SECONDS = 30.0
 _AFTER_CRASH_SECONDS = 2.0
 _MOST_UNEXPECTED = 20
 _SHOWN = 6
@@ -79,7 +78,7 @@ def run(order: Order, screen: Screen, told: Told) -> Report:
     with Keeper(order, header) as keeper, TraceWriter(f"{order.report}/{TRACE}", header) as trace:
         before = _Before(tree)
         taking = Taking(order.addresses, order.state_dir, order.allowed, tell=keeper.will_take)
-        patience = _GIVE_BACK_SECONDS
+        patience = GIVE_BACK_SECONDS
         try:
             execution = _Execution(order, model, tree, Tally(trace), screen, told)
             execution.perform()
@@ -130,7 +129,6 @@ class _Before:
         self.taint = read_taint(tree)
         self.leaks = LeakScan()
         self.resources = self._read()
-        self.begun = now()
 
     def findings(self) -> tuple[Resources, int, list[str]]:
         """Return what there is now, and what is wrong with it."""
@@ -150,7 +148,6 @@ class _Execution:
     ) -> None:
         self._order = order
         self._model = model
-        self._tree = tree
         self._tally = tally
         self._screen = screen
         self._told = told
@@ -195,12 +192,7 @@ class _Execution:
             dropped=tally.trace.dropped,
         )
         return Report(
-            kernel=header["kernel"],
-            era=header["era"],
-            devices=header["devices"],
-            workloads=header["workloads"],
-            seed=header["seed"],
-            started=header["started"],
+            **of_header(header),
             seconds=self._seconds,
             cycles=tally.cycles,
             operations=tally.latencies.document(),
@@ -219,7 +211,6 @@ class _Execution:
             restored=not lost,
             interrupted=self._told.by,
             reasons=reasons,
-            reproduce=header["reproduce"],
         )
 
     def _follow(self, jobs: Jobs) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -12,6 +11,7 @@ from typing import cast
 from vfiotool._shim import lib
 from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path
+from vfiotool.stress.kernel_calls import ask, write
 from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.nodes import CONTAINER, cdev_of, group_node
@@ -22,7 +22,8 @@ from vfiotool.vfio.uapi import (
     vfio_device_bind_iommufd,
 )
 
-_VFIO, _STUB = "vfio-pci", "pci-stub"
+VFIO, STUB = "vfio-pci", "pci-stub"
+"""What members are bound to beside their host drivers."""
 
 
 class GroupActor:
@@ -146,13 +147,12 @@ class GroupActor:
         return fd
 
     def _bind(self, address: str, to: Bound) -> int:
-        driver = {Bound.VFIO: _VFIO, Bound.STUB: _STUB, Bound.HOST: self._hosts.get(address, "")}[to]
-        return _write(f"{device_path(address)}/driver_override", driver) or _write(
-            f"{DRIVERS}/{driver}/bind", address
-        )
+        driver = {Bound.VFIO: VFIO, Bound.STUB: STUB, Bound.HOST: self._hosts.get(address, "")}[to]
+        path = f"{device_path(address)}/driver_override"
+        return -(write(path, driver) or write(f"{DRIVERS}/{driver}/bind", address))
 
     def _unbind(self, address: str) -> int:
-        return _write(f"{device_path(address)}/driver/unbind", address)
+        return -write(f"{device_path(address)}/driver/unbind", address)
 
 
 def _keep(fds: dict[int, int], at: int, fd: int) -> int:
@@ -168,18 +168,4 @@ def _closed(fd: int) -> int:
 
 def _ask(fd: int, request: int, question: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt) -> int:
     question.argsz = ctypes.sizeof(question)
-    try:
-        fcntl.ioctl(fd, request, bytearray(question))
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-    return 0
-
-
-def _write(path: str, text: str) -> int:
-    """Write what a sysfs file takes; 0 or -errno."""
-    try:
-        with open(path, "wb", buffering=0) as file:
-            file.write(text.encode("ascii"))
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-    return 0
+    return ask(fd, request, bytearray(question))

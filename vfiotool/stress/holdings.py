@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from vfiotool.host.tree import Tree
+
+_GONE = (errno.ENOENT, errno.ESRCH)
 
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Counts of descriptors; ``pinned_kb`` is VmPin, ``locked_kb`` VmLck (proc(5))."""
+    """``fds`` pairs processes with how many descriptors each has; ``pinned`` is VmPin, ``locked`` VmLck.
 
-    fds: int = 0
-    pinned_kb: int = 0
-    locked_kb: int = 0
+    Both are in kB, all processes together (proc(5)).
+    """
+
+    fds: tuple[tuple[int, int], ...]
+    pinned: int
+    locked: int
 
     def more_than(self, other: Holdings) -> tuple[str, ...]:
         """Name what these are more of than others."""
         named = (
-            ("file descriptors", self.fds - other.fds),
-            ("kB of pinned memory (VmPin)", self.pinned_kb - other.pinned_kb),
-            ("kB of locked memory (VmLck)", self.locked_kb - other.locked_kb),
+            ("file descriptors", self._count() - other._count()),
+            ("kB of pinned memory (VmPin)", self.pinned - other.pinned),
+            ("kB of locked memory (VmLck)", self.locked - other.locked),
         )
         return tuple(f"{more} {name}" for name, more in named if more > 0)
 
+    def _count(self) -> int:
+        return sum(count for _, count in self.fds)
 
-def read_holdings(pids: Iterable[int], proc: str = "/proc") -> Holdings:
-    """Return what these processes hold together; one that has ended holds nothing."""
-    fds, pinned, locked = 0, 0, 0
+
+def read_holdings(pids: Iterable[int], tree: Tree) -> Holdings:
+    """Return what these processes hold together; one that has ended holds nothing.
+
+    Raises:
+        OSError: EACCES, a process is another user's.
+    """
+    fds, pinned, locked = list[tuple[int, int]](), 0, 0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            fds += len(os.listdir(f"{proc}/{pid}/fd"))
-            fields = _status(f"{proc}/{pid}/status")
-            pinned += fields.get("VmPin", 0)
-            locked += fields.get("VmLck", 0)
-    return Holdings(fds, pinned, locked)
+        try:
+            count = len(tree.names(f"/proc/{pid}/fd"))
+            status = tree.read(f"/proc/{pid}/status")
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            continue
+        fds.append((pid, count))
+        pinned += _kilobytes(status, "VmPin")
+        locked += _kilobytes(status, "VmLck")
+    return Holdings(tuple(fds), pinned, locked)
 
 
-def _status(path: str) -> dict[str, int]:
-    """Return the fields that are so many kB."""
-    fields = dict[str, int]()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            name, _, value = line.partition(":")
-            number, _, unit = value.strip().partition(" ")
-            if unit == "kB" and number.isdecimal():
-                fields[name] = int(number)
-    return fields
+def _kilobytes(status: str, name: str) -> int:
+    """Return a line of ``/proc/PID/status``; a process that is ending has no memory."""
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Collection, Mapping
 from multiprocessing import Pipe
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 
 from vfiotool.errors import VfioToolError
 from vfiotool.events.tracefs import remove_stale
+from vfiotool.stress.apart import stand_apart
 from vfiotool.stress.latencies import Latencies
 from vfiotool.stress.order import Order
 from vfiotool.stress.report import (
@@ -21,12 +21,11 @@ from vfiotool.stress.report import (
     Report,
     Unexpected,
     judge,
+    of_header,
     write_report,
 )
-from vfiotool.stress.taking import give_back
+from vfiotool.stress.taking import GIVE_BACK_SECONDS, give_back
 from vfiotool.stress.trace import read_trace
-
-_GIVE_BACK_SECONDS = 30.0
 
 
 class Keeper:
@@ -41,9 +40,7 @@ class Keeper:
         if self._pid == 0:
             try:
                 self._line.close()
-                os.setsid()
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)
+                stand_apart()
                 recorded: Collection[str] | None = None
                 with contextlib.suppress(EOFError):
                     while (word := theirs.recv()) is not None:
@@ -73,7 +70,7 @@ class Keeper:
 def _clean_up(order: Order, header: Mapping[str, Any], recorded: Collection[str]) -> None:
     with contextlib.suppress(OSError):
         remove_stale()
-    lost = give_back(order.addresses, recorded, order.state_dir, _GIVE_BACK_SECONDS)
+    lost = give_back(order.addresses, recorded, order.state_dir, GIVE_BACK_SECONDS)
     with contextlib.suppress(VfioToolError):
         write_report(order.report, killed_report(order.report, header, lost).document())
 
@@ -102,12 +99,7 @@ def killed_report(folder: str, header: Mapping[str, Any], lost: list[str]) -> Re
         interrupted=KILLED,
     )
     return Report(
-        kernel=header["kernel"],
-        era=header["era"],
-        devices=header["devices"],
-        workloads=header["workloads"],
-        seed=header["seed"],
-        started=header["started"],
+        **of_header(header),
         seconds=trace.lines[-1].at - trace.lines[0].at if trace.lines else 0.0,
         cycles=cycles,
         operations=latencies.document(),
@@ -121,5 +113,4 @@ def killed_report(folder: str, header: Mapping[str, Any], lost: list[str]) -> Re
         restored=not lost,
         interrupted=KILLED,
         reasons=reasons,
-        reproduce=header["reproduce"],
     )

@@ -18,12 +18,10 @@ from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.stress.action import Action
+from vfiotool.stress.group_actor import STUB, VFIO
 from vfiotool.stress.model import Model
 from vfiotool.stress.stage import Unit
 from vfiotool.stress.workloads import ALL, WORKLOADS
-
-DRIVERS = ("vfio-pci", "pci-stub")
-"""What devices are bound to beside their host drivers."""
 
 LAB_HOST = "vfiotool-lab"
 """The name that a guest of the lab gives itself."""
@@ -63,8 +61,13 @@ def kernel_model(tree: Tree, state_dir: str) -> Model:
         UnsupportedError: this kernel has no VFIO.
         VfioToolError: a driver cannot be loaded.
     """
-    for driver in DRIVERS:
+    for driver in (VFIO, STUB):
         LiveMachine(state_dir).load_module(driver)
+    return running_model(tree)
+
+
+def running_model(tree: Tree) -> Model:
+    """Return the rules of a kernel that has VFIO loaded."""
     return Model(detect_era(tree), has_device_class=tree.exists("/sys/class/vfio-dev"))
 
 
@@ -118,7 +121,7 @@ def _unit(members: Sequence[Device], journal: Journal) -> Unit:
     for device in members:
         record = journal.find(device.address)
         driver = device.driver if record is None else record.state.driver
-        if driver is not None and driver != "pci-stub" and not is_vfio_driver(driver):
+        if driver is not None and driver != STUB and not is_vfio_driver(driver):
             hosts[device.address] = driver
     return Unit(tuple(device.address for device in members), hosts)
 

@@ -6,14 +6,14 @@ import itertools
 import mmap
 import os
 import random
-import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from vfiotool.events.entry import now
-from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.action import NOTHING, Action, Expectation, Record
+from vfiotool.stress.apart import stand_apart
 from vfiotool.stress.cast import Cast
 from vfiotool.stress.holdings import Holdings, read_holdings
 from vfiotool.stress.workloads import Workload
@@ -21,8 +21,6 @@ from vfiotool.stress.workloads import Workload
 _BATCH = 64
 _BATCH_SECONDS = 0.05
 _PLACARD_BYTES = 256
-
-NOTHING = Record(0.0, 0.0, 0, "", 0, Action(""), Expectation(), Outcome())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class Performer:
             self._announce(cast, expected)
             if expected.crash:
                 self._send()  # nothing may be heard after it
-            for record in cast.stage.perform(action, template):
+            for record in cast.stage.perform(action, template, expected):
                 self._batch.append(record)
                 if record.is_unexpected:
                     return False
@@ -149,7 +147,7 @@ class Performer:
         stage = part.cast.stage
         if not stage.is_at_rest:
             return ()
-        held = read_holdings(stage.troupe.pids)
+        held = read_holdings((os.getpid(),), stage.tree)
         known = self._held.setdefault((part.unit, workload.name), held)
         self._held[part.unit, workload.name] = held
         return tuple(f"{one} after a cycle of {workload.name}" for one in held.more_than(known))
@@ -185,9 +183,7 @@ def start_performer(
         return pid, placard
     status = 1
     try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        stand_apart()
         make(line, placard).run()
         status = 0
     except (BrokenPipeError, ConnectionResetError):

@@ -11,10 +11,8 @@ from vfiotool.stress.model import Model
 from vfiotool.stress.order import kernel_model
 from vfiotool.stress.replay import Finding, actions_of, failing_prefix, shrunk
 from vfiotool.stress.stage import Unit
-from vfiotool.stress.taking import Taking
+from vfiotool.stress.taking import GIVE_BACK_SECONDS, Taking
 from vfiotool.stress.trace import Trace
-
-_GIVE_BACK_SECONDS = 30.0
 
 
 def reduce(trace: Trace, units: Sequence[Unit], state_dir: str, allowed: Collection[str]) -> Finding:
@@ -39,7 +37,7 @@ def reduce(trace: Trace, units: Sequence[Unit], state_dir: str, allowed: Collect
     try:
         finding = _found(model, unit, trace, number)
     finally:
-        lost = taking.give_back(_GIVE_BACK_SECONDS)
+        lost = taking.give_back(GIVE_BACK_SECONDS)
     if lost:
         raise VfioToolError(f"not all is as it was: {lost[0]}", hint="'vfiotool restore' gives devices back")
     if finding is None:

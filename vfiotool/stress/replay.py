@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from vfiotool.errors import VfioToolError
-from vfiotool.stress.action import Action, Expectation, Outcome, Record
+from vfiotool.stress.action import NOTHING, Action, Record
 from vfiotool.stress.shrink import MOST_TRIES, Progress, shrink
 from vfiotool.stress.stage import Stage
 from vfiotool.stress.trace import Trace
 
 _MOST_TURNS = 8
+_REPLAYED = replace(NOTHING, workload="replay")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -89,7 +90,7 @@ def replay(
     Raises:
         VfioToolError: an action cannot be understood, or the stage does not come to rest.
     """
-    template, went_as_told = _template(unit), False
+    template, went_as_told = replace(_REPLAYED, unit=unit), False
     try:
         for action in chain(_possible(stage, actions, allow_crash), stage.wind_down()):
             records = list(stage.perform(action, template))  # what was begun ends before anyone looks at it
@@ -111,7 +112,7 @@ def bring_to_rest(stage: Stage) -> None:
     for _ in range(_MOST_TURNS):
         stage.abandon()
         for action in stage.wind_down():
-            records = list(stage.perform(action, _template(0)))
+            records = list(stage.perform(action, _REPLAYED))
             if not records or any(one.is_unexpected for one in records):
                 break
         else:
@@ -171,10 +172,6 @@ def _possible(stage: Stage, actions: Iterable[Action], allow_crash: bool) -> Ite
             ) from error
         if expected is not None and (allow_crash or not expected.crash):
             yield action
-
-
-def _template(unit: int) -> Record:
-    return Record(0.0, 0.0, unit, "replay", 0, Action(""), Expectation(), Outcome())
 
 
 def _signature(record: Record) -> tuple[str, int, int, str]:

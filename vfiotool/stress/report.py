@@ -96,6 +96,12 @@ class Report:
         }
 
 
+def of_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a report that the header of its trace has."""
+    names = ("kernel", "era", "devices", "workloads", "seed", "started", "reproduce")
+    return {name: header[name] for name in names}
+
+
 def judge(
     *,
     cycles: int,

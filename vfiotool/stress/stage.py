@@ -15,6 +15,7 @@ from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.action import Action, Expectation, Outcome, Record
 from vfiotool.stress.bus_lock import BusLock
+from vfiotool.stress.group_actor import STUB, VFIO
 from vfiotool.stress.model import Bound, Member, Model, State
 from vfiotool.stress.troupe import Troupe
 
@@ -90,12 +91,15 @@ class Stage:
         deeds = self._deeds.get(action.name)
         return None if deeds is None else deeds.expect(action)
 
-    def perform(self, action: Action, template: Record) -> Iterator[Record]:
+    def perform(
+        self, action: Action, template: Record, expected: Expectation | None = None
+    ) -> Iterator[Record]:
         """Do an action that can be done, and yield what came of it: before it what released it, if it waited.
 
-        ``template`` has the fields that all records of a cycle share.
+        ``template`` has the fields that all records of a cycle share; ``expected`` is what ``expect`` has
+        just said, for who has asked.
         """
-        expected = self.expect(action)
+        expected = expected or self.expect(action)
         if expected is None:
             return
         deeds, begun = self._deeds[action.name], now()
@@ -122,16 +126,28 @@ class Stage:
 
     def unsettled(self) -> str:
         """Wait until a worker of the kernel has put the group (up to 5.15); say what did not come to be."""
-        if self.model.era is not Era.DEFERRED_PUT or self.number is None:
+        return self.unsettled_node(self.number, is_there=self.model.has_node(self.state))
+
+    def unsettled_node(self, number: int | None, *, is_there: bool) -> str:
+        """Wait until the node of a group has come, or gone; say what did not come to be."""
+        if self.model.era is not Era.DEFERRED_PUT or number is None:
             return ""
-        is_there = self.model.has_node(self.state)
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while os.path.exists(f"/dev/vfio/{self.number}") != is_there:
+        while os.path.exists(f"/dev/vfio/{number}") != is_there:
             if time.monotonic() > deadline:
                 state = "still there" if not is_there else "not there"
-                return f"/dev/vfio/{self.number} is {state} after {_SETTLE_SECONDS:g} s"
+                return f"/dev/vfio/{number} is {state} after {_SETTLE_SECONDS:g} s"
             time.sleep(_POLL_SECONDS)  # the node's uevent is the engine's
         return ""
+
+    def alone_on_bus(self, work: Callable[[], Outcome]) -> Outcome:
+        """Do what changes what is on the bus, and keep others from it for as long as members are off it."""
+        if (held := self.bus.take()).note:
+            return held
+        outcome = work()
+        if not self.removed:
+            self.bus.release()
+        return outcome
 
     def wind_down(self) -> Iterator[Action]:
         """Yield what brings it back to rest; each is to be done before the next is asked for."""
@@ -165,5 +181,5 @@ class Stage:
         driver = self.tree.find_link(f"{device_path(address)}/driver")
         if driver is None:
             return Bound.NONE
-        known = {"vfio-pci": Bound.VFIO, "pci-stub": Bound.STUB}
+        known = {VFIO: Bound.VFIO, STUB: Bound.STUB}
         return known.get(driver, Bound.HOST)

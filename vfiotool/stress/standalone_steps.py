@@ -148,7 +148,7 @@ class Steps:
         if record.action.name == "rescan":
             self._await_drivers(record)
         elif _is_of_node(record):
-            is_late = "still there" in record.outcome.note or "has not gone" in record.outcome.note
+            is_late = "still there" in record.outcome.note
             self._await_node(record, "gone" if is_late else "there", f"found={literal(record.outcome.note)}")
         elif self._model.era is Era.DEFERRED_PUT and not record.released:
             signs = [sign.action for sign in record.expected.signs if sign.subsystem == "vfio"]

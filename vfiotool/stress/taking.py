@@ -14,7 +14,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.state import DeviceState, read_state
 from vfiotool.host.tree import Tree
 
-_VFIO = "vfio-pci"
+GIVE_BACK_SECONDS = 30.0
 
 
 class Taking:
@@ -41,7 +41,7 @@ class Taking:
         binding = self._binding(allowed)
         self.recorded = frozenset(binding.recorded())
         tell(self.recorded)
-        binding.bind(self._wanted, _VFIO)
+        binding.bind(self._wanted)
         self._locks = contextlib.ExitStack()
         journal = Journal(state_dir, boot=boot_id(self._tree))
         self._locks.enter_context(locked(journal.locks, lock_keys(self._tree, self._wanted)))

@@ -75,11 +75,6 @@ class Troupe:
             self._note(operation, 1)
         return errno, flags
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The processes there are."""
-        return (os.getpid(), *(() if self._other is None else (self._other.pid,)))
-
     def close(self) -> None:
         """Close all fds, and end the other process."""
         self.actor.close()

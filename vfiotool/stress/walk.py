@@ -45,16 +45,15 @@ def choose(
     *,
     to: Collection[Bound] = tuple(Bound),
     most_fds: int = 3,
-    allow_crash: bool = False,
 ) -> tuple[Operation, Prediction]:
     """Choose an operation, rather one that leads on: else a walk would close all before it comes far.
 
     Members are bound only to these, and there are at most so many device fds at a time. What would end the
-    machine is left out, unless it is allowed.
+    machine is left out.
     """
 
     def is_possible(prediction: Prediction) -> bool:
-        return (allow_crash or not prediction.crash) and prediction.state.device_fds <= most_fds
+        return not prediction.crash and prediction.state.device_fds <= most_fds
 
     drivers = frozenset(to) | {Bound.NONE}
     choices = [

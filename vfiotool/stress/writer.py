@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import time
 
 from vfiotool.host.child import start_child
 from vfiotool.stress.action import Outcome
+from vfiotool.stress.kernel_calls import write
 
 _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.001
@@ -21,8 +21,11 @@ class Writer:
 
     def __init__(self, path: str, text: str) -> None:
         """Begin to write."""
-        content = text.encode("ascii")
-        self.pid, self._line = start_child(lambda parent: _write(parent, path, content))
+
+        def work(parent: int) -> None:
+            os.write(parent, write(path, text).to_bytes(_RESULT_BYTES, "little"))
+
+        self.pid, self._line = start_child(work)
 
     def comes_to_wait(self) -> bool:
         """Wait until it sleeps until a device is let go of, or has ended; say whether it sleeps."""
@@ -59,13 +62,3 @@ class Writer:
             return False
         frame = stack.partition("\n")[0]
         return any(f" {name}+" in frame for name in _WAITS_IN)
-
-
-def _write(parent: int, path: str, content: bytes) -> None:
-    code = 0
-    try:
-        fd = os.open(path, os.O_WRONLY)
-        os.write(fd, content)
-    except OSError as error:
-        code = error.errno or errno.EIO
-    os.write(parent, code.to_bytes(_RESULT_BYTES, "little"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 from collections.abc import Iterator
 
 from vfiotool.stress.action import Action, Outcome
 from vfiotool.stress.stage import Stage
-from vfiotool.vfio.uapi import DeviceIoctl
 
 
 class AtOnce:
@@ -35,12 +32,3 @@ def usable_fd(stage: Stage, member: int) -> int | None:
 def usable_members(stage: Stage) -> list[int]:
     """Return the members that this process can use."""
     return [at for at in range(len(stage.unit.members)) if usable_fd(stage, at) is not None]
-
-
-def ask(fd: int, request: DeviceIoctl, question: bytearray) -> int:
-    """Ask a device, which writes its answer into the question; what the kernel returns, or -errno."""
-    try:
-        result: int = fcntl.ioctl(fd, int(request), question)
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-    return result

@@ -18,10 +18,11 @@ from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
 from vfiotool.stress.bus_lock import RESCAN_FILE
+from vfiotool.stress.deeds.at_once import AtOnce
 from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
+from vfiotool.stress.kernel_calls import write
 from vfiotool.stress.model import Bound, Kind, Member, Operation, State
 from vfiotool.stress.stage import Stage
-from vfiotool.stress.sysfs import write
 
 REMOVE, RESCAN = "remove", "rescan"
 
@@ -39,7 +40,7 @@ class Change:
     expected: Expectation
 
 
-class Hotplug:
+class Hotplug(AtOnce):
     """``remove`` of a member, and ``rescan``, which finds all that were removed.
 
     It removes only what the kernel lets go of at once. Up to 5.18 no member leaves or joins a live group: for
@@ -76,18 +77,10 @@ class Hotplug:
         return self._gone(at).expected if self._can_remove(at) else None
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
-        if (held := self._stage.bus.take()).note:
-            return held
-        outcome = self._rescan() if action.name == RESCAN else self._remove(int(action.arguments["member"]))
-        if not self._stage.removed:
-            self._stage.bus.release()
-        return outcome
-
-    def releases(self, action: Action) -> Iterator[Action]:
-        return iter(())
-
-    def finish(self, action: Action) -> Outcome:
-        return Outcome(note="nothing waits")
+        if action.name == RESCAN:
+            return self._stage.alone_on_bus(self._rescan)
+        at = int(action.arguments["member"])
+        return self._stage.alone_on_bus(lambda: self._remove(at))
 
     def wind_down(self) -> Iterator[Action]:
         """Find what was removed: for that the group may have to be closed."""

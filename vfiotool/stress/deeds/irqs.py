@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from vfiotool.stress.action import Action, Expectation, Outcome
-from vfiotool.stress.deeds.at_once import AtOnce, ask, usable_fd, usable_members
+from vfiotool.stress.deeds.at_once import AtOnce, usable_fd, usable_members
+from vfiotool.stress.kernel_calls import ask
 from vfiotool.stress.stage import Stage
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_info, vfio_irq_set
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import random
 import threading
 import time
@@ -15,10 +14,10 @@ from vfiotool.stress.action import Action, Expectation, Outcome
 from vfiotool.stress.deeds.dma import Dma
 from vfiotool.stress.deeds.hotplug import Hotplug
 from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
+from vfiotool.stress.deeds.reset import reset
 from vfiotool.stress.model import Bound, Kind, Operation, Prediction, State
 from vfiotool.stress.stage import Stage
 from vfiotool.stress.writer import Writer
-from vfiotool.vfio.uapi import DeviceIoctl
 
 RACE = "race"
 
@@ -280,24 +279,16 @@ class Races:
     def _close_while_resetting(self, at: int, head_start: float, expected: Expectation) -> Outcome:
         """A thread resets: its call goes on when the fd is closed, and ends with the device's release."""
         fd = self._stage.troupe.actor.device(at)
-        results = list[int]()
-        thread = threading.Thread(target=lambda: results.append(_reset(fd or -1)))
+        results = list[Outcome]()
+        thread = threading.Thread(target=lambda: results.append(reset(fd or -1)))
         close = action_of(Operation(Kind.CLOSE_DEVICE, member=at))
         thread.start()
         _spin(head_start)
         outcome = self._life_cycle.do(close, expected)
         thread.join()
-        if results[0] not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
-            return Outcome(note=f"the reset gave {_result((results[0], False))}")
+        if results[0].errno not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
+            return Outcome(note=f"the reset gave {results[0]}")
         return outcome
-
-
-def _reset(fd: int) -> int:
-    try:
-        fcntl.ioctl(fd, DeviceIoctl.VFIO_DEVICE_RESET)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
 
 
 def _explanation(name: str, orders: list[Order], other: Result, ours: Result) -> Order | None:

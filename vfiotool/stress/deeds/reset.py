@@ -12,8 +12,9 @@ from typing import cast
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.action import Action, Expectation, Outcome
-from vfiotool.stress.deeds.at_once import AtOnce, ask, usable_fd, usable_members
+from vfiotool.stress.deeds.at_once import AtOnce, usable_fd, usable_members
 from vfiotool.stress.deeds.irqs import KINDS
+from vfiotool.stress.kernel_calls import ask
 from vfiotool.stress.stage import Stage
 from vfiotool.vfio.uapi import DeviceInfoFlags, DeviceIoctl, PciRegion, vfio_device_info, vfio_region_info
 
@@ -59,7 +60,7 @@ class Resets(AtOnce):
 
     def do(self, action: Action, _expected: Expectation) -> Outcome:
         fd = cast("int", usable_fd(self._stage, int(action.arguments["member"])))  # else nothing was expected
-        return _read_config(fd) if action.name == "read config" else _reset(fd)
+        return _read_config(fd) if action.name == "read config" else reset(fd)
 
     def wind_down(self) -> Iterator[Action]:
         """Yield nothing: it leaves nothing behind."""
@@ -82,8 +83,11 @@ def _has_reset(fd: int) -> bool:
     return DeviceInfoFlags.RESET in DeviceInfoFlags(vfio_device_info.from_buffer(question).flags)
 
 
-def _reset(fd: int) -> Outcome:
-    """Who reads the device's uevent in sysfs has it locked for that moment, and a reset gives EAGAIN."""
+def reset(fd: int) -> Outcome:
+    """Reset a function.
+
+    Who reads the device's uevent in sysfs has it locked for that moment, and a reset gives EAGAIN.
+    """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         result = ask(fd, DeviceIoctl.VFIO_DEVICE_RESET, bytearray())

@@ -11,21 +11,20 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path, find_group
-from vfiotool.host.era import Era
 from vfiotool.host.state import AUTOPROBE
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
+from vfiotool.stress.deeds.at_once import AtOnce
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.group_actor import GroupActor
+from vfiotool.stress.kernel_calls import write
 from vfiotool.stress.model import Bound, Kind, Member, Operation, State
 from vfiotool.stress.stage import Stage
-from vfiotool.stress.sysfs import write
 from vfiotool.stress.writer import Writer
 
 VFS, BIND_VF, UNBIND_VF = "vfs", "bind vf", "unbind vf"
@@ -34,8 +33,6 @@ _MOST = 8
 """VFs that a cycle makes at most: each takes its time."""
 _LARGEST_NUMBER = 0xFFFF
 _USE = ("iommu_device_use_default_domain", "iommu_device_unuse_default_domain")
-_SETTLE_SECONDS = 5.0
-_POLL_SECONDS = 0.001
 
 
 @dataclass(slots=True)
@@ -46,7 +43,7 @@ class Vf:
     group: int | None = None
 
 
-class Vfs:
+class Vfs(AtOnce):
     """The number of VFs, and drivers of each; their PF is on its host driver.
 
     While there are any, the PF keeps ``sriov_drivers_autoprobe`` at 0, so that no host driver takes one.
@@ -103,7 +100,8 @@ class Vfs:
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
         if action.name == VFS:
-            return self._count_alone(action, expected)
+            # A VF takes the lowest group number that is free: not that of a device that is off the bus.
+            return self._stage.alone_on_bus(lambda: self._count(action, expected))
         vf = self._find(action)
         if vf is None:
             return Outcome(note="there is no such VF")
@@ -114,13 +112,7 @@ class Vfs:
         if code:
             return Outcome(code)
         vf.group = group if kind is Kind.BIND else None
-        return Outcome(note=self._unsettled(group, is_there=kind is Kind.BIND))
-
-    def releases(self, action: Action) -> Iterator[Action]:
-        return iter(())
-
-    def finish(self, action: Action) -> Outcome:
-        return Outcome(note="nothing waits")
+        return Outcome(note=self._stage.unsettled_node(group, is_there=kind is Kind.BIND))
 
     def wind_down(self) -> Iterator[Action]:
         for at, vfs in list(self._vfs.items()):
@@ -212,19 +204,12 @@ class Vfs:
             return Outcome(note=self._misplaced(at), proved=replace(expected, probes=self._probed(at)))
         if not code and not count:
             self._forget(at)
-            return Outcome(note="".join(self._unsettled(vf.group, is_there=False) for vf in before))
+            return Outcome(
+                note="".join(self._stage.unsettled_node(vf.group, is_there=False) for vf in before)
+            )
         if comes:
             self._forget(at)
         return Outcome(code)
-
-    def _count_alone(self, action: Action, expected: Expectation) -> Outcome:
-        """A VF takes the lowest group number that is free: not that of a device that is off the bus."""
-        if (held := self._stage.bus.take()).note:
-            return held
-        outcome = self._count(action, expected)
-        if not self._stage.removed:
-            self._stage.bus.release()
-        return outcome
 
     def _keep_drivers_off(self, at: int) -> None:
         path = self._path(at, AUTOPROBE)
@@ -243,17 +228,6 @@ class Vfs:
             place = tree.find_link(self._path(at, f"virtfn{number}"))
             if place != vf.address:
                 return f"VF {number} is {place}, and should be {vf.address}"
-        return ""
-
-    def _unsettled(self, group: int | None, *, is_there: bool) -> str:
-        """Wait until a worker of the kernel has put the group (up to 5.15)."""
-        if group is None or self._stage.model.era is not Era.DEFERRED_PUT:
-            return ""
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while os.path.exists(f"/dev/vfio/{group}") != is_there:
-            if time.monotonic() > deadline:
-                return f"/dev/vfio/{group} has not {'come' if is_there else 'gone'} in {_SETTLE_SECONDS:g} s"
-            time.sleep(_POLL_SECONDS)  # the node's uevent is the engine's
         return ""
 
     # What is there

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiotool.host.tree import Tree
+from vfiotool.stress.holdings import read_holdings
 
 _NODES = "/dev/vfio"
 _CDEVS = f"{_NODES}/devices"
 _NO_GROUPS = ("vfio", "devices")
-_GONE = (errno.ENOENT, errno.ESRCH)
 
 TAINTS = {
     0: "P, a proprietary module was loaded",
@@ -71,20 +71,9 @@ def read_resources(pids: Iterable[int] = (), tree: Tree | None = None) -> Resour
         OSError: EACCES, a process is another user's.
     """
     tree = tree or Tree()
-    fds, pinned, locked = list[tuple[int, int]](), 0, 0
-    for pid in pids:
-        try:
-            count = len(tree.names(f"/proc/{pid}/fd"))
-            status = tree.read(f"/proc/{pid}/status")
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            continue
-        fds.append((pid, count))
-        pinned += _kilobytes(status, "VmPin")
-        locked += _kilobytes(status, "VmLck")
+    held = read_holdings(pids, tree)
     groups = len(tree.find_names("/sys/kernel/iommu_groups"))
-    return Resources(tuple(fds), pinned, locked, groups, tuple(_nodes(tree)))
+    return Resources(held.fds, held.pinned, held.locked, groups, tuple(_nodes(tree)))
 
 
 def leaked(before: Resources, after: Resources) -> list[str]:
@@ -182,12 +171,6 @@ class LeakScan:
                     lines.append(line.rstrip("\n"))
         if address:
             yield address, "\n".join(lines)
-
-
-def _kilobytes(status: str, name: str) -> int:
-    """Return a line of ``/proc/PID/status``; a process that is ending has no memory."""
-    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 def _nodes(tree: Tree) -> list[str]:
