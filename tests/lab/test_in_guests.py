@@ -47,6 +47,7 @@ BETWEEN_KERNELS = (
     "tests/lab/test_foreign.py",
     "tests/lab/test_memory.py",
     "tests/lab/test_model.py",
+    "tests/lab/test_rules.py",
     "tests/lab/test_see.py",
     "tests/lab/test_stress_hotplug.py",
     "tests/lab/test_udev.py",
@@ -70,6 +71,7 @@ PAIRS = {
     ("debug", "default"): (
         *DRIVE,
         "tests/lab/test_model.py",  # whose rules are those of cdevs there
+        "tests/lab/test_rules.py",
         "tests/lab/test_stress.py::test_all_passes",
     ),
     ("6.1", "default"): BETWEEN_KERNELS,
