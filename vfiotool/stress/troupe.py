@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from vfiotool.stress.model import Kind, Operation
 PROCESSES = 2
 
 _BY_OWNER_OF_GROUP = (Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER, Kind.GET_DEVICE_FD)
+_iommus = itertools.count(1)
 _BY_OWNER_OF_CONTAINER = (Kind.CLOSE_CONTAINER, Kind.SET_IOMMU)
 
 
@@ -30,6 +32,7 @@ class Troupe:
         self._other: _Other | None = None
         self._group_owner = 0
         self._containers: dict[int, int] = {}
+        self._iommus: dict[int, int] = {}
         self._devices: dict[int, list[int]] = {}
 
     def do(self, operation: Operation, process: int = 0) -> tuple[int, int]:
@@ -59,6 +62,10 @@ class Troupe:
     def owns_container(self, container: int) -> bool:
         """Say whether a container is this process's."""
         return self._containers.get(container) == 0
+
+    def iommu(self, container: int) -> int:
+        """Return a number that no other IOMMU of a container has, of any troupe of this process."""
+        return self._iommus[container]
 
     def owns_device(self, member: int) -> bool:
         """Say whether the last fd of a device is this process's."""
@@ -109,6 +116,8 @@ class Troupe:
             self._group_owner = owner
         elif operation.kind is Kind.OPEN_CONTAINER:
             self._containers[operation.container] = owner
+        elif operation.kind is Kind.SET_IOMMU:
+            self._iommus[operation.container] = next(_iommus)
         elif operation.kind is Kind.CLOSE_CONTAINER:
             del self._containers[operation.container]
         elif operation.kind is Kind.GET_DEVICE_FD:

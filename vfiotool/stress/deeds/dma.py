@@ -36,9 +36,9 @@ _PINNED = re.compile(
 
 @dataclass
 class _Space:
-    """An IO address space, which lasts for as long as the stage has the very same ``owner``."""
+    """An IO address space: ``owner`` is the iommufd that it is in, or the number of a container's IOMMU."""
 
-    owner: object
+    owner: Iommufd | int
     fd: int
     ioas: int
     mappings: Mappings = field(init=False)
@@ -132,19 +132,18 @@ class Dma(AtOnce):
         return container or ioas
 
     def _look_at_container(self) -> _Space | None:
-        """The model has another object for a container that got another IOMMU, or lost it."""
-        state = self._stage.state
+        state, troupe = self._stage.state, self._stage.troupe
         if state.container is None or not state.has_iommu:
             self._container = None
             return None
-        owner = state.containers[state.container]
-        if not owner.is_open:
+        if not state.containers[state.container].is_open:
             return None
-        if not self._stage.troupe.owns_container(state.container):
+        if not troupe.owns_container(state.container):
             self._container = None
             return None
-        if self._container is None or self._container.owner is not owner:
-            self._container = _Space(owner, self._stage.troupe.actor.container(state.container), 0)
+        iommu = troupe.iommu(state.container)
+        if self._container is None or self._container.owner != iommu:
+            self._container = _Space(iommu, troupe.actor.container(state.container), 0)
         return self._container
 
     def _look_at_iommufd(self) -> _Space | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.action import Action, Expectation, Outcome, Sign
-from vfiotool.stress.model import Bound, Kind, Operation, Prediction
+from vfiotool.stress.model import Bound, Kind, Operation, Prediction, State
 from vfiotool.stress.stage import Stage
 from vfiotool.stress.writer import Writer
 
+_MOST_KNOWN = 1 << 12
 _OPENS = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND)
 
 
@@ -39,6 +40,9 @@ def operation_of(action: Action) -> Operation:
     )
 
 
+_Answer = tuple[Prediction, Expectation]
+
+
 class LifeCycle:
     """The family that the model has the rules of."""
 
@@ -47,26 +51,37 @@ class LifeCycle:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._waiting: Writer | None = None
+        self._pfs = {at for at, address in enumerate(stage.unit.members) if _is_pf(stage, address)}
+        # Cycles do the same over and over, and what is between two operations keeps a bind from the next.
+        self._answer = functools.lru_cache(_MOST_KNOWN)(self._ask)
 
     def prediction(self, action: Action) -> Prediction | None:
         """Return what the model says of an action, ``None`` where it cannot be done."""
-        operation = operation_of(action)
-        is_there = operation.member < len(self._stage.unit.members) and self._is_on_bus(operation)
-        if not is_there or operation not in self._stage.model.operations(self._stage.state):
-            return None
-        if operation.to is Bound.HOST and not self._stage.unit.hosts.get(self._address(operation)):
-            return None
-        if self._has_vfs(operation):
-            return None
-        return self._stage.model.predict(self._stage.state, operation)
+        answer = self._answer_to(action)
+        return None if answer is None else answer[0]
 
     def expect(self, action: Action) -> Expectation | None:
-        prediction = self.prediction(action)
-        if prediction is None:
+        answer = self._answer_to(action)
+        return None if answer is None else answer[1]
+
+    def _answer_to(self, action: Action) -> _Answer | None:
+        """Return what the model says, where this group has what it takes for it now."""
+        operation = operation_of(action)
+        if operation.member >= len(self._stage.unit.members):
             return None
+        if operation.kind in (Kind.BIND, Kind.UNBIND) and not self._can_write(operation):
+            return None
+        return self._answer(self._stage.state, operation)
+
+    def _ask(self, state: State, operation: Operation) -> _Answer | None:
+        """Ask the model, which says the same each time."""
+        model = self._stage.model
+        if operation not in model.operations(state):
+            return None
+        prediction = model.predict(state, operation)
         expected = self.expectation(prediction)
-        is_status = action.name == Kind.GET_STATUS.value
-        return replace(expected, value=int(prediction.flags)) if is_status else expected
+        is_status = operation.kind is Kind.GET_STATUS
+        return prediction, expected._replace(value=int(prediction.flags)) if is_status else expected
 
     def expectation(self, prediction: Prediction) -> Expectation:
         """Return a prediction with the addresses of the members in place of their indices."""
@@ -83,8 +98,7 @@ class LifeCycle:
         )
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
-        operation = operation_of(action)
-        prediction = self.prediction(action)
+        operation, prediction = operation_of(action), self.prediction(action)
         if operation.kind in (Kind.CLOSE_DEVICE, Kind.CLOSE_CDEV):
             self._stage.let_go(operation.member)
         if expected.waits_for:
@@ -111,7 +125,7 @@ class LifeCycle:
             return outcome
         prediction = self._stage.model.predict(self._stage.state, operation_of(action))
         self._stage.state = prediction.state
-        return replace(outcome, proved=self.expectation(prediction))
+        return outcome._replace(proved=self.expectation(prediction))
 
     def wind_down(self) -> Iterator[Action]:
         """Close what is open, the last first, and have every member on vfio-pci."""
@@ -154,11 +168,16 @@ class LifeCycle:
     def _address(self, operation: Operation) -> str:
         return self._stage.unit.members[operation.member]
 
-    def _is_on_bus(self, operation: Operation) -> bool:
-        return operation.member not in self._stage.removed or operation.kind not in (Kind.BIND, Kind.UNBIND)
-
-    def _has_vfs(self, operation: Operation) -> bool:
-        """A PF keeps its driver while it has VFs: vfio-pci refuses it then."""
-        if operation.kind not in (Kind.BIND, Kind.UNBIND):
+    def _can_write(self, operation: Operation) -> bool:
+        """Say whether a member is on the bus and has such a driver; a PF keeps its own for its VFs."""
+        address = self._address(operation)
+        if operation.member in self._stage.removed:
             return False
-        return self._stage.tree.exists(f"{device_path(self._address(operation))}/virtfn0")
+        if operation.to is Bound.HOST and not self._stage.unit.hosts.get(address):
+            return False
+        has_vfs = operation.member in self._pfs and self._stage.tree.exists(f"{device_path(address)}/virtfn0")
+        return not has_vfs
+
+
+def _is_pf(stage: Stage, address: str) -> bool:
+    return stage.tree.exists(f"{device_path(address)}/sriov_numvfs")
