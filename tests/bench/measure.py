@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vfiotool
-from tests.bench import nvme_reads, stress_rate
+from tests.bench import nvme_reads, stress_memory, stress_rate
 from tests.bench.pairs import Result, compare
 from vfiotool.vfio import Device, Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
@@ -288,7 +288,7 @@ def main() -> int:
             table.add_row(result.name, f"{result.ours:,.0f}", f"{result.theirs:,.0f}", shown, result.goal)
             print(result.name, shown, file=sys.stderr, flush=True)
     Console(width=120).print(f"Linux {platform.release()}, {os.cpu_count()} processors", table, sep="\n")
-    missed = nvme_reads.main() + stress_rate.main()
+    missed = nvme_reads.main() + stress_rate.main() + stress_memory.main()
     return 0 if all(result.met for result in results) and not missed else 1
 
 
