@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Protocol
 
 from tests.lab.support import await_, driver, settle, to_vfio
@@ -77,7 +76,7 @@ class StageWitness:
     def perform(self, action: Action) -> list[Record]:
         """Do an action, if it can be done, and compare what comes with what it is told."""
         number = self.stage.number
-        template = replace(NOTHING, action=action)
+        template = NOTHING._replace(action=action)
         records = list(self.stage.perform(action, template))
         for record in records:
             assert not record.is_unexpected, f"{record.action}: {record.outcome}, not {record.expected}"

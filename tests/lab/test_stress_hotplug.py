@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -260,7 +259,7 @@ class Mistaken(Hotplug):
     def expect(self, action: Action) -> Expectation | None:
         expected = super().expect(action)
         is_removal = expected is not None and action.name == "remove"
-        return replace(expected, **self._mistakes) if is_removal and expected else expected
+        return expected._replace(**self._mistakes) if is_removal and expected else expected
 
 
 @pytest.mark.parametrize(

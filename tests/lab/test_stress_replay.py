@@ -7,7 +7,6 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ def elsewhere(records: Iterable[Record]) -> Finding:
     """Return what all went as told here as found on a kernel where the last of it did not."""
     *before, last = records
     assert not any(one.is_unexpected for one in (*before, last))
-    return Finding((), (*before, replace(last, outcome=Outcome(errno.ENOTTY))))
+    return Finding((), (*before, last._replace(outcome=Outcome(errno.ENOTTY))))
 
 
 def ends_with(status: int, text: str, folder: Path) -> bool:

@@ -94,7 +94,7 @@ class FakeStage:
         self.height += 0 if fails else {"up": 1, "down": -1}.get(action.name, 0)
         note = f"{self.note} (pid {self.tries})" if self.note and fails else ""
         outcome = Outcome(errno.EIO if fails and not note else 0, note=note)
-        yield replace(template, action=action, expected=Expectation(), outcome=outcome)
+        yield template._replace(action=action, expected=Expectation(), outcome=outcome)
 
     def wind_down(self) -> Iterator[Action]:
         while self.height:

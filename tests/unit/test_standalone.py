@@ -10,7 +10,6 @@ import errno
 import symtable
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -335,7 +334,7 @@ def test_what_was_removed_is_awaited_with_the_driver_that_it_must_have() -> None
 
 def test_a_vf_has_the_address_of_its_uevents() -> None:
     bind, unbind = OTHERS[-2:]
-    text = script(OLD, found(replace(bind, outcome=Outcome()), unbind))
+    text = script(OLD, found(bind._replace(outcome=Outcome()), unbind))
     assert calls(text) == [
         "step(bind, '0000:03:02.1', 'vfio-pci')",
         "step(await_node, '0000:03:02.1', 'there')",
@@ -431,7 +430,7 @@ def test_whatever_comes_the_devices_are_given_back() -> None:
 
 def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Path) -> None:
     """Up to 5.15 it goes a little later than the last device."""
-    text = script(OLD, found(replace(do("remove"), outcome=Outcome()), record(UNBIND, WAITS, EIO)))
+    text = script(OLD, found(do("remove")._replace(outcome=Outcome()), record(UNBIND, WAITS, EIO)))
     device = tmp_path / PAIR[1]
     device.mkdir()
     (device / "remove").touch()

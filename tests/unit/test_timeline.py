@@ -141,7 +141,8 @@ def uevent(seqnum: int, name: str, subsystem: str = "pci", **fields: str) -> Sim
         sys_name=name,
         sys_path=f"/sys/devices/{EDU}/vfio-dev/{name}",
         device_node=fields.pop("node", None),
-        properties={"SEQNUM": str(seqnum), **fields},
+        sequence_number=seqnum,
+        properties=fields,
     )
 
 

@@ -51,21 +51,22 @@ class Uevents:
                 continue  # some were dropped, which the next number shows
             if device is None:
                 return
-            seqnum = int(device.properties.get("SEQNUM", 0))
+            seqnum = int(device.sequence_number)
             if self._source == "kernel":
                 self._numbers.take(seqnum, now())
-            if device.subsystem in _SUBSYSTEMS:
-                yield self._entry(device, seqnum)
+            subsystem = device.subsystem
+            if subsystem in _SUBSYSTEMS:
+                yield self._entry(device, subsystem, seqnum)
 
     def close(self) -> None:
         self._monitor = None
 
-    def _entry(self, device: Any, seqnum: int) -> Entry:
+    def _entry(self, device: Any, subsystem: str, seqnum: int) -> Entry:
         address, group, detail = None, None, ""
-        if device.subsystem == "pci":
+        if subsystem == "pci":
             address = device.sys_name
             group = self._group(address)
-        elif device.subsystem == "vfio":
+        elif subsystem == "vfio":
             group = int(device.sys_name) if device.sys_name.isdigit() else None
             detail = device.device_node or ""
         else:  # vfio-dev: its parent is the device

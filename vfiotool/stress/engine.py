@@ -33,7 +33,7 @@ from vfiotool.stress.trace import TraceWriter
 from vfiotool.stress.watchers import Watchers
 from vfiotool.stress.workloads import WORKLOADS
 
-_TICK_SECONDS = 0.05
+_TICK_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SETTLE_SECONDS = 5.0

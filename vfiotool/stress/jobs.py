@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import signal
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
@@ -34,6 +35,13 @@ class Job:
         self.heard = 0.0
         self.spoke = now()
         self.status: int | None = None
+        self._sent = select.poll()  # made once: Connection.poll makes one each time
+        self._sent.register(line, select.POLLIN)
+
+    @property
+    def has_sent(self) -> bool:
+        """Say whether something waits that it has sent, be it that it has ended."""
+        return bool(self._sent.poll(0))
 
     def end(self) -> None:
         """Take it that it has ended, and see how."""
@@ -127,7 +135,7 @@ def _received(job: Job) -> Iterator[Sent]:
         try:
             if job.line is None:
                 return
-            if not job.line.poll(0):
+            if not job.has_sent:
                 job.heard = asked
                 return
             sent: Sent = job.line.recv()

@@ -6,9 +6,10 @@ import itertools
 import mmap
 import os
 import random
+import select
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from vfiotool.events.entry import now
@@ -19,7 +20,7 @@ from vfiotool.stress.holdings import Holdings, read_holdings
 from vfiotool.stress.workloads import Workload
 
 _BATCH = 64
-_BATCH_SECONDS = 0.05
+_BATCH_SECONDS = 0.5
 _PLACARD_BYTES = 256
 
 
@@ -83,16 +84,23 @@ class Performer:
         """``cycles`` bounds how often each workload is done on each group, ``until`` is CLOCK_MONOTONIC."""
         self._parts = parts
         self._line = line
+        self._told = select.poll()  # made once: Connection.poll makes one each time
+        self._told.register(line, select.POLLIN)
         self._placard = placard
         self._seed, self._cycles, self._until = seed, cycles, until
         self._allow_crash = allow_crash
         self._batch: list[Record] = []
+        self._ended = 0
         self._sent = now()
         self._announced = set[tuple[int, frozenset[str]]]()
         self._held: dict[tuple[int, str], Holdings] = {}
 
     def run(self) -> None:
         """Do cycles until there have been enough, time is up, or the engine says so."""
+        self._do_cycles()
+        self._send()
+
+    def _do_cycles(self) -> None:
         rounds = itertools.count() if self._cycles is None else range(self._cycles)
         for cycle in rounds:
             for part in self._parts:
@@ -104,14 +112,17 @@ class Performer:
     def _do_cycle(self, part: Part, workload: Workload, cycle: int) -> None:
         """Do one, and go back to rest, whatever comes of it."""
         cast, stage = part.cast, part.cast.stage
-        template = replace(NOTHING, unit=part.unit, workload=workload.name, cycle=cycle)
+        template = NOTHING._replace(unit=part.unit, workload=workload.name, cycle=cycle)
         rng = random.Random(f"{self._seed}/{part.unit}/{workload.name}/{cycle}")  # noqa: S311 - repeatable
         chosen = itertools.takewhile(lambda _: not self._is_told(), workload.cycle(cast, rng))
         if not (self._perform(cast, chosen, template) and self._perform(cast, stage.wind_down(), template)):
             stage.abandon()
             self._perform(cast, stage.wind_down(), template)
         stage.troupe.close()  # all is closed that the model has; this is what it has not
-        self._send(cycles=1, leaked=self._leaked(part, workload))
+        self._ended += 1
+        if leaked := self._leaked(part, workload):
+            self._send(leaked=leaked)
+        self._send_if_due()
 
     def _perform(self, cast: Cast, actions: Iterator[Action], template: Record) -> bool:
         """Do actions as they are chosen, up to one that does not come out as expected; say if none did."""
@@ -127,8 +138,7 @@ class Performer:
                 self._batch.append(record)
                 if record.is_unexpected:
                     return False
-            if len(self._batch) >= _BATCH or now() - self._sent > _BATCH_SECONDS:
-                self._send()
+            self._send_if_due()
         return True
 
     def _announce(self, cast: Cast, expected: Expectation) -> None:
@@ -154,20 +164,20 @@ class Performer:
 
     def _is_told(self) -> bool:
         """Say whether the engine has said to end, or is gone."""
-        return self._line.poll(0)
+        return bool(self._told.poll(0))
 
     def _is_over(self) -> bool:
         return self._is_told() or (self._until is not None and now() >= self._until)
 
-    def _send(
-        self,
-        cycles: int = 0,
-        leaked: tuple[str, ...] = (),
-        watch: tuple[tuple[int, frozenset[str]], ...] = (),
-    ) -> None:
-        self._line.send(Sent(now(), tuple(self._batch), cycles, leaked, watch))
+    def _send_if_due(self) -> None:
+        """Not each operation by itself: the engine wakes for what is sent."""
+        if len(self._batch) >= _BATCH or now() - self._sent > _BATCH_SECONDS:
+            self._send()
+
+    def _send(self, leaked: tuple[str, ...] = (), watch: tuple[tuple[int, frozenset[str]], ...] = ()) -> None:
+        self._line.send(Sent(now(), tuple(self._batch), self._ended, leaked, watch))
         self._batch.clear()
-        self._sent = now()
+        self._ended, self._sent = 0, now()
 
 
 def start_performer(

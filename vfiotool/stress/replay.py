@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from vfiotool.errors import VfioToolError
@@ -14,7 +14,7 @@ from vfiotool.stress.stage import Stage
 from vfiotool.stress.trace import Trace
 
 _MOST_TURNS = 8
-_REPLAYED = replace(NOTHING, workload="replay")
+_REPLAYED = NOTHING._replace(workload="replay")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -90,7 +90,7 @@ def replay(
     Raises:
         VfioToolError: an action cannot be understood, or the stage does not come to rest.
     """
-    template, went_as_told = replace(_REPLAYED, unit=unit), False
+    template, went_as_told = _REPLAYED._replace(unit=unit), False
     try:
         for action in chain(_possible(stage, actions, allow_crash), stage.wind_down()):
             records = list(stage.perform(action, template))  # what was begun ends before anyone looks at it

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from vfiotool.events.entry import now
@@ -102,21 +102,20 @@ class Stage:
         expected = expected or self.expect(action)
         if expected is None:
             return
-        deeds, begun = self._deeds[action.name], now()
-        template = replace(template, group=self.number or 0)
+        deeds, group, begun = self._deeds[action.name], self.number or 0, now()
         outcome = deeds.do(action, expected)
         expected = outcome.proved or expected
         if expected.waits_for and expected.allows(outcome):
             for release in deeds.releases(action):
-                yield from self.perform(release, replace(template, released=str(action)))
+                yield from self.perform(release, template._replace(released=str(action)))
             outcome = deeds.finish(action)
             # What follows is decided by the state in which it goes on.
-            expected = replace(outcome.proved or expected, waits_for=expected.waits_for)
+            expected = (outcome.proved or expected)._replace(waits_for=expected.waits_for)
         ended = now()
         if expected.allows(outcome) and not template.released:  # what still waits may have the node gone
-            outcome = replace(outcome, note=self.unsettled())
-        yield replace(
-            template,
+            outcome = outcome._replace(note=note) if (note := self.unsettled()) else outcome
+        yield template._replace(
+            group=group,
             at=begun,
             took_us=(ended - begun) * 1e6,
             action=action,

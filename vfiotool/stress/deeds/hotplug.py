@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path, find_group
@@ -148,7 +148,7 @@ class Hotplug(AtOnce):
             state, expected = prediction.state, self._life_cycle.expectation(prediction)
         signs = (*expected.signs, Sign("pci", "remove", self._members[at]))
         probes = (*expected.probes, *self._notified(state, "DEL_DEVICE"))
-        return Change(state, replace(expected, signs=signs, probes=probes))
+        return Change(state, expected._replace(signs=signs, probes=probes))
 
     def _found(self) -> Change:
         """All join their groups before the first gets a driver. A live group has its driver refused."""

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.action import Action, Expectation, Outcome
@@ -163,7 +163,7 @@ class Races:
             prediction = self._stage.model.predict(self._stage.state, Operation(Kind.UNBIND, member=at))
             self._stage.state = prediction.state
             proved = self._life_cycle.expectation(prediction)
-        return replace(outcome, proved=proved)
+        return outcome._replace(proved=proved)
 
     def wind_down(self) -> Iterator[Action]:
         return iter(())

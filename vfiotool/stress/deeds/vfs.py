@@ -12,7 +12,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import UnsupportedError
@@ -201,7 +201,7 @@ class Vfs(AtOnce):
         code = write(self._path(at, "sriov_numvfs"), str(count))
         if comes and not code:
             self._vfs[at] = [Vf(place) for place in self._places(at, count)]
-            return Outcome(note=self._misplaced(at), proved=replace(expected, probes=self._probed(at)))
+            return Outcome(note=self._misplaced(at), proved=expected._replace(probes=self._probed(at)))
         if not code and not count:
             self._forget(at)
             return Outcome(

@@ -39,6 +39,7 @@ _KINDS = tuple(
     )
 )
 """The first that a line matches is its kind."""
+_ANY = re.compile("|".join(f"(?:{pattern.pattern})" for _, pattern in _KINDS))
 _DEATHS = ("bug", "stall")
 _DYING = re.compile(r"\bOops\b|general protection fault|invalid opcode: |Internal error: |Kernel panic")
 _PLACE = re.compile(r"[\w./-]+\.[chS]:\d+")
@@ -167,7 +168,9 @@ class KernelLogMonitor:
 
 def classify(text: str) -> str:
     """Return which kind of defect a line tells of, ``""`` where of none."""
-    return next((kind for kind, pattern in _KINDS if pattern.search(text)), "")
+    if not _ANY.search(text):
+        return ""
+    return next(kind for kind, pattern in _KINDS if pattern.search(text))
 
 
 def _where(text: str) -> str:
