@@ -336,18 +336,22 @@ def _telling(model: Model, right: State, wrong: State, to: Sequence[Bound], more
     both = set(possible(model, right, to))
     for operation in possible(model, wrong, to):
         mistaken = model.predict(wrong, operation)
-        if mistaken.waits_for or mistaken.crash:
+        if mistaken.crash:
             continue
         if operation not in both:
             if operation.kind in WRITES:  # sysfs refuses what cannot be done
                 return [operation]
             continue
         prediction = model.predict(right, operation)
-        if prediction.waits_for or prediction.crash:
+        if prediction.waits_for or prediction.crash:  # it would wait for good
             continue
         if told(prediction) != told(mistaken):
             return [operation]
-        if more and (way := _telling(model, prediction.state, mistaken.state, to, more - 1)):
+        if (
+            more
+            and not mistaken.waits_for
+            and (way := _telling(model, prediction.state, mistaken.state, to, more - 1))
+        ):
             return [operation, *way]
     return []
 
