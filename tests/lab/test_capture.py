@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import need_guests
 from tests.lab.support import (
     BUS,
     EDU,
     MACHINE,
+    ONE_CPU,
     RELEASE,
     as_before,
     await_,
@@ -36,9 +37,7 @@ from tests.lab.support import (
     vfiotool_as_nobody,
     write,
 )
-from vfiotool.errors import LabError
 from vfiotool.host.capture.captured import unpacked
-from vfiotool.lab import initramfs, qemu
 from vfiotool.vfio.container import Container
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.uapi import IommuType
@@ -218,16 +217,12 @@ def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archiv
 
 def test_a_capture_says_elsewhere_what_the_machine_says(archive: Path) -> None:
     """It comes out of a guest by its standard output, and is looked at here."""
-    try:
-        qemu.program()
-        initramfs.busybox()
-    except LabError as error:
-        missing(f"{error}: {error.hint}")
+    need_guests()
     program = os.path.join(os.path.dirname(sys.executable), "vfiotool")
     capture = f"{program} capture /tmp/machine > /dev/null && cat /tmp/machine"
     script = f"{sys.executable} -c '{_ON_A_MACHINE}' && {capture}"
     ran = subprocess.run(
-        [program, "lab", "run", "--kernel", "6.12", "--", "sh", "-c", script],
+        [program, "lab", "run", "--kernel", "6.12", *ONE_CPU, "--", "sh", "-c", script],
         capture_output=True,
         timeout=300,
         check=True,

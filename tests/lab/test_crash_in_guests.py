@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import E1000_PAIR
+from tests.lab.support import E1000_PAIR, ONE_CPU
 
 _MARK = "--- the report"
 _RUN = f"""
@@ -26,7 +26,7 @@ cat /tmp/report/report.json
 def run(kernel: str) -> tuple[str, dict[str, Any]]:
     """Run it in a guest; return what was printed, and the report."""
     folder = os.path.dirname(sys.executable)
-    words = [f"{folder}/vfiotool", "lab", "run", "--kernel", kernel, "--cpus", "1", "--timeout", "300", "--"]
+    words = [f"{folder}/vfiotool", "lab", "run", "--kernel", kernel, *ONE_CPU, "--timeout", "300", "--"]
     ended = subprocess.run(
         [*words, "sh", "-c", f"PATH={folder}:$PATH\n{_RUN}"],
         stdin=subprocess.DEVNULL,

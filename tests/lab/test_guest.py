@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need_guests
+from tests.lab.support import ONE_CPU
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "vfiotool")
 SECONDS = 400  # far more than any of these takes: a hang must not stop the tests
@@ -27,6 +28,8 @@ MEMORY = "1031M"  # as no other guest has it: it tells ours from those of others
 def lab() -> None:
     """Skip, with the reason, where no guest can be started."""
     need_guests()
+    first = run("--", "true")  # it tells of the kernel that it downloads, where that is not there yet
+    assert first.returncode == 0, first.stderr.decode()
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +53,7 @@ def guests() -> list[int]:
 
 
 def command(*arguments: str, kernel: str = "6.1") -> list[str]:
-    return [PROGRAM, "lab", "run", "--kernel", kernel, "--memory", MEMORY, *arguments]
+    return [PROGRAM, "lab", "run", "--kernel", kernel, "--memory", MEMORY, *ONE_CPU, *arguments]
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.lab.test_in_guests import CPUS, ROOT, SECONDS, program
+from tests.lab.support import ONE_CPU
+from tests.lab.test_in_guests import ROOT, SECONDS, program
 from vfiotool.errors import LabError
 from vfiotool.lab import qemu
 
@@ -48,7 +49,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Run]]]:
 def run_in_guest(kernel: str) -> Run:
     """Run the tests in a guest; what it and they print comes as one text."""
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel]
-    lab += ["--cpus", CPUS, "--timeout", str(SECONDS)]
+    lab += [*ONE_CPU, "--timeout", str(SECONDS)]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short"]
     return subprocess.run(
         [*lab, "--", *inner, *TESTS],

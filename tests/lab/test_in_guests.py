@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need_guests
+from tests.lab.support import ONE_CPU
 
 ROOT = Path(__file__).parents[2]
 ALL = ("tests/contract", "tests/lab")
@@ -87,9 +88,6 @@ PAIRS = {
     ),
 }
 AT_A_TIME = 2  # pytest in a guest keeps one processor busy
-# A second emulated processor costs a guest beside another 15 % of its time, and QEMU 7.2 loses a timer of it
-# now and then: "rcu_preempt kthread timer wakeup didn't happen", and the guest stands still.
-CPUS = "1"
 SECONDS = 2700
 STUCK = 600  # seconds of one test, which then says where it stands
 NO_TEST_RAN, LOST = 5, 125
@@ -134,7 +132,7 @@ def run_in_guest(kernel: str, machine: str) -> Run:
 def run_once(kernel: str, machine: str) -> Run:
     """Run pytest in a guest; what it and the guest printed comes as one text."""
     lab = [program("vfiotool"), "lab", "run", "--kernel", kernel, "--machine", machine, "--times"]
-    lab += ["--cpus", CPUS, "--timeout", str(SECONDS)]
+    lab += [*ONE_CPU, "--timeout", str(SECONDS)]
     inner = [program("pytest"), "-p", "no:cacheprovider", "--color=no", "-ra", "--tb=short", "--durations=5"]
     inner += ["-o", f"faulthandler_timeout={STUCK}", "-o", "faulthandler_exit_on_timeout=true"]
     return subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import NVME, OTHER_NVME, PROGRAM, SUBSYSTEM_NVME
+from tests.lab.support import NVME, ONE_CPU, OTHER_NVME, PROGRAM, SUBSYSTEM_NVME
 
 SECONDS = 400
 
@@ -37,7 +37,7 @@ exit $status
 
 
 def run_in_guest(script: str, *options: str) -> subprocess.CompletedProcess[bytes]:
-    arguments = [PROGRAM, "lab", "run", "--kernel", "6.12", *options, "--", "sh", "-c", script]
+    arguments = [PROGRAM, "lab", "run", "--kernel", "6.12", *ONE_CPU, *options, "--", "sh", "-c", script]
     return subprocess.run(
         arguments, capture_output=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
     )
