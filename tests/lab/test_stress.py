@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from tests.lab.support import (
     SUBSYSTEM_NVME,
     as_before,
     await_,
+    command,
     driver,
     kernel_complaints,
     needs_iommu,
@@ -44,8 +46,7 @@ from vfiotool.stress import engine
 from vfiotool.stress.action import Action, Expectation, Outcome
 from vfiotool.stress.deeds.life_cycle import LifeCycle
 from vfiotool.stress.group_actor import GroupActor
-from vfiotool.stress.model import Kind, Operation
-from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
+from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.stress.performer import Performer
 from vfiotool.stress.writer import Writer
 
@@ -244,27 +245,76 @@ LINES = {
 }
 
 
+def log_line(text: str) -> None:
+    """Have the kernel log a line of ours."""
+    with open("/dev/kmsg", "w", encoding="ascii") as log:
+        log.write(f"<4>{text} {PUT_HERE}")
+
+
 @pytest.mark.parametrize("kind", LINES)
 def test_each_kind_of_line_in_the_log_is_found(
     kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = KernelLogMonitor.__init__
-
-    def logged(self: KernelLogMonitor) -> None:
-        right(self)
-        monkeypatch.setattr(KernelLog, "__init__", opened)
-
-    opened_before = KernelLog.__init__
+    right = KernelLog.__init__
 
     def opened(self: KernelLog, offset: float = 0.0, path: str = "/dev/kmsg") -> None:
-        opened_before(self, offset, path)
-        with open("/dev/kmsg", "w", encoding="ascii") as log:
-            log.write(f"<4>{LINES[kind]} {PUT_HERE}")
+        right(self, offset, path)
+        log_line(LINES[kind])
 
-    monkeypatch.setattr(KernelLogMonitor, "__init__", logged)
+    monkeypatch.setattr(KernelLog, "__init__", opened)
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
     assert [line["kind"] for line in report["kernel_log"]] == [kind]
     assert report["restored"]
+
+
+def is_to_stub(operation: Operation) -> bool:
+    return operation.kind is Kind.BIND and operation.to is Bound.STUB
+
+
+def reduced(folder: Any, *options: str) -> Result:
+    """Reduce what the monitors found: some member of the group comes to pci-stub, and leaves it again."""
+    result = vfiotool("stress", "replay", str(folder / "broken/trace.jsonl"), "--shrink", "--json", *options)
+    assert result.status == 0, result
+    done = [(line["operation"], line["arguments"].get("to")) for line in result.document["operations"]]
+    assert done == [("unbind", None), ("bind", "stub"), ("unbind", None), ("bind", "vfio")]
+    return result
+
+
+def test_what_only_the_log_tells_of_is_reduced_to_what_shows_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = GroupActor.do
+
+    def logging(self: GroupActor, operation: Operation) -> tuple[int, int]:
+        if is_to_stub(operation):
+            log_line("WARNING: CPU: 0 PID: 1 at drivers/pci/pci-stub.c:1")
+        return right(self, operation)
+
+    script = tmp_path / "show.py"
+    with monkeypatch.context() as patched:
+        patched.setattr(GroupActor, "do", logging)
+        report = run_broken(tmp_path, "bind,group", EDU, "--cycles", "1")
+        assert report["kernel_log"]
+        assert not report["unexpected"]
+        found = reduced(tmp_path, "--script", str(script)).document["found"]
+    assert len(found) == 1
+    assert "of the kind warning in drivers/pci/pci-stub.c:1, once" in found[0]
+    shown = command(sys.executable, "-I", str(script))
+    assert (shown.status, shown.stdout.splitlines()[-1]) == (0, "all goes as expected"), shown
+
+
+def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Uevents.read
+
+    def lossy(self: Uevents) -> Iterator[Entry]:
+        return (entry for entry in right(self) if entry.driver != "pci-stub")
+
+    monkeypatch.setattr(Uevents, "read", lossy)
+    report = run_broken(tmp_path, "bind", EDU, "--cycles", "3")
+    assert report["udev"]["missing"]
+    assert reduced(tmp_path).document["found"] == [f"a uevent of {EDU} (pci) did not come, once: bind"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from vfiotool.errors import VfioToolError
 from vfiotool.stress.action import Action, Expectation, Outcome, Record
-from vfiotool.stress.replay import actions_of, failing_prefix, find, replay, shrunk
+from vfiotool.stress.replay import Finding, Seen, actions_of, failing_prefix, find, replay, shrunk
 from vfiotool.stress.trace import Line, Trace
 
 UNBIND = Action("unbind", {"member": 0})
@@ -111,8 +111,8 @@ class FakeStage:
 UP, DOWN, CRASH = Action("up"), Action("down"), Action("crash")
 
 
-def done(stage: Any, *actions: Action, **options: bool) -> list[str]:
-    return [one.action.name for one in replay(stage, actions, **options)]
+def done(stage: Any, *actions: Action, allow_crash: bool = False) -> list[str]:
+    return [one.action.name for one in replay(stage, actions, allow_crash=allow_crash)]
 
 
 def test_it_winds_down_and_leaves_out_what_cannot_be_done() -> None:
@@ -162,7 +162,59 @@ def test_a_finding_shrinks_to_the_fewest_that_show_it(note: str) -> None:
     stage: Any = FakeStage(limit=2, note=note)
     found = shrunk(stage, [UP, DOWN, UP, DOWN, UP, CRASH, UP, DOWN, UP, UP, UP], unit=3)
     assert found is not None
+    assert found.record is not None
     assert found.actions == (UP, UP, UP)
     assert [one.action for one in found.records] == [UP, UP, UP]
     assert found.record.unit == 3
     assert found.record.outcome.errno == (0 if note else errno.EIO)
+
+
+class FakeWatch:
+    """Finds something once it has been up to this height, however often."""
+
+    def __init__(self, height: int) -> None:
+        self.height = height
+        self.announced = 0
+
+    def begin(self) -> None:
+        self.announced = 0
+
+    def announce(self, expected: Expectation) -> None:
+        self.announced += 1
+
+    def end(self, records: Sequence[Record]) -> Seen:
+        assert self.announced == len(records)
+        most = height = count = 0
+        for one in records:
+            height += {"up": 1, "down": -1}[one.action.name]
+            most, count = max(most, height), count + (height == self.height)
+        times = "once" if count == 1 else f"{count} times"
+        return Seen((f"it creaks at {height}, {times}: up",) if most >= self.height else ())
+
+
+def test_what_monitors_find_shrinks_too() -> None:
+    stage: Any = FakeStage()
+    whole = [UP, DOWN, UP, UP, DOWN, UP, DOWN, DOWN, UP]
+    found = shrunk(stage, whole, watch=FakeWatch(2))
+    assert found is not None
+    assert found.actions == (UP, UP)
+    assert [one.action for one in found.records] == [UP, UP, DOWN, DOWN]
+    assert found.record is None
+    assert found.seen.found == ("it creaks at 0, once: up",)
+    assert shrunk(stage, whole, watch=FakeWatch(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "alike"),
+    [
+        ("a uevent of X did not come, once: bind", "a uevent of X did not come, 12 times: add, bind", True),
+        ("a uevent of X did not come, once: bind", "a uevent of Y did not come, once: bind", False),
+        ("put ran once, and must have run 3 times", "put ran 2 times, and must have run once", True),
+        ("put ran once, and must have run 3 times", "get ran once, and must have run 3 times", False),
+        ("2 file descriptors", "13 file descriptors", True),
+        ("2 file descriptors", "2 kB of locked memory", False),
+    ],
+)
+def test_findings_are_alike_however_often_they_came(ours: str, theirs: str, alike: bool) -> None:
+    assert Finding((), (), Seen((ours,))).is_like(Finding((), (), Seen((theirs,)))) is alike
+    assert Finding((), (), Seen((ours, "more"))).is_like(Finding((), (), Seen((theirs,)))) is alike

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import ctypes
 import enum
 import errno
+import os
 import symtable
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +26,9 @@ from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
 from vfiotool.stress.deeds import dma
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.model import Bound, Kind, Operation
-from vfiotool.stress.replay import Finding
+from vfiotool.stress.replay import Finding, Seen
 from vfiotool.stress.standalone import script
+from vfiotool.stress.standalone_parts import OtherwiseError
 from vfiotool.vfio import uapi
 
 PAIR = ["0000:03:01.0", "0000:03:02.0"]
@@ -502,3 +505,42 @@ def test_what_it_asks_has_the_layout_of_the_kernels(
     if function in ("map_dma", "unmap_dma", "map_ioas", "unmap_ioas"):
         assert read.iova == dma.IOVA + 3 * dma.SLOT_BYTES
         assert (read.length if function.endswith("ioas") else read.size) == 2 * dma.SLOT_BYTES
+
+
+# What the kernel's log tells of
+
+LOGGED = "WARNING: CPU: 3 PID: 4711 at drivers/vfio/vfio.c:82 vfio_group_put+0x2a/0x30 (a) [b]"
+ALIKE = "WARNING: CPU: 0 PID: 12 at drivers/vfio/vfio.c:82 vfio_group_put+0x1c/0x30 (a) [b]"
+IN_LOG = Finding((), (record(UNBIND),), Seen(("the kernel logged a line of the kind warning",), LOGGED))
+
+
+def test_a_script_looks_for_what_the_kernel_logged() -> None:
+    text = script(HEADER, IN_LOG)
+    assert calls(text)[0] == "log = open_log()"
+    assert calls(text)[-1].startswith("see_log(log, ")
+    assert "The kernel logged a line of the kind warning." in text
+
+
+@pytest.mark.parametrize(("line", "is_found"), [(ALIKE, True), (ALIKE.replace("put", "get"), False)])
+def test_a_line_is_the_same_whatever_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, line: str, is_found: bool
+) -> None:
+    monkeypatch.setattr(standalone_parts, "LOG_SECONDS", 0.2)
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    os.write(theirs, f"4,1,2,-;{line}\n SUBSYSTEM=pci\n".encode())
+    pattern = ast.literal_eval(calls(script(HEADER, IN_LOG))[-1].removeprefix("see_log(log, ")[:-1])
+    try:
+        with pytest.raises(OtherwiseError) if is_found else contextlib.nullcontext() as raised:
+            standalone_parts.see_log(ours, pattern)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert raised is None or raised.value.as_found
+
+
+def test_a_script_says_how_to_watch_what_no_result_tells() -> None:
+    text = script(HEADER, Finding((), (record(UNBIND),), Seen(("a uevent of X did not come",))))
+    assert "A uevent of X did not come." in text
+    assert "udevadm monitor" in text
+    assert "open_log" not in text

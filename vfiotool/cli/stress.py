@@ -190,11 +190,14 @@ def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> 
         write_whole(options["script"], [script(trace.header, finding)])
     if as_json:
         operations = [one.document() for one in finding.records]
-        write_document("stress", {"operations": operations, "script": options["script"]})
+        found = list(finding.seen.found)
+        write_document("stress", {"operations": operations, "found": found, "script": options["script"]})
         return
     for record in finding.records:
         text = f"{record.action}: {record.outcome}"
         click.echo(f"{text}, not {record.expected}" if record.is_unexpected else text)
+    for one in finding.seen.found:
+        click.echo(f"then {one}")
 
 
 def _require_live(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from vfiotool.stress.action import NOTHING, Action, Expectation, Record
 from vfiotool.stress.apart import stand_apart
 from vfiotool.stress.cast import Cast
 from vfiotool.stress.holdings import Holdings, read_holdings
+from vfiotool.stress.stage import Stage
 from vfiotool.stress.workloads import Workload
 
 _BATCH = 64
@@ -131,7 +132,7 @@ class Performer:
             if expected is None or (expected.crash and not self._allow_crash):
                 continue
             self._placard.show(f"{template.workload} {template.cycle}: {action}")
-            self._announce(cast, expected)
+            self._announce(cast.stage, expected)
             if expected.crash:
                 self._send()  # nothing may be heard after it
             for record in cast.stage.perform(action, template, expected):
@@ -141,16 +142,12 @@ class Performer:
             self._send_if_due()
         return True
 
-    def _announce(self, cast: Cast, expected: Expectation) -> None:
+    def _announce(self, stage: Stage, expected: Expectation) -> None:
         """Have what an operation names for the first time be watched before it does."""
-        number = cast.stage.number or 0
-        devices = {sign.address for sign in expected.signs if sign.address and sign.subsystem != "vfio"}
-        streams = {(number, frozenset(devices | set(cast.members)))}
-        nodes = {sign.address for sign in expected.signs if sign.address and sign.subsystem == "vfio"}
-        streams |= {(int(group), frozenset[str]()) for group in nodes}
-        if not streams <= self._announced:
-            self._announced |= streams
-            self._send(watch=tuple(streams))
+        about = stage.about(expected)
+        if not about <= self._announced:
+            self._announced |= about
+            self._send(watch=tuple(about))
 
     def _leaked(self, part: Part, workload: Workload) -> tuple[str, ...]:
         """Compare what is held at rest with what was after the first cycle of the kind."""

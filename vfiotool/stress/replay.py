@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 from vfiotool.errors import VfioToolError
-from vfiotool.stress.action import NOTHING, Action, Record
+from vfiotool.stress.action import NOTHING, Action, Expectation, Record
 from vfiotool.stress.shrink import MOST_TRIES, Progress, shrink
 from vfiotool.stress.stage import Stage
 from vfiotool.stress.trace import Trace
@@ -16,6 +17,31 @@ from vfiotool.stress.trace import Trace
 _MOST_TURNS = 8
 _REPLAYED = NOTHING._replace(workload="replay")
 _NUMBER = re.compile(r"\d+")
+_TIMES = re.compile(r", (?:once|\d+ times): .*|\b(?:once|\d+ times)\b", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What monitors found, a sentence each, and the first line of the kernel's log that tells of a defect."""
+
+    found: tuple[str, ...] = ()
+    logged: str = ""
+
+
+_NOTHING_SEEN = Seen()
+
+
+class Watch(Protocol):
+    """Who watches a replay for what no result tells."""
+
+    def begin(self) -> None:
+        """Take it that nothing was done yet."""
+
+    def announce(self, expected: Expectation) -> None:
+        """Take what is done next."""
+
+    def end(self, records: Sequence[Record]) -> Seen:
+        """Say what was found, now that these were done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +49,22 @@ class Finding:
     """What went otherwise than it had to, and the operations that show it, on a stage at rest.
 
     ``records`` are those of a replay of ``actions``: with what released a waiting one, and what wound down.
+    ``seen`` is what monitors found, where they watched it.
     """
 
     actions: tuple[Action, ...]
     records: tuple[Record, ...]
+    seen: Seen = _NOTHING_SEEN
 
     @property
-    def record(self) -> Record:
-        """The operation that went otherwise."""
-        return next(one for one in self.records if one.is_unexpected)
+    def record(self) -> Record | None:
+        """The operation that went otherwise, if one did."""
+        return next((one for one in self.records if one.is_unexpected), None)
 
     def is_like(self, other: Finding) -> bool:
-        """Say whether the same operation went otherwise in the same way; a note's numbers do not count."""
+        """Say whether the same went otherwise in the same way; numbers in its text do not count."""
+        if self.record is None or other.record is None:
+            return self.record is other.record and bool(_kinds(self.seen) & _kinds(other.seen))
         return _signature(self.record) == _signature(other.record)
 
 
@@ -79,13 +109,18 @@ def failing_prefix(trace: Trace, unit: int) -> list[Action]:
 
 
 def replay(
-    stage: Stage, actions: Iterable[Action], *, unit: int = 0, allow_crash: bool = False
+    stage: Stage,
+    actions: Iterable[Action],
+    *,
+    unit: int = 0,
+    allow_crash: bool = False,
+    announce: Callable[[Expectation], None] | None = None,
 ) -> Iterator[Record]:
     """Do actions on a stage that is at rest, and bring it back there; yield what came of each.
 
     What cannot be done in the state that the stage is in is left out, and, unless ``allow_crash``, what
     would end the machine. After something went otherwise it does no more, closes all and brings the stage
-    to rest, of which nothing is yielded.
+    to rest, of which nothing is yielded. ``announce`` is called before each with what must come of it.
 
     Raises:
         VfioToolError: an action cannot be understood, or the stage does not come to rest.
@@ -93,6 +128,8 @@ def replay(
     template, went_as_told = _REPLAYED._replace(unit=unit), False
     try:
         for action in chain(_possible(stage, actions, allow_crash), stage.wind_down()):
+            if announce is not None and (expected := stage.expect(action)) is not None:
+                announce(expected)
             records = list(stage.perform(action, template))  # what was begun ends before anyone looks at it
             yield from records
             if not records or any(one.is_unexpected for one in records):
@@ -125,12 +162,18 @@ def bring_to_rest(stage: Stage) -> None:
     )
 
 
-def find(stage: Stage, actions: Sequence[Action], *, unit: int = 0) -> Finding | None:
-    """Replay actions, and return what went otherwise; ``None`` if all went as told."""
-    records = tuple(replay(stage, actions, unit=unit))
-    if not any(one.is_unexpected for one in records):
-        return None
-    return Finding(tuple(actions), records)
+def find(
+    stage: Stage, actions: Sequence[Action], *, unit: int = 0, watch: Watch | None = None
+) -> Finding | None:
+    """Replay actions, and return what went otherwise; ``None`` if all went as told, or nothing was done."""
+    if watch is None:
+        finding = Finding(tuple(actions), tuple(replay(stage, actions, unit=unit)))
+    else:
+        watch.begin()
+        records = tuple(replay(stage, actions, unit=unit, announce=watch.announce))
+        finding = Finding(tuple(actions), records, watch.end(records))
+    went_otherwise = finding.record is not None or bool(finding.seen.found)
+    return finding if finding.records and went_otherwise else None
 
 
 def shrunk(
@@ -140,19 +183,20 @@ def shrunk(
     progress: Progress | None = None,
     *,
     unit: int = 0,
+    watch: Watch | None = None,
 ) -> Finding | None:
     """Return the fewest of the actions of which the same comes; ``None`` if all go as told now.
 
-    Each try is a replay. What would end the machine is left out.
+    Each try is a replay, which ``watch`` watches. What would end the machine is left out.
     """
-    whole = find(stage, actions, unit=unit)
+    whole = find(stage, actions, unit=unit, watch=watch)
     if whole is None:
         return None
     least = whole
 
     def fails(part: Sequence[Action]) -> bool:
         nonlocal least
-        found = find(stage, part, unit=unit)
+        found = find(stage, part, unit=unit, watch=watch)
         if found is None or not found.is_like(whole):
             return False
         least = found
@@ -177,3 +221,8 @@ def _possible(stage: Stage, actions: Iterable[Action], allow_crash: bool) -> Ite
 def _signature(record: Record) -> tuple[str, int, int, str]:
     outcome = record.outcome
     return record.action.name, outcome.errno, outcome.value, _NUMBER.sub("", outcome.note)
+
+
+def _kinds(seen: Seen) -> set[str]:
+    """Return what was found without how often, and without numbers, which are others each time."""
+    return {_NUMBER.sub("", _TIMES.sub("", one)) for one in seen.found}

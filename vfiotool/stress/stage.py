@@ -123,6 +123,13 @@ class Stage:
             outcome=outcome,
         )
 
+    def about(self, expected: Expectation) -> set[tuple[int, frozenset[str]]]:
+        """Return the groups, and the devices of each, that may send something once an operation is done."""
+        of_nodes = {int(sign.address) for sign in expected.signs if sign.address and sign.subsystem == "vfio"}
+        devices = {sign.address for sign in expected.signs if sign.address and sign.subsystem != "vfio"}
+        own = (self.number or 0, frozenset(devices | set(self.unit.members)))
+        return {own, *((number, frozenset[str]()) for number in of_nodes)}
+
     def unsettled(self) -> str:
         """Wait until a worker of the kernel has put the group (up to 5.15); say what did not come to be."""
         return self.unsettled_node(self.number, is_there=self.model.has_node(self.state))

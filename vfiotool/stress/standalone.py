@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vfiotool.host.era import Era
@@ -21,20 +22,22 @@ def script(header: Mapping[str, Any], finding: Finding) -> str:
     """Return a script that does the operations of a finding, and says whether it shows.
 
     ``header`` is that of the trace. One process does all that the run's processes did. The script ends with
-    1 where the operation goes as it was found, 0 where all goes as expected, and 2 otherwise.
+    1 where it goes as it was found, 0 where all goes as expected, and 2 otherwise. Of what monitors found it
+    sees for itself what the kernel logs, and says how to watch the rest.
 
     Raises:
         UnsupportedError: there is no form of an operation that a script could do.
     """
-    unit = header["units"][finding.record.unit]
+    unit = header["units"][finding.records[0].unit]
     steps = Steps(unit["members"], unit["hosts"], Era(header["era"]))
     steps.write(finding.records)
-    body = _body(unit["members"], steps)
+    body = _body(unit["members"], steps, _pattern(finding.seen.logged))
     return f"{_START}{_about(header, unit, finding)}\n\n{excerpt(standalone_parts, body)}\n\n\n{body}"
 
 
-def _body(members: Sequence[str], steps: Steps) -> str:
-    run = textwrap.indent("\n".join(steps.lines), "    ")
+def _body(members: Sequence[str], steps: Steps, logged: str) -> str:
+    lines = ["log = open_log()", *steps.lines, f"see_log(log, {literal(logged)})"] if logged else steps.lines
+    run = textwrap.indent("\n".join(lines), "    ")
     arguments = f"{as_tuple(map(literal, members))}, {as_tuple(map(literal, steps.modules))}, run"
     return (
         f'def run() -> None:\n    """Do what shows it."""\n{run}\n\n\n'
@@ -43,11 +46,9 @@ def _body(members: Sequence[str], steps: Steps) -> str:
 
 
 def _about(header: Mapping[str, Any], unit: Mapping[str, Any], finding: Finding) -> str:
-    record = finding.record
     devices = [f"    {one} ({unit['hosts'].get(one) or 'no host driver'})" for one in unit["members"]]
-    shown = _named(record.action, unit["members"])
     lines = [
-        f"{shown}: {record.outcome}, where this is expected: {record.expected}.",
+        *_found(finding, unit["members"]),
         "",
         f"Found by 'vfiotool stress' on Linux {header['kernel']}, with this group of devices:",
         *devices,
@@ -64,6 +65,22 @@ def _about(header: Mapping[str, Any], unit: Mapping[str, Any], finding: Finding)
         textwrap.fill(_harmless(line), _WIDTH, subsequent_indent=_indent(line)) for line in lines
     )
     return f'"""{text}\n"""'
+
+
+def _found(finding: Finding, members: Sequence[str]) -> Iterator[str]:
+    if (record := finding.record) is not None:
+        shown = _named(record.action, members)
+        yield f"{shown}: {record.outcome}, where this is expected: {record.expected}."
+    for one in finding.seen.found:
+        yield f"{one[0].upper()}{one[1:]}."
+    if finding.seen.found and not finding.seen.logged:
+        yield ""
+        yield "No operation tells of it. Watch it meanwhile: 'udevadm monitor --kernel', 'vfiotool watch'."
+
+
+def _pattern(logged: str) -> str:
+    """Return what finds a line of the log again: its numbers are others each time."""
+    return re.sub(r"(?:0x)?[0-9a-f]*\d[0-9a-f]*", lambda _: "[0-9a-fx]+", re.escape(logged))
 
 
 def _named(action: Action, members: Sequence[str]) -> str:

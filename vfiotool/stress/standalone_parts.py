@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 PATIENCE_SECONDS = 30.0
+LOG_SECONDS = 2.0  # that a line takes at most
 
 VFIO_SET_IOMMU = 0x3B66  # _IO(';', 100 + 2), <linux/vfio.h>
 VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
@@ -138,6 +140,29 @@ def outcome(operation: Callable[..., int], *arguments: int | str) -> tuple[int, 
         return error.errno or errno.EIO, 0, ""
     except NoteError as error:
         return 0, 0, str(error)
+
+
+# The kernel's log
+
+
+def open_log() -> int:
+    """Return a descriptor of the kernel's log, from which only what comes later is read."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(fd, 0, os.SEEK_END)
+    return fd
+
+
+def see_log(fd: int, pattern: str) -> None:
+    """See whether the kernel has logged, or soon logs, what it logged when the bug was found."""
+    deadline = time.monotonic() + LOG_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            line = os.read(fd, 8192).decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
+        except BlockingIOError:
+            time.sleep(0.1)
+            continue
+        if re.search(pattern, line):
+            raise OtherwiseError(f"the kernel logs: {line}", as_found=True)
 
 
 # Drivers

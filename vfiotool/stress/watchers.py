@@ -31,14 +31,19 @@ class Watchers:
         self._held: deque[tuple[float, Entry]] = deque()
         self._stack = contextlib.ExitStack()
         self.sources: list[Source] = []
-        self.uevents = UeventMonitor(is_ordered=era is not Era.DEFERRED_PUT)
-        self.kernel_log = KernelLogMonitor()
+        self._is_ordered = era is not Era.DEFERRED_PUT
         try:
-            probed = self._open(tree)
+            self._probed = self._open(tree)
         except BaseException:
             self.close()
             raise
-        self.probes = ProbeMonitor(probed, self._addresses)
+        self._have_monitors()
+
+    def renew(self) -> None:
+        """Take it that nothing was done or watched yet, and pass over what has come."""
+        self.read()
+        self._held.clear()
+        self._have_monitors()
 
     def read(self) -> None:
         """Take what the sources have."""
@@ -87,9 +92,12 @@ class Watchers:
             monitor.finish()
 
     def findings(self) -> list[str]:
+        """Return what the monitors have found so far, and what cannot be watched."""
+        return self.found() + self.lacking
+
+    def found(self) -> list[str]:
         """Return what the monitors have found so far."""
-        found = [*self.uevents.findings(), *self.probes.findings(), *self.kernel_log.findings()]
-        return found + self.lacking
+        return [*self.uevents.findings(), *self.probes.findings(), *self.kernel_log.findings()]
 
     def document(self) -> dict[str, Any]:
         """Return their parts of the report."""
@@ -102,6 +110,11 @@ class Watchers:
     def close(self) -> None:
         """Stop watching. Any number of times."""
         self._stack.close()
+
+    def _have_monitors(self) -> None:
+        self.uevents = UeventMonitor(is_ordered=self._is_ordered)
+        self.kernel_log = KernelLogMonitor()
+        self.probes = ProbeMonitor(self._probed, self._addresses)
 
     def _open(self, tree: Tree) -> Collection[str]:
         self._add(Uevents("kernel", tree))
