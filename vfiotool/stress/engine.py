@@ -26,6 +26,7 @@ from vfiotool.stress.monitors.resources import (
 )
 from vfiotool.stress.monitors.tasks import TaskMonitor
 from vfiotool.stress.order import Order, kernel_model
+from vfiotool.stress.performer import BATCH
 from vfiotool.stress.report import TRACE, Report, judge, of_header, prepare_folder, utc_text
 from vfiotool.stress.taking import GIVE_BACK_SECONDS, Taking
 from vfiotool.stress.tally import Tally
@@ -34,6 +35,8 @@ from vfiotool.stress.watchers import Watchers
 from vfiotool.stress.workloads import WORKLOADS
 
 _TICK_SECONDS = 0.2
+_REST_SECONDS = 0.2
+"""Between two looks at what was sent, unless there is much: each takes the machine from what is watched."""
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SETTLE_SECONDS = 5.0
@@ -217,14 +220,7 @@ class _Execution:
         """Take what performers send until all have ended, or none that is left ever will."""
         deadline: float | None = None
         while jobs.running:
-            for sent in jobs.receive(_TICK_SECONDS):
-                for group, addresses in sent.watch:
-                    self._watchers.watch(group, addresses)
-                for record in sent.records:
-                    self._tally.add(record)
-                    self._watchers.note(record)
-                self._tally.cycles += sent.cycles
-                self._tally.add_leaks(sent.leaked)
+            is_busy = self._take(jobs)
             self._watchers.feed(jobs.heard)
             self._watchers.read()
             self._look(jobs)
@@ -233,11 +229,27 @@ class _Execution:
                 deadline = now() + _END_SECONDS
             if self._is_in_vain(jobs, deadline):
                 return
+            if not is_busy:
+                time.sleep(_REST_SECONDS)
         self._died += [
             f"a performer ended with status {job.status} in: {job.placard.read()}"
             for job in jobs.all
             if job.status
         ]
+
+    def _take(self, jobs: Jobs) -> bool:
+        """Take what has been sent, and say whether there may be more at once."""
+        is_busy = False
+        for sent in jobs.receive(_TICK_SECONDS):
+            is_busy |= len(sent.records) >= BATCH
+            for group, addresses in sent.watch:
+                self._watchers.watch(group, addresses)
+            for record in sent.records:
+                self._tally.add(record)
+                self._watchers.note(record)
+            self._tally.cycles += sent.cycles
+            self._tally.add_leaks(sent.leaked)
+        return is_busy
 
     def _must_end(self) -> bool:
         tally = self._tally

@@ -20,8 +20,10 @@ from vfiotool.stress.holdings import Holdings, read_holdings
 from vfiotool.stress.stage import Stage
 from vfiotool.stress.workloads import Workload
 
-_BATCH = 64
-_BATCH_SECONDS = 0.5
+BATCH = 64
+"""How many operations are sent at once, at most."""
+_BATCH_SECONDS = 0.05
+"""What was done for so long before is known, even if the kernel then ends the process."""
 _PLACARD_BYTES = 256
 
 
@@ -167,8 +169,7 @@ class Performer:
         return self._is_told() or (self._until is not None and now() >= self._until)
 
     def _send_if_due(self) -> None:
-        """Not each operation by itself: the engine wakes for what is sent."""
-        if len(self._batch) >= _BATCH or now() - self._sent > _BATCH_SECONDS:
+        if len(self._batch) >= BATCH or now() - self._sent > _BATCH_SECONDS:
             self._send()
 
     def _send(self, leaked: tuple[str, ...] = (), watch: tuple[tuple[int, frozenset[str]], ...] = ()) -> None:
