@@ -280,6 +280,17 @@ def reduced(folder: Any, *options: str) -> Result:
     return result
 
 
+def test_nothing_is_reduced_of_what_goes_as_expected(tmp_path: Any) -> None:
+    """The monitors find nothing, either: not in fds, nor in what a worker of the kernel does later."""
+    folder = str(tmp_path / "right")
+    result, _ = stress(folder, "bind,group,dma", EDU, *E1000_PAIR, "--cycles", "1", "--seed", "3")
+    assert result.status == 0, result
+    again = vfiotool("stress", "replay", f"{folder}/trace.jsonl", "--shrink")
+    assert again.status == 1
+    assert "all goes as expected now" in again.stderr
+    assert "hint:" in again.stderr
+
+
 def test_what_only_the_log_tells_of_is_reduced_to_what_shows_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
