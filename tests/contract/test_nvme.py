@@ -30,6 +30,7 @@ from vfiotool.drivers.nvme import (
 )
 from vfiotool.errors import ClosedError, UsageError
 from vfiotool.vfio.device import Device
+from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.iommu import IommuMode
 from vfiotool.vfio.opening import open_device
 
@@ -302,13 +303,17 @@ def test_rings_wrap_around(device: Device, nvme: Nvme) -> None:
         assert buffer[:] == b"\7" * PAGE
 
 
-def test_queues_are_given_out_and_taken_back(nvme: Nvme) -> None:
+def test_queues_are_given_out_and_taken_back(device: Device, nvme: Nvme) -> None:
     with contextlib.ExitStack() as stack:
         queues = [stack.enter_context(nvme.create_queue(entries=2)) for _ in range(64)]
         assert [queue.number for queue in queues] == list(range(1, 65))
         with pytest.raises(NvmeError, match="no more than 64 queues"):
             nvme.create_queue()
         queues[9].close()
+        mapped = device.dma.mapped
+        with pytest.raises(UsageError, match="cannot have 1 entries"):
+            nvme.create_queue(entries=1)
+        assert device.dma.mapped == mapped
         with nvme.create_queue() as again:
             assert again.number == 10
             assert again.read(0) == queues[63].read(0)
@@ -480,6 +485,22 @@ def test_a_stop_ends_what_another_thread_is_in(device: Device) -> None:
         thread = run_until_it_ends(nvme.create_queue(), device, ended)
     thread.join(SOON)
     assert [type(error) for error in ended] == [ClosedError]
+
+
+def test_memory_that_a_queue_gets_as_a_stop_ends_it_is_freed(
+    device: Device, nvme: Nvme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, alloc = nvme.create_queue(), device.dma.alloc
+
+    def alloc_late(size: int) -> Buffer:
+        buffer = alloc(size)
+        nvme.stop()
+        return buffer
+
+    monkeypatch.setattr(device.dma, "alloc", alloc_late)
+    with pytest.raises(ClosedError):
+        queue.read(0)
+    assert device.dma.mapped == ()
 
 
 def test_the_kernel_gets_the_device_when_it_asks_though_reads_are_under_way(device: Device) -> None:

@@ -137,16 +137,18 @@ class Nvme(Driver):
                 hint="format it without metadata, or with smaller blocks",
             )
         layout = Layout(min(entries, controller.max_entries), max_transfer // PAGE_SIZE)
-        ring = Ring(
-            f"queue {number} of {self.device.name}",
-            self.device.dma.alloc(layout.size),
-            layout,
-            controller.window,
-            controller.doorbells(number),
-            nsid=namespace.nsid,
-            block_size=namespace.block_size,
-            vector=vector,
-        )
+        with ExitStack() as undo:
+            ring = Ring(
+                f"queue {number} of {self.device.name}",
+                undo.enter_context(self.device.dma.alloc(layout.size)),
+                layout,
+                controller.window,
+                controller.doorbells(number),
+                nsid=namespace.nsid,
+                block_size=namespace.block_size,
+                vector=vector,
+            )
+            undo.pop_all()
         return IoQueue(number, ring, namespace, max_blocks, self.device.dma, self._delete_queue)
 
     def _free_number(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ class IoQueue:
         self._delete = delete
         self._resources = ExitStack()
         self._resources.enter_context(ring.memory)
+        # Held while it gets memory or loses all: a thread may interrupt itself by a signal, which stops.
+        self._holding = threading.RLock()
         self._spare: Buffer | None = None
         self._ended = False
 
@@ -151,9 +154,10 @@ class IoQueue:
 
     def release(self) -> None:
         """Free the memory of a queue that the controller has no longer."""
-        self._ended = True
-        self.ring.end()
-        self._resources.close()
+        with self._holding:
+            self._ended = True
+            self.ring.end()
+            self._resources.close()
 
     def _transfer(self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float) -> None:
         self._require_blocks(lba, blocks, self.namespace.blocks)
@@ -206,13 +210,21 @@ class IoQueue:
         if buffer is None or buffer.size < size:
             with buffer or contextlib.nullcontext():
                 pass
-            buffer = self._resources.enter_context(self._dma.alloc(max(size, _SCRATCH)))
+            buffer = self._dma.alloc(max(size, _SCRATCH))
+            self._keep(buffer)
         try:
             yield buffer
         except (NvmeStatusError, UsageError):
             self._spare = buffer
             raise
         self._spare = buffer
+
+    def _keep(self, buffer: Buffer) -> None:
+        """Have memory freed with the queue, which may have ended meanwhile."""
+        with self._holding:
+            self._resources.enter_context(buffer)
+            if self._ended:
+                self._resources.close()
 
     def __enter__(self) -> IoQueue:
         return self
