@@ -255,12 +255,18 @@ def unbind_in_child(device: str, pipe: int) -> None:
 
 def is_waiting(pid: int) -> bool:
     """Say whether a process sleeps in the kernel until a device is let go of."""
-    try:
-        with open(f"/proc/{pid}/stack", encoding="ascii") as file:
-            stack = file.read()
-    except OSError:
+    seen = []
+    for name in ("status", "stack", "status"):
+        try:
+            with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+                seen.append(file.read())
+        except OSError:
+            return False
+    before, stack, after = seen
+    if before != after or "State:\tR" in after:  # it runs there, or gave way to another task
         return False
-    return "vfio_unregister_group_dev" in stack or "vfio_del_group_dev" in stack
+    innermost = stack.partition("\n")[0]
+    return "vfio_unregister_group_dev" in innermost or "vfio_del_group_dev" in innermost
 
 
 def end_unbind(device: str) -> int:

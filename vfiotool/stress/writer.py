@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import time
 
@@ -13,6 +14,7 @@ from vfiotool.stress.kernel_calls import write
 _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.001
 _WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; up to 5.13
+_SLEEPS = re.compile(r"^State:\t[SD]", re.MULTILINE)
 _RESULT_BYTES = 4
 
 
@@ -55,10 +57,14 @@ class Writer:
         return bool(select.select([self._line], [], [], seconds)[0])
 
     def _waits(self) -> bool:
+        """Say whether it sleeps there: one that only gave way to another task has the same stack."""
         try:
-            with open(f"/proc/{self.pid}/stack", encoding="ascii") as file:
-                stack = file.read()
+            before, stack, after = map(self._proc, ("status", "stack", "status"))
         except OSError:
             return False
-        frame = stack.partition("\n")[0]
-        return any(f" {name}+" in frame for name in _WAITS_IN)
+        sleeps = before == after and _SLEEPS.search(after)
+        return bool(sleeps) and any(f" {name}+" in stack.partition("\n")[0] for name in _WAITS_IN)
+
+    def _proc(self, name: str) -> str:
+        with open(f"/proc/{self.pid}/{name}", encoding="ascii") as file:
+            return file.read()
