@@ -23,7 +23,7 @@ from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
 from vfiotool.stress import standalone_parts
 from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
-from vfiotool.stress.deeds import dma
+from vfiotool.stress.deeds import dma, races
 from vfiotool.stress.deeds.life_cycle import action_of
 from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.stress.replay import Finding, Seen
@@ -76,6 +76,11 @@ def do(name: str, expected: Expectation | None = None, **arguments: int | str) -
     return record(Action(name, {"member": 1, **arguments}), expected, EIO)
 
 
+def raced(of: str, *pairs: str, found: str = "") -> Record:
+    race = Action("race", {"of": of, "member": 1, "head_start_us": 700})
+    return record(race, Expectation(pairs=pairs), Outcome(note=found))
+
+
 OTHERS = [
     do("map", slot=1, slots=2),
     do("unmap", slot=1, slots=2),
@@ -102,6 +107,9 @@ SCRIPTS["waits"] = script(
     OLD,
     found(record(Action("close device", {"member": 0}), released=str(UNBIND)), record(UNBIND, WAITS, EIO)),
 )
+SCRIPTS["at once"] = script(HEADER, found(raced("unbind, unbind", "0 and gone")))
+SCRIPTS["removed and mapped"] = script(HEADER, found(raced("remove, map")))
+SCRIPTS["closed and reset"] = script(HEADER, found(raced("close, reset")))
 SCRIPTS["removed"] = script(HEADER, found(record(Action("remove", {"member": 1})), do("rescan")))
 each = pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS.keys())
 
@@ -196,6 +204,7 @@ def test_its_constants_are_the_kernels() -> None:
     assert {name: known()[name] for name in numbers()} == numbers()
     assert standalone_parts.IOVA == dma.IOVA
     assert (standalone_parts.SLOTS, standalone_parts.SLOT_BYTES) == (dma.SLOTS, dma.SLOT_BYTES)
+    assert set(standalone_parts.GONE) == races.GONE
 
 
 def test_each_constant_says_where_it_comes_from() -> None:
@@ -267,7 +276,7 @@ def test_an_unbind_that_waits_begins_before_what_it_waits_for() -> None:
     assert calls(text) == [
         f"step(begin_unbind, '{PAIR[0]}')",
         f"step(close_device, '{PAIR[0]}')",
-        f"step(end_unbind, '{PAIR[0]}', found=(errno.EIO, 0))",
+        f"step(end_wait, '{PAIR[0]}', found=(errno.EIO, 0))",
     ]
 
 
@@ -354,12 +363,43 @@ def test_a_node_that_did_not_come_to_be_as_told(note: str, state: str) -> None:
     ]
 
 
+def test_two_at_once_may_give_what_either_order_gives() -> None:
+    text = script(
+        HEADER, found(raced("bind sibling, open group", "0 and EBUSY", "EBUSY and 0", found="0 and 0"))
+    )
+    assert calls(text) == [
+        f"step(at_once, (bind, '{PAIR[1]}', 'e1000'), (open_group, '{PAIR[0]}'), 700, "
+        "'0 and EBUSY', 'EBUSY and 0', found='0 and 0')"
+    ]
+    assert "until python3 -I THIS_FILE;" in text
+
+
+def test_two_at_once_of_which_one_waits_begin_before_what_it_waits_for() -> None:
+    race = raced("unbind, device fd", "waits and 0")
+    race = race._replace(expected=race.expected._replace(waits_for="its fds are closed"))
+    release = record(Action("close device", {"member": 1}), released=str(race.action))
+    opened = (record(action_of(Operation(kind))) for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP))
+    assert calls(script(HEADER, found(*opened, release, race, OTHERS[3])))[2:] == [
+        f"step(at_once, (unbind, '{PAIR[1]}'), (get_device_fd, '{PAIR[1]}'), 700, 'waits and 0')",
+        f"step(close_device, '{PAIR[1]}')",
+        f"step(end_wait, '{PAIR[1]}')",
+        "step(pins, value=0, found=(errno.EIO, 0))",
+    ]
+
+
+@pytest.mark.parametrize(("came", "maps"), [("0 and 0", "map_dma, 0"), ("0 and EPERM", "map_ioas")])
+def test_what_two_at_once_did_is_followed(came: str, maps: str) -> None:
+    """Where memory is mapped tells of it: in the container, if the group was put into it."""
+    opened = (record(action_of(Operation(kind))) for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP))
+    race, iommu = raced("bind sibling, set container", came), record(action_of(Operation(Kind.SET_IOMMU)))
+    unbound = record(action_of(Operation(Kind.UNBIND, member=1)))
+    text = script(OLD, found(unbound, *opened, race, iommu, OTHERS[0]))
+    assert calls(text)[-1] == f"step({maps}, 1, 2, found=(errno.EIO, 0))"
+
+
 def test_what_has_no_form_is_named() -> None:
-    race = Action("race", {"of": "unbind, open group", "member": 0})
-    release = record(Action("close group"), released=str(race))
-    for records in ([record(race, outcome=EIO)], [release, record(race, WAITS, EIO)]):
-        with pytest.raises(UnsupportedError, match="no standalone form of 'race of=unbind, open group"):
-            script(HEADER, found(*records))
+    with pytest.raises(UnsupportedError, match="no standalone form of 'pat member=0'"):
+        script(HEADER, found(record(Action("pat", {"member": 0}), outcome=EIO)))
 
 
 def test_what_a_function_cannot_tell_is_named() -> None:

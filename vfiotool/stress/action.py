@@ -47,6 +47,7 @@ class Expectation(NamedTuple):
     One of ``errnos``, where 0 is success; ``value``, where it matters, is what a success gives: flags, bytes,
     pages, interrupts. ``waits_for`` says until when it blocks, ``crash`` which line of the kernel would end
     the machine. ``signs`` and ``probes`` are the uevents and functions that follow, once it is done.
+    ``pairs``, of two operations at once, are what both may give: ``waits and ENODEV``.
     """
 
     errnos: frozenset[int] = DONE
@@ -55,6 +56,7 @@ class Expectation(NamedTuple):
     crash: str = ""
     signs: tuple[Sign, ...] = ()
     probes: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
 
     def allows(self, outcome: Outcome) -> bool:
         """Say whether this is what must come of it."""
@@ -63,6 +65,8 @@ class Expectation(NamedTuple):
         return self.value is None or outcome.errno != 0 or outcome.value == self.value
 
     def __str__(self) -> str:
+        if self.pairs:
+            return ", or ".join(self.pairs)
         if self.waits_for:
             return f"to wait until {self.waits_for}"
         names = " or ".join(sorted(errno_name(one) for one in self.errnos))

@@ -110,7 +110,8 @@ class Stage:
                 yield from self.perform(release, template._replace(released=str(action)))
             outcome = deeds.finish(action)
             # What follows is decided by the state in which it goes on.
-            expected = (outcome.proved or expected)._replace(waits_for=expected.waits_for)
+            proved = outcome.proved or expected
+            expected = proved._replace(waits_for=expected.waits_for, pairs=expected.pairs)
         ended = now()
         if expected.allows(outcome) and not template.released:  # what still waits may have the node gone
             outcome = outcome._replace(note=note) if (note := self.unsettled()) else outcome

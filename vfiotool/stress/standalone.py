@@ -10,6 +10,7 @@ from typing import Any
 from vfiotool.host.era import Era
 from vfiotool.stress import standalone_parts
 from vfiotool.stress.action import Action
+from vfiotool.stress.deeds.races import RACE
 from vfiotool.stress.excerpt import excerpt
 from vfiotool.stress.replay import Finding
 from vfiotool.stress.standalone_steps import Steps, as_tuple, literal
@@ -61,6 +62,9 @@ def _about(header: Mapping[str, Any], unit: Mapping[str, Any], finding: Finding)
     ]
     if any("process" in one.action.arguments for one in finding.records):
         lines += ["", "Two processes shared the fds when it was found: here one has all of them."]
+    if any(one.action.name == RACE for one in finding.records):
+        lines += ["", "What two operations at once give is not the same each time. Until it shows:"]
+        lines += ["    until python3 -I THIS_FILE; [ $? -eq 1 ]; do :; done"]
     text = "\n".join(
         textwrap.fill(_harmless(line), _WIDTH, subsequent_indent=_indent(line)) for line in lines
     )

@@ -11,17 +11,22 @@ import fcntl
 import mmap
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 PATIENCE_SECONDS = 30.0
 LOG_SECONDS = 2.0  # that a line takes at most
+MOMENT_SECONDS = 2.0  # for which something may sleep for a lock
+GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN)  # what is gone may give any of them
 
 VFIO_SET_IOMMU = 0x3B66  # _IO(';', 100 + 2), <linux/vfio.h>
 VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
@@ -59,9 +64,12 @@ IOVA = 0x1000000  # of the first slot
 fds: dict[str, list[int]] = {}  # what is open, by what it is of; the last is used
 numbers: dict[str, int] = {}  # what was seen before, by what it is of
 nodes: dict[str, str] = {}  # of the group of each device
-waiting: dict[str, tuple[int, int]] = {}  # unbinds that wait: the child, and the pipe that gives its errno
+waiting: dict[str, tuple[int, int]] = {}  # what works on a device: the child, and the pipe of its errno
 memory: list[mmap.mmap] = []  # what is mapped for DMA, in slots
 to_undo: list[Callable[[], object]] = []  # what is done at the end, the last first
+
+
+Call = tuple[Any, ...]  # a function, and what it takes
 
 
 class OtherwiseError(Exception):
@@ -113,18 +121,18 @@ def clean_up() -> None:
 
 def step(
     operation: Callable[..., int],
-    *arguments: int | str,
+    *arguments: int | str | Call,
     errnos: Sequence[int] = (0,),
     value: int | None = None,
     found: tuple[int, int] | str | None = None,
 ) -> None:
     """Do an operation and print what comes of it; ``found`` is what came of it when the bug was found."""
     code, result, note = outcome(operation, *arguments)
-    came = note or (errno.errorcode.get(code, str(code)) if code else f"0, {result}" if result else "0")
-    print(f"{operation.__name__}({', '.join(map(str, arguments))}): {came}", flush=True)
+    came = note or (f"0, {result}" if result and not code else name_of(code))
+    print(f"{shown((operation, *arguments))}: {came}", flush=True)
     if not note and code in errnos and (code or value is None or result == value):
         return
-    names = " or ".join(errno.errorcode.get(one, str(one)) for one in errnos)
+    names = " or ".join(map(name_of, errnos))
     expected = names if value is None else f"{names}, {value}"
     raise OtherwiseError(
         f"it is otherwise than expected: {expected}",
@@ -132,7 +140,20 @@ def step(
     )
 
 
-def outcome(operation: Callable[..., int], *arguments: int | str) -> tuple[int, int, str]:
+def name_of(code: int) -> str:
+    """Return an errno's name, or ``0``."""
+    return errno.errorcode.get(code, str(code))
+
+
+def shown(part: int | str | Call) -> str:
+    """Return a call, or what one takes, as a text."""
+    if not isinstance(part, tuple):
+        return str(part)
+    operation, *arguments = part
+    return f"{operation.__name__}({', '.join(map(shown, arguments))})"
+
+
+def outcome(operation: Callable[..., int], *arguments: int | str | Call) -> tuple[int, int, str]:
     """Return its errno, what it gives, and what went otherwise beside that."""
     try:
         return 0, operation(*arguments), ""
@@ -225,32 +246,46 @@ def unbind(device: str) -> int:
     return write(f"{DEVICES}/{device}/driver/unbind", device)
 
 
+# What waits in the kernel
+
+
 def begin_unbind(device: str) -> int:
     """Write to ``unbind`` in a child, and see that it comes to wait in the kernel."""
+    begin(device, unbind, device)
+    return require_wait(device)
+
+
+def begin(device: str, operation: Callable[..., int], *arguments: str) -> None:
+    """Have a child do what concerns a device, with nothing else open: a second fd would keep that busy."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        unbind_in_child(device, theirs)
+        os.dup2(theirs, 0)
+        os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+        os.write(0, outcome(operation, *arguments)[0].to_bytes(4, "little"))
+        os._exit(0)
     os.close(theirs)
     waiting[device] = pid, ours
-    to_undo.append(lambda: device in waiting and outcome(end_unbind, device))
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_waiting(pid):
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            raise NoteError("did not wait")
-        if time.monotonic() > deadline:
-            raise NoteError(f"neither waits nor ends after {PATIENCE_SECONDS:g} s (pid {pid})")
-        time.sleep(0.001)
+    to_undo.append(lambda: device in waiting and outcome(end_wait, device))
+
+
+def require_wait(device: str) -> int:
+    """See that what was begun comes to wait in the kernel."""
+    if not comes_to_wait(device):
+        raise NoteError("did not wait")
     return 0
 
 
-def unbind_in_child(device: str, pipe: int) -> None:
-    """Unbind, with nothing else open: a second fd of a device would keep it busy. Does not return."""
-    os.dup2(pipe, 0)
-    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
-    code = outcome(unbind, device)[0]
-    os.write(0, code.to_bytes(4, "little"))
-    os._exit(0)
+def comes_to_wait(device: str) -> bool:
+    """Wait until what was begun sleeps in the kernel, or has ended; say whether it sleeps."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_waiting(waiting[device][0]):
+        if has_ended(device, 0):
+            return False
+        if time.monotonic() > deadline:
+            raise NoteError(f"neither waits nor ends after {PATIENCE_SECONDS:g} s (pid {waiting[device][0]})")
+        time.sleep(0.001)
+    return True
 
 
 def is_waiting(pid: int) -> bool:
@@ -269,14 +304,19 @@ def is_waiting(pid: int) -> bool:
     return "vfio_unregister_group_dev" in innermost or "vfio_del_group_dev" in innermost
 
 
-def end_unbind(device: str) -> int:
-    """Wait until the unbind that was begun has ended."""
-    pid, pipe = waiting.pop(device)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG):
-        if time.monotonic() > deadline:
-            raise NoteError(f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
-        time.sleep(0.001)
+def has_ended(device: str, seconds: float) -> bool:
+    """Wait for so long until what was begun ends, and say whether it has."""
+    return bool(select.select([waiting[device][1]], [], [], seconds)[0])
+
+
+def end_wait(device: str) -> int:
+    """Wait until what was begun has ended."""
+    pid, pipe = waiting[device]
+    ended = has_ended(device, PATIENCE_SECONDS)
+    del waiting[device]
+    if not ended:
+        raise NoteError(f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
+    os.waitpid(pid, 0)
     code = int.from_bytes(os.read(pipe, 4), "little")
     os.close(pipe)
     if code:
@@ -291,6 +331,66 @@ def await_node(device: str, state: str) -> int:
         if time.monotonic() > deadline:
             raise NoteError(f"{group_node(device)} is not {state} after {PATIENCE_SECONDS:g} s")
         time.sleep(0.001)
+    return 0
+
+
+# Two at once
+
+
+def at_once(other: Call, ours: Call, head_start_us: int, *allowed: str) -> int:
+    """Do two operations at once, the first in a child; what both give must be one of what is allowed."""
+    operation, device, *more = other
+    begin(device, operation, device, *more)
+    spin(head_start_us)
+    code = outcome(*ours)[0]
+    waits = comes_to_wait(device)
+    if waits and f"waits and {kind_of(code)}" not in allowed and has_ended(device, MOMENT_SECONDS):
+        waits = False  # it slept for a lock
+    came = f"{'waits' if waits else kind_of(outcome(end_wait, device)[0])} and {kind_of(code)}"
+    if came not in allowed:
+        raise NoteError(f"{came}, not {' or '.join(allowed)}")
+    return 0
+
+
+def kind_of(code: int) -> str:
+    """Return an errno's name; what is gone may tell so in several ways."""
+    return "gone" if code in GONE else name_of(code)
+
+
+def spin(microseconds: int) -> None:
+    """Let so much time pass: a sleep is too coarse."""
+    end = time.perf_counter() + microseconds / 1e6
+    while time.perf_counter() < end:
+        pass
+
+
+def remove_while_mapping(device: str, container: int) -> int:
+    """Take a device off the bus, which waits, and meanwhile map and unmap as ever."""
+    note_removal(device)
+    begin(device, write, f"{DEVICES}/{device}/remove", "1")
+    for slot in range(16):
+        code = outcome(map_dma, container, slot, 1)[0]
+        if code:
+            raise NoteError(f"map_dma while it is removed: {name_of(code)}")
+        code, size, _ = outcome(unmap_dma, container, slot, 1)
+        if code or size != SLOT_BYTES:
+            raise NoteError(f"unmap_dma while it is removed: {name_of(code)}, {size}")
+    return require_wait(device)
+
+
+def close_while_resetting(device: str, head_start_us: int) -> int:
+    """Close the last fd of a device while a thread resets the device by it."""
+    codes: list[int] = []
+    fd = device_fd(device)
+    thread = threading.Thread(target=lambda: codes.append(outcome(reset_by, fd)[0]))
+    thread.start()
+    spin(head_start_us)
+    try:
+        close_device(device)
+    finally:
+        thread.join()
+    if codes[0] not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
+        raise NoteError(f"the reset gave {name_of(codes[0])}")
     return 0
 
 
@@ -424,11 +524,16 @@ def device_fd(device: str) -> int:
 
 
 def reset(device: str) -> int:
+    """Reset a function."""
+    return reset_by(device_fd(device))
+
+
+def reset_by(fd: int) -> int:
     """Reset a function; while someone reads its uevent file in sysfs, that is to be tried again."""
     deadline = time.monotonic() + 1
     while True:
         try:
-            fcntl.ioctl(device_fd(device), VFIO_DEVICE_RESET)
+            fcntl.ioctl(fd, VFIO_DEVICE_RESET)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -576,9 +681,14 @@ def pins() -> int:
 
 def remove(device: str) -> int:
     """Take a device off the bus."""
+    note_removal(device)
+    return write(f"{DEVICES}/{device}/remove", "1")
+
+
+def note_removal(device: str) -> None:
+    """Take note of what is to be done when a device is gone."""
     group_node(device)  # while that is known
     to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
-    return write(f"{DEVICES}/{device}/remove", "1")
 
 
 def rescan() -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
 from vfiotool.stress.action import Action, Record
 from vfiotool.stress.deeds.irqs import KINDS
-from vfiotool.stress.deeds.life_cycle import operation_of
-from vfiotool.stress.model import Bound, Kind, Member, Model, State
+from vfiotool.stress.deeds.life_cycle import action_of, operation_of
+from vfiotool.stress.deeds.races import CLOSE_AND_RESET, RACE, REMOVE_AND_MAP, RIVALS
+from vfiotool.stress.model import Bound, Kind, Member, Model, Operation, State
 
 _KINDS = frozenset(kind.value for kind in Kind)
 _OF_SLOTS = ("slot", "slots")
@@ -20,11 +22,15 @@ _IOAS = -1
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The function that does an operation, what it takes, and whether what it returns counts."""
+    """The function that does an operation, and what it takes.
+
+    ``gives`` says that what it returns counts, ``notes`` that it sees for itself what has no errno.
+    """
 
     function: str
     takes: tuple[str, ...] = ()
     gives: bool = False
+    notes: bool = False
 
 
 _FORMS = {
@@ -66,7 +72,13 @@ _OF_IOAS = {
     "unmap": _Form("unmap_ioas", _OF_SLOTS, gives=True),
     "unmap all": _Form("unmap_ioas_all", gives=True),
 }
-_BEGIN, _END = _Form("begin_unbind", ("member",)), _Form("end_unbind", ("member",))
+_BEGIN = _Form("begin_unbind", ("member",), notes=True)
+_END = _Form("end_wait", ("member",), notes=True)
+_AT_ONCE = _Form("at_once", notes=True)
+_RACES = {
+    REMOVE_AND_MAP: _Form("remove_while_mapping", ("member", "container"), notes=True),
+    CLOSE_AND_RESET: _Form("close_while_resetting", ("member", "head_start_us"), notes=True),
+}
 
 
 class Steps:
@@ -117,11 +129,17 @@ class Steps:
                 return
 
     def _call(self, record: Record) -> None:
-        forms = _OF_IOAS if self._space == _IOAS else {}
-        form = forms.get(record.action.name) or _FORMS.get(record.action.name)
-        if form is None:
-            raise _no_form(record.action)
+        form = self._form(record.action)
         self._add(form, record, _expected(record, form), _found(record, form))
+
+    def _form(self, action: Action) -> _Form:
+        if action.name == RACE:
+            return _RACES.get(str(action.arguments["of"]), _AT_ONCE)
+        forms = _OF_IOAS if self._space == _IOAS else {}
+        form = forms.get(action.name) or _FORMS.get(action.name)
+        if form is None:
+            raise _no_form(action)
+        return form
 
     def _wait(self, record: Record, is_begun: bool) -> None:
         if is_begun:
@@ -130,17 +148,31 @@ class Steps:
             self._begin(record, _found(record, _BEGIN))
 
     def _begin(self, record: Record, found: str = "") -> None:
-        if record.action.name != Kind.UNBIND.value:
-            raise _no_form(record.action)
+        """Begin what waits, and of two at once do what does not wait."""
         self.lines.append(f"# It waits until {record.expected.waits_for}.")
-        self._add(_BEGIN, record, found)
+        form = _BEGIN if record.action.name == Kind.UNBIND.value else self._form(record.action)
+        self._add(form, record, found)
+        if form is _AT_ONCE:
+            self._do(*_done(record))
 
     def _add(self, form: _Form, record: Record, *options: str) -> None:
-        self._line(form.function, [self._argument(name, record) for name in form.takes], *options)
+        arguments = self._at_once(record) if form is _AT_ONCE else self._taken(form, record)
+        self._line(form.function, arguments, *options)
 
-    def _line(self, function: str, arguments: Iterable[int | str], *options: str) -> None:
-        parts = [function, *map(literal, arguments), *filter(None, options)]
-        self.lines.append(f"step({', '.join(parts)})")
+    def _at_once(self, record: Record) -> Iterator[str]:
+        """Yield two operations, each with what it takes, the time between them, and what both may give."""
+        for operation in _rivals(record):
+            one = record._replace(action=action_of(operation))
+            form = self._form(one.action)
+            yield as_tuple([form.function, *self._taken(form, one)])
+        yield literal(_number(record, "head_start_us"))
+        yield from map(literal, record.expected.pairs)
+
+    def _taken(self, form: _Form, record: Record) -> Iterator[str]:
+        return (literal(self._argument(name, record)) for name in form.takes)
+
+    def _line(self, function: str, arguments: Iterable[str], *options: str) -> None:
+        self.lines.append(f"step({', '.join([function, *arguments, *filter(None, options)])})")
 
     # What comes a little later
 
@@ -158,16 +190,16 @@ class Steps:
     def _await_node(self, record: Record, state: str, *options: str) -> None:
         """Up to 5.15 a worker puts the group."""
         is_vf = record.action.name in ("bind vf", "unbind vf")
-        self._line("await_node", (_vf(record) if is_vf else self._members[0], state), *options)
+        node_of = _vf(record) if is_vf else self._members[0]
+        self._line("await_node", map(literal, (node_of, state)), *options)
 
     def _await_drivers(self, record: Record) -> None:
         bound = {sign.address for sign in record.expected.signs if sign.action == "bind"}
         for address in self._removed:
             driver = self._hosts[address] if address in bound else ""
-            is_found = address in record.outcome.note
-            self._line(
-                "await_driver", (address, driver), f"found={literal(record.outcome.note)}" if is_found else ""
-            )
+            note = record.outcome.note
+            found = f"found={literal(note)}" if address in note else ""
+            self._line("await_driver", map(literal, (address, driver)), found)
 
     # What was done
 
@@ -177,12 +209,37 @@ class Steps:
             return
         if name in _KINDS:
             self._state = self._model.predict(self._state, operation_of(record.action)).state
-        if name == Kind.OPEN_CONTAINER.value:
+        if name == RACE:
+            self._follow_race(record)
+        elif name == Kind.OPEN_CONTAINER.value:
             self._processes[_number(record, "container")] = _number(record, "process")
         elif name == "remove":
             self._removed.append(str(self._member(record)))
         elif name == "rescan":
             self._removed.clear()
+
+    def _follow_race(self, record: Record) -> None:
+        of, at = record.action.arguments["of"], _number(record, "member")
+        if of == CLOSE_AND_RESET:
+            self._do(Operation(Kind.CLOSE_DEVICE, member=at))
+        elif of == REMOVE_AND_MAP:
+            self._removed.append(self._members[at])
+        elif record.expected.waits_for:
+            self._do(Operation(Kind.UNBIND, member=at))
+        else:
+            self._do(*_done(record))
+
+    def _do(self, *operations: Operation) -> None:
+        """Follow what succeeded, in an order in which all of it does."""
+        for order in permutations(operations):
+            state, codes = self._state, set[int]()
+            for operation in order:
+                prediction = self._model.predict(state, operation)
+                state = prediction.state
+                codes.add(prediction.errno)
+            if codes <= {0}:
+                self._state = state
+                return
 
     @property
     def _space(self) -> int:
@@ -226,6 +283,17 @@ def _number(record: Record, name: str) -> int:
     return int(record.action.arguments.get(name, 0))
 
 
+def _rivals(record: Record) -> tuple[Operation, Operation]:
+    rivals, at = RIVALS[str(record.action.arguments["of"])], _number(record, "member")
+    return rivals.other(at), rivals.ours(at)
+
+
+def _done(record: Record) -> list[Operation]:
+    """Return which of two operations at once succeeded, and did not wait."""
+    (pair,) = record.expected.pairs
+    return [one for one, came in zip(_rivals(record), pair.split(" and "), strict=True) if came == "0"]
+
+
 def _vf(record: Record) -> str:
     """Return the address of a VF, of which the uevents tell."""
     return next(str(sign.address) for sign in record.expected.signs if sign.subsystem == "pci")
@@ -245,7 +313,7 @@ def _found(record: Record, form: _Form) -> str:
     outcome = record.outcome
     if not record.is_unexpected or _is_of_node(record) or (record.action.name == "rescan" and outcome.note):
         return ""
-    if outcome.note and form not in (_BEGIN, _END):
+    if outcome.note and not form.notes:
         raise _no_form(record.action, f", which found: {outcome.note}")
     if outcome.note:
         return f"found={literal(outcome.note)}"

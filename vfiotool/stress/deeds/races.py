@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vfiotool.host.attributes import device_path
-from vfiotool.stress.action import Action, Expectation, Outcome
+from vfiotool.stress.action import Action, Expectation, Outcome, errno_name
 from vfiotool.stress.deeds.dma import Dma
 from vfiotool.stress.deeds.hotplug import Hotplug
 from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
@@ -25,14 +25,14 @@ _LONGEST_HEAD_START_US = 3000
 _MAPS = 16
 _MOMENT_SECONDS = 2.0
 
-_GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
+GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
 """What a device or node gives that went away on the way to it.
 
 EAGAIN is a device's that an unbind has locked: it is reset before its first use, and that waits for no lock
 (pci_try_reset_function() in vfio_pci_core_enable()).
 """
 
-_BOTH_UNBIND = ((0, False), (0, False))
+_BOTH_UNBIND = "0 and 0"
 """Who asks whether the device has the driver holds no lock yet (unbind_store(), drivers/base/bus.c)."""
 
 Result = tuple[int, bool]
@@ -55,16 +55,21 @@ class Order:
     ours: Prediction
     state: State
 
+    @property
+    def pair(self) -> str:
+        """Say what both give."""
+        return _pair(*((one.errno, bool(one.waits_for)) for one in (self.other, self.ours)))
+
 
 _UNBIND_AND_OPEN = "unbind, open group"
 _UNBIND_AND_DEVICE = "unbind, device fd"
 _TWO_UNBINDS = "unbind, unbind"
 _SIBLING_AND_OPEN = "bind sibling, open group"
 _SIBLING_AND_CONTAINER = "bind sibling, set container"
-_REMOVE_AND_MAP = "remove, map"
-_CLOSE_AND_RESET = "close, reset"
+REMOVE_AND_MAP = "remove, map"
+CLOSE_AND_RESET = "close, reset"
 
-_RIVALS = {
+RIVALS = {
     _UNBIND_AND_OPEN: Rivals(
         lambda at: Operation(Kind.UNBIND, member=at), lambda _: Operation(Kind.OPEN_GROUP)
     ),
@@ -100,7 +105,7 @@ class Races:
 
     def choose(self, rng: random.Random) -> Iterator[Action]:
         """Yield one cycle's worth: each race once, in any order, each from a group at rest."""
-        names = [*_RIVALS, _REMOVE_AND_MAP, _CLOSE_AND_RESET]
+        names = [*RIVALS, REMOVE_AND_MAP, CLOSE_AND_RESET]
         for name in rng.sample(names, len(names)):
             at = rng.randrange(len(self._stage.unit.members))
             yield from self._before(name, at)
@@ -112,38 +117,39 @@ class Races:
         name, at = str(action.arguments["of"]), int(action.arguments["member"])
         if at >= len(self._stage.unit.members) or at in self._stage.removed:
             return None
-        if name == _REMOVE_AND_MAP:
+        if name == REMOVE_AND_MAP:
             return self._expect_remove(at)
-        if name == _CLOSE_AND_RESET:
+        if name == CLOSE_AND_RESET:
             return self._expect_close(at)
         orders = self._orders(name, at)
         if not orders:
             return None
         crash = next((one.crash for order in orders for one in (order.other, order.ours) if one.crash), "")
-        return Expectation(crash=crash)
+        both = (_BOTH_UNBIND,) if name == _TWO_UNBINDS else ()
+        return Expectation(crash=crash, pairs=tuple(dict.fromkeys([order.pair for order in orders])) + both)
 
     def do(self, action: Action, expected: Expectation) -> Outcome:
         name, at = str(action.arguments["of"]), int(action.arguments["member"])
         head_start = int(action.arguments["head_start_us"]) / 1e6
-        if name == _REMOVE_AND_MAP:
+        if name == REMOVE_AND_MAP:
             return self._remove_while_mapping(at)
-        if name == _CLOSE_AND_RESET:
+        if name == CLOSE_AND_RESET:
             return self._close_while_resetting(at, head_start, expected)
-        orders, rivals = self._orders(name, at), _RIVALS[name]
+        orders, rivals = self._orders(name, at), RIVALS[name]
         other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
-        order = _explanation(name, orders, other, ours)
+        order = _explanation(name, orders, _pair(other, ours))
         if order is None and self._writer is not None and self._writer.has_ended(_MOMENT_SECONDS):
             # It has slept there, but for a lock.
             writer, self._writer = self._writer, None
             other = writer.result().errno, False
-            order = _explanation(name, orders, other, ours)
+            order = _explanation(name, orders, _pair(other, ours))
         if order is not None:
-            return self._settled(order)
+            return self._settled(order, _pair(other, ours))
         return Outcome(note=f"{_result(other)} and {_result(ours)}: no order of the two gives that")
 
     def releases(self, action: Action) -> Iterator[Action]:
         at = int(action.arguments["member"])
-        if str(action.arguments["of"]) == _REMOVE_AND_MAP:
+        if str(action.arguments["of"]) == REMOVE_AND_MAP:
             yield from self._hotplug.lets_go(at)
             return
         unbind = Operation(Kind.UNBIND, member=at)
@@ -157,7 +163,7 @@ class Races:
         if outcome.errno or outcome.note:
             return outcome
         at = int(action.arguments["member"])
-        if str(action.arguments["of"]) == _REMOVE_AND_MAP:
+        if str(action.arguments["of"]) == REMOVE_AND_MAP:
             proved = self._hotplug.removed(at)
         else:
             prediction = self._stage.model.predict(self._stage.state, Operation(Kind.UNBIND, member=at))
@@ -177,9 +183,9 @@ class Races:
 
     def _before(self, name: str, at: int) -> Iterator[Action]:
         opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
-        if name in (_UNBIND_AND_DEVICE, _REMOVE_AND_MAP, _CLOSE_AND_RESET):
+        if name in (_UNBIND_AND_DEVICE, REMOVE_AND_MAP, CLOSE_AND_RESET):
             yield from (action_of(Operation(kind)) for kind in opened)
-        if name in (_REMOVE_AND_MAP, _CLOSE_AND_RESET):
+        if name in (REMOVE_AND_MAP, CLOSE_AND_RESET):
             yield action_of(Operation(Kind.GET_DEVICE_FD, member=at))
         if name in (_SIBLING_AND_OPEN, _SIBLING_AND_CONTAINER):
             yield action_of(Operation(Kind.UNBIND, member=at))
@@ -190,7 +196,7 @@ class Races:
 
     def _orders(self, name: str, at: int) -> list[Order]:
         """Return what either order gives; nothing where one of the two cannot be begun now."""
-        rivals, model, state = _RIVALS[name], self._stage.model, self._stage.state
+        rivals, model, state = RIVALS[name], self._stage.model, self._stage.state
         other, ours = rivals.other(at), rivals.ours(at)
         possible = set(model.operations(state))
         has_host = other.to is not Bound.HOST or self._stage.unit.hosts.get(self._stage.unit.members[at])
@@ -229,16 +235,16 @@ class Races:
             return (0, True), result
         return (writer.result().errno, False), result
 
-    def _settled(self, order: Order) -> Outcome:
+    def _settled(self, order: Order, pair: str) -> Outcome:
         """Take the state of afterwards; while one waits, it is that of the other alone."""
         self._stage.state = order.state
         expectations = [self._life_cycle.expectation(one) for one in (order.other, order.ours)]
         waits = next((one for one in expectations if one.waits_for), None)
         if waits is not None:
-            return Outcome(proved=Expectation(waits_for=waits.waits_for))
+            return Outcome(proved=Expectation(waits_for=waits.waits_for, pairs=(pair,)))
         signs = tuple(sign for one in expectations for sign in one.signs)
         probes = tuple(probe for one in expectations for probe in one.probes)
-        return Outcome(proved=Expectation(signs=signs, probes=probes))
+        return Outcome(proved=Expectation(signs=signs, probes=probes, pairs=(pair,)))
 
     # A device that is removed while it is mapped for
 
@@ -291,27 +297,21 @@ class Races:
         return outcome
 
 
-def _explanation(name: str, orders: list[Order], other: Result, ours: Result) -> Order | None:
+def _explanation(name: str, orders: list[Order], pair: str) -> Order | None:
     """Return the order that gives these results, if one does; of two unbinds both may succeed."""
-    if name == _TWO_UNBINDS and (other, ours) == _BOTH_UNBIND:
+    if name == _TWO_UNBINDS and pair == _BOTH_UNBIND:
         return orders[0]
-    for order in orders:
-        if _is_explained(order.other, other) and _is_explained(order.ours, ours):
-            return order
-    return None
+    return next((order for order in orders if order.pair == pair), None)
 
 
-def _is_explained(prediction: Prediction, result: Result) -> bool:
-    """Say whether this is what had to come of it; what is gone may tell so in several ways."""
-    code, waits = result
-    if waits != bool(prediction.waits_for):
-        return False
-    return code == prediction.errno or (code in _GONE and prediction.errno in _GONE)
+def _pair(*results: Result) -> str:
+    """Say what came of both; what is gone may tell so in several ways."""
+    return " and ".join("gone" if code in GONE else _result((code, waits)) for code, waits in results)
 
 
 def _result(result: Result) -> str:
     code, waits = result
-    return "waits" if waits else errno.errorcode.get(code, "0")
+    return "waits" if waits else errno_name(code)
 
 
 def _spin(seconds: float) -> None:
