@@ -26,7 +26,7 @@ from tests.lab.support import (
     settle,
     write,
 )
-from vfiotool.binding import ownership
+from vfiotool.binding import ownership, udevadm
 from vfiotool.host.tree import Tree
 
 TREE = Tree()
@@ -113,7 +113,7 @@ def test_a_rule_of_the_machines_own_does_not_open_it_to_the_world(bound: str) ->
         assert access(bound)[2] == 0o600
     finally:
         rule.unlink()
-        output("udevadm", "control", "--reload")
+        udevadm.reload()
 
 
 def test_bind_gives_the_nodes_and_restore_takes_them_back() -> None:

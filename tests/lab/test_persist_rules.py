@@ -28,6 +28,7 @@ from tests.lab.support import (
     vfiotool,
     write,
 )
+from vfiotool.binding import udevadm
 from vfiotool.binding.persist import entries as persist
 from vfiotool.binding.persist.entries import RULES
 from vfiotool.host.tree import Tree
@@ -49,7 +50,7 @@ def trigger(address: str) -> None:
 
     By itself udevd looks for changed rules every few seconds only.
     """
-    output("udevadm", "control", "--reload")
+    udevadm.reload()
     output("udevadm", "trigger", "--settle", "--action=add", path(address))
 
 
@@ -82,7 +83,7 @@ def test_until_the_next_start_nothing_is_set() -> None:
     persisted(EDU)
     trigger(TESTDEV)
     assert read(path(EDU, "driver_override")) == "(null)"
-    output("udevadm", "control", "--reload")
+    udevadm.reload()
     forget_the_start()
     done("persist", "remove", EDU)
     output("udevadm", "trigger", "--settle", "--action=add", path(TESTDEV))

@@ -86,7 +86,7 @@ def test_the_rule_knows_the_group_by_its_device(
         in text
     )
     assert f'SUBSYSTEM=="vfio-dev", KERNELS=="{EDU}", OWNER:="7", GROUP:="8"' in text
-    assert asked_of_udevadm == [("control", "--reload")]
+    assert asked_of_udevadm == [("control", "--reload")] * 3  # udevd may not hear one
     ownership.revoke(host.tree, EDU)
     assert rules(host) == {}
 
@@ -97,7 +97,8 @@ def test_a_node_that_is_there_is_changed_and_looked_at(
     put_node(host, 5, 0o660)
     ownership.grant(host.tree, EDU, ME)
     device = host.tree.path("/sys/class/vfio/5")
-    assert asked_of_udevadm[1:] == [("trigger", "--settle", "--action=change", device)]
+    triggers = [one for one in asked_of_udevadm if one[0] == "trigger"]
+    assert triggers == [("trigger", "--settle", "--action=change", device)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a node back")
