@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -39,6 +40,7 @@ from vfiotool.binding.operations import Binding
 from vfiotool.events.entry import Entry
 from vfiotool.events.kmsg import KernelLog
 from vfiotool.events.probes import KernelProbes
+from vfiotool.events.tracefs import MOUNT
 from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
@@ -46,6 +48,7 @@ from vfiotool.stress import engine
 from vfiotool.stress.action import Action, Expectation, Outcome
 from vfiotool.stress.deeds.life_cycle import LifeCycle
 from vfiotool.stress.group_actor import GroupActor
+from vfiotool.stress.jobs import Jobs
 from vfiotool.stress.model import Bound, Kind, Operation
 from vfiotool.stress.performer import Performer
 from vfiotool.stress.writer import Writer
@@ -414,6 +417,26 @@ def test_a_performer_that_does_nothing_is_not_waited_for(
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
     assert [reason for reason in report["reasons"] if "has done nothing for" in reason], report["reasons"]
     assert report["restored"]
+
+
+def test_a_performer_that_never_ends_keeps_nothing_from_being_taken_away(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stuck in the kernel, which no signal ends."""
+    left: list[int] = []
+    monkeypatch.setattr(Performer, "_leaked", lambda self, part, workload: signal.pause())
+    monkeypatch.setattr(Jobs, "abandon", lambda self: left.extend(self.processes()))
+    monkeypatch.setattr(engine, "_SILENCE_SECONDS", 3.0)
+    try:
+        report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
+        assert report["restored"]
+        assert [name for name in os.listdir(f"{MOUNT}/instances") if "vfiotool" in name] == []
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # its own children are not ours
+                os.waitpid(pid, 0)
+    assert left
 
 
 def test_an_expectation_that_is_wrong_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ class _Execution:
         """Have the performers work until they end, or must."""
         with contextlib.closing(self._watchers):
             until = None if self._order.duration is None else self._begun + self._order.duration
-            jobs = Jobs(self._order, self._model, until)
+            jobs = Jobs(self._order, self._model, until, self._watchers.leave_to_parent)
             try:
                 self._follow(jobs)
             finally:

@@ -7,7 +7,7 @@ import math
 import os
 import select
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
@@ -55,9 +55,13 @@ class Job:
 class Jobs:
     """All performers of a run. A handle of one thread."""
 
-    def __init__(self, order: Order, model: Model, until: float | None) -> None:
-        """Start them: groups are dealt to them in turns, so that no group is two performers'."""
+    def __init__(self, order: Order, model: Model, until: float | None, leave: Callable[[], None]) -> None:
+        """Start them: groups are dealt to them in turns, so that no group is two performers'.
+
+        ``leave`` closes, in each of them, what is only for who starts them.
+        """
         self.all: list[Job] = []
+        self._leave = leave
         count = max(1, min(order.jobs, len(order.units)))
         for number in range(count):
             parts = list(enumerate(order.units))[number::count]
@@ -104,6 +108,7 @@ class Jobs:
 
         def make(line: Connection, placard: Placard) -> Performer:
             ours.close()
+            self._leave()
             for job in self.all:
                 if job.line is not None:
                     job.line.close()

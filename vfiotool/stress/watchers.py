@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -107,9 +108,20 @@ class Watchers:
             "kernel_log": self.kernel_log.document(),
         }
 
+    def leave_to_parent(self) -> None:
+        """In a child: have nothing open that is watched. A child that is stuck would keep it from ending."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for source in self.sources:
+            if (fd := source.fileno()) is not None:
+                os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+
     def close(self) -> None:
-        """Stop watching. Any number of times."""
-        self._stack.close()
+        """Stop watching. Any number of times; what cannot be taken away is lacking."""
+        try:
+            self._stack.close()
+        except OSError as error:
+            self.lacking.append(f"{error.filename or 'what watched'} cannot be removed: {error.strerror}")
 
     def _have_monitors(self) -> None:
         self.uevents = UeventMonitor(is_ordered=self._is_ordered)
