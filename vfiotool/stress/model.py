@@ -263,12 +263,17 @@ class Model:
         return Prediction(_with_container(state, operation.container, kept))
 
     def _set_iommu(self, state: State, operation: Operation) -> Prediction:
-        """An empty container has no IOMMU, and none has two."""
+        """An empty container has no IOMMU, and none has two.
+
+        Up to 5.18 nobody asks here whether the group is viable: a host driver loses its DMA while it is at
+        work, and the kernel may not outlive what that does next (NVMe: a page fault in intel_unmap()).
+        """
         if state.container != operation.container or state.has_iommu:
             return Prediction(state, errno.EINVAL)
-        return Prediction(
-            _with_container(state, operation.container, Container(is_open=True, has_iommu=True))
-        )
+        after = _with_container(state, operation.container, Container(is_open=True, has_iommu=True))
+        if not self._has_owner and not self.is_viable(state):
+            return Prediction(after, crash="vfio_iommu_type1_attach_group() takes a host driver's DMA away")
+        return Prediction(after)
 
     # The group
 
