@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_a_host_driver_in_a_live_group(era: Era) -> None:
     else:
         assert prediction.crash.startswith("BUG_ON")
     assert after(era, BESIDE_NONE, OPEN, bind).errno == 0
+
+
+@pytest.mark.parametrize("era", NOTIFIED)
+@pytest.mark.parametrize("state", [BESIDE_HOST, State((Member(Bound.HOST),), is_open=True)])
+def test_up_to_5_18_an_iommu_takes_the_dma_of_a_host_driver_away(era: Era, state: State) -> None:
+    ready = [one for one in READY if one is not OPEN or not state.is_open]
+    assert "DMA" in after(era, state, *ready).crash
+    assert not after(era, replace(state, members=(Member(Bound.VFIO),)), *ready).crash
 
 
 @pytest.mark.parametrize("era", ERAS)
