@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -48,9 +47,9 @@ from vfiotool.stress import engine
 from vfiotool.stress.action import Action, Expectation, Outcome
 from vfiotool.stress.deeds.life_cycle import LifeCycle
 from vfiotool.stress.group_actor import GroupActor
-from vfiotool.stress.jobs import Jobs
 from vfiotool.stress.model import Bound, Kind, Operation
-from vfiotool.stress.performer import Performer
+from vfiotool.stress.performer import Part, Performer
+from vfiotool.stress.workloads import Workload
 from vfiotool.stress.writer import Writer
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
@@ -419,24 +418,17 @@ def test_a_performer_that_does_nothing_is_not_waited_for(
     assert report["restored"]
 
 
-def test_a_performer_that_never_ends_keeps_nothing_from_being_taken_away(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one that is stuck in the kernel, which no signal ends."""
-    left: list[int] = []
-    monkeypatch.setattr(Performer, "_leaked", lambda self, part, workload: signal.pause())
-    monkeypatch.setattr(Jobs, "abandon", lambda self: left.extend(self.processes()))
-    monkeypatch.setattr(engine, "_SILENCE_SECONDS", 3.0)
-    try:
-        report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
-        assert report["restored"]
-        assert [name for name in os.listdir(f"{MOUNT}/instances") if "vfiotool" in name] == []
-    finally:
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # its own children are not ours
-                os.waitpid(pid, 0)
-    assert left
+def test_no_performer_has_open_what_watches_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stuck in the kernel would keep the trace instance from being removed."""
+
+    def watching(self: Performer, part: Part, workload: Workload) -> tuple[str, ...]:
+        opened = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry)]
+        return tuple(one for one in opened if "tracing" in one or "kmsg" in one)
+
+    monkeypatch.setattr(Performer, "_leaked", watching)
+    result, report = stress(str(tmp_path / "report"), "bind", EDU, "--cycles", "1", "--seed", "1")
+    assert (result.status, report["reasons"]) == (0, []), result
+    assert [name for name in os.listdir(f"{MOUNT}/instances") if "vfiotool" in name] == []
 
 
 def test_an_expectation_that_is_wrong_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
