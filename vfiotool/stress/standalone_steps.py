@@ -208,7 +208,7 @@ class Steps:
         if record.outcome.errno or record.outcome.note:
             return
         if name in _KINDS:
-            self._state = self._model.predict(self._state, operation_of(record.action)).state
+            self._do(operation_of(record.action))
         if name == RACE:
             self._follow_race(record)
         elif name == Kind.OPEN_CONTAINER.value:
