@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vfiotool.host.tree import Tree
-from vfiotool.stress.engine import Told, run
-from vfiotool.stress.order import Order, find_units
+from vfiotool.stress.config import RunConfig
+from vfiotool.stress.groups import find_groups
+from vfiotool.stress.runner import StopRequest, run
 
 DEVICE = "0000:00:10.0"
 WORKLOADS = ("dma", "irq", "group")
@@ -27,9 +28,9 @@ GOAL = 1.02
 class Samples:
     """A screen that writes down what the processes take, and tells the run to end."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, stop: StopRequest) -> None:
         self.taken: list[tuple[int, int, int]] = []
-        self._told = told
+        self._stop = stop
         self._next = 0.0
 
     @property
@@ -38,12 +39,12 @@ class Samples:
         return time.monotonic() >= self._next
 
     def show(self, **fields: Any) -> None:
-        """Write down operations, and the kB of the engine and of those that it has started."""
+        """Write down operations, and the kB of the run and of those that it has started."""
         self._next = time.monotonic() + 1
         operations = int(fields["operations"])
         self.taken.append((operations, resident(os.getpid()), sum(map(resident, children(os.getpid())))))
         if operations >= OPERATIONS:
-            self._told.by = "enough"
+            self._stop.by = "enough"
 
 
 def resident(pid: int) -> int:
@@ -63,12 +64,12 @@ def children(pid: int) -> list[int]:
 
 def main() -> int:
     """Print what was taken after each tenth; 1 where it grows once all has been done."""
-    told = Told()
-    samples = Samples(told)
+    stop = StopRequest()
+    samples = Samples(stop)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        order = Order(
-            units=find_units(Tree(), [DEVICE], folder),
+        order = RunConfig(
+            groups=find_groups(Tree(), [DEVICE], folder),
             workloads=WORKLOADS,
             seed=1,
             report=f"{folder}/report",
@@ -76,10 +77,10 @@ def main() -> int:
             reproduce="",
             duration=SECONDS,
         )
-        found = run(order, samples, told)
+        found = run(order, samples, stop)
     if found.reasons:
         raise SystemExit(f"the run failed: {'; '.join(found.reasons)}")
-    table = Table("operations", "engine kB", "performer and keeper kB", box=None, pad_edge=False)
+    table = Table("operations", "engine kB", "worker and keeper kB", box=None, pad_edge=False)
     for share in range(1, SHOWN + 1):
         table.add_row(*(f"{number:,}" for number in at(samples, share / SHOWN)))
     first, last = at(samples, SETTLED), samples.taken[-1]

@@ -16,11 +16,12 @@ from rich.table import Table
 from vfiotool.binding.operations import bound
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action
-from vfiotool.stress.deeds.life_cycle import operation_of
-from vfiotool.stress.engine import Told, run
-from vfiotool.stress.group_actor import GroupActor
-from vfiotool.stress.order import Order, find_units
+from vfiotool.stress.config import RunConfig
+from vfiotool.stress.group.client import GroupClient
+from vfiotool.stress.groups import find_groups
+from vfiotool.stress.operations.lifecycle import operation_of
+from vfiotool.stress.record import Call
+from vfiotool.stress.runner import StopRequest, run
 
 DEVICE = "0000:00:12.0"
 WORKLOADS = ("bind",)
@@ -38,11 +39,11 @@ class Quiet:
         """Never called."""
 
 
-def watched(folder: str) -> tuple[float, list[Action]]:
+def watched(folder: str) -> tuple[float, list[Call]]:
     """Run stress with all its monitors; return its cycles a second, and the operations that it did."""
     report = f"{folder}/report"
-    order = Order(
-        units=find_units(Tree(), [DEVICE], folder),
+    order = RunConfig(
+        groups=find_groups(Tree(), [DEVICE], folder),
         workloads=WORKLOADS,
         seed=1,
         report=report,
@@ -50,26 +51,26 @@ def watched(folder: str) -> tuple[float, list[Action]]:
         reproduce="",
         cycles=CYCLES,
     )
-    found = run(order, Quiet(), Told())
+    found = run(order, Quiet(), StopRequest())
     if found.reasons:
         raise SystemExit(f"the run failed: {'; '.join(found.reasons)}")
     with open(f"{report}/trace.jsonl", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file][1:]
     took = lines[-1]["at"] + lines[-1]["us"] / 1e6 - lines[0]["at"]
-    return found.cycles / took, [Action(line["operation"], line["arguments"]) for line in lines]
+    return found.cycles / took, [Call(line["operation"], line["arguments"]) for line in lines]
 
 
-def bare(actions: list[Action], host: str, state_dir: str) -> float:
+def bare(calls: list[Call], host: str, state_dir: str) -> float:
     """Do the same operations, and nothing else; return the cycles a second."""
     group = find_group(Tree(), DEVICE)
     with (
         bound(DEVICE, state_dir=state_dir),
-        contextlib.closing(GroupActor(group or 0, [DEVICE], {DEVICE: host})) as actor,
+        contextlib.closing(GroupClient(group or 0, [DEVICE], {DEVICE: host})) as client,
     ):
-        operations = [operation_of(action) for action in actions]
+        operations = [operation_of(call) for call in calls]
         begun = time.monotonic()
         for operation in operations:
-            actor.do(operation)
+            client.do(operation)
         return CYCLES / (time.monotonic() - begun)
 
 
@@ -79,8 +80,8 @@ def main() -> int:
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(ROUNDS):
-            rate, actions = watched(folder)
-            rounds.append((rate, bare(actions, host, folder)))
+            rate, calls = watched(folder)
+            rounds.append((rate, bare(calls, host, folder)))
     ratio = statistics.median(ours / theirs for ours, theirs in rounds)
     table = Table("cycles a second", "watched", "bare", "ratio", "goal", box=None, pad_edge=False)
     ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))

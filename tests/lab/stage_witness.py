@@ -1,4 +1,4 @@
-"""Performs actions on a stage, and sees that the uevents and functions of each record come, and no others."""
+"""Performs actions on a group, and sees that the uevents and functions of each record come, and no others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import NOTHING, Action, Record, Sign
-from vfiotool.stress.deeds.life_cycle import LifeCycle
-from vfiotool.stress.order import running_model
-from vfiotool.stress.stage import Deeds, Stage, Unit
+from vfiotool.stress.group.harness import GroupHarness, OperationFamily
+from vfiotool.stress.groups import GroupSpec, running_model
+from vfiotool.stress.operations.lifecycle import LifecycleOperations
+from vfiotool.stress.record import NOTHING, Call, ExpectedUevent, Record
 
 LATE = 10
 _NOTIFIER = "vfio_iommu_group_notifier"
@@ -40,7 +40,7 @@ Uevent = tuple[str, str, str]
 class Chooser(Protocol):
     """A family of operations that chooses its own."""
 
-    def choose(self, rng: random.Random) -> Iterator[Action]:
+    def choose(self, rng: random.Random) -> Iterator[Call]:
         """Yield one cycle's worth."""
 
 
@@ -53,35 +53,35 @@ class StageWitness:
         for address in members:
             to_vfio(address)
         model = running_model(tree)
-        self.stage = Stage(model, Unit(members, hosts))
-        self.life_cycle = LifeCycle(self.stage)
-        self.stage.add(self.life_cycle)
+        self.harness = GroupHarness(model, GroupSpec(members, hosts))
+        self.lifecycle = LifecycleOperations(self.harness)
+        self.harness.add(self.lifecycle)
         self.watched = set(members)
         self.done = Counter[str]()
         self._uevents = Uevents("kernel", tree)
         self._probes = KernelProbes(TraceInstance())
 
-    def add(self, deeds: Deeds) -> None:
+    def add(self, family: OperationFamily) -> None:
         """Have a family of operations."""
-        self.stage.add(deeds)
+        self.harness.add(family)
 
     def cycle(self, chooser: Chooser, seed: int) -> list[Record]:
-        """Do one cycle and all that brings the stage back to rest."""
+        """Do one cycle and all that brings the group back to rest."""
         rng = random.Random(seed)  # noqa: S311 - it is to be the same each time
-        records = [record for action in chooser.choose(rng) for record in self.perform(action)]
-        records += [record for action in self.stage.wind_down() for record in self.perform(action)]
-        assert self.stage.is_at_rest
+        records = [record for call in chooser.choose(rng) for record in self.perform(call)]
+        records += [record for call in self.harness.wind_down() for record in self.perform(call)]
+        assert self.harness.is_at_rest
         return records
 
-    def perform(self, action: Action) -> list[Record]:
+    def perform(self, call: Call) -> list[Record]:
         """Do an action, if it can be done, and compare what comes with what it is told."""
-        number = self.stage.number
-        template = NOTHING._replace(action=action)
-        records = list(self.stage.perform(action, template))
+        number = self.harness.number
+        template = NOTHING._replace(call=call)
+        records = list(self.harness.perform(call, template))
         for record in records:
-            assert not record.is_unexpected, f"{record.action}: {record.outcome}, not {record.expected}"
-            self.done[f"{record.action.name}: {record.outcome}"] += 1
-        self._compare(str(action), number or 0, records)
+            assert not record.is_unexpected, f"{record.call}: {record.outcome}, not {record.expected}"
+            self.done[f"{record.call.name}: {record.outcome}"] += 1
+        self._compare(str(call), number or 0, records)
         return records
 
     def forget(self) -> None:
@@ -93,12 +93,12 @@ class StageWitness:
     def close(self) -> None:
         """Close all, and see that nothing has come that nobody was told of."""
         late = [*self._came(), *self._ran()]
-        self.stage.close()
+        self.harness.close()
         self._probes.close()
         assert late == []
 
     def _compare(self, what: str, number: int, records: list[Record]) -> None:
-        uevents = [_told(sign, number) for record in records for sign in record.expected.signs]
+        uevents = [_stop(uevent, number) for record in records for uevent in record.expected.uevents]
         names = [name for record in records for name in record.expected.probes if self._is_probed(name)]
         came, ran = list[Uevent](), Counter[str]()
 
@@ -108,7 +108,7 @@ class StageWitness:
             return len(came) >= len(uevents) and ran.total() >= len(names)
 
         await_(f"{what}: {uevents} and {names}", is_there, LATE)
-        if self.stage.model.era is Era.DEFERRED_PUT:  # a worker puts the group: its node has its own order
+        if self.harness.model.era is Era.DEFERRED_PUT:  # a worker puts the group: its node has its own order
             came.sort(key=_stream)
             uevents.sort(key=_stream)
         assert came == uevents, what
@@ -136,8 +136,8 @@ def _stream(uevent: Uevent) -> tuple[str, str]:
     return uevent[:2]
 
 
-def _told(sign: Sign, number: int) -> Uevent:
-    return sign.subsystem, str(number) if sign.address is None else sign.address, sign.action
+def _stop(uevent: ExpectedUevent, number: int) -> Uevent:
+    return uevent.subsystem, str(number) if uevent.address is None else uevent.address, uevent.action
 
 
 def _function(entry: Entry) -> str:

@@ -64,7 +64,7 @@ OLDEST = (
     "tests/lab/test_doctor.py",
     "tests/lab/test_refusals.py",
     "tests/lab/test_sriov.py",
-    "tests/lab/test_stress_deeds.py",
+    "tests/lab/test_stress_operations.py",
 )
 PAIRS = {
     ("6.12", "default"): ALL,

@@ -30,10 +30,10 @@ from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.group_actor import GroupActor
-from vfiotool.stress.model import Bound, Kind, Member, Model, Operation, Prediction, State, Uevent
-from vfiotool.stress.order import running_model
-from vfiotool.stress.walk import Walk
+from vfiotool.stress.group.client import GroupClient
+from vfiotool.stress.groups import running_model
+from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Model, Operation, Prediction, State, Uevent
+from vfiotool.stress.model.walk import Walk
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
 
@@ -55,7 +55,7 @@ class Witness:
         self.members = members
         self.hosts = {address: driver(address) or "" for address in members}
         self.number = group(members[0]) or 0
-        self.actor = GroupActor(self.number, members, self.hosts)
+        self.client = GroupClient(self.number, members, self.hosts)
         self.uevents = Uevents("kernel", tree)
         self.era = detect_era(tree)
         self.probes = KernelProbes(TraceInstance())
@@ -80,7 +80,7 @@ class Witness:
 
     def do(self, operation: Operation, prediction: Prediction) -> Prediction:
         """Do one operation that does not wait."""
-        assert self.actor.do(operation) == (prediction.errno, prediction.flags), str(operation)
+        assert self.client.do(operation) == (prediction.errno, prediction.flags), str(operation)
         return prediction
 
     def wait(self, walk: Walk, operation: Operation) -> list[Prediction]:
@@ -124,7 +124,7 @@ class Witness:
 
     def close(self) -> None:
         """Close all."""
-        self.actor.close()
+        self.client.close()
         self.probes.close()
 
 

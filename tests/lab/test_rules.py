@@ -21,13 +21,13 @@ from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import NOTHING, Expectation, Record, Sign
-from vfiotool.stress.deeds.life_cycle import LifeCycle, action_of
-from vfiotool.stress.model import Bound, Kind, Member, Model, Operation, Prediction, State
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.groups import GroupSpec, running_model
+from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Model, Operation, Prediction, State
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
-from vfiotool.stress.order import running_model
-from vfiotool.stress.stage import Stage, Unit
+from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
+from vfiotool.stress.record import NOTHING, Expectation, ExpectedUevent, Record
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
 
@@ -61,7 +61,7 @@ class Case:
 Answer = tuple[Kind, Bound, "tuple[object, ...]"]
 
 
-def told(prediction: Prediction, *, by_member: bool = True) -> tuple[object, ...]:
+def stop(prediction: Prediction, *, by_member: bool = True) -> tuple[object, ...]:
     """What a prediction says that can be seen."""
     members = [event.member if by_member else event.member is None for event in prediction.uevents]
     events = [(event.action, event.subsystem) for event in prediction.uevents]
@@ -84,7 +84,7 @@ def cases(model: Model, start: State, to: Sequence[Bound]) -> Iterator[Case]:
             after = prediction.state
             if prediction.crash or after.device_fds > MOST_FDS:
                 continue
-            answer = (operation.kind, operation.to, told(prediction, by_member=False))
+            answer = (operation.kind, operation.to, stop(prediction, by_member=False))
             if answer not in answers:
                 answers.add(answer)
                 yield Case(ways[state], state, operation, prediction)
@@ -108,7 +108,7 @@ class Court:
             to_vfio(address)
         self.model = running_model(tree)
         self.start = State((Member(Bound.VFIO),) * len(members))
-        self.stage = self.new_stage(self.model)
+        self.harness = self.new_stage(self.model)
         self.uevents = Uevents("kernel", tree)
         self.probes = KernelProbes(TraceInstance())
 
@@ -117,19 +117,19 @@ class Court:
         hosts = [Bound.HOST] if len(self.hosts) == len(self.members) else []
         return [Bound.VFIO, Bound.STUB, *hosts]
 
-    def new_stage(self, model: Model) -> Stage:
-        stage = Stage(model, Unit(self.members, self.hosts))
-        stage.add(LifeCycle(stage))
-        return stage
+    def new_stage(self, model: Model) -> GroupHarness:
+        harness = GroupHarness(model, GroupSpec(self.members, self.hosts))
+        harness.add(LifecycleOperations(harness))
+        return harness
 
-    def go(self, stage: Stage, way: Sequence[Operation]) -> None:
+    def go(self, harness: GroupHarness, way: Sequence[Operation]) -> None:
         """Do operations that come out as they must."""
         for operation in way:
-            self.do(stage, operation)
+            self.do(harness, operation)
 
-    def do(self, stage: Stage, operation: Operation) -> tuple[list[Record], list[Entry]]:
+    def do(self, harness: GroupHarness, operation: Operation) -> tuple[list[Record], list[Entry]]:
         """Do one that comes out as it must; return its records, and all that came of it."""
-        records = list(stage.perform(action_of(operation), NOTHING))
+        records = list(harness.perform(call_of(operation), NOTHING))
         assert records, f"{operation} cannot be done"
         assert not any(record.is_unexpected for record in records), str(records)
         entries = self.entries(records)
@@ -146,7 +146,7 @@ class Court:
             judge.see(fresh)
             return judge.is_settled
 
-        await_(f"{records[-1].action}", is_there, LATE)
+        await_(f"{records[-1].call}", is_there, LATE)
         return came
 
     def findings(self, records: Sequence[Record], entries: Sequence[Entry]) -> list[str]:
@@ -156,21 +156,21 @@ class Court:
         return judge.findings()
 
     def judge(self, records: Sequence[Record]) -> Judge:
-        return Judge(self.stage.number or 0, self.members, self.model.era, self.probes.probed, records)
+        return Judge(self.harness.number or 0, self.members, self.model.era, self.probes.probed, records)
 
-    def rest(self, stage: Stage) -> None:
-        """Bring a group to rest that the stage knows."""
-        for action in stage.wind_down():
-            records = list(stage.perform(action, NOTHING))
+    def rest(self, harness: GroupHarness) -> None:
+        """Bring a group to rest that the group knows."""
+        for call in harness.wind_down():
+            records = list(harness.perform(call, NOTHING))
             self.entries(records)
-        assert stage.is_at_rest
+        assert harness.is_at_rest
 
-    def recover(self, stage: Stage) -> None:
-        """Bring one to rest that the stage knows wrongly, and pass over what comes of it."""
-        stage.abandon()
-        for action in stage.wind_down():
-            assert not any(record.is_unexpected for record in stage.perform(action, NOTHING))
-        assert stage.is_at_rest
+    def recover(self, harness: GroupHarness) -> None:
+        """Bring one to rest that the group knows wrongly, and pass over what comes of it."""
+        harness.abandon()
+        for call in harness.wind_down():
+            assert not any(record.is_unexpected for record in harness.perform(call, NOTHING))
+        assert harness.is_at_rest
         output("udevadm", "settle")
         for source in (self.uevents, self.probes):
             for _ in source.read():
@@ -178,7 +178,7 @@ class Court:
 
     def close(self) -> None:
         """Close all."""
-        self.stage.close()
+        self.harness.close()
         self.probes.close()
 
 
@@ -192,7 +192,7 @@ class Judge:
         self._uevents.watch(number, members)
         self._probes = ProbeMonitor(probed, members)
         for record in records:
-            self._uevents.expect(number, record.expected.signs)
+            self._uevents.expect(number, record.expected.uevents)
             self._probes.expect(record.expected.probes)
 
     def see(self, entries: Sequence[Entry]) -> None:
@@ -230,14 +230,14 @@ def court(request: pytest.FixtureRequest) -> Iterator[Court]:
 def test_an_answer_that_a_kernel_gave_otherwise_would_be_found(court: Court) -> None:
     judged = 0
     for case in cases(court.model, court.start, court.to):
-        court.go(court.stage, case.way)
-        records, entries = court.do(court.stage, case.operation)
+        court.go(court.harness, case.way)
+        records, entries = court.do(court.harness, case.operation)
         for what, mistaken in mistakes(records[-1], court):
             told_wrong = [*records[:-1], records[-1]._replace(expected=mistaken)]
             found = told_wrong[-1].is_unexpected or court.findings(told_wrong, entries)
             assert found, f"after {case.way}, {case} with {what}: {records[-1].expected} taken for {mistaken}"
             judged += 1
-        court.rest(court.stage)
+        court.rest(court.harness)
     assert judged > 100
 
 
@@ -249,28 +249,33 @@ def mistakes(record: Record, court: Court) -> Iterator[tuple[str, Expectation]]:
         yield "success", right._replace(errnos=frozenset((0,)))
     if right.value is not None and 0 in right.errnos:
         yield "other flags", right._replace(value=right.value ^ 1)
-    for what, signs in (*_one_less(right.signs), *_more_signs(right.signs, court)):
-        yield f"uevents with {what}", right._replace(signs=signs)
+    for what, uevents in (*_one_less(right.uevents), *_more_signs(right.uevents, court)):
+        yield f"uevents with {what}", right._replace(uevents=uevents)
     for what, probes in (*_fewer_functions(right.probes, court), *_more_functions(right.probes, court)):
         yield f"functions with {what}", right._replace(probes=probes)
 
 
-def _one_less(signs: tuple[Sign, ...]) -> Iterator[tuple[str, tuple[Sign, ...]]]:
-    for at, sign in enumerate(signs):
-        yield f"no {sign}", (*signs[:at], *signs[at + 1 :])
+def _one_less(uevents: tuple[ExpectedUevent, ...]) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
+    for at, uevent in enumerate(uevents):
+        yield f"no {uevent}", (*uevents[:at], *uevents[at + 1 :])
 
 
-def _more_signs(signs: tuple[Sign, ...], court: Court) -> Iterator[tuple[str, tuple[Sign, ...]]]:
-    extra = signs[0] if signs else Sign("pci", "bind", court.members[0])
-    yield f"{extra} once more", (*signs, extra)
-    for at, sign in enumerate(signs):
+def _more_signs(
+    uevents: tuple[ExpectedUevent, ...], court: Court
+) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
+    extra = uevents[0] if uevents else ExpectedUevent("pci", "bind", court.members[0])
+    yield f"{extra} once more", (*uevents, extra)
+    for at, uevent in enumerate(uevents):
         for other in court.members:
-            if sign.address not in (None, other):
-                yield f"{sign} of {other}", (*signs[:at], sign._replace(address=other), *signs[at + 1 :])
+            if uevent.address not in (None, other):
+                yield (
+                    f"{uevent} of {other}",
+                    (*uevents[:at], uevent._replace(address=other), *uevents[at + 1 :]),
+                )
     # The group's node is only counted, and up to 5.15 a worker sends what is about it.
-    ordered = [sign for sign in signs if sign.subsystem != "vfio"]
+    ordered = [uevent for uevent in uevents if uevent.subsystem != "vfio"]
     if len(ordered) > 1 and court.model.era is not Era.DEFERRED_PUT:
-        yield "another order", signs[::-1]
+        yield "another order", uevents[::-1]
 
 
 def _fewer_functions(probes: tuple[str, ...], court: Court) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -302,21 +307,21 @@ def test_a_state_that_a_kernel_changed_otherwise_would_be_found(court: Court) ->
             continue
         way = telling(court.model, after, case.state, court.to)
         assert way, f"nothing tells that {case} has changed anything"
-        court.go(court.stage, case.way)
-        court.do(court.stage, case.operation)
-        court.stage.state = case.state
+        court.go(court.harness, case.way)
+        court.do(court.harness, case.operation)
+        court.harness.state = case.state
         assert found_on(court, way), f"after {case.way}, {case}: {way} did not tell"
-        court.recover(court.stage)
+        court.recover(court.harness)
         judged += 1
     assert judged > 10
 
 
 def found_on(court: Court, way: Sequence[Operation]) -> bool:
-    """Do operations of which the last must not come out as the stage has it."""
-    court.go(court.stage, way[:-1])
-    expected = court.stage.expect(action_of(way[-1]))
+    """Do operations of which the last must not come out as the group has it."""
+    court.go(court.harness, way[:-1])
+    expected = court.harness.expect(call_of(way[-1]))
     assert expected is not None
-    records = list(court.stage.perform(action_of(way[-1]), NOTHING, expected))
+    records = list(court.harness.perform(call_of(way[-1]), NOTHING, expected))
     if any(record.is_unexpected for record in records):
         return True
     output("udevadm", "settle")
@@ -345,7 +350,7 @@ def _telling(model: Model, right: State, wrong: State, to: Sequence[Bound], more
         prediction = model.predict(right, operation)
         if prediction.waits_for or prediction.crash:  # it would wait for good
             continue
-        if told(prediction) != told(mistaken):
+        if stop(prediction) != stop(mistaken):
             return [operation]
         if (
             more
@@ -363,15 +368,15 @@ def test_an_unbind_that_did_not_wait_as_it_must_would_be_found(court: Court) -> 
     for case in unbinds:
         if case.prediction.waits_for:
             continue
-        court.go(court.stage, case.way)
+        court.go(court.harness, case.way)
         expected = expectation(court, case.operation)._replace(waits_for=WAITS)
-        records = list(court.stage.perform(action_of(case.operation), NOTHING, expected))
+        records = list(court.harness.perform(call_of(case.operation), NOTHING, expected))
         assert [str(record.outcome) for record in records] == ["did not wait: 0"]
-        court.recover(court.stage)
+        court.recover(court.harness)
     assert len(unbinds) > 3
 
 
 def expectation(court: Court, operation: Operation) -> Expectation:
-    expected = court.stage.expect(action_of(operation))
+    expected = court.harness.expect(call_of(operation))
     assert expected is not None
     return expected

@@ -43,14 +43,14 @@ from vfiotool.events.tracefs import MOUNT
 from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
-from vfiotool.stress import engine
-from vfiotool.stress.action import Action, Expectation, Outcome
-from vfiotool.stress.deeds.life_cycle import LifeCycle
-from vfiotool.stress.group_actor import GroupActor
-from vfiotool.stress.model import Bound, Kind, Operation
-from vfiotool.stress.performer import Part, Performer
+from vfiotool.stress import runner
+from vfiotool.stress.group.client import GroupClient
+from vfiotool.stress.group.sysfs import SysfsWriter
+from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.operations.lifecycle import LifecycleOperations
+from vfiotool.stress.record import Call, Expectation, Outcome
+from vfiotool.stress.workers import Assignment, Worker
 from vfiotool.stress.workloads import Workload
-from vfiotool.stress.writer import Writer
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 
@@ -114,10 +114,10 @@ def assert_probed(probes: dict[str, int]) -> None:
         claims = probes["iommu_group_claim_dma_owner"], probes["iommu_group_release_dma_owner"]
         assert claims[0] >= claims[1] > 0
         return
-    actions = {name.partition(":")[2]: count for name, count in probes.items() if ":" in name}
-    assert min(actions[name] for name in ("ADD_DEVICE", "BOUND_DRIVER", "UNBOUND_DRIVER")) > 0
+    calls = {name.partition(":")[2]: count for name, count in probes.items() if ":" in name}
+    assert min(calls[name] for name in ("ADD_DEVICE", "BOUND_DRIVER", "UNBOUND_DRIVER")) > 0
     if era() is Era.DEFERRED_PUT:
-        assert probes["vfio_group_put_bg"] == sum(actions.values())
+        assert probes["vfio_group_put_bg"] == sum(calls.values())
 
 
 def test_a_host_driver_that_comes_into_a_live_group(tmp_path: Any) -> None:
@@ -175,13 +175,13 @@ def run_broken(folder: Any, *arguments: str) -> dict[str, Any]:
 
 
 def test_a_wrong_errno_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = GroupActor.do
+    right = GroupClient.do
 
-    def wrong(self: GroupActor, operation: Operation) -> tuple[int, int]:
+    def wrong(self: GroupClient, operation: Operation) -> tuple[int, int]:
         result = right(self, operation)
         return (errno.EIO, 0) if operation.kind is Kind.SET_IOMMU and result[0] == 0 else result
 
-    monkeypatch.setattr(GroupActor, "do", wrong)
+    monkeypatch.setattr(GroupClient, "do", wrong)
     report = run_broken(tmp_path, "dma", EDU, "--cycles", "1")
     first = report["unexpected"][0]
     assert (first["operation"], first["expected"], first["got"]) == ("SET_IOMMU container=0", "0", "EIO")
@@ -296,16 +296,16 @@ def test_nothing_is_reduced_of_what_goes_as_expected(tmp_path: Any) -> None:
 def test_what_only_the_log_tells_of_is_reduced_to_what_shows_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = GroupActor.do
+    right = GroupClient.do
 
-    def logging(self: GroupActor, operation: Operation) -> tuple[int, int]:
+    def logging(self: GroupClient, operation: Operation) -> tuple[int, int]:
         if is_to_stub(operation):
             log_line("WARNING: CPU: 0 PID: 1 at drivers/pci/pci-stub.c:1")
         return right(self, operation)
 
     script = tmp_path / "show.py"
     with monkeypatch.context() as patched:
-        patched.setattr(GroupActor, "do", logging)
+        patched.setattr(GroupClient, "do", logging)
         report = run_broken(tmp_path, "bind,group", EDU, "--cycles", "1")
         assert report["kernel_log"]
         assert not report["unexpected"]
@@ -338,16 +338,16 @@ def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
     ],
     ids=["fd", "page"],
 )
-def test_what_a_performer_leaks_is_found(
+def test_what_a_worker_leaks_is_found(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, leak: Callable[[], Any], found: str
 ) -> None:
-    right = Performer._do_cycle
+    right = Worker._do_cycle
 
-    def leaking(self: Performer, *arguments: Any) -> None:
+    def leaking(self: Worker, *arguments: Any) -> None:
         leak()
         right(self, *arguments)
 
-    monkeypatch.setattr(Performer, "_do_cycle", leaking)
+    monkeypatch.setattr(Worker, "_do_cycle", leaking)
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "3")
     assert [one for one in report["resources"]["leaked"] if found in one], report["resources"]
 
@@ -382,25 +382,25 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unbind that waits, and is told to end, waits on in state D; nothing lets go of the device."""
-    comes_to_wait = Writer.comes_to_wait
+    comes_to_wait = SysfsWriter.comes_to_wait
 
-    def told(self: Writer) -> bool:
+    def stop(self: SysfsWriter) -> bool:
         waits = comes_to_wait(self)
         os.kill(self.pid, signal.SIGUSR1)
         return waits
 
-    def nothing(self: LifeCycle, action: Action) -> Iterator[Action]:
+    def nothing(self: LifecycleOperations, call: Call) -> Iterator[Call]:
         return iter(())
 
-    def held(self: LifeCycle, action: Action) -> Outcome:
+    def held(self: LifecycleOperations, call: Call) -> Outcome:
         signal.pause()
         return Outcome()
 
-    monkeypatch.setattr(Writer, "comes_to_wait", told)
-    monkeypatch.setattr(LifeCycle, "releases", nothing)
-    monkeypatch.setattr(LifeCycle, "finish", held)
-    monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(engine, "_END_SECONDS", 5.0)
+    monkeypatch.setattr(SysfsWriter, "comes_to_wait", stop)
+    monkeypatch.setattr(LifecycleOperations, "releases", nothing)
+    monkeypatch.setattr(LifecycleOperations, "finish", held)
+    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(runner, "_END_SECONDS", 5.0)
     report = run_broken(tmp_path, "group", EDU, "--cycles", "20")
     (stuck,) = report["resources"]["stuck"]
     assert stuck["state"] == "D"
@@ -408,38 +408,36 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     assert report["restored"]
 
 
-def test_a_performer_that_does_nothing_is_not_waited_for(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Performer, "_leaked", lambda self, part, workload: signal.pause())
-    monkeypatch.setattr(engine, "_SILENCE_SECONDS", 3.0)
+def test_a_worker_that_does_nothing_is_not_waited_for(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "_leaked", lambda self, part, workload: signal.pause())
+    monkeypatch.setattr(runner, "_SILENCE_SECONDS", 3.0)
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
     assert [reason for reason in report["reasons"] if "has done nothing for" in reason], report["reasons"]
     assert report["restored"]
 
 
-def test_no_performer_has_open_what_watches_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_has_open_what_watches_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is stuck in the kernel would keep the trace instance from being removed."""
 
-    def watching(self: Performer, part: Part, workload: Workload) -> tuple[str, ...]:
+    def watching(self: Worker, part: Assignment, workload: Workload) -> tuple[str, ...]:
         opened = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry)]
         return tuple(one for one in opened if "tracing" in one or "kmsg" in one)
 
-    monkeypatch.setattr(Performer, "_leaked", watching)
+    monkeypatch.setattr(Worker, "_leaked", watching)
     result, report = stress(str(tmp_path / "report"), "bind", EDU, "--cycles", "1", "--seed", "1")
     assert (result.status, report["reasons"]) == (0, []), result
     assert [name for name in os.listdir(f"{MOUNT}/instances") if "vfiotool" in name] == []
 
 
 def test_an_expectation_that_is_wrong_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = LifeCycle.expect
+    right = LifecycleOperations.expect
 
-    def wrong(self: LifeCycle, action: Action) -> Expectation | None:
-        expected = right(self, action)
-        is_bind = expected is not None and action.name == "bind"
+    def wrong(self: LifecycleOperations, call: Call) -> Expectation | None:
+        expected = right(self, call)
+        is_bind = expected is not None and call.name == "bind"
         return Expectation(frozenset((errno.EBUSY,))) if is_bind else expected
 
-    monkeypatch.setattr(LifeCycle, "expect", wrong)
+    monkeypatch.setattr(LifecycleOperations, "expect", wrong)
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "1")
     assert (report["unexpected"][0]["expected"], report["unexpected"][0]["got"]) == ("EBUSY", "0")
 

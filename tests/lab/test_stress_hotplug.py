@@ -28,21 +28,21 @@ from tests.lab.support import (
     path,
     read,
 )
-from vfiotool.stress import bus_lock
-from vfiotool.stress.action import Action, Expectation, Record, Sign
-from vfiotool.stress.bus_lock import BusLock
-from vfiotool.stress.deeds.hotplug import Hotplug
-from vfiotool.stress.deeds.life_cycle import action_of
-from vfiotool.stress.deeds.vfs import Vfs
-from vfiotool.stress.model import Bound, Kind, Operation
-from vfiotool.stress.stage import Stage
+from vfiotool.stress.group import sysfs
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import BusLock
+from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.operations.hotplug import HotplugOperations
+from vfiotool.stress.operations.lifecycle import call_of
+from vfiotool.stress.operations.sriov import SriovOperations
+from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Record
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
 
 PF = SUBSYSTEM_NVME
-RESCAN = Action("rescan")
+RESCAN = Call("rescan")
 OPENED = tuple(
-    action_of(Operation(kind))
+    call_of(Operation(kind))
     for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
 )
 
@@ -62,21 +62,21 @@ def watched(*members: str) -> Iterator[StageWitness]:
     assert kernel_complaints() == complaints
 
 
-def remove(member: int) -> Action:
-    return Action("remove", {"member": member})
+def remove(member: int) -> Call:
+    return Call("remove", {"member": member})
 
 
-def of_pf(count: int) -> Action:
-    return Action("vfs", {"member": 0, "count": count})
+def of_pf(count: int) -> Call:
+    return Call("vfs", {"member": 0, "count": count})
 
 
-def of_vf(name: str, vf: int) -> Action:
-    return Action(name, {"member": 0, "vf": vf})
+def of_vf(name: str, vf: int) -> Call:
+    return Call(name, {"member": 0, "vf": vf})
 
 
 def down(witness: StageWitness) -> list[Record]:
-    """Bring the stage to rest."""
-    return [record for action in witness.stage.wind_down() for record in witness.perform(action)]
+    """Bring the group to rest."""
+    return [record for call in witness.harness.wind_down() for record in witness.perform(call)]
 
 
 # Off the bus and back
@@ -87,7 +87,7 @@ def down(witness: StageWitness) -> list[Record]:
 )
 def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) -> None:
     with watched(*members) as witness:
-        hotplug = Hotplug(witness.stage)
+        hotplug = HotplugOperations(witness.harness)
         witness.add(hotplug)
         for seed in range(3):
             witness.cycle(hotplug, seed)
@@ -97,58 +97,58 @@ def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) ->
 
 def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
     with watched(E1000E) as witness:
-        witness.add(Hotplug(witness.stage))
-        assert witness.stage.expect(RESCAN) is None, "nothing was removed"
+        witness.add(HotplugOperations(witness.harness))
+        assert witness.harness.expect(RESCAN) is None, "nothing was removed"
         assert witness.perform(remove(0))
         assert not os.path.exists(path(E1000E))
-        assert witness.stage.removed == {0}
-        for action in (remove(0), action_of(Operation(Kind.BIND, to=Bound.VFIO))):
-            assert witness.stage.expect(action) is None, "it is off the bus"
+        assert witness.harness.removed == {0}
+        for call in (remove(0), call_of(Operation(Kind.BIND, to=Bound.VFIO))):
+            assert witness.harness.expect(call) is None, "it is off the bus"
         assert witness.perform(RESCAN)
         assert (driver(E1000E), read(override(E1000E))) == ("e1000e", "(null)")
-        assert witness.stage.number == group(E1000E)
+        assert witness.harness.number == group(E1000E)
         assert down(witness)
 
 
 def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> None:
     """Its host driver is refused since 5.19; up to 5.18 it must stay: to find it again is a BUG."""
     with watched(*E1000_PAIR) as witness:
-        witness.add(Hotplug(witness.stage))
-        for action in (*OPENED, action_of(Operation(Kind.GET_DEVICE_FD))):
-            assert witness.perform(action)
-        assert witness.stage.expect(remove(0)) is None, "its fd is open"
-        if witness.stage.model.era.has_dma_owner:
+        witness.add(HotplugOperations(witness.harness))
+        for call in (*OPENED, call_of(Operation(Kind.GET_DEVICE_FD))):
+            assert witness.perform(call)
+        assert witness.harness.expect(remove(0)) is None, "its fd is open"
+        if witness.harness.model.era.has_dma_owner:
             assert witness.perform(remove(1))
             assert witness.perform(RESCAN)
             assert driver(E1000_PAIR[1]) is None
         else:
-            assert witness.stage.expect(remove(1)) is None
-        assert "close device" in [record.action.name for record in down(witness)]
-        assert witness.stage.is_at_rest
+            assert witness.harness.expect(remove(1)) is None
+        assert "close device" in [record.call.name for record in down(witness)]
+        assert witness.harness.is_at_rest
 
 
 def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
     with watched(EDU) as witness:
-        witness.add(Hotplug(witness.stage))
-        for action in OPENED[:2]:
-            assert witness.perform(action)
-        if witness.stage.model.era.has_dma_owner:
+        witness.add(HotplugOperations(witness.harness))
+        for call in OPENED[:2]:
+            assert witness.perform(call)
+        if witness.harness.model.era.has_dma_owner:
             assert witness.perform(remove(0))
-            assert witness.stage.state.is_orphaned
-            assert witness.perform(action_of(Operation(Kind.GET_STATUS)))
-            assert witness.stage.expect(RESCAN) is None, "its fd would be of another group"
+            assert witness.harness.state.is_orphaned
+            assert witness.perform(call_of(Operation(Kind.GET_STATUS)))
+            assert witness.harness.expect(RESCAN) is None, "its fd would be of another group"
         else:
-            assert witness.stage.expect(remove(0)) is None
+            assert witness.harness.expect(remove(0)) is None
         down(witness)
-        assert witness.stage.is_at_rest
+        assert witness.harness.is_at_rest
 
 
 def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bus_lock, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(sysfs, "_PATIENCE_SECONDS", 0.1)
     with watched(EDU) as witness:
-        witness.add(Hotplug(witness.stage))
+        witness.add(HotplugOperations(witness.harness))
         other = BusLock()
         witness.perform(remove(0))
         assert "somebody else" in other.take().note
@@ -171,22 +171,22 @@ def witness_of_pf() -> Iterator[StageWitness]:
     assert (read(path(PF, "sriov_numvfs")), read(path(PF, "sriov_drivers_autoprobe"))) == found
 
 
-def up(witness: StageWitness, count: int) -> Vfs:
+def up(witness: StageWitness, count: int) -> SriovOperations:
     """Have so many VFs."""
-    vfs = Vfs(witness.stage)
+    vfs = SriovOperations(witness.harness)
     witness.add(vfs)
     witness.watched.update(vfs.addresses)
-    for action in (
-        action_of(Operation(Kind.UNBIND)),
-        action_of(Operation(Kind.BIND, to=Bound.HOST)),
+    for call in (
+        call_of(Operation(Kind.UNBIND)),
+        call_of(Operation(Kind.BIND, to=Bound.HOST)),
         of_pf(count),
     ):
-        assert witness.perform(action)
+        assert witness.perform(call)
     return vfs
 
 
 def test_vfs_come_have_drivers_and_go(witness_of_pf: StageWitness) -> None:
-    vfs = Vfs(witness_of_pf.stage)
+    vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
     witness_of_pf.watched.update(vfs.addresses)
     assert vfs.pfs == (0,)
@@ -204,9 +204,9 @@ def test_vfs_are_where_the_pf_links_them(witness_of_pf: StageWitness) -> None:
     assert [driver(one) for one in vfs.addresses[:3]] == [None] * 3
     assert witness_of_pf.perform(of_vf("bind vf", 1))
     assert [driver(one) for one in vfs.addresses[:3]] == [None, "vfio-pci", None]
-    for action in (of_vf("bind vf", 1), of_vf("bind vf", 3), of_vf("unbind vf", 0), remove(0)):
-        assert witness_of_pf.stage.expect(action) is None, str(action)
-    assert [record.action for record in down(witness_of_pf)][:2] == [of_vf("unbind vf", 1), of_pf(0)]
+    for call in (of_vf("bind vf", 1), of_vf("bind vf", 3), of_vf("unbind vf", 0), remove(0)):
+        assert witness_of_pf.harness.expect(call) is None, str(call)
+    assert [record.call for record in down(witness_of_pf)][:2] == [of_vf("unbind vf", 1), of_pf(0)]
     assert link(path(PF, "virtfn0")) is None
 
 
@@ -214,14 +214,14 @@ def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: StageWitness) ->
     up(witness_of_pf, 2)
     assert witness_of_pf.perform(of_vf("bind vf", 0))
     (record,) = witness_of_pf.perform(of_pf(0))
-    assert Sign("pci", "unbind", "0000:01:00.1") in record.expected.signs
+    assert ExpectedUevent("pci", "unbind", "0000:01:00.1") in record.expected.uevents
     down(witness_of_pf)
 
 
 def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: StageWitness) -> None:
-    vfs = Vfs(witness_of_pf.stage)
+    vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
-    assert witness_of_pf.stage.expect(of_pf(1)) is None, "it is on vfio-pci"
+    assert witness_of_pf.harness.expect(of_pf(1)) is None, "it is on vfio-pci"
     up(witness_of_pf, 1)
     for count in (-1, 65536, 5, 1):
         assert witness_of_pf.perform(of_pf(count))
@@ -229,36 +229,36 @@ def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: StageW
 
 
 def test_a_pf_with_vfs_is_not_removed(witness_of_pf: StageWitness) -> None:
-    witness_of_pf.add(Hotplug(witness_of_pf.stage))
+    witness_of_pf.add(HotplugOperations(witness_of_pf.harness))
     up(witness_of_pf, 1)
-    assert witness_of_pf.stage.expect(remove(0)) is None
+    assert witness_of_pf.harness.expect(remove(0)) is None
     down(witness_of_pf)
 
 
 def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: StageWitness) -> None:
     vfs = up(witness_of_pf, 2)
     witness_of_pf.perform(of_vf("bind vf", 0))
-    witness_of_pf.stage.abandon()
+    witness_of_pf.harness.abandon()
     witness_of_pf.forget()
     assert not any(os.path.exists(path(one)) for one in vfs.addresses)
     assert read(path(PF, "sriov_drivers_autoprobe")) == "1"
-    assert witness_of_pf.stage.expect(of_pf(0)) == Expectation(), "there are none"
+    assert witness_of_pf.harness.expect(of_pf(0)) == Expectation(), "there are none"
     down(witness_of_pf)
 
 
 # What is told must be so
 
 
-class Mistaken(Hotplug):
+class Mistaken(HotplugOperations):
     """Tells something else of removals."""
 
-    def __init__(self, stage: Stage, **mistakes: Any) -> None:
-        super().__init__(stage)
+    def __init__(self, harness: GroupHarness, **mistakes: Any) -> None:
+        super().__init__(harness)
         self._mistakes = mistakes
 
-    def expect(self, action: Action) -> Expectation | None:
-        expected = super().expect(action)
-        is_removal = expected is not None and action.name == "remove"
+    def expect(self, call: Call) -> Expectation | None:
+        expected = super().expect(call)
+        is_removal = expected is not None and call.name == "remove"
         return expected._replace(**self._mistakes) if is_removal and expected else expected
 
 
@@ -266,7 +266,7 @@ class Mistaken(Hotplug):
     "mistakes",
     [
         {"signs": ()},
-        {"signs": (Sign("pci", "add", EDU),) * 9},
+        {"signs": (ExpectedUevent("pci", "add", EDU),) * 9},
         {"probes": ("iommu_group_claim_dma_owner", "vfio_group_put_bg", "DEL_DEVICE")},
     ],
     ids=["a sign too few", "a sign too many", "functions too many"],
@@ -274,7 +274,7 @@ class Mistaken(Hotplug):
 def test_what_is_told_wrongly_is_found_out(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_witness, "LATE", 1)
     with watched(EDU) as witness:
-        witness.add(Mistaken(witness.stage, **mistakes))
+        witness.add(Mistaken(witness.harness, **mistakes))
         with pytest.raises((AssertionError, pytest.fail.Exception), match="remove member=0"):
             witness.perform(remove(0))
         witness.forget()

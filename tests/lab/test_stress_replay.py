@@ -33,16 +33,17 @@ from tests.lab.support import (
 from tests.lab.test_model import Mistaken, model
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import NOTHING, Action, Outcome, Record
-from vfiotool.stress.cast import Cast
-from vfiotool.stress.deeds.life_cycle import action_of
-from vfiotool.stress.deeds.races import RACE
-from vfiotool.stress.model import Bound, Kind, Model
-from vfiotool.stress.replay import Finding, bring_to_rest, find, replay, shrunk
-from vfiotool.stress.stage import Stage, Unit
-from vfiotool.stress.standalone import script
-from vfiotool.stress.troupe import PROCESSES
-from vfiotool.stress.walk import Walk
+from vfiotool.stress.group.client_pair import PROCESSES
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.groups import GroupSpec
+from vfiotool.stress.model.lifecycle import Bound, Kind, Model
+from vfiotool.stress.model.walk import Walk
+from vfiotool.stress.operations.lifecycle import call_of
+from vfiotool.stress.operations.race import RACE
+from vfiotool.stress.operations.registry import GroupOperations
+from vfiotool.stress.record import NOTHING, Call, Outcome, Record
+from vfiotool.stress.reproduce.replay import Finding, bring_to_rest, find, replay, shrunk
+from vfiotool.stress.reproduce.script import script
 from vfiotool.stress.workloads import WORKLOADS
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
@@ -60,7 +61,7 @@ def stub() -> None:
 
 
 @pytest.fixture
-def unit(request: pytest.FixtureRequest) -> Iterator[Unit]:
+def unit(request: pytest.FixtureRequest) -> Iterator[GroupSpec]:
     """A group whose members are all on vfio-pci, and afterwards where they were before."""
     members = request.param
     hosts = {address: driver(address) or "" for address in members}
@@ -68,25 +69,25 @@ def unit(request: pytest.FixtureRequest) -> Iterator[Unit]:
     with as_before(*members):
         for address in members:
             to_vfio(address)
-        yield Unit(members, hosts)
+        yield GroupSpec(members, hosts)
     assert kernel_complaints() == complaints
 
 
 @contextlib.contextmanager
-def staged(unit: Unit, rules: Model) -> Iterator[Stage]:
-    stage = Cast(rules, unit).stage
-    with contextlib.closing(stage):
-        yield stage
+def staged(unit: GroupSpec, rules: Model) -> Iterator[GroupHarness]:
+    harness = GroupOperations(rules, unit).harness
+    with contextlib.closing(harness):
+        yield harness
 
 
-def walked(unit: Unit, rules: Model, seed: int, steps: int = STEPS) -> list[Action]:
+def walked(unit: GroupSpec, rules: Model, seed: int, steps: int = STEPS) -> list[Call]:
     """What a random walk from rest does, by either process."""
-    with staged(unit, rules) as stage:
-        start = stage.state
+    with staged(unit, rules) as harness:
+        start = harness.state
     to = [Bound.VFIO, Bound.STUB] + ([Bound.HOST] if all(unit.hosts.values()) else [])
     rng = random.Random(seed)  # noqa: S311 - it is to be the same each time
     walk = Walk(rules, start, seed=seed, to=to)
-    return [action_of(operation, rng.randrange(PROCESSES)) for operation, _ in walk.steps(steps)]
+    return [call_of(operation, rng.randrange(PROCESSES)) for operation, _ in walk.steps(steps)]
 
 
 both = pytest.mark.parametrize("unit", [(EDU,), E1000_PAIR], ids=["alone", "two"], indirect=True)
@@ -94,24 +95,24 @@ alone = pytest.mark.parametrize("unit", [(EDU,)], ids=["alone"], indirect=True)
 
 
 @both
-def test_the_same_seed_does_the_same_and_all_goes_as_told(unit: Unit) -> None:
-    actions = walked(unit, model(), seed=3)
-    assert actions == walked(unit, model(), seed=3)
-    assert actions != walked(unit, model(), seed=4)
-    with staged(unit, model()) as stage:
-        first, second = (list(replay(stage, actions)) for _ in range(2))
+def test_the_same_seed_does_the_same_and_all_goes_as_told(unit: GroupSpec) -> None:
+    calls = walked(unit, model(), seed=3)
+    assert calls == walked(unit, model(), seed=3)
+    assert calls != walked(unit, model(), seed=4)
+    with staged(unit, model()) as harness:
+        first, second = (list(replay(harness, calls)) for _ in range(2))
         assert [str(one) for one in first if one.is_unexpected] == []
-        assert [one.action for one in first if not one.released][:STEPS] == actions
-        assert [(one.action, one.outcome) for one in first] == [(one.action, one.outcome) for one in second]
-        assert stage.is_at_rest
+        assert [one.call for one in first if not one.released][:STEPS] == calls
+        assert [(one.call, one.outcome) for one in first] == [(one.call, one.outcome) for one in second]
+        assert harness.is_at_rest
     assert {driver(address) for address in unit.members} == {"vfio-pci"}
 
 
 @alone
-def test_what_cannot_be_done_is_left_out(unit: Unit) -> None:
-    with staged(unit, model()) as stage:
-        records = list(replay(stage, [Action("GET_STATUS"), Action("open group"), Action("GET_STATUS")]))
-    assert [one.action.name for one in records] == ["open group", "GET_STATUS", "close group"]
+def test_what_cannot_be_done_is_left_out(unit: GroupSpec) -> None:
+    with staged(unit, model()) as harness:
+        records = list(replay(harness, [Call("GET_STATUS"), Call("open group"), Call("GET_STATUS")]))
+    assert [one.call.name for one in records] == ["open group", "GET_STATUS", "close group"]
 
 
 MISTAKES: list[tuple[Callable[[], Mistaken], Outcome, list[str]]] = [
@@ -134,24 +135,24 @@ MISTAKES: list[tuple[Callable[[], Mistaken], Outcome, list[str]]] = [
 @alone
 @pytest.mark.parametrize(("mistaken", "got", "least"), MISTAKES, ids=[least[-1] for *_, least in MISTAKES])
 def test_a_long_walk_shrinks_to_what_shows_it_and_a_script_shows_it_too(
-    unit: Unit, mistaken: Callable[[], Mistaken], got: Outcome, least: list[str], tmp_path: Path
+    unit: GroupSpec, mistaken: Callable[[], Mistaken], got: Outcome, least: list[str], tmp_path: Path
 ) -> None:
-    with staged(unit, mistaken()) as stage:
-        found = shrunk(stage, walk_that_finds(stage, unit, got), TRIES)
-        assert stage.is_at_rest
+    with staged(unit, mistaken()) as harness:
+        found = shrunk(harness, walk_that_finds(harness, unit, got), TRIES)
+        assert harness.is_at_rest
     assert found is not None
-    assert [action.name for action in found.actions] == least
+    assert [call.name for call in found.calls] == least
     assert driver(EDU) == "vfio-pci"
     assert ends_with(1, script(header(unit), found), tmp_path)
-    with staged(unit, model()) as stage:
-        assert ends_with(0, script(header(unit), elsewhere(replay(stage, found.actions))), tmp_path)
+    with staged(unit, model()) as harness:
+        assert ends_with(0, script(header(unit), elsewhere(replay(harness, found.calls))), tmp_path)
     assert driver(EDU) == "vfio-pci"
 
 
 @both
-def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: Unit, tmp_path: Path) -> None:
-    with staged(unit, model()) as stage:
-        finding = elsewhere(replay(stage, walked(unit, model(), seed=6, steps=120)))
+def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: GroupSpec, tmp_path: Path) -> None:
+    with staged(unit, model()) as harness:
+        finding = elsewhere(replay(harness, walked(unit, model(), seed=6, steps=120)))
     to_hosts(unit)
     assert any(one.released for one in finding.records)
     assert ends_with(0, script(header(unit), finding), tmp_path)
@@ -172,25 +173,25 @@ def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: Unit, tmp_p
     indirect=["unit"],
 )
 def test_a_workload_replays_and_a_script_does_the_same(
-    unit: Unit, workload: str, names: set[str], tmp_path: Path
+    unit: GroupSpec, workload: str, names: set[str], tmp_path: Path
 ) -> None:
     records = [one for seed in range(CYCLES) for one in cycled(unit, workload, seed)]
-    assert names <= {one.action.name for one in records}
-    with staged(unit, model()) as stage:
-        again = list(replay(stage, [one.action for one in records if not one.released]))
-    assert [(one.action, one.outcome) for one in again] == [(one.action, one.outcome) for one in records]
+    assert names <= {one.call.name for one in records}
+    with staged(unit, model()) as harness:
+        again = list(replay(harness, [one.call for one in records if not one.released]))
+    assert [(one.call, one.outcome) for one in again] == [(one.call, one.outcome) for one in records]
     to_hosts(unit)
     assert ends_with(0, script(header(unit), elsewhere(records)), tmp_path)
     assert {address: driver(address) or "" for address in unit.members} == unit.hosts
 
 
 @both
-def test_a_script_does_two_operations_at_once(unit: Unit, tmp_path: Path) -> None:
+def test_a_script_does_two_operations_at_once(unit: GroupSpec, tmp_path: Path) -> None:
     """Each is told as one that was found, so that all that the two may give is in the script."""
-    with staged(unit, model()) as stage:
-        findings = [told for actions in races(unit).values() if (told := told_as_found(stage, actions))]
+    with staged(unit, model()) as harness:
+        findings = [stop for calls in races(unit).values() if (stop := told_as_found(harness, calls))]
     of_siblings = SIBLING_RACES[: 1 if is_a_bug() else 2] if all(unit.hosts.values()) else ()
-    raced = {str(found.record.action.arguments["of"]) for found in findings if found.record}
+    raced = {str(found.record.call.arguments["of"]) for found in findings if found.record}
     assert raced == {*RACES, *of_siblings}
     to_hosts(unit)
     for finding in findings:
@@ -209,16 +210,16 @@ def test_a_script_does_two_operations_at_once(unit: Unit, tmp_path: Path) -> Non
     ],
 )
 def test_two_at_once_that_give_what_no_order_gives_are_found_and_a_script_shows_it(
-    unit: Unit, of: str, kind: Kind, tmp_path: Path
+    unit: GroupSpec, of: str, kind: Kind, tmp_path: Path
 ) -> None:
     if of == SIBLING_RACES[1] and is_a_bug():
         pytest.skip("up to 5.18 a host driver that comes to a live group is a BUG")
-    with staged(unit, Mistaken(kind, errno=errno.EIO)) as stage:
-        found = find(stage, races(unit)[of])
-        assert stage.is_at_rest
+    with staged(unit, Mistaken(kind, errno=errno.EIO)) as harness:
+        found = find(harness, races(unit)[of])
+        assert harness.is_at_rest
     assert found is not None
     assert found.record is not None
-    assert found.record.action.arguments["of"] == of
+    assert found.record.call.arguments["of"] == of
     assert found.record.outcome.note.endswith("no order of the two gives that")
     assert ends_with(1, script(header(unit), found), tmp_path)
 
@@ -228,36 +229,38 @@ def is_a_bug() -> bool:
     return not detect_era(Tree()).has_dma_owner
 
 
-def races(unit: Unit) -> dict[str, list[Action]]:
+def races(unit: GroupSpec) -> dict[str, list[Call]]:
     """Each race after what leads to it from rest."""
-    cast = Cast(model(), unit)
-    found, leading = dict[str, list[Action]](), list[Action]()
-    with contextlib.closing(cast.stage):
-        for action in cast.races.choose(random.Random(0)):  # noqa: S311 - the same each time
-            leading.append(action)
-            if action.name == RACE:
-                found[str(action.arguments["of"])], leading = leading, []
+    operations = GroupOperations(model(), unit)
+    found, leading = dict[str, list[Call]](), list[Call]()
+    with contextlib.closing(operations.harness):
+        for call in operations.races.choose(random.Random(0)):  # noqa: S311 - the same each time
+            leading.append(call)
+            if call.name == RACE:
+                found[str(call.arguments["of"])], leading = leading, []
     return found
 
 
-def told_as_found(stage: Stage, actions: Sequence[Action]) -> Finding | None:
+def told_as_found(harness: GroupHarness, calls: Sequence[Call]) -> Finding | None:
     """Do what leads to a race, and return that as found otherwise; ``None`` if it cannot be, or must not."""
-    *leading, race = actions
-    before = [record for one in leading for record in stage.perform(one, NOTHING)]
-    expected = stage.expect(race)
-    bring_to_rest(stage)
+    *leading, race = calls
+    before = [record for one in leading for record in harness.perform(one, NOTHING)]
+    expected = harness.expect(race)
+    bring_to_rest(harness)
     if expected is None or expected.crash:
         return None
-    found = NOTHING._replace(action=race, expected=expected, outcome=Outcome(note="otherwise"))
+    found = NOTHING._replace(call=race, expected=expected, outcome=Outcome(note="otherwise"))
     return Finding((), (*before, found))
 
 
-def cycled(unit: Unit, workload: str, seed: int) -> list[Record]:
+def cycled(unit: GroupSpec, workload: str, seed: int) -> list[Record]:
     """Do one cycle of a workload, as a run does."""
-    cast = Cast(model(), unit)
-    with contextlib.closing(cast.stage) as stage:
-        chosen = WORKLOADS[workload].cycle(cast, random.Random(seed))  # noqa: S311 - the same each time
-        return [record for one in chain(chosen, stage.wind_down()) for record in stage.perform(one, NOTHING)]
+    operations = GroupOperations(model(), unit)
+    with contextlib.closing(operations.harness) as harness:
+        chosen = WORKLOADS[workload].cycle(operations, random.Random(seed))  # noqa: S311 - the same each time
+        return [
+            record for one in chain(chosen, harness.wind_down()) for record in harness.perform(one, NOTHING)
+        ]
 
 
 def elsewhere(records: Iterable[Record]) -> Finding:
@@ -276,13 +279,13 @@ def ends_with(status: int, text: str, folder: Path) -> bool:
     return result.status == status
 
 
-def header(unit: Unit) -> dict[str, Any]:
+def header(unit: GroupSpec) -> dict[str, Any]:
     era = detect_era(Tree()).value
-    units = [{"group": 0, "members": list(unit.members), "hosts": dict(unit.hosts)}]
-    return {"kernel": os.uname().release, "era": era, "units": units}
+    groups = [{"group": 0, "members": list(unit.members), "hosts": dict(unit.hosts)}]
+    return {"kernel": os.uname().release, "era": era, "units": groups}
 
 
-def to_hosts(unit: Unit) -> None:
+def to_hosts(unit: GroupSpec) -> None:
     """Have all members where they are when nobody has taken them."""
     for address in unit.members:
         write(override(address), "\n")
@@ -292,11 +295,11 @@ def to_hosts(unit: Unit) -> None:
             write(f"{BUS}/drivers/{host}/bind", address)
 
 
-def walk_that_finds(stage: Stage, unit: Unit, got: Outcome) -> list[Action]:
+def walk_that_finds(harness: GroupHarness, unit: GroupSpec, got: Outcome) -> list[Call]:
     """Return a walk in which a mistake first shows by this outcome."""
     for seed in range(100):
-        actions = walked(unit, model(), seed)
-        first = next((one for one in replay(stage, actions) if one.is_unexpected), None)
+        calls = walked(unit, model(), seed)
+        first = next((one for one in replay(harness, calls) if one.is_unexpected), None)
         if first is not None and first.outcome == got:
-            return actions
+            return calls
     raise AssertionError(f"no walk finds {got}")

@@ -9,18 +9,19 @@ import pytest
 
 from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action, Expectation, Outcome, Sign
-from vfiotool.stress.bus_lock import BusLock
-from vfiotool.stress.deeds.hotplug import Hotplug
-from vfiotool.stress.model import Bound, Container, Member, Model, State
-from vfiotool.stress.stage import Stage, Unit
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import BusLock
+from vfiotool.stress.groups import GroupSpec
+from vfiotool.stress.model.lifecycle import Bound, Container, Member, Model, State
+from vfiotool.stress.operations.hotplug import HotplugOperations
+from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 
 MEMBERS = ("0000:03:01.0", "0000:03:02.0")
 BOTH_ON_VFIO = State((Member(Bound.VFIO), Member(Bound.VFIO)))
 OPEN = State(BOTH_ON_VFIO.members, is_open=True)
 LIVE = State(BOTH_ON_VFIO.members, (Container(is_open=True), Container()), is_open=True, container=0)
-FIRST, SECOND = (Action("remove", {"member": at}) for at in range(2))
-RESCAN = Action("rescan")
+FIRST, SECOND = (Call("remove", {"member": at}) for at in range(2))
+RESCAN = Call("rescan")
 OLD = (Era.DEFERRED_PUT, Era.NOTIFIER)
 
 
@@ -28,13 +29,13 @@ class Scene:
     """A group that is not on this machine, in a state."""
 
     def __init__(self, root: Path, era: Era, state: State, removed: tuple[int, ...] = ()) -> None:
-        self.stage = Stage(Model(era), Unit(MEMBERS, {}))
-        self.stage.tree = Tree(str(root))
-        self.stage.state, self.stage.removed = state, set(removed)
-        self.hotplug = Hotplug(self.stage)
+        self.harness = GroupHarness(Model(era), GroupSpec(MEMBERS, {}))
+        self.harness.tree = Tree(str(root))
+        self.harness.state, self.harness.removed = state, set(removed)
+        self.hotplug = HotplugOperations(self.harness)
 
-    def expect(self, action: Action) -> Expectation | None:
-        return self.hotplug.expect(action)
+    def expect(self, call: Call) -> Expectation | None:
+        return self.hotplug.expect(call)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ class Scene:
             Era.DEFERRED_PUT,
             tuple(
                 name
-                for action in ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")
-                for name in (action, "vfio_group_put_bg")
+                for call in ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")
+                for name in (call, "vfio_group_put_bg")
             ),
         ),
         (Era.NOTIFIER, ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")),
@@ -56,10 +57,10 @@ def test_a_member_loses_its_driver_and_then_leaves(tmp_path: Path, era: Era, pro
     expected = Scene(tmp_path, era, BOTH_ON_VFIO).expect(SECOND)
     assert expected is not None
     assert expected.probes == probes
-    assert expected.signs == (
-        Sign("vfio-dev", "remove", MEMBERS[1]),
-        Sign("pci", "unbind", MEMBERS[1]),
-        Sign("pci", "remove", MEMBERS[1]),
+    assert expected.uevents == (
+        ExpectedUevent("vfio-dev", "remove", MEMBERS[1]),
+        ExpectedUevent("pci", "unbind", MEMBERS[1]),
+        ExpectedUevent("pci", "remove", MEMBERS[1]),
     )
 
 
@@ -68,14 +69,14 @@ def test_the_last_one_takes_the_group_with_it(tmp_path: Path) -> None:
     expected = Scene(tmp_path, Era.NOTIFIER, state).expect(FIRST)
     assert expected is not None
     assert expected.probes == ("UNBIND_DRIVER",)
-    assert Sign("vfio", "remove") in expected.signs
+    assert ExpectedUevent("vfio", "remove") in expected.uevents
 
 
 def test_who_comes_to_a_group_of_vfios_is_told_to_it(tmp_path: Path) -> None:
     state = State((Member(Bound.VFIO), Member()))
     for era, probes in ((Era.NOTIFIER, ("ADD_DEVICE",)), (Era.DMA_OWNER, ())):
         expected = Scene(tmp_path, era, state, removed=(1,)).expect(RESCAN)
-        assert expected == Expectation(signs=(Sign("pci", "add", MEMBERS[1]),), probes=probes)
+        assert expected == Expectation(uevents=(ExpectedUevent("pci", "add", MEMBERS[1]),), probes=probes)
 
 
 @pytest.mark.parametrize("era", OLD)
@@ -100,9 +101,9 @@ def test_what_cannot_be_now(tmp_path: Path, era: Era) -> None:
     in_use = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO, cdev=True)))
     assert [Scene(tmp_path, era, in_use).expect(one) for one in (FIRST, SECOND, RESCAN)] == [None] * 3
     gone = State((Member(), Member()), (Container(is_open=True), Container()))
-    for action in (FIRST, SECOND, RESCAN):  # the group's number may be another one, and its container is open
-        assert Scene(tmp_path, era, gone, removed=(0, 1)).expect(action) is None
-    assert Scene(tmp_path, era, BOTH_ON_VFIO).expect(Action("remove", {"member": 2})) is None
+    for call in (FIRST, SECOND, RESCAN):  # the group's number may be another one, and its container is open
+        assert Scene(tmp_path, era, gone, removed=(0, 1)).expect(call) is None
+    assert Scene(tmp_path, era, BOTH_ON_VFIO).expect(Call("remove", {"member": 2})) is None
 
 
 def test_a_pf_with_vfs_stays(tmp_path: Path) -> None:

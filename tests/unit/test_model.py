@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vfiotool.host.era import Era
-from vfiotool.stress.drawing import draw
-from vfiotool.stress.model import (
+from vfiotool.stress.model.diagram import draw
+from vfiotool.stress.model.lifecycle import (
     Bound,
     Container,
     Kind,
@@ -23,7 +23,7 @@ from vfiotool.stress.model import (
     State,
     Uevent,
 )
-from vfiotool.stress.walk import Walk, explore
+from vfiotool.stress.model.walk import Walk, explore
 from vfiotool.vfio.uapi import GroupFlags
 
 GUIDE = Path(__file__).parents[2] / "docs/group-life-cycle.md"

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 
 from vfiotool.events.entry import Entry
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Sign
-from vfiotool.stress.monitors.examples import MOST
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.resources import (
@@ -27,34 +25,44 @@ from vfiotool.stress.monitors.resources import (
     read_taint,
     taint_findings,
 )
-from vfiotool.stress.monitors.tasks import StuckTask, TaskMonitor, stuck
+from vfiotool.stress.monitors.samples import MOST
+from vfiotool.stress.monitors.stuck_tasks import StuckTask, StuckTaskMonitor, stuck
 from vfiotool.stress.monitors.uevents import UeventMonitor
+from vfiotool.stress.record import ExpectedUevent
 
 EDU = "0000:00:10.0"
 OTHER = "0000:00:11.0"
 GROUP = 7
 
-BIND = (Sign("vfio", "add"), Sign("vfio-dev", "add", EDU), Sign("pci", "bind", EDU))
-UNBIND = (Sign("vfio-dev", "remove", EDU), Sign("vfio", "remove"), Sign("pci", "unbind", EDU))
-HOST_BIND = (Sign("pci", "bind", EDU),)
-HOST_UNBIND = (Sign("pci", "unbind", EDU),)
+BIND = (
+    ExpectedUevent("vfio", "add"),
+    ExpectedUevent("vfio-dev", "add", EDU),
+    ExpectedUevent("pci", "bind", EDU),
+)
+UNBIND = (
+    ExpectedUevent("vfio-dev", "remove", EDU),
+    ExpectedUevent("vfio", "remove"),
+    ExpectedUevent("pci", "unbind", EDU),
+)
+HOST_BIND = (ExpectedUevent("pci", "bind", EDU),)
+HOST_UNBIND = (ExpectedUevent("pci", "unbind", EDU),)
 CYCLE = (BIND, UNBIND, HOST_BIND, HOST_UNBIND)
 
 
 # Uevents
 
 
-def event(sign: Sign, seqnum: int | None = None, group: int = GROUP) -> Entry:
+def event(uevent: ExpectedUevent, seqnum: int | None = None, group: int = GROUP) -> Entry:
     """A uevent as the source tells it."""
     details = {"pci": "", "vfio": f"/dev/vfio/{group}", "vfio-dev": "/dev/vfio/devices/vfio0"}
     return Entry(
         0.0,
         "kernel",
-        sign.action,
-        address=sign.address,
+        uevent.action,
+        address=uevent.address,
         group=group,
         seqnum=seqnum,
-        detail=details[sign.subsystem],
+        detail=details[uevent.subsystem],
     )
 
 
@@ -67,8 +75,8 @@ def watching(*, is_ordered: bool = True) -> UeventMonitor:
 def events(cycles: int) -> list[Entry]:
     """What the kernel sends for cycles that go as they must."""
     seqnum = count(100)
-    signs = [sign for _ in range(cycles) for operation in CYCLE for sign in operation]
-    return [event(sign, next(seqnum)) for sign in signs]
+    uevents = [uevent for _ in range(cycles) for operation in CYCLE for uevent in operation]
+    return [event(uevent, next(seqnum)) for uevent in uevents]
 
 
 def judge(cycles: int, came: list[Entry]) -> UeventMonitor:
@@ -146,18 +154,18 @@ def test_uevents_that_are_swapped(first: int, second: int) -> None:
 def test_of_a_groups_node_only_the_number_counts() -> None:
     """Another group may have had the number before, and its last uevent be told of later."""
     monitor = watching()
-    monitor.see(event(Sign("vfio", "remove"), 1))
-    monitor.see(event(Sign("vfio", "add"), 2))
-    monitor.expect(GROUP, [Sign("vfio", "add")])
-    monitor.expect(GROUP, [Sign("vfio", "remove")])
+    monitor.see(event(ExpectedUevent("vfio", "remove"), 1))
+    monitor.see(event(ExpectedUevent("vfio", "add"), 2))
+    monitor.expect(GROUP, [ExpectedUevent("vfio", "add")])
+    monitor.expect(GROUP, [ExpectedUevent("vfio", "remove")])
     monitor.finish()
     assert monitor.findings() == []
 
 
 def test_where_a_worker_puts_groups_streams_have_no_order_among_them() -> None:
     monitor = watching(is_ordered=False)
-    for seqnum, sign in enumerate(reversed(BIND)):
-        monitor.see(event(sign, seqnum))
+    for seqnum, uevent in enumerate(reversed(BIND)):
+        monitor.see(event(uevent, seqnum))
     monitor.expect(GROUP, BIND)
     monitor.finish()
     assert monitor.findings() == []
@@ -171,16 +179,16 @@ def test_a_pair_that_is_lost_makes_no_cascade() -> None:
 
 
 def test_a_uevent_that_nobody_expected_is_one_too_many() -> None:
-    monitor = judge(1, [*events(1), event(Sign("pci", "change", EDU), 999)])
+    monitor = judge(1, [*events(1), event(ExpectedUevent("pci", "change", EDU), 999)])
     assert counts(monitor) == {"duplicated": 1}
     assert monitor.document()["duplicated"][0]["seqnum"] == 999
 
 
 def test_uevents_of_others_are_passed_over() -> None:
     monitor = watching()
-    monitor.see(event(Sign("pci", "bind", OTHER), 1))
-    monitor.see(event(Sign("vfio", "add"), 2, group=8))
-    monitor.expect(8, [Sign("vfio", "add"), Sign("pci", "bind", OTHER)])
+    monitor.see(event(ExpectedUevent("pci", "bind", OTHER), 1))
+    monitor.see(event(ExpectedUevent("vfio", "add"), 2, group=8))
+    monitor.expect(8, [ExpectedUevent("vfio", "add"), ExpectedUevent("pci", "bind", OTHER)])
     assert monitor.is_settled()
     monitor.finish()
     assert monitor.findings() == []
@@ -191,7 +199,7 @@ def test_uevents_name_the_group_that_a_device_was_in() -> None:
     monitor = watching()
     monitor.watch(8, [EDU, OTHER])
     monitor.expect(GROUP, HOST_BIND)
-    monitor.expect(8, [Sign("pci", "bind", OTHER)])
+    monitor.expect(8, [ExpectedUevent("pci", "bind", OTHER)])
     monitor.finish()
     assert [(each["address"], each["group"]) for each in monitor.document()["missing"]] == [
         (EDU, GROUP),
@@ -213,9 +221,9 @@ def test_when_nothing_is_outstanding_any_more() -> None:
     monitor = watching()
     assert monitor.is_settled()
     monitor.expect(GROUP, BIND)
-    for seqnum, sign in enumerate(BIND):
+    for seqnum, uevent in enumerate(BIND):
         assert not monitor.is_settled()
-        monitor.see(event(sign, seqnum))
+        monitor.see(event(uevent, seqnum))
     assert monitor.is_settled()
     assert monitor.findings() == []
 
@@ -225,9 +233,9 @@ def test_a_uevent_that_is_swallowed_is_not_waited_for_once_others_came() -> None
     for _ in range(3):
         monitor.expect(GROUP, HOST_BIND)
         monitor.expect(GROUP, HOST_UNBIND)
-    for place, sign in enumerate((*HOST_BIND, *HOST_UNBIND) * 3):
+    for place, uevent in enumerate((*HOST_BIND, *HOST_UNBIND) * 3):
         if place != 1:
-            monitor.see(event(sign, place))
+            monitor.see(event(uevent, place))
     assert monitor.is_settled()
     assert counts(monitor) == {"missing": 1}, "before the end, too"
 
@@ -237,14 +245,14 @@ def test_memory_stays_flat() -> None:
     monitor = watching()
     for number in range(12_000):
         monitor.expect(GROUP, HOST_BIND)
-        monitor.see(event(Sign("vfio-dev", "add", EDU), number))
+        monitor.see(event(ExpectedUevent("vfio-dev", "add", EDU), number))
     assert counts(monitor) == {"missing": 2_000, "duplicated": 2_000}
     monitor.finish()
     assert counts(monitor) == {"missing": 12_000, "duplicated": 12_000}
     assert len(monitor.document()["missing"]) == len(monitor.document()["duplicated"]) == MOST
 
 
-actions = st.lists(st.sampled_from(["add", "bind", "unbind", "remove"]), min_size=1, max_size=40)
+calls = st.lists(st.sampled_from(["add", "bind", "unbind", "remove"]), min_size=1, max_size=40)
 alternating = st.integers(1, 40).map(lambda length: (["bind", "unbind"] * length)[:length])
 
 
@@ -255,19 +263,19 @@ def interleaved(data: st.DataObject, expected: list[str], came: list[str]) -> Ue
     wanted, seen = iter(expected), iter(came)
     for is_expected in sides:
         if is_expected:
-            monitor.expect(GROUP, [Sign("pci", next(wanted), EDU)])
+            monitor.expect(GROUP, [ExpectedUevent("pci", next(wanted), EDU)])
         else:
-            monitor.see(event(Sign("pci", next(seen), EDU)))
+            monitor.see(event(ExpectedUevent("pci", next(seen), EDU)))
     monitor.finish()
     return monitor
 
 
-@given(actions | alternating, st.data())
+@given(calls | alternating, st.data())
 def test_any_interleaving_of_what_is_right_is_no_finding(expected: list[str], data: st.DataObject) -> None:
     assert interleaved(data, expected, expected).findings() == []
 
 
-@given(actions | alternating, st.data())
+@given(calls | alternating, st.data())
 def test_one_that_is_dropped_is_one_that_is_missing(expected: list[str], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(expected) - 1))
     monitor = interleaved(data, expected, expected[:place] + expected[place + 1 :])
@@ -275,7 +283,7 @@ def test_one_that_is_dropped_is_one_that_is_missing(expected: list[str], data: s
     assert monitor.document()["missing"][0]["action"] == expected[place]
 
 
-@given(actions | alternating, st.data())
+@given(calls | alternating, st.data())
 def test_one_that_is_doubled_is_one_that_is_duplicated(expected: list[str], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(expected) - 1))
     monitor = interleaved(data, expected, expected[: place + 1] + expected[place:])
@@ -292,7 +300,7 @@ def test_two_that_are_swapped_are_one_out_of_order(expected: list[str], data: st
     assert monitor.document()["out_of_order"][0]["action"] == expected[place + 1]
 
 
-@given(actions, actions, st.data())
+@given(calls, calls, st.data())
 def test_whatever_comes_is_accounted_for(expected: list[str], came: list[str], data: st.DataObject) -> None:
     monitor = interleaved(data, expected, came)
     found = monitor.document()["counts"]
@@ -819,7 +827,7 @@ MUTEX = "__mutex_lock+0x10/0x20"
 
 
 def test_a_task_that_is_left_in_state_d(tmp_path: Path) -> None:
-    monitor = TaskMonitor(10.0, str(tmp_path))
+    monitor = StuckTaskMonitor(10.0, str(tmp_path))
     task(tmp_path, 12, "S", "do_wait+0x1/0x2")
     task(tmp_path, 15, "D", UNREGISTER, *["more+0x1/0x2"] * 30)
     assert [monitor.look([12], now) for now in (100.0, 105.0, 110.0)] == [[], [], []]
@@ -844,7 +852,7 @@ def test_a_task_that_is_left_in_state_d(tmp_path: Path) -> None:
 
 def test_a_task_that_gets_on_is_not_stuck(tmp_path: Path) -> None:
     """Be it seen elsewhere, running meanwhile, or at the same place again."""
-    monitor = TaskMonitor(10.0, str(tmp_path))
+    monitor = StuckTaskMonitor(10.0, str(tmp_path))
     for now in range(60):
         task(tmp_path, 12, "D", (MUTEX, UNREGISTER)[now // 8 % 2])
         task(tmp_path, 13, "D" if now % 9 else "R", MUTEX)
@@ -854,7 +862,7 @@ def test_a_task_that_gets_on_is_not_stuck(tmp_path: Path) -> None:
 
 
 def test_a_task_that_wakes_for_a_moment_now_and_then_is_stuck(tmp_path: Path) -> None:
-    monitor = TaskMonitor(25.0, str(tmp_path))
+    monitor = StuckTaskMonitor(25.0, str(tmp_path))
     found = list[StuckTask]()
     for now in range(40):
         task(tmp_path, 12, "D", UNREGISTER, switches=5 + now // 10)
@@ -863,7 +871,7 @@ def test_a_task_that_wakes_for_a_moment_now_and_then_is_stuck(tmp_path: Path) ->
 
 
 def test_a_task_that_is_stuck_again_is_told_of_again(tmp_path: Path) -> None:
-    monitor = TaskMonitor(1.0, str(tmp_path))
+    monitor = StuckTaskMonitor(1.0, str(tmp_path))
     states = [("D", 0), ("D", 1), ("S", 0), ("D", 0), ("D", 1)]
     for step, (state, found) in enumerate(states):
         task(tmp_path, 12, state, MUTEX)

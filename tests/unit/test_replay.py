@@ -1,4 +1,4 @@
-"""What a replay takes from a trace, and what it does on a stage."""
+"""What a replay takes from a trace, and what it does on a group."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from typing import Any
 import pytest
 
 from vfiotool.errors import VfioToolError
-from vfiotool.stress.action import Action, Expectation, Outcome, Record
-from vfiotool.stress.replay import Finding, Seen, actions_of, failing_prefix, find, replay, shrunk
-from vfiotool.stress.trace import Line, Trace
+from vfiotool.stress.record import Call, Expectation, Outcome, Record
+from vfiotool.stress.reproduce.replay import (
+    Finding,
+    MonitorFindings,
+    calls_of,
+    failing_prefix,
+    find,
+    replay,
+    shrunk,
+)
+from vfiotool.stress.results.trace import Line, Trace
 
-UNBIND = Action("unbind", {"member": 0})
+UNBIND = Call("unbind", {"member": 0})
 
 
 def line(name: str, cycle: int, unit: int = 0, *, bad: bool = False, released: str = "") -> Line:
-    action = UNBIND if name == "unbind" else Action(name)
-    return Line(unit, "group", cycle, action, "0", "EIO" if bad else "0", bad, released, 0.0, 1.0)
+    call = UNBIND if name == "unbind" else Call(name)
+    return Line(unit, "group", cycle, call, "0", "EIO" if bad else "0", bad, released, 0.0, 1.0)
 
 
 def trace(*lines: Line) -> Trace:
     return Trace({}, list(lines), False)
 
 
-def names(actions: list[Action]) -> list[str]:
-    return [one.name for one in actions]
+def names(calls: list[Call]) -> list[str]:
+    return [one.name for one in calls]
 
 
 MIXED = trace(
@@ -44,7 +52,7 @@ MIXED = trace(
 
 
 def test_each_units_actions_without_what_released_others() -> None:
-    chosen = actions_of(MIXED)
+    chosen = calls_of(MIXED)
     assert names(chosen[0]) == ["open group", "close group", "open group", "unbind", "bind", "open group"]
     assert names(chosen[1]) == ["open group", "GET_STATUS"]
 
@@ -68,7 +76,7 @@ def test_another_workloads_cycle_of_the_same_number_is_another() -> None:
     assert names(failing_prefix(trace(other, line("bind", 1, bad=True)), 0)) == ["bind"]
 
 
-class FakeStage:
+class FakeHarness:
     """A counter: ``up`` and ``down`` change it, and ``up`` fails from ``limit`` on, with this note."""
 
     number = 7
@@ -80,25 +88,25 @@ class FakeStage:
         self.stuck = stuck
         self.abandoned = 0
         self.tries = 0
-        self.unit = type("Unit", (), {"members": ("0000:00:10.0",)})
+        self.spec = type("Unit", (), {"members": ("0000:00:10.0",)})
 
-    def expect(self, action: Action) -> Expectation | None:
-        if action.name == "down" and not self.height:
+    def expect(self, call: Call) -> Expectation | None:
+        if call.name == "down" and not self.height:
             return None
-        int(action.arguments.get("by", 1))
-        return Expectation(crash="BUG" if action.name == "crash" else "")
+        int(call.arguments.get("by", 1))
+        return Expectation(crash="BUG" if call.name == "crash" else "")
 
-    def perform(self, action: Action, template: Record) -> Iterator[Record]:
+    def perform(self, call: Call, template: Record) -> Iterator[Record]:
         self.tries += 1
-        fails = self.stuck if action.name == "down" else action.name == "up" and self.height >= self.limit
-        self.height += 0 if fails else {"up": 1, "down": -1}.get(action.name, 0)
+        fails = self.stuck if call.name == "down" else call.name == "up" and self.height >= self.limit
+        self.height += 0 if fails else {"up": 1, "down": -1}.get(call.name, 0)
         note = f"{self.note} (pid {self.tries})" if self.note and fails else ""
         outcome = Outcome(errno.EIO if fails and not note else 0, note=note)
-        yield template._replace(action=action, expected=Expectation(), outcome=outcome)
+        yield template._replace(call=call, expected=Expectation(), outcome=outcome)
 
-    def wind_down(self) -> Iterator[Action]:
+    def wind_down(self) -> Iterator[Call]:
         while self.height:
-            yield Action("down")
+            yield Call("down")
 
     @property
     def is_at_rest(self) -> bool:
@@ -108,63 +116,63 @@ class FakeStage:
         self.abandoned += 1
 
 
-UP, DOWN, CRASH = Action("up"), Action("down"), Action("crash")
+UP, DOWN, CRASH = Call("up"), Call("down"), Call("crash")
 
 
-def done(stage: Any, *actions: Action, allow_crash: bool = False) -> list[str]:
-    return [one.action.name for one in replay(stage, actions, allow_crash=allow_crash)]
+def done(harness: Any, *calls: Call, allow_crash: bool = False) -> list[str]:
+    return [one.call.name for one in replay(harness, calls, allow_crash=allow_crash)]
 
 
 def test_it_winds_down_and_leaves_out_what_cannot_be_done() -> None:
-    stage = FakeStage()
-    assert done(stage, DOWN, UP, CRASH, UP) == ["up", "up", "down", "down"]
-    assert stage.abandoned == 0
+    harness = FakeHarness()
+    assert done(harness, DOWN, UP, CRASH, UP) == ["up", "up", "down", "down"]
+    assert harness.abandoned == 0
 
 
 def test_a_crash_is_done_if_it_is_meant() -> None:
-    assert done(FakeStage(), CRASH, allow_crash=True) == ["crash"]
+    assert done(FakeHarness(), CRASH, allow_crash=True) == ["crash"]
 
 
 def test_after_something_went_otherwise_all_is_closed_and_brought_to_rest() -> None:
-    stage = FakeStage(limit=2)
-    assert done(stage, UP, UP, UP, UP) == ["up", "up", "up"]
-    assert (stage.abandoned, stage.height) == (1, 0)
+    harness = FakeHarness(limit=2)
+    assert done(harness, UP, UP, UP, UP) == ["up", "up", "up"]
+    assert (harness.abandoned, harness.height) == (1, 0)
 
 
 def test_who_looks_no_further_leaves_it_at_rest_too() -> None:
-    stage: Any = FakeStage()
-    records = replay(stage, [UP, UP])
+    harness: Any = FakeHarness()
+    records = replay(harness, [UP, UP])
     next(records)
     del records
-    assert (stage.abandoned, stage.height) == (1, 0)
+    assert (harness.abandoned, harness.height) == (1, 0)
 
 
-def test_a_stage_that_does_not_come_to_rest_is_told_of() -> None:
+def test_a_group_that_does_not_come_to_rest_is_told_of() -> None:
     with pytest.raises(VfioToolError, match="group 7 does not come to rest") as raised:
-        done(FakeStage(stuck=True), UP)
+        done(FakeHarness(stuck=True), UP)
     assert raised.value.hint
 
 
 def test_an_action_that_cannot_be_understood_is_named() -> None:
     with pytest.raises(VfioToolError, match="'up by=much' cannot be understood"):
-        done(FakeStage(), Action("up", {"by": "much"}))
+        done(FakeHarness(), Call("up", {"by": "much"}))
 
 
 def test_what_goes_as_told_is_no_finding() -> None:
-    stage: Any = FakeStage()
-    assert find(stage, [UP]) is None
-    assert shrunk(stage, [UP, DOWN]) is None
+    harness: Any = FakeHarness()
+    assert find(harness, [UP]) is None
+    assert shrunk(harness, [UP, DOWN]) is None
 
 
 @pytest.mark.parametrize("note", ["", "still waits"])
 def test_a_finding_shrinks_to_the_fewest_that_show_it(note: str) -> None:
     """A note's numbers are others each time."""
-    stage: Any = FakeStage(limit=2, note=note)
-    found = shrunk(stage, [UP, DOWN, UP, DOWN, UP, CRASH, UP, DOWN, UP, UP, UP], unit=3)
+    harness: Any = FakeHarness(limit=2, note=note)
+    found = shrunk(harness, [UP, DOWN, UP, DOWN, UP, CRASH, UP, DOWN, UP, UP, UP], unit=3)
     assert found is not None
     assert found.record is not None
-    assert found.actions == (UP, UP, UP)
-    assert [one.action for one in found.records] == [UP, UP, UP]
+    assert found.calls == (UP, UP, UP)
+    assert [one.call for one in found.records] == [UP, UP, UP]
     assert found.record.unit == 3
     assert found.record.outcome.errno == (0 if note else errno.EIO)
 
@@ -182,26 +190,26 @@ class FakeWatch:
     def announce(self, expected: Expectation) -> None:
         self.announced += 1
 
-    def end(self, records: Sequence[Record]) -> Seen:
+    def end(self, records: Sequence[Record]) -> MonitorFindings:
         assert self.announced == len(records)
         most = height = count = 0
         for one in records:
-            height += {"up": 1, "down": -1}[one.action.name]
+            height += {"up": 1, "down": -1}[one.call.name]
             most, count = max(most, height), count + (height == self.height)
         times = "once" if count == 1 else f"{count} times"
-        return Seen((f"it creaks at {height}, {times}: up",) if most >= self.height else ())
+        return MonitorFindings((f"it creaks at {height}, {times}: up",) if most >= self.height else ())
 
 
 def test_what_monitors_find_shrinks_too() -> None:
-    stage: Any = FakeStage()
+    harness: Any = FakeHarness()
     whole = [UP, DOWN, UP, UP, DOWN, UP, DOWN, DOWN, UP]
-    found = shrunk(stage, whole, watch=FakeWatch(2))
+    found = shrunk(harness, whole, watch=FakeWatch(2))
     assert found is not None
-    assert found.actions == (UP, UP)
-    assert [one.action for one in found.records] == [UP, UP, DOWN, DOWN]
+    assert found.calls == (UP, UP)
+    assert [one.call for one in found.records] == [UP, UP, DOWN, DOWN]
     assert found.record is None
     assert found.seen.found == ("it creaks at 0, once: up",)
-    assert shrunk(stage, whole, watch=FakeWatch(3)) is None
+    assert shrunk(harness, whole, watch=FakeWatch(3)) is None
 
 
 @pytest.mark.parametrize(
@@ -216,5 +224,11 @@ def test_what_monitors_find_shrinks_too() -> None:
     ],
 )
 def test_findings_are_alike_however_often_they_came(ours: str, theirs: str, alike: bool) -> None:
-    assert Finding((), (), Seen((ours,))).is_like(Finding((), (), Seen((theirs,)))) is alike
-    assert Finding((), (), Seen((ours, "more"))).is_like(Finding((), (), Seen((theirs,)))) is alike
+    assert (
+        Finding((), (), MonitorFindings((ours,))).is_like(Finding((), (), MonitorFindings((theirs,))))
+        is alike
+    )
+    assert (
+        Finding((), (), MonitorFindings((ours, "more"))).is_like(Finding((), (), MonitorFindings((theirs,))))
+        is alike
+    )

@@ -11,13 +11,13 @@ from vfiotool.cli.stress import stress
 from vfiotool.errors import RefusedError, UsageError
 from vfiotool.events.entry import Entry
 from vfiotool.host.tree import Tree
-from vfiotool.stress.action import Action, Expectation, Outcome, Record, Sign
+from vfiotool.stress.config import LAB_HOST, parse_workloads, require_lab
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
-from vfiotool.stress.order import LAB_HOST, parse_workloads, require_lab
-from vfiotool.stress.tally import Tally
-from vfiotool.stress.trace import TraceWriter
+from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome, Record
+from vfiotool.stress.results.stats import RunStats
+from vfiotool.stress.results.trace import TraceWriter
 from vfiotool.stress.workloads import ALL, WORKLOADS
 from vfiotool.testing.fake_tree import FakeTree
 
@@ -36,10 +36,10 @@ def test_workloads_combine() -> None:
 
 
 def record(number: int) -> Record:
-    action = Action("bind", {"member": 0, "to": "vfio"})
-    signs = (Sign("vfio", "add"), Sign("pci", "bind", EDU))
-    expected = Expectation(signs=signs, probes=("iommu_device_use_default_domain",))
-    return Record(float(number), 10.0, 0, "bind", number, action, expected, Outcome(), group=5)
+    call = Call("bind", {"member": 0, "to": "vfio"})
+    uevents = (ExpectedUevent("vfio", "add"), ExpectedUevent("pci", "bind", EDU))
+    expected = Expectation(uevents=uevents, probes=("iommu_device_use_default_domain",))
+    return Record(float(number), 10.0, 0, "bind", number, call, expected, Outcome(), group=5)
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Any) -> None:
@@ -48,13 +48,13 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Any) -> None:
     log = KernelLogMonitor()
     uevents.watch(5, [EDU])
     with TraceWriter(str(tmp_path / "trace.jsonl"), {"seed": 1}) as trace:
-        tally = Tally(trace)
+        stats = RunStats(trace)
 
         def work(first: int, count: int) -> None:
             for number in range(first, first + count):
                 one = record(number)
-                tally.add(one)
-                uevents.expect(5, one.expected.signs)
+                stats.add(one)
+                uevents.expect(5, one.expected.uevents)
                 probes.expect(one.expected.probes)
                 uevents.see(Entry(0.0, "kernel", "add", group=5, seqnum=2 * number, detail="/dev/vfio/5"))
                 uevents.see(Entry(0.0, "kernel", "bind", address=EDU, group=5, seqnum=2 * number + 1))
@@ -68,7 +68,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Any) -> None:
         work(3000, 100_000)
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert tally.operations == 103_000
+    assert stats.operations == 103_000
     assert uevents.is_settled()
     assert after - before < 200_000
 

@@ -26,9 +26,8 @@ from vfiotool.render.board import Board, Progress
 from vfiotool.render.report_page import write_page
 from vfiotool.render.report_page.markup import duration
 from vfiotool.render.report_page.scales import LogScale, TimeScale
-from vfiotool.stress.action import Action, Expectation, Outcome, Record, errno_name
-from vfiotool.stress.latencies import MOST_NAMES, OTHERS, Latencies
-from vfiotool.stress.report import (
+from vfiotool.stress.record import Call, Expectation, Outcome, Record, errno_name
+from vfiotool.stress.results.report import (
     KILLED,
     MOST_UNEXPECTED,
     Report,
@@ -38,7 +37,8 @@ from vfiotool.stress.report import (
     utc_text,
     write_report,
 )
-from vfiotool.stress.trace import Line, Trace, TraceWriter, read_trace, sample_trace
+from vfiotool.stress.results.stats import MOST_NAMES, OTHERS, Latencies
+from vfiotool.stress.results.trace import Line, Trace, TraceWriter, read_trace, sample_trace
 from vfiotool.testing import FakeHost
 
 ADDRESS = "0000:01:00.0"
@@ -57,7 +57,7 @@ RECORD = Record(
     unit=0,
     workload="group",
     cycle=4,
-    action=Action("SET_CONTAINER", {"fd": 3, "node": "/dev/vfio/3"}),
+    call=Call("SET_CONTAINER", {"fd": 3, "node": "/dev/vfio/3"}),
     expected=Expectation(),
     outcome=Outcome(errno.EPERM),
     released="unbind",
@@ -84,15 +84,15 @@ def write_lines(path: Path, *raw: bytes) -> None:
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
-    good = Record(1.0, 2.0, 0, "bind", 1, Action("unbind"), Expectation(), Outcome())
+    good = Record(1.0, 2.0, 0, "bind", 1, Call("unbind"), Expectation(), Outcome())
     write_trace(path, LINE, good.document())
     header = json.loads(path.read_text().splitlines()[0])
     assert header == {"schema": "vfiotool.trace/1", **HEADER}
     assert read_trace(str(path)) == Trace(
         header,
         [
-            Line(0, "group", 4, RECORD.action, "0", "EPERM", True, "unbind", 12.5, 80.2),
-            Line(0, "bind", 1, Action("unbind"), "0", "0", False, "", 1.0, 2.0),
+            Line(0, "group", 4, RECORD.call, "0", "EPERM", True, "unbind", 12.5, 80.2),
+            Line(0, "bind", 1, Call("unbind"), "0", "0", False, "", 1.0, 2.0),
         ],
         cut=False,
     )
@@ -641,9 +641,9 @@ def test_a_page_shows_the_kernel_log_and_counts_of_what_is_not_listed(tmp_path: 
 
 def test_a_page_tells_what_the_report_has(tmp_path: Path) -> None:
     found = page(tmp_path, report(interrupted="SIGTERM").document(), [LINE])
-    told = ("Passed", "6.12.48", "cdev", "1970-01-01 00:00:00 UTC", "vfiotool stress group dma --seed 7",
+    stop = ("Passed", "6.12.48", "cdev", "1970-01-01 00:00:00 UTC", "vfiotool stress group dma --seed 7",
             "vfio_group_release", "by SIGTERM, after 1.2 s", "9 µs", "99 µs", "EBUSY")  # fmt: skip
-    assert [text for text in told if text not in found.text] == []
+    assert [text for text in stop if text not in found.text] == []
 
 
 def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:

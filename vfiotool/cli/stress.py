@@ -23,10 +23,10 @@ from vfiotool.render.documents import write_document
 
 if TYPE_CHECKING:
     from vfiotool.render.board import Board
-    from vfiotool.stress.engine import Screen, Told
-    from vfiotool.stress.order import Order
-    from vfiotool.stress.report import Report
-    from vfiotool.stress.trace import Trace
+    from vfiotool.stress.config import RunConfig
+    from vfiotool.stress.results.report import Report
+    from vfiotool.stress.results.trace import Trace
+    from vfiotool.stress.runner import ProgressSink, StopRequest
 
 _CYCLES = 10
 _MOST_MARKS = 2000
@@ -114,13 +114,13 @@ def _run(settings: Settings, names: str, as_json: bool, **options: Any) -> None:
     _execute(_order(settings, names, **options), as_json)
 
 
-def _execute(order: Order, as_json: bool) -> None:
-    from vfiotool.stress.engine import Told, run
+def _execute(order: RunConfig, as_json: bool) -> None:
+    from vfiotool.stress.runner import StopRequest, run
 
-    told = Told()
-    _end_when_told(told)
-    with _screen(order) as screen:
-        report = run(order, screen, told)
+    stop = StopRequest()
+    _end_when_told(stop)
+    with _progress(order) as progress:
+        report = run(order, progress, stop)
     _conclude(order, report, as_json)
 
 
@@ -141,7 +141,7 @@ def _execute(order: Order, as_json: bool) -> None:
 @click.pass_obj
 def replay(settings: Settings, /, file: str, as_json: bool, **options: Any) -> None:
     """Do the operations of a run again: FILE is its trace.jsonl."""
-    from vfiotool.stress.trace import read_trace
+    from vfiotool.stress.results.trace import read_trace
 
     _require_live(settings)
     trace = read_trace(file)
@@ -151,19 +151,20 @@ def replay(settings: Settings, /, file: str, as_json: bool, **options: Any) -> N
     _execute(_repeated(settings, trace, file, **options), as_json)
 
 
-def _repeated(settings: Settings, trace: Trace, file: str, **options: Any) -> Order:
+def _repeated(settings: Settings, trace: Trace, file: str, **options: Any) -> RunConfig:
     """Return the order that does what a trace has, on the same groups at once."""
-    from vfiotool.stress.order import Order, require_lab, units_of
-    from vfiotool.stress.replay import cycles_of
+    from vfiotool.stress.config import RunConfig, require_lab
+    from vfiotool.stress.groups import groups_of_trace
+    from vfiotool.stress.reproduce.replay import cycles_of
 
     if options["allow_kernel_crash"]:
         require_lab(settings.tree)
     cycles = cycles_of(trace)
     flags = [f"--allow-{rule}" for rule in allowed_rules(options)]
     flags += ["--allow-kernel-crash"] if options["allow_kernel_crash"] else []
-    units = units_of(settings.tree, trace.header, settings.state_dir)
-    return Order(
-        units=units,
+    units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
+    return RunConfig(
+        groups=units,
         workloads=("replay",),
         seed=trace.header["seed"],
         report=options["report"] or _folder(),
@@ -179,11 +180,11 @@ def _repeated(settings: Settings, trace: Trace, file: str, **options: Any) -> Or
 
 def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> None:
     """Reduce what went otherwise to the fewest operations, and show them."""
-    from vfiotool.stress.order import units_of
-    from vfiotool.stress.reduction import reduce
-    from vfiotool.stress.standalone import script
+    from vfiotool.stress.groups import groups_of_trace
+    from vfiotool.stress.reproduce.minimize import reduce
+    from vfiotool.stress.reproduce.script import script
 
-    units = units_of(settings.tree, trace.header, settings.state_dir)
+    units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
     with unhurried():
         finding = reduce(trace, units, settings.state_dir, allowed_rules(options))
     if options["script"]:
@@ -194,7 +195,7 @@ def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> 
         write_document("stress", {"operations": operations, "found": found, "script": options["script"]})
         return
     for record in finding.records:
-        text = f"{record.action}: {record.outcome}"
+        text = f"{record.call}: {record.outcome}"
         click.echo(f"{text}, not {record.expected}" if record.is_unexpected else text)
     for one in finding.seen.found:
         click.echo(f"then {one}")
@@ -210,10 +211,11 @@ def _folder() -> str:
     return time.strftime("vfiotool-stress-%Y%m%d-%H%M%S")
 
 
-def _order(settings: Settings, names: str, **options: Any) -> Order:
+def _order(settings: Settings, names: str, **options: Any) -> RunConfig:
     _require_live(settings)
     from vfiotool.binding.operations import Binding
-    from vfiotool.stress.order import Order, find_units, parse_workloads, require_lab
+    from vfiotool.stress.config import RunConfig, parse_workloads, require_lab
+    from vfiotool.stress.groups import find_groups
 
     if options["allow_kernel_crash"]:
         require_lab(settings.tree)
@@ -221,13 +223,13 @@ def _order(settings: Settings, names: str, **options: Any) -> Order:
     wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
     if group:
         wanted = Binding(state_dir=settings.state_dir).group_members(wanted)
-    units = find_units(settings.tree, wanted, settings.state_dir)
+    units = find_groups(settings.tree, wanted, settings.state_dir)
     seed = options["seed"]
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     cycles, duration = options["cycles"], options["duration"]
     cycles = _CYCLES if cycles is None and duration is None else cycles
-    return Order(
-        units=units,
+    return RunConfig(
+        groups=units,
         workloads=parse_workloads(names),
         seed=seed,
         report=options["report"] or _folder(),
@@ -251,28 +253,28 @@ def _reproduce(names: str, wanted: list[str], seed: int, cycles: int | None, opt
     return shlex.join(words)
 
 
-def _end_when_told(told: Told) -> None:
+def _end_when_told(stop: StopRequest) -> None:
     """Have signals end the run in good order: what is told again meanwhile changes nothing."""
 
     def take_note(number: int, _frame: object) -> None:
-        told.by = told.by or signal.Signals(number).name
+        stop.by = stop.by or signal.Signals(number).name
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, take_note)
 
 
 @contextlib.contextmanager
-def _screen(order: Order) -> Iterator[Screen]:
+def _progress(order: RunConfig) -> Iterator[ProgressSink]:
     """Have a board for the time of the run."""
     from vfiotool.render.board import Board
 
-    most = None if order.cycles is None else order.cycles * len(order.workloads) * len(order.units)
+    most = None if order.cycles is None else order.cycles * len(order.workloads) * len(order.groups)
     with Board(order.addresses, order.workloads, seconds=order.duration, cycles=most) as board:
         yield _Shown(board)
 
 
 class _Shown:
-    """A board as the engine wants it."""
+    """A board as the run wants it."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -287,16 +289,16 @@ class _Shown:
         self._board.update(Progress(**fields))
 
 
-def _conclude(order: Order, report: Report, as_json: bool) -> None:
+def _conclude(order: RunConfig, report: Report, as_json: bool) -> None:
     """Write the report, and say what it says; a run that has failed ends with status 1."""
     from vfiotool.render.report_page import write_page
-    from vfiotool.stress.report import PAGE, TRACE, write_report
-    from vfiotool.stress.trace import sample_trace
+    from vfiotool.stress.results.report import PAGE, TRACE, write_report
+    from vfiotool.stress.results.trace import sample_trace
 
     document = report.document()
     write_report(order.report, document)
     lines = sample_trace(f"{order.report}/{TRACE}", _MOST_MARKS)
-    write_page(f"{order.report}/{PAGE}", document, lines, [" ".join(unit.members) for unit in order.units])
+    write_page(f"{order.report}/{PAGE}", document, lines, [" ".join(unit.members) for unit in order.groups])
     if as_json:
         write_document("stress", {key: value for key, value in document.items() if key != "schema"})
     else:

@@ -127,13 +127,13 @@ class Board:
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
-        told = duration(progress.seconds * 1e6)
+        stop = duration(progress.seconds * 1e6)
         if not shares:
-            grid.add_row(told, "")
+            grid.add_row(stop, "")
             return grid
         share = min(max(shares), 1.0)
         grid.add_row(
-            f"{told}  {share:4.0%}", ProgressBar(total=1.0, completed=share, complete_style=_tone(progress))
+            f"{stop}  {share:4.0%}", ProgressBar(total=1.0, completed=share, complete_style=_tone(progress))
         )
         return grid
 

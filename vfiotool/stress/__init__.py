@@ -1,1 +1,1 @@
-"""Proof by stress: what the kernel must do, what it is asked to do, and what watches whether it did."""
+"""Stress tests of binding and of the group life cycle, judged against a model."""

@@ -52,8 +52,8 @@ def _verdict(report: Mapping[str, Any]) -> Markup:
     path = element("path", d=_ICONS.get(verdict, _ICONS["fail"]))
     icon = element("svg", element("circle", cx=12, cy=12, r=11), path, viewBox="0 0 24 24", class_="icon")
     names = " + ".join(map(str, report["workloads"]))
-    told = f"{names} on {_amount(len(report['devices']), 'device')}, Linux {report['kernel']}"
-    heading = element("div", element("h1", "Passed" if verdict == "pass" else "Failed"), element("p", told))
+    stop = f"{names} on {_amount(len(report['devices']), 'device')}, Linux {report['kernel']}"
+    heading = element("div", element("h1", "Passed" if verdict == "pass" else "Failed"), element("p", stop))
     parts = [element("div", icon, heading, class_="headline")]
     if report["reasons"]:
         parts.append(_listed(report["reasons"], class_="reasons"))
@@ -119,9 +119,9 @@ def _operations(report: Mapping[str, Any]) -> Markup:
 def _timeline(report: Mapping[str, Any], marks: timeline.Marks, labels: Sequence[str]) -> Markup:
     if not marks:
         return _section("Timeline", element("p", "The trace has no operation.", class_="note"))
-    told = f"{len(marks):,} of {_total(report):,} operations, by when they were done and how long they took."
+    stop = f"{len(marks):,} of {_total(report):,} operations, by when they were done and how long they took."
     drawing = element("div", timeline.draw(marks, labels), class_="scrolled")
-    return _section("Timeline", element("p", told, class_="note"), drawing, timeline.legend())
+    return _section("Timeline", element("p", stop, class_="note"), drawing, timeline.legend())
 
 
 def _uevents(report: Mapping[str, Any]) -> Markup:

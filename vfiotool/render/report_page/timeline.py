@@ -109,9 +109,9 @@ def _mark(mark: Mapping[str, Any], x: float, top: float, scale: LogScale) -> Mar
     y = round(top + scale.at(mark["us"]), 1)
     if mark.get("unexpected"):
         stem = element("line", x1=x, x2=x, y1=y, y2=top + _LANE, class_="stem")
-        return joined((stem, _form("odd", x, y, _told(mark))))
+        return joined((stem, _form("odd", x, y, _stop(mark))))
     got = str(mark["got"])
-    return _form("done" if got.startswith("0") else "refused", x, y, _told(mark))
+    return _form("done" if got.startswith("0") else "refused", x, y, _stop(mark))
 
 
 def _form(kind: str, x: float, y: float, *children: Markup) -> Markup:
@@ -123,7 +123,7 @@ def _form(kind: str, x: float, y: float, *children: Markup) -> Markup:
     return element("polygon", *children, points=points, class_=kind)
 
 
-def _told(mark: Mapping[str, Any]) -> Markup:
+def _stop(mark: Mapping[str, Any]) -> Markup:
     arguments = "".join(f" {key}={value}" for key, value in mark["arguments"].items())
     what = f"{mark['operation']}{arguments}"[:_MOST_TEXT]
     end = f" where {str(mark['expected'])[:_MOST_TEXT]} was expected" if mark.get("unexpected") else ""

@@ -1,1 +1,1 @@
-"""Watching the kernel: a monitor is told what must come, sees what comes, and says what is wrong."""
+"""Monitors: each compares what the kernel reports with what the model expects."""

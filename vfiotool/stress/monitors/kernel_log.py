@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiotool.events.entry import Entry
-from vfiotool.stress.monitors.examples import Examples, times
+from vfiotool.stress.monitors.samples import Samples, times
 
 _KINDS = tuple(
     (kind, re.compile(pattern))
@@ -67,7 +67,7 @@ class KernelLogMonitor:
     """Judges what is logged during a run. One thread uses it."""
 
     def __init__(self) -> None:
-        self._lines = Examples[Line]()
+        self._lines = Samples[Line]()
         self._counts = Counter[str]()
         self._missed = 0
         self._dying: Line | None = None
@@ -75,7 +75,7 @@ class KernelLogMonitor:
         self._report_ends = 0
         self._seen = 0
         self._announced = 0
-        self._waits: dict[str, Examples[Line]] = {}
+        self._waits: dict[str, Samples[Line]] = {}
         self._is_finished = False
 
     def expect_blocked(self) -> None:
@@ -134,7 +134,7 @@ class KernelLogMonitor:
         self._counts[line.kind] += 1
         if line.kind == "blocked":
             wording = line.text.rpartition("blocked until ")[2]
-            self._waits.setdefault(wording, Examples()).add(line)
+            self._waits.setdefault(wording, Samples()).add(line)
             return
         self._lines.add(line)
         self._dying = line if line.kind in _DEATHS else None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from vfiotool.events.entry import Entry
 from vfiotool.events.probes import ACTIONS, PROBES
-from vfiotool.stress.monitors.examples import times
+from vfiotool.stress.monitors.samples import times
 
 _NOTIFIER = "vfio_iommu_group_notifier"
 _ACTIONS = frozenset(ACTIONS.values())

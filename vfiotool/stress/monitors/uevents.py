@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vfiotool.events.entry import Entry
-from vfiotool.stress.action import Sign
-from vfiotool.stress.monitors.examples import Examples, times
-from vfiotool.stress.monitors.matcher import Matcher
+from vfiotool.stress.monitors.samples import Samples, times
+from vfiotool.stress.monitors.sequence_match import SequenceMatcher
+from vfiotool.stress.record import ExpectedUevent
 
 Key = tuple[str, str, str]
 """Subsystem, the address of a device or the number of a group, and of a group's node the action."""
 _ACTIONS = ("add", "remove")
-Faults = Examples[dict[str, Any]]
+Faults = Samples[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class _Operation:
     """The uevents of one operation: their numbers, as far as they have come."""
 
-    signs: tuple[Sign, ...]
+    uevents: tuple[ExpectedUevent, ...]
     seqnums: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
@@ -30,14 +30,14 @@ class _Operation:
         """Take the number of the uevent at a place, and say whether all have come."""
         self.places.append(place)
         self.seqnums.append(seqnum)
-        return len(self.places) == len(self.signs)
+        return len(self.places) == len(self.uevents)
 
-    def too_early(self) -> tuple[Sign, int] | None:
+    def too_early(self) -> tuple[ExpectedUevent, int] | None:
         """Return a uevent that came before one that must precede it, and its number."""
         came = sorted(zip(self.seqnums, self.places, strict=True))
         for rank, (seqnum, place) in enumerate(came):
             if place != rank:
-                return self.signs[place], seqnum
+                return self.uevents[place], seqnum
         return None
 
     def overlaps(self, other: _Operation) -> bool:
@@ -57,13 +57,13 @@ class _Group:
     last: _Operation | None = None
     is_judged: bool = True
 
-    def complete(self, operation: _Operation) -> tuple[Sign, int] | None:
+    def complete(self, operation: _Operation) -> tuple[ExpectedUevent, int] | None:
         """Take the next operation, and return what came too early in the one before it."""
         found = self.settle(operation)
         self.last = operation
         return found
 
-    def settle(self, following: _Operation | None = None) -> tuple[Sign, int] | None:
+    def settle(self, following: _Operation | None = None) -> tuple[ExpectedUevent, int] | None:
         """Judge the last operation."""
         last, self.last = self.last, None
         found = last.too_early() if last is not None and self.is_judged else None
@@ -75,7 +75,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Awaited:
-    sign: Sign
+    uevent: ExpectedUevent
     group: int
     operation: _Operation
     place: int | None
@@ -83,7 +83,7 @@ class _Awaited:
 
     @property
     def action(self) -> str:
-        return self.sign.action
+        return self.uevent.action
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,13 @@ class UeventMonitor:
     def __init__(self, *, is_ordered: bool = True) -> None:
         """Say whether an operation's uevents have one order across streams: not if a worker puts groups."""
         self._is_ordered = is_ordered
-        self._streams: dict[Key, Matcher[_Awaited, _Came]] = {}
+        self._streams: dict[Key, SequenceMatcher[_Awaited, _Came]] = {}
         self._groups: dict[int, _Group] = {}
         self._of: dict[Key, int] = {}
         self._expected = 0
         self._received = 0
         self._swapped = Faults()
-        self._missed = Examples[str]()
+        self._missed = Samples[str]()
 
     def watch(self, group: int, addresses: Iterable[str]) -> None:
         """Judge what is about a group's node and these devices from now on."""
@@ -120,18 +120,18 @@ class UeventMonitor:
         for key in keys:
             if key not in self._streams:
                 self._of[key] = group
-                self._streams[key] = Matcher(self._match)
+                self._streams[key] = SequenceMatcher(self._match)
 
-    def expect(self, group: int, signs: Iterable[Sign]) -> None:
+    def expect(self, group: int, uevents: Iterable[ExpectedUevent]) -> None:
         """Take what an operation must have sent. Operations of a group are told of in their order."""
-        sent = tuple(sign for sign in signs if _key_of(sign, group) in self._streams)
-        operation = _Operation(tuple(sign for sign in sent if sign.subsystem != "vfio"))
+        sent = tuple(uevent for uevent in uevents if _key_of(uevent, group) in self._streams)
+        operation = _Operation(tuple(uevent for uevent in sent if uevent.subsystem != "vfio"))
         self._expected += len(sent)
         places = itertools.count()
-        for sign in sent:
-            place = None if sign.subsystem == "vfio" else next(places)
-            self._of[_key_of(sign, group)] = group
-            self._streams[_key_of(sign, group)].expect(_Awaited(sign, group, operation, place))
+        for uevent in sent:
+            place = None if uevent.subsystem == "vfio" else next(places)
+            self._of[_key_of(uevent, group)] = group
+            self._streams[_key_of(uevent, group)].expect(_Awaited(uevent, group, operation, place))
 
     def see(self, entry: Entry) -> None:
         """Take an entry of the source ``kernel``."""
@@ -204,13 +204,13 @@ class UeventMonitor:
             },
         }
 
-    def _named(self, key: Key, faults: Examples[_Awaited] | Examples[_Came]) -> Faults:
+    def _named(self, key: Key, faults: Samples[_Awaited] | Samples[_Came]) -> Faults:
         """Return the faults of a stream as the report has them."""
         subsystem, name, _ = key
         address = None if subsystem == "vfio" else name
         named = Faults()
         for item in faults.first:
-            named.add(_document(Sign(subsystem, item.action, address), self._of[key], item.seqnum))
+            named.add(_document(ExpectedUevent(subsystem, item.action, address), self._of[key], item.seqnum))
         named.count = faults.count
         return named
 
@@ -221,14 +221,14 @@ class UeventMonitor:
         if awaited.operation.saw(awaited.place, came.seqnum):
             self._add_swapped(awaited.group, self._groups[awaited.group].complete(awaited.operation))
 
-    def _add_swapped(self, group: int, found: tuple[Sign, int] | None) -> None:
+    def _add_swapped(self, group: int, found: tuple[ExpectedUevent, int] | None) -> None:
         if found is not None:
             self._swapped.add(_document(found[0], group, found[1]))
 
 
-def _key_of(sign: Sign, group: int) -> Key:
-    name = str(group) if sign.address is None else sign.address
-    return sign.subsystem, name, sign.action if sign.subsystem == "vfio" else ""
+def _key_of(uevent: ExpectedUevent, group: int) -> Key:
+    name = str(group) if uevent.address is None else uevent.address
+    return uevent.subsystem, name, uevent.action if uevent.subsystem == "vfio" else ""
 
 
 def _key(entry: Entry) -> Key:
@@ -243,12 +243,12 @@ def _name(key: Key) -> str:
     return f"/dev/vfio/{name}" if subsystem == "vfio" else f"{name} ({subsystem})"
 
 
-def _document(sign: Sign, group: int, seqnum: int | None) -> dict[str, Any]:
+def _document(uevent: ExpectedUevent, group: int, seqnum: int | None) -> dict[str, Any]:
     """Return a uevent as the report has it; one that did not come has no number."""
     return {
-        "action": sign.action,
-        "subsystem": sign.subsystem,
-        "address": sign.address,
+        "action": uevent.action,
+        "subsystem": uevent.subsystem,
+        "address": uevent.address,
         "group": group,
         "seqnum": seqnum,
     }

@@ -1,1 +1,0 @@
-"""What can be done with a group on stage, by families of operations."""

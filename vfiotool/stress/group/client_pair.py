@@ -1,0 +1,190 @@
+"""Processes that share a group: each of its fds is one of theirs, as with users apart from each other."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+
+from vfiotool.stress.group.client import GroupClient
+from vfiotool.stress.model.lifecycle import Kind, Operation
+
+PROCESSES = 2
+
+_BY_OWNER_OF_GROUP = (Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER, Kind.GET_DEVICE_FD)
+_iommus = itertools.count(1)
+_BY_OWNER_OF_CONTAINER = (Kind.CLOSE_CONTAINER, Kind.SET_IOMMU)
+
+
+class ClientPair:
+    """This process and another one, which starts when it is first needed. A handle of one thread.
+
+    Who opens an fd does what is done by it. A container is lent to the process that has the group, for a
+    SET_CONTAINER alone. Nodes of single devices are all this process's: their iommufd is.
+    """
+
+    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
+        self.client = GroupClient(group, members, hosts)
+        self._arguments = (group, tuple(members), dict(hosts))
+        self._other: _OtherProcess | None = None
+        self._group_owner = 0
+        self._containers: dict[int, int] = {}
+        self._iommus: dict[int, int] = {}
+        self._devices: dict[int, list[int]] = {}
+
+    def do(self, operation: Operation, process: int = 0) -> tuple[int, int]:
+        """Do it, and return its errno, or 0, and the flags of a GET_STATUS.
+
+        ``process`` is who opens what is opened, and who writes to sysfs.
+        """
+        kind, owner = operation.kind, self.owner(operation, process)
+        if kind is Kind.SET_CONTAINER and self._containers[operation.container] != owner:
+            return self._set_foreign_container(operation, owner)
+        errno, flags = self._by(owner, operation)
+        if not errno:
+            self._note(operation, owner)
+        return errno, flags
+
+    def owner(self, operation: Operation, process: int = 0) -> int:
+        """Return which process does an operation."""
+        kind = operation.kind
+        if kind in _BY_OWNER_OF_GROUP or kind is Kind.SET_CONTAINER:
+            return self._group_owner
+        if kind in _BY_OWNER_OF_CONTAINER:
+            return self._containers[operation.container]
+        if kind is Kind.CLOSE_DEVICE:
+            return self._devices[operation.member][-1]
+        return process if kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND) else 0
+
+    def owns_container(self, container: int) -> bool:
+        """Say whether a container is this process's."""
+        return self._containers.get(container) == 0
+
+    def iommu(self, container: int) -> int:
+        """Return a number that no other IOMMU of a container has, of any troupe of this process."""
+        return self._iommus[container]
+
+    def owns_device(self, member: int) -> bool:
+        """Say whether the last fd of a device is this process's."""
+        return self._devices.get(member, [])[-1:] == [0]
+
+    def start(self, operation: Operation) -> None:
+        """Have the other process do an operation, and do not wait for it: ``finish`` does."""
+        self._ready().start(operation)
+
+    def finish(self, operation: Operation) -> tuple[int, int]:
+        """Return what came of the operation that was started."""
+        errno, flags = self._ready().finish()
+        if not errno:
+            self._note(operation, 1)
+        return errno, flags
+
+    def close(self) -> None:
+        """Close all fds, and end the other process."""
+        self.client.close()
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+        self._containers.clear()
+        self._devices.clear()
+
+    def _by(self, owner: int, operation: Operation) -> tuple[int, int]:
+        if owner == 0:
+            return self.client.do(operation)
+        other = self._ready()
+        other.start(operation)
+        return other.finish()
+
+    def _set_foreign_container(self, operation: Operation, owner: int) -> tuple[int, int]:
+        at = operation.container
+        if owner == 0:
+            self.client.borrow(at, self._ready().lend(at))
+        else:
+            self._ready().borrow(at, self.client.container(at))
+        result = self._by(owner, operation)
+        if owner == 0:
+            self.client.give_back(at)
+        else:
+            self._ready().give_back(at)
+        return result
+
+    def _note(self, operation: Operation, owner: int) -> None:
+        if operation.kind is Kind.OPEN_GROUP:
+            self._group_owner = owner
+        elif operation.kind is Kind.OPEN_CONTAINER:
+            self._containers[operation.container] = owner
+        elif operation.kind is Kind.SET_IOMMU:
+            self._iommus[operation.container] = next(_iommus)
+        elif operation.kind is Kind.CLOSE_CONTAINER:
+            del self._containers[operation.container]
+        elif operation.kind is Kind.GET_DEVICE_FD:
+            self._devices.setdefault(operation.member, []).append(owner)
+        elif operation.kind is Kind.CLOSE_DEVICE:
+            self._devices[operation.member].remove(owner)
+
+    def _ready(self) -> _OtherProcess:
+        if self._other is None:
+            self._other = _OtherProcess(*self._arguments)
+        return self._other
+
+
+class _OtherProcess:
+    """An actor in a process of its own, which ends with this one."""
+
+    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
+        self._line, theirs = multiprocessing.Pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _keep_only(theirs.fileno())
+                _serve(theirs, GroupClient(group, members, hosts))
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def start(self, operation: Operation) -> None:
+        self._line.send(("do", operation))
+
+    def finish(self) -> tuple[int, int]:
+        errno, flags = self._line.recv()
+        return errno, flags
+
+    def lend(self, container: int) -> int:
+        self._line.send(("lend", container))
+        return reduction.recv_handle(self._line)
+
+    def borrow(self, container: int, fd: int) -> None:
+        self._line.send(("borrow", container))
+        reduction.send_handle(self._line, fd, self.pid)
+
+    def give_back(self, container: int) -> None:
+        self._line.send(("give back", container))
+
+    def close(self) -> None:
+        self._line.close()
+        os.waitpid(self.pid, 0)
+
+
+def _keep_only(fd: int) -> None:
+    """Close what was inherited: an fd of a device in a second process would keep it busy."""
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _serve(line: Connection, client: GroupClient) -> None:
+    while True:
+        try:
+            verb, what = line.recv()
+        except EOFError:
+            return
+        if verb == "do":
+            line.send(client.do(what))
+        elif verb == "lend":
+            reduction.send_handle(line, client.container(what), os.getppid())
+        elif verb == "borrow":
+            client.borrow(what, reduction.recv_handle(line))
+        else:
+            client.give_back(what)

@@ -1,0 +1,77 @@
+"""The model as a drawing: a Mermaid state diagram of what one device's group goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vfiotool.stress.model.lifecycle import (
+    Bound,
+    Container,
+    Kind,
+    Member,
+    Model,
+    Operation,
+    Prediction,
+    State,
+)
+from vfiotool.stress.model.walk import explore
+
+_DRAWN = (
+    Kind.BIND,
+    Kind.OPEN_GROUP,
+    Kind.SET_CONTAINER,
+    Kind.SET_IOMMU,
+    Kind.GET_DEVICE_FD,
+    Kind.CLOSE_DEVICE,
+    Kind.UNSET_CONTAINER,
+    Kind.CLOSE_GROUP,
+    Kind.UNBIND,
+)
+
+
+def draw(model: Model) -> str:
+    """Return the diagram: a group with one member and a container that stays open, one device fd at most.
+
+    Refused operations are not drawn. Who waits stands in brackets.
+    """
+    lines = ["stateDiagram-v2"]
+    names = dict[State, str]()
+    for before, label, after in _transitions(model):
+        for state in (before, after):
+            if state not in names:
+                names[state] = f"s{len(names)}"
+                lines.append(f'    state "{_described(state)}" as {names[state]}')
+        lines.append(f"    {names[before]} --> {names[after]}: {label}")
+    lines.insert(1, "    [*] --> s0")
+    return "\n".join(lines) + "\n"
+
+
+def _transitions(model: Model) -> Iterator[tuple[State, str, State]]:
+    start = State((Member(),), (Container(is_open=True),))
+    for state, operation, prediction in explore(model, start, _leads_on):
+        name = operation.kind.value
+        if _is_drawn(operation, prediction) and prediction.waits_for:
+            yield state, f"{name} (waits until {prediction.waits_for})", state
+        elif _is_drawn(operation, prediction) and prediction.state != state:
+            yield state, name, prediction.state
+
+
+def _leads_on(operation: Operation, prediction: Prediction) -> bool:
+    return _is_drawn(operation, prediction) and not prediction.waits_for
+
+
+def _is_drawn(operation: Operation, prediction: Prediction) -> bool:
+    is_ours = operation.kind in _DRAWN and operation.to in (Bound.NONE, Bound.VFIO)
+    return is_ours and prediction.state.device_fds <= 1
+
+
+def _described(state: State) -> str:
+    (member,) = state.members
+    parts = [
+        "on vfio-pci" if member.bound is Bound.VFIO else "no driver",
+        "group open" if state.is_open and not state.is_orphaned else "",
+        "group fd of a group that is no more" if state.is_orphaned else "",
+        "" if state.container is None else "container with an IOMMU" if state.has_iommu else "container",
+        "device fd" if member.fds else "",
+    ]
+    return ", ".join(part for part in parts if part)

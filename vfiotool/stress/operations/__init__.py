@@ -1,0 +1,1 @@
+"""The operations that a run can execute on a group, by families."""

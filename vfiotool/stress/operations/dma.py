@@ -1,0 +1,211 @@
+"""DMA: memory is mapped and unmapped in the address space that is set up; its bytes and pins are counted."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+from vfiotool._shim import ffi, lib
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.model.dma_mappings import Mappings
+from vfiotool.stress.operations.base import NonBlocking
+from vfiotool.stress.record import Call, Expectation, Outcome
+from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.uapi import DmaMapFlags, Extension
+
+SLOTS = 32
+SLOT_BYTES = 64 << 10
+IOVA = 0x1000000
+"""Where the first slot is mapped: what edu reaches too, with its 28 bits."""
+
+_STEPS = 60
+_MOST_SLOTS = 4
+_PINS_EACH = 6
+_EVERYTHING = (IovaRange(0, (1 << 64) - 1),)
+_PINNED = re.compile(
+    rb"^Vm(?:Lck|Pin):\s*(\d+) kB$", re.MULTILINE
+)  # type1 counts in one, iommufd in the other
+
+
+@dataclass
+class _Space:
+    """An IO address space: ``owner`` is the iommufd that it is in, or the number of a container's IOMMU."""
+
+    owner: Iommufd | int
+    fd: int
+    ioas: int
+    mappings: Mappings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mappings = Mappings(is_ioas=self.ioas != 0)
+
+
+class DmaOperations(NonBlocking):
+    """The family of the container that is set and has its IOMMU, or else of the IOAS of the iommufd.
+
+    A slot is 64 KiB of this process's memory, and always at the same IOVA. ``pins`` are the pages that the
+    kernel accounts to this process, more than when this was made.
+    """
+
+    names = frozenset(("map", "unmap", "unmap all", "pins"))
+
+    def __init__(self, harness: GroupHarness) -> None:
+        self._harness = harness
+        self._container: _Space | None = None
+        self._ioas: _Space | None = None
+        self._pinned_before = pinned_pages()
+
+    def choose(self, rng: random.Random) -> Iterator[Call]:
+        """Yield one cycle's worth, as long as there is where to map; each is to be done before the next."""
+        for step in range(_STEPS):
+            space = self._space()
+            if space is None:
+                return
+            yield Call("pins") if step % _PINS_EACH == 0 else _chosen(rng, space.mappings)
+        yield Call("pins")
+
+    def expect(self, call: Call) -> Expectation | None:
+        space = self._space()
+        if call.name == "pins":
+            pages = self._pages()
+            return None if pages is None else Expectation(value=pages)
+        if space is None:
+            return None
+        if call.name == "unmap all":
+            return self._expect_unmap_all(space)
+        slot, slots = _range(call)
+        if slot < 0 or slots < 1 or slot + slots > SLOTS:
+            return None
+        if call.name == "map":
+            return Expectation(frozenset((space.mappings.map(slot, slots),)))
+        code, gone = space.mappings.unmap(slot, slots)
+        return Expectation(frozenset((code,)), value=space.mappings.size(gone) * SLOT_BYTES)
+
+    def do(self, call: Call, expected: Expectation) -> Outcome:
+        if call.name == "pins":
+            return Outcome(value=pinned_pages() - self._pinned_before)
+        space = cast("_Space", self._space())  # else nothing was expected
+        if call.name == "unmap all":
+            outcome = _outcome(lib.vt_dma_unmap_all(space.fd, space.ioas))
+            if expected.allows(outcome) and not outcome.errno:
+                space.mappings.drop([start for start, _ in space.mappings.all])
+            return outcome
+        slot, slots = _range(call)
+        iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
+        if call.name == "map":
+            access = DmaMapFlags.READ | DmaMapFlags.WRITE
+            address = self._memory[1] + slot * SLOT_BYTES
+            outcome = _outcome(lib.vt_dma_map(space.fd, space.ioas, address, iova, size, access))
+            if expected.allows(outcome) and not outcome.errno:
+                space.mappings.add(slot, slots)
+            return outcome
+        outcome = _outcome(lib.vt_dma_unmap(space.fd, space.ioas, iova, size))
+        if expected.allows(outcome):
+            space.mappings.drop(space.mappings.unmap(slot, slots)[1])
+        return outcome
+
+    def wind_down(self) -> Iterator[Call]:
+        """Unmap what is mapped, by a way that every kernel has: up to 5.11 there is no unmap of all."""
+        space = self._space()
+        if space is not None and space.mappings.count:
+            yield Call("unmap", {"slot": 0, "slots": SLOTS})
+
+    def abandon(self) -> None:
+        """Forget what is mapped: the kernel undoes it with the fds."""
+        self._container = self._ioas = None
+
+    def _expect_unmap_all(self, space: _Space) -> Expectation:
+        can = space.ioas or lib.vt_container_check_extension(space.fd, Extension.UNMAP_ALL) > 0
+        code = 0 if can else errno.EINVAL
+        return Expectation(frozenset((code,)), value=space.mappings.count * SLOT_BYTES)
+
+    def _space(self) -> _Space | None:
+        """Look which address spaces are there still; return the one that can be mapped in."""
+        ioas, container = self._look_at_iommufd(), self._look_at_container()
+        return container or ioas
+
+    def _look_at_container(self) -> _Space | None:
+        state, clients = self._harness.state, self._harness.clients
+        if state.container is None or not state.has_iommu:
+            self._container = None
+            return None
+        if not state.containers[state.container].is_open:
+            return None
+        if not clients.owns_container(state.container):
+            self._container = None
+            return None
+        iommu = clients.iommu(state.container)
+        if self._container is None or self._container.owner != iommu:
+            self._container = _Space(iommu, clients.client.container(state.container), 0)
+        return self._container
+
+    def _look_at_iommufd(self) -> _Space | None:
+        owner = self._harness.clients.client.iommufd
+        if owner is None:
+            self._ioas = None
+        elif self._ioas is None or self._ioas.owner is not owner:
+            self._ioas = _Space(owner, owner.fileno(), owner.ioas)
+        return self._ioas
+
+    def _pages(self) -> int | None:
+        """Return how many pages must be pinned; ``None`` where the group does not tell.
+
+        That is where the fd of a container was closed while its group keeps it: the same container may have
+        lost its IOMMU meanwhile, and got another.
+        """
+        slots, state = 0, self._harness.state
+        if self._container is not None and self._container.mappings.count:
+            if state.container is None or not state.containers[state.container].is_open:
+                return None
+            slots += self._container.mappings.count
+        if self._ioas is not None and self._ioas.mappings.count and _is_attached(self._ioas):
+            slots += self._ioas.mappings.count
+        return slots * SLOT_BYTES // mmap.PAGESIZE
+
+    @cached_property
+    def _memory(self) -> tuple[mmap.mmap, int]:
+        """The memory of the slots, and where it is. No child has it: a fork would copy what is pinned."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        memory = mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags)
+        memory.madvise(mmap.MADV_DONTFORK)
+        return memory, int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+
+
+def pinned_pages() -> int:
+    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    with open("/proc/self/status", "rb", buffering=0) as status:
+        kilobytes = sum(map(int, _PINNED.findall(status.read())))
+    return (kilobytes << 10) // mmap.PAGESIZE
+
+
+def _chosen(rng: random.Random, mappings: Mappings) -> Call:
+    """Choose what changes something more often than what is refused."""
+    kind = rng.choices(("map", "unmap one", "unmap any", "unmap all"), (12, 8, 4, 1))[0]
+    if kind == "unmap all":
+        return Call(kind)
+    if kind == "unmap one" and mappings.count:
+        slot, slots = rng.choice(mappings.all)
+    else:
+        slot = rng.randrange(SLOTS)
+        slots = min(rng.randint(1, _MOST_SLOTS), SLOTS - slot)
+    return Call("map" if kind == "map" else "unmap", {"slot": slot, "slots": slots})
+
+
+def _range(call: Call) -> tuple[int, int]:
+    return int(call.arguments["slot"]), int(call.arguments["slots"])
+
+
+def _outcome(result: int) -> Outcome:
+    return Outcome(-result) if result < 0 else Outcome(value=result)
+
+
+def _is_attached(space: _Space) -> bool:
+    """Say whether a device is attached: it narrows what can be mapped; without any, nothing is pinned."""
+    return cast("Iommufd", space.owner).info().iova_ranges != _EVERYTHING

@@ -1,0 +1,232 @@
+"""Members that leave the bus and are found again: ``remove`` of a device, and ``rescan`` of the bus.
+
+Sources: pci_stop_and_remove_bus_device() in drivers/pci/remove.c, pci_rescan_bus() in drivers/pci/probe.c,
+device_add() and device_del() in drivers/base/core.c, vfio_iommu_group_notifier() in drivers/vfio/vfio.c of
+5.10.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vfiotool.binding.steps import DRIVERS
+from vfiotool.host.attributes import device_path, find_group
+from vfiotool.host.era import Era
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import RESCAN_FILE, write
+from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Operation, State
+from vfiotool.stress.operations.base import NonBlocking
+from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
+from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
+
+REMOVE, RESCAN = "remove", "rescan"
+
+_DRIVER_SECONDS = 10.0
+_POLL_SECONDS = 0.001
+_UNBINDS_FIRST = 0.25
+"""How often a device is removed that has no driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an operation leads to, and what the kernel does meanwhile."""
+
+    state: State
+    expected: Expectation
+
+
+class HotplugOperations(NonBlocking):
+    """``remove`` of a member, and ``rescan``, which finds all that were removed.
+
+    It removes only what the kernel lets go of at once. Up to 5.18 no member leaves or joins a live group: for
+    one that joins, VFIO warns ("Device added to a live group"), and for one that has left, the IOMMU's driver
+    has a BUG when it is found again (``domain_context_mapping_one``), even after the group was closed.
+    """
+
+    names = frozenset((REMOVE, RESCAN))
+
+    def __init__(self, harness: GroupHarness) -> None:
+        self._harness = harness
+        self._lifecycle = LifecycleOperations(harness)
+
+    def choose(self, rng: random.Random) -> Iterator[Call]:
+        """Yield one cycle's worth: each member is removed and found once, alone or together with others."""
+        waiting = rng.sample(range(len(self._members)), len(self._members))
+        while waiting:
+            count = rng.randint(1, len(waiting))
+            gone, waiting = waiting[:count], waiting[count:]
+            opened = self._opened(rng) if count < len(self._members) else []
+            yield from map(call_of, opened)
+            for at in gone:
+                if rng.random() < _UNBINDS_FIRST:
+                    yield call_of(Operation(Kind.UNBIND, member=at))
+                yield Call(REMOVE, {"member": at})
+            yield Call(RESCAN)
+            yield from map(call_of, map(_closing, reversed(opened)))
+            yield Call(RESCAN)  # if the first could not be
+
+    def expect(self, call: Call) -> Expectation | None:
+        if call.name == RESCAN:
+            return self._found().expected if self._can_rescan() else None
+        at = int(call.arguments["member"])
+        return self._gone(at).expected if self._can_remove(at) else None
+
+    def do(self, call: Call, expected: Expectation) -> Outcome:
+        if call.name == RESCAN:
+            return self._harness.alone_on_bus(self._rescan)
+        at = int(call.arguments["member"])
+        return self._harness.alone_on_bus(lambda: self._remove(at))
+
+    def wind_down(self) -> Iterator[Call]:
+        """Find what was removed: for that the group may have to be closed."""
+        if self._harness.removed:
+            for call in self._lifecycle.wind_down():
+                if self._can_rescan():
+                    break
+                yield call
+            yield Call(RESCAN)
+
+    def abandon(self) -> None:
+        self._harness.bus.release()
+
+    # For a removal that waits, which somebody else asks for
+
+    def lets_go(self, at: int) -> Iterator[Call]:
+        """Yield what ends the wait of a member's removal: up to 5.18 its group must not be live by then."""
+        if self._harness.state.is_open and not self._harness.model.era.has_dma_owner:
+            yield call_of(Operation(Kind.CLOSE_GROUP))
+        unbind = Operation(Kind.UNBIND, member=at)
+        for release, _ in self._harness.model.released(self._harness.state, unbind)[:-1]:
+            yield call_of(release)
+
+    def removed(self, at: int) -> Expectation:
+        """Take note that a member has been removed, and return what must have come of it."""
+        change = self._gone(at)
+        self._harness.state = change.state
+        self._harness.removed.add(at)
+        return change.expected
+
+    # What can be done
+
+    def _can_remove(self, at: int) -> bool:
+        harness = self._harness
+        if at >= len(self._members) or at in harness.removed:
+            return False
+        member = harness.state.members[at]
+        if member.fds or member.cdev or self._gone(at).expected.waits_for:
+            return False
+        if not harness.model.era.has_dma_owner and (harness.state.is_live or self._is_last(at)):
+            return False
+        return not harness.tree.exists(f"{device_path(self._members[at])}/virtfn0")
+
+    def _is_last(self, at: int) -> bool:
+        """Say whether the group's fd would be of a group without devices, which the model does not know."""
+        return self._harness.state.is_open and {*self._harness.removed, at} == set(range(len(self._members)))
+
+    def _can_rescan(self) -> bool:
+        """Where all members were removed, the group's number may be another one then."""
+        harness = self._harness
+        if not harness.removed:
+            return False
+        if len(harness.removed) == len(self._members):
+            return harness.state == State(tuple(map(_without_fds, harness.state.members)))
+        return harness.model.era.has_dma_owner or not harness.state.is_live
+
+    # What must come of it
+
+    def _gone(self, at: int) -> Change:
+        """It loses its driver first, then it leaves its group."""
+        harness = self._harness
+        state, expected = harness.state, Expectation()
+        if state.members[at].bound is not Bound.NONE:
+            prediction = harness.model.predict(state, Operation(Kind.UNBIND, member=at))
+            state, expected = prediction.state, self._lifecycle.expectation(prediction)
+        uevents = (*expected.uevents, ExpectedUevent("pci", "remove", self._members[at]))
+        probes = (*expected.probes, *self._notified(state, "DEL_DEVICE"))
+        return Change(state, expected._replace(uevents=uevents, probes=probes))
+
+    def _found(self) -> Change:
+        """All join their groups before the first gets a driver. A live group has its driver refused."""
+        harness, found = self._harness, sorted(self._harness.removed)
+        uevents = [ExpectedUevent("pci", "add", self._members[at]) for at in found]
+        probes = [name for _ in found for name in self._notified(harness.state, "ADD_DEVICE")]
+        state = harness.state
+        for at in filter(self._host, found):
+            prediction = harness.model.predict(state, Operation(Kind.BIND, member=at, to=Bound.HOST))
+            state, expected = prediction.state, self._lifecycle.expectation(prediction)
+            uevents.extend(expected.uevents)
+            probes.extend(expected.probes)
+        return Change(state, Expectation(uevents=tuple(uevents), probes=tuple(probes)))
+
+    def _notified(self, state: State, name: str) -> tuple[str, ...]:
+        """The notifier runs for a group that VFIO has; up to 5.15 a worker puts the group each time."""
+        model = self._harness.model
+        if model.era.has_dma_owner or not model.has_node(state):
+            return ()
+        return (name, "vfio_group_put_bg") if model.era is Era.DEFERRED_PUT else (name,)
+
+    # Doing it
+
+    def _remove(self, at: int) -> Outcome:
+        code = write(f"{device_path(self._members[at])}/remove", "1")
+        if not code:
+            self.removed(at)
+        return Outcome(code)
+
+    def _rescan(self) -> Outcome:
+        harness, found = self._harness, sorted(self._harness.removed)
+        change = self._found()
+        if code := write(RESCAN_FILE, "1"):
+            return Outcome(code)
+        for at in found:
+            bound = change.state.members[at].bound
+            if note := self._await_driver(at, self._host(at) if bound is Bound.HOST else None):
+                return Outcome(note=note)
+        if find_group(harness.tree, self._members[found[0]]) != harness.number:  # then nothing is open
+            harness.clients.close()
+            harness.open()
+        harness.state = change.state
+        harness.removed.clear()
+        return Outcome()
+
+    def _await_driver(self, at: int, wanted: str | None) -> str:
+        """Wait until a member has its driver, which may come after the rescan; say what is wrong."""
+        address, deadline = self._members[at], time.monotonic() + _DRIVER_SECONDS
+        if not self._harness.tree.exists(device_path(address)):
+            return f"{address} was not found again"
+        while (driver := self._harness.tree.find_link(f"{device_path(address)}/driver")) != wanted:
+            if driver is not None or time.monotonic() > deadline:
+                return f"{address} was found and has the driver {driver}, not {wanted}"
+            time.sleep(_POLL_SECONDS)  # its uevent is the run's
+        return ""
+
+    def _host(self, at: int) -> str | None:
+        """Return the driver that takes a member as soon as it is there."""
+        host = self._harness.spec.hosts.get(self._members[at])
+        return host if host and os.path.isdir(f"{DRIVERS}/{host}") else None
+
+    def _opened(self, rng: random.Random) -> list[Operation]:
+        """Return what opens while others leave and come: nothing, the group, or that and a container."""
+        kinds = (Kind.OPEN_GROUP, Kind.OPEN_CONTAINER, Kind.SET_CONTAINER)
+        return [Operation(kind) for kind in kinds[: rng.choice((0, 1, 3))]]
+
+    @property
+    def _members(self) -> tuple[str, ...]:
+        return self._harness.spec.members
+
+
+def _closing(opening: Operation) -> Operation:
+    closing = {
+        Kind.OPEN_GROUP: Kind.CLOSE_GROUP,
+        Kind.OPEN_CONTAINER: Kind.CLOSE_CONTAINER,
+        Kind.SET_CONTAINER: Kind.UNSET_CONTAINER,
+    }
+    return Operation(closing[opening.kind])
+
+
+def _without_fds(member: Member) -> Member:
+    return Member(member.bound)

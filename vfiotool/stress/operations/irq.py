@@ -1,0 +1,202 @@
+"""Interrupts: enabled, triggered by software, and counted by the eventfds that the kernel signals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import struct
+from collections.abc import Iterator
+from ctypes import sizeof
+from dataclasses import dataclass
+from typing import cast
+
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
+from vfiotool.stress.record import Call, Expectation, Outcome
+from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_info, vfio_irq_set
+
+KINDS = {"intx": PciIrq.INTX, "msi": PciIrq.MSI, "msix": PciIrq.MSIX}
+
+_STEPS = 20
+_RARELY = 0.15
+_MOST_VECTORS = 16
+_MOST_TIMES = 20
+_NO_EVENTFD = -1
+_TRIGGER = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
+_MASKS = {"mask irq": IrqSetFlags.ACTION_MASK, "unmask irq": IrqSetFlags.ACTION_UNMASK}
+
+
+@dataclass(frozen=True, slots=True)
+class _Enabled:
+    """The kind of which a member has vectors, and the eventfd of each."""
+
+    kind: str
+    eventfds: tuple[int, ...]
+
+
+class IrqOperations(NonBlocking):
+    """The family of interrupts, of members that this process can use; a device has them, not its fd.
+
+    A trigger by software comes through a mask: the kernel holds back what the device raises.
+    """
+
+    names = frozenset(("enable irqs", "trigger irq", "mask irq", "unmask irq", "disable irqs"))
+
+    def __init__(self, harness: GroupHarness) -> None:
+        self._harness = harness
+        self._enabled: dict[int, _Enabled] = {}
+        self._counts: dict[tuple[int, str], int] = {}
+        harness.before_close.append(self._let_go)
+
+    def count(self, member: int, kind: str) -> int:
+        """Return how many vectors of a kind a member has that can be used; asked once for each opening."""
+        fd = cast("int", usable_fd(self._harness, member))
+        if (member, kind) not in self._counts:
+            question = bytearray(vfio_irq_info(argsz=sizeof(vfio_irq_info), index=KINDS[kind]))
+            result = ask(fd, DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, question)
+            found = 0 if result < 0 else vfio_irq_info.from_buffer(question).count
+            self._counts[member, kind] = found
+        return self._counts[member, kind]
+
+    def choose(self, rng: random.Random) -> Iterator[Call]:
+        """Yield one cycle's worth, as long as a member can be used; each is to be done before the next."""
+        for _ in range(_STEPS):
+            members = usable_members(self._harness)
+            if not members:
+                return
+            yield self._chosen(rng, rng.choice(members))
+
+    def expect(self, call: Call) -> Expectation | None:
+        member = int(call.arguments["member"])
+        if usable_fd(self._harness, member) is None:
+            return None
+        enabled = self._enabled.get(member)
+        if call.name == "enable irqs":
+            return self._expect_enable(call, enabled)
+        if call.name in _MASKS:
+            is_line = enabled is not None and enabled.kind == "intx"
+            return Expectation(frozenset((0 if is_line else errno.EINVAL,)))
+        if enabled is None:
+            return None
+        if call.name == "disable irqs":
+            return Expectation(value=0)
+        vector, times = int(call.arguments["vector"]), int(call.arguments["times"])
+        return Expectation(value=times) if 0 <= vector < len(enabled.eventfds) and times > 0 else None
+
+    def do(self, call: Call, expected: Expectation) -> Outcome:
+        member = int(call.arguments["member"])
+        fd = cast("int", usable_fd(self._harness, member))  # else nothing was expected
+        if call.name == "enable irqs":
+            return self._enable(fd, call, expected)
+        if call.name in _MASKS:
+            return _outcome(_set(fd, PciIrq.INTX, IrqSetFlags.DATA_NONE | _MASKS[call.name], 0, 1))
+        enabled = self._enabled[member]
+        if call.name == "disable irqs":
+            return self._disable(fd, member, enabled)
+        vector, index = int(call.arguments["vector"]), KINDS[enabled.kind]
+        for _ in range(int(call.arguments["times"])):
+            result = _set(fd, index, _TRIGGER, vector, 1)
+            if result:
+                return _outcome(result)
+        return Outcome(value=_taken(enabled.eventfds[vector]))
+
+    def wind_down(self) -> Iterator[Call]:
+        """Disable what is enabled."""
+        for member in sorted(self._enabled):
+            yield Call("disable irqs", {"member": member})
+
+    def abandon(self) -> None:
+        """Close the eventfds: the kernel lets go of them with the devices."""
+        for member in tuple(self._enabled):
+            self._forget(member)
+
+    def _expect_enable(self, call: Call, enabled: _Enabled | None) -> Expectation | None:
+        """One kind excludes the others. The same again, with other eventfds, is not done here."""
+        kind, count = str(call.arguments["kind"]), int(call.arguments["count"])
+        if kind not in KINDS or count < 1 or (enabled is not None and enabled.kind == kind):
+            return None
+        has_them = count <= self.count(int(call.arguments["member"]), kind)
+        return Expectation(frozenset((0 if has_them and enabled is None else errno.EINVAL,)))
+
+    def _enable(self, fd: int, call: Call, expected: Expectation) -> Outcome:
+        kind, count = str(call.arguments["kind"]), int(call.arguments["count"])
+        wanted = count if 0 in expected.errnos else 0
+        eventfds = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(wanted))
+        flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
+        data = struct.pack(f"={count}i", *(eventfds or [_NO_EVENTFD] * count))
+        outcome = _outcome(_set(fd, KINDS[kind], flags, 0, count, data))
+        if expected.allows(outcome) and not outcome.errno:
+            self._enabled[int(call.arguments["member"])] = _Enabled(kind, eventfds)
+        else:
+            _close(eventfds)
+        return outcome
+
+    def _disable(self, fd: int, member: int, enabled: _Enabled) -> Outcome:
+        """Its value is how many interrupts came that nobody asked for."""
+        result = _set(fd, KINDS[enabled.kind], _TRIGGER, 0, 0)
+        if result:
+            return _outcome(result)
+        left = sum(_taken(fd) for fd in enabled.eventfds)
+        self._forget(member)
+        return Outcome(value=left)
+
+    def _chosen(self, rng: random.Random, member: int) -> Call:
+        """Now and then choose what the kernel must refuse."""
+        enabled = self._enabled.get(member)
+        if enabled is None or rng.random() < _RARELY:
+            return self._any_to_enable(rng, member)
+        of_line = ("mask irq", "unmask irq") if enabled.kind == "intx" or rng.random() < _RARELY else ()
+        name = rng.choice(("trigger irq", "trigger irq", "trigger irq", "disable irqs", *of_line))
+        arguments: dict[str, int | str] = {"member": member}
+        if name == "trigger irq":
+            arguments |= {
+                "vector": rng.randrange(len(enabled.eventfds)),
+                "times": rng.randint(1, _MOST_TIMES),
+            }
+        return Call(name, arguments)
+
+    def _any_to_enable(self, rng: random.Random, member: int) -> Call:
+        """One more than there are is among it, and so is a kind that the member does not have."""
+        present = self._enabled.get(member)
+        kind = rng.choice([kind for kind in KINDS if present is None or kind != present.kind])
+        has = min(self.count(member, kind), _MOST_VECTORS)
+        count = rng.randint(1, has) if has and rng.random() > _RARELY else self.count(member, kind) + 1
+        return Call("enable irqs", {"member": member, "kind": kind, "count": count})
+
+    def _let_go(self, member: int) -> None:
+        """With its last fd the device loses its interrupts, whatever they are."""
+        state = self._harness.state.members[member]
+        if state.fds + state.cdev <= 1:
+            self._forget(member)
+
+    def _forget(self, member: int) -> None:
+        for kind in KINDS:
+            self._counts.pop((member, kind), None)
+        enabled = self._enabled.pop(member, None)
+        if enabled is not None:
+            _close(enabled.eventfds)
+
+
+def _set(fd: int, index: int, flags: IrqSetFlags, start: int, count: int, data: bytes = b"") -> int:
+    question = vfio_irq_set(sizeof(vfio_irq_set) + len(data), flags, index, start, count)
+    return ask(fd, DeviceIoctl.VFIO_DEVICE_SET_IRQS, bytearray(bytes(question) + data))
+
+
+def _outcome(result: int) -> Outcome:
+    """A positive result is how many vectors there would have been: none is enabled then."""
+    return Outcome(errno.ENOSPC) if result > 0 else Outcome(-result)
+
+
+def _taken(eventfd: int) -> int:
+    """Return how often an eventfd was signalled since it was last read."""
+    try:
+        return os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
+
+
+def _close(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)

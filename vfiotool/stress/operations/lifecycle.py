@@ -1,0 +1,185 @@
+"""The operations of the model: fds of the group, of containers and devices, and drivers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from vfiotool.host.attributes import device_path
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import SysfsWriter
+from vfiotool.stress.model.lifecycle import Bound, Kind, Operation, Prediction, State
+from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
+
+_MOST_KNOWN = 1 << 12
+_OPENS = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND)
+
+
+def call_of(operation: Operation, process: int = 0) -> Call:
+    """Return an operation of the model as an action; ``process`` does it, where any can."""
+    kind, arguments = operation.kind, dict[str, int | str]()
+    if kind in (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.SET_IOMMU, Kind.SET_CONTAINER):
+        arguments["container"] = operation.container
+    elif kind not in (Kind.OPEN_GROUP, Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER):
+        arguments["member"] = operation.member
+    if kind is Kind.BIND:
+        arguments["to"] = operation.to.value
+    if process and kind in _OPENS:
+        arguments["process"] = process
+    return Call(kind.value, arguments)
+
+
+def operation_of(call: Call) -> Operation:
+    """Return the model's operation of an action; ValueError where it is none."""
+    arguments = call.arguments
+    return Operation(
+        Kind(call.name),
+        member=int(arguments.get("member", 0)),
+        container=int(arguments.get("container", 0)),
+        to=Bound(arguments.get("to", "none")),
+    )
+
+
+_Answer = tuple[Prediction, Expectation]
+
+
+class LifecycleOperations:
+    """The family that the model has the rules of."""
+
+    names = frozenset(kind.value for kind in Kind)
+
+    def __init__(self, harness: GroupHarness) -> None:
+        self._harness = harness
+        self._waiting: SysfsWriter | None = None
+        self._pfs = {at for at, address in enumerate(harness.spec.members) if _is_pf(harness, address)}
+        # Cycles do the same over and over, and what is between two operations keeps a bind from the next.
+        self._answer = functools.lru_cache(_MOST_KNOWN)(self._ask)
+
+    def prediction(self, call: Call) -> Prediction | None:
+        """Return what the model says of an action, ``None`` where it cannot be done."""
+        answer = self._answer_to(call)
+        return None if answer is None else answer[0]
+
+    def expect(self, call: Call) -> Expectation | None:
+        answer = self._answer_to(call)
+        return None if answer is None else answer[1]
+
+    def _answer_to(self, call: Call) -> _Answer | None:
+        """Return what the model says, where this group has what it takes for it now."""
+        operation = operation_of(call)
+        if operation.member >= len(self._harness.spec.members):
+            return None
+        if operation.kind in (Kind.BIND, Kind.UNBIND) and not self._can_write(operation):
+            return None
+        return self._answer(self._harness.state, operation)
+
+    def _ask(self, state: State, operation: Operation) -> _Answer | None:
+        """Ask the model, which says the same each time."""
+        model = self._harness.model
+        if operation not in model.operations(state):
+            return None
+        prediction = model.predict(state, operation)
+        expected = self.expectation(prediction)
+        is_status = operation.kind is Kind.GET_STATUS
+        return prediction, expected._replace(value=int(prediction.flags)) if is_status else expected
+
+    def expectation(self, prediction: Prediction) -> Expectation:
+        """Return a prediction with the addresses of the members in place of their indices."""
+        members = self._harness.spec.members
+        return Expectation(
+            frozenset((prediction.errno,)),
+            waits_for=prediction.waits_for,
+            crash=prediction.crash,
+            uevents=tuple(
+                ExpectedUevent(one.subsystem, one.action, None if one.member is None else members[one.member])
+                for one in prediction.uevents
+            ),
+            probes=prediction.probes,
+        )
+
+    def do(self, call: Call, expected: Expectation) -> Outcome:
+        operation, prediction = operation_of(call), self.prediction(call)
+        if operation.kind in (Kind.CLOSE_DEVICE, Kind.CLOSE_CDEV):
+            self._harness.let_go(operation.member)
+        if expected.waits_for:
+            return self._begin(operation)
+        process = int(call.arguments.get("process", 0))
+        outcome = Outcome(*self._harness.clients.do(operation, process))
+        if prediction is not None and expected.allows(outcome):
+            self._harness.state = prediction.state
+        return outcome
+
+    def releases(self, call: Call) -> Iterator[Call]:
+        operation = operation_of(call)
+        released = self._harness.model.released(self._harness.state, operation)
+        for release, _ in released[:-1]:
+            yield call_of(release)
+
+    def finish(self, call: Call) -> Outcome:
+        """Await the write that waited, and have the model's state of afterwards."""
+        if self._waiting is None:
+            return Outcome(note="nothing waits")
+        outcome = self._waiting.result()
+        self._waiting = None
+        if outcome.errno or outcome.note:
+            return outcome
+        prediction = self._harness.model.predict(self._harness.state, operation_of(call))
+        self._harness.state = prediction.state
+        return outcome._replace(proved=self.expectation(prediction))
+
+    def wind_down(self) -> Iterator[Call]:
+        """Close what is open, the last first, and have every member on vfio-pci."""
+        while (operation := self._next_to_rest()) is not None:
+            yield call_of(operation)
+
+    def abandon(self) -> None:
+        if self._waiting is not None:
+            self._waiting.abandon()
+            self._waiting = None
+
+    def _next_to_rest(self) -> Operation | None:
+        state = self._harness.state
+        for at, member in enumerate(state.members):
+            if member.fds:
+                return Operation(Kind.CLOSE_DEVICE, member=at)
+            if member.cdev:
+                return Operation(Kind.CLOSE_CDEV, member=at)
+        if state.is_open:
+            return Operation(Kind.CLOSE_GROUP)
+        for at, container in enumerate(state.containers):
+            if container.is_open:
+                return Operation(Kind.CLOSE_CONTAINER, container=at)
+        for at, member in enumerate(state.members):
+            if member.bound is Bound.NONE and at not in self._harness.removed:
+                return Operation(Kind.BIND, member=at, to=Bound.VFIO)
+            if member.bound not in (Bound.NONE, Bound.VFIO):
+                return Operation(Kind.UNBIND, member=at)
+        return None
+
+    def _begin(self, operation: Operation) -> Outcome:
+        """Write from a process of its own, and see that it comes to wait in the kernel."""
+        address = self._address(operation)
+        writer = SysfsWriter(f"{device_path(address)}/driver/unbind", address)
+        if writer.comes_to_wait():
+            self._waiting = writer
+            return Outcome()
+        return Outcome(note=f"did not wait: {writer.result()}")
+
+    def _address(self, operation: Operation) -> str:
+        return self._harness.spec.members[operation.member]
+
+    def _can_write(self, operation: Operation) -> bool:
+        """Say whether a member is on the bus and has such a driver; a PF keeps its own for its VFs."""
+        address = self._address(operation)
+        if operation.member in self._harness.removed:
+            return False
+        if operation.to is Bound.HOST and not self._harness.spec.hosts.get(address):
+            return False
+        has_vfs = operation.member in self._pfs and self._harness.tree.exists(
+            f"{device_path(address)}/virtfn0"
+        )
+        return not has_vfs
+
+
+def _is_pf(harness: GroupHarness, address: str) -> bool:
+    return harness.tree.exists(f"{device_path(address)}/sriov_numvfs")

@@ -1,0 +1,327 @@
+"""Two operations at once: what comes of them must be what one after the other gives, in either order."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vfiotool.host.attributes import device_path
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import SysfsWriter
+from vfiotool.stress.model.lifecycle import Bound, Kind, Operation, Prediction, State
+from vfiotool.stress.operations.dma import DmaOperations
+from vfiotool.stress.operations.hotplug import HotplugOperations
+from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
+from vfiotool.stress.operations.reset import reset
+from vfiotool.stress.record import Call, Expectation, Outcome, errno_name
+
+RACE = "race"
+
+_LONGEST_HEAD_START_US = 3000
+_MAPS = 16
+_MOMENT_SECONDS = 2.0
+
+GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
+"""What a device or node gives that went away on the way to it.
+
+EAGAIN is a device's that an unbind has locked: it is reset before its first use, and that waits for no lock
+(pci_try_reset_function() in vfio_pci_core_enable()).
+"""
+
+_BOTH_UNBIND = "0 and 0"
+"""Who asks whether the device has the driver holds no lock yet (unbind_store(), drivers/base/bus.c)."""
+
+Result = tuple[int, bool]
+"""An errno, and whether it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """Two operations; ``other`` is done by another process, ``ours`` by this one."""
+
+    other: Callable[[int], Operation]
+    ours: Callable[[int], Operation]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one order of two operations gives."""
+
+    other: Prediction
+    ours: Prediction
+    state: State
+
+    @property
+    def pair(self) -> str:
+        """Say what both give."""
+        return _pair(*((one.errno, bool(one.waits_for)) for one in (self.other, self.ours)))
+
+
+_UNBIND_AND_OPEN = "unbind, open group"
+_UNBIND_AND_DEVICE = "unbind, device fd"
+_TWO_UNBINDS = "unbind, unbind"
+_SIBLING_AND_OPEN = "bind sibling, open group"
+_SIBLING_AND_CONTAINER = "bind sibling, set container"
+REMOVE_AND_MAP = "remove, map"
+CLOSE_AND_RESET = "close, reset"
+
+RIVALS = {
+    _UNBIND_AND_OPEN: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda _: Operation(Kind.OPEN_GROUP)
+    ),
+    _UNBIND_AND_DEVICE: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda at: Operation(Kind.GET_DEVICE_FD, member=at)
+    ),
+    _TWO_UNBINDS: Rivals(
+        lambda at: Operation(Kind.UNBIND, member=at), lambda at: Operation(Kind.UNBIND, member=at)
+    ),
+    _SIBLING_AND_OPEN: Rivals(
+        lambda at: Operation(Kind.BIND, member=at, to=Bound.HOST), lambda _: Operation(Kind.OPEN_GROUP)
+    ),
+    _SIBLING_AND_CONTAINER: Rivals(
+        lambda at: Operation(Kind.BIND, member=at, to=Bound.HOST), lambda _: Operation(Kind.SET_CONTAINER)
+    ),
+}
+
+
+class RaceOperations:
+    """The family ``race``: ``of`` names the two, ``member`` whom they are about.
+
+    ``head_start_us`` is how long after the first the second begins, in microseconds.
+    """
+
+    names = frozenset((RACE,))
+
+    def __init__(
+        self,
+        harness: GroupHarness,
+        lifecycle: LifecycleOperations,
+        hotplug: HotplugOperations,
+        dma: DmaOperations,
+    ) -> None:
+        self._harness = harness
+        self._lifecycle = lifecycle
+        self._hotplug = hotplug
+        self._dma = dma
+        self._writer: SysfsWriter | None = None
+
+    def choose(self, rng: random.Random) -> Iterator[Call]:
+        """Yield one cycle's worth: each race once, in any order, each from a group at rest."""
+        names = [*RIVALS, REMOVE_AND_MAP, CLOSE_AND_RESET]
+        for name in rng.sample(names, len(names)):
+            at = rng.randrange(len(self._harness.spec.members))
+            yield from self._before(name, at)
+            arguments: dict[str, int | str] = {"of": name, "member": at}
+            yield Call(RACE, arguments | {"head_start_us": rng.randrange(_LONGEST_HEAD_START_US)})
+            yield from self._harness.wind_down()
+
+    def expect(self, call: Call) -> Expectation | None:
+        name, at = str(call.arguments["of"]), int(call.arguments["member"])
+        if at >= len(self._harness.spec.members) or at in self._harness.removed:
+            return None
+        if name == REMOVE_AND_MAP:
+            return self._expect_remove(at)
+        if name == CLOSE_AND_RESET:
+            return self._expect_close(at)
+        orders = self._orders(name, at)
+        if not orders:
+            return None
+        crash = next((one.crash for order in orders for one in (order.other, order.ours) if one.crash), "")
+        both = (_BOTH_UNBIND,) if name == _TWO_UNBINDS else ()
+        return Expectation(crash=crash, pairs=tuple(dict.fromkeys([order.pair for order in orders])) + both)
+
+    def do(self, call: Call, expected: Expectation) -> Outcome:
+        name, at = str(call.arguments["of"]), int(call.arguments["member"])
+        head_start = int(call.arguments["head_start_us"]) / 1e6
+        if name == REMOVE_AND_MAP:
+            return self._remove_while_mapping(at)
+        if name == CLOSE_AND_RESET:
+            return self._close_while_resetting(at, head_start, expected)
+        orders, rivals = self._orders(name, at), RIVALS[name]
+        other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
+        order = _explanation(name, orders, _pair(other, ours))
+        if order is None and self._writer is not None and self._writer.has_ended(_MOMENT_SECONDS):
+            # It has slept there, but for a lock.
+            writer, self._writer = self._writer, None
+            other = writer.result().errno, False
+            order = _explanation(name, orders, _pair(other, ours))
+        if order is not None:
+            return self._settled(order, _pair(other, ours))
+        return Outcome(note=f"{_result(other)} and {_result(ours)}: no order of the two gives that")
+
+    def releases(self, call: Call) -> Iterator[Call]:
+        at = int(call.arguments["member"])
+        if str(call.arguments["of"]) == REMOVE_AND_MAP:
+            yield from self._hotplug.lets_go(at)
+            return
+        unbind = Operation(Kind.UNBIND, member=at)
+        for release, _ in self._harness.model.released(self._harness.state, unbind)[:-1]:
+            yield call_of(release)
+
+    def finish(self, call: Call) -> Outcome:
+        if self._writer is None:
+            return Outcome(note="nothing waits")
+        outcome, self._writer = self._writer.result(), None
+        if outcome.errno or outcome.note:
+            return outcome
+        at = int(call.arguments["member"])
+        if str(call.arguments["of"]) == REMOVE_AND_MAP:
+            proved = self._hotplug.removed(at)
+        else:
+            prediction = self._harness.model.predict(self._harness.state, Operation(Kind.UNBIND, member=at))
+            self._harness.state = prediction.state
+            proved = self._lifecycle.expectation(prediction)
+        return outcome._replace(proved=proved)
+
+    def wind_down(self) -> Iterator[Call]:
+        return iter(())
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    # What leads to a race
+
+    def _before(self, name: str, at: int) -> Iterator[Call]:
+        opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
+        if name in (_UNBIND_AND_DEVICE, REMOVE_AND_MAP, CLOSE_AND_RESET):
+            yield from (call_of(Operation(kind)) for kind in opened)
+        if name in (REMOVE_AND_MAP, CLOSE_AND_RESET):
+            yield call_of(Operation(Kind.GET_DEVICE_FD, member=at))
+        if name in (_SIBLING_AND_OPEN, _SIBLING_AND_CONTAINER):
+            yield call_of(Operation(Kind.UNBIND, member=at))
+        if name == _SIBLING_AND_CONTAINER:
+            yield from (call_of(Operation(kind)) for kind in opened[:2])
+
+    # Two operations of the model
+
+    def _orders(self, name: str, at: int) -> list[Order]:
+        """Return what either order gives; nothing where one of the two cannot be begun now."""
+        rivals, model, state = RIVALS[name], self._harness.model, self._harness.state
+        other, ours = rivals.other(at), rivals.ours(at)
+        possible = set(model.operations(state))
+        has_host = other.to is not Bound.HOST or self._harness.spec.hosts.get(self._harness.spec.members[at])
+        if not {other, ours} <= possible or not has_host:
+            return []
+        first, then, after = self._one_after_the_other(other, ours)
+        last, begun, afterwards = self._one_after_the_other(ours, other)
+        return [Order(first, then, after), Order(begun, last, afterwards)]
+
+    def _one_after_the_other(
+        self, first: Operation, second: Operation
+    ) -> tuple[Prediction, Prediction, State]:
+        """Return what both give, and the state after it; who waits has not changed it yet."""
+        model = self._harness.model
+        one = model.predict(self._harness.state, first)
+        if one.waits_for:  # for the container alone (up to 5.18): the group has lost the device already
+            return one, Prediction(self._harness.state, errno.ENODEV), self._harness.state
+        if second not in model.operations(one.state):
+            return one, Prediction(one.state, errno.ENODEV), one.state
+        two = model.predict(one.state, second)
+        return one, two, one.state if two.waits_for else two.state
+
+    def _both(self, other: Operation, ours: Operation, head_start: float) -> tuple[Result, Result]:
+        clients = self._harness.clients
+        if other.kind is not Kind.UNBIND:
+            clients.start(other)
+            _spin(head_start)
+            result = clients.do(ours)[0], False
+            return (clients.finish(other)[0], False), result
+        address = self._harness.spec.members[other.member]
+        writer = SysfsWriter(f"{device_path(address)}/driver/unbind", address)
+        _spin(head_start)
+        result = clients.do(ours)[0], False
+        if writer.comes_to_wait():
+            self._writer = writer
+            return (0, True), result
+        return (writer.result().errno, False), result
+
+    def _settled(self, order: Order, pair: str) -> Outcome:
+        """Take the state of afterwards; while one waits, it is that of the other alone."""
+        self._harness.state = order.state
+        expectations = [self._lifecycle.expectation(one) for one in (order.other, order.ours)]
+        waits = next((one for one in expectations if one.waits_for), None)
+        if waits is not None:
+            return Outcome(proved=Expectation(waits_for=waits.waits_for, pairs=(pair,)))
+        uevents = tuple(uevent for one in expectations for uevent in one.uevents)
+        probes = tuple(probe for one in expectations for probe in one.probes)
+        return Outcome(proved=Expectation(uevents=uevents, probes=probes, pairs=(pair,)))
+
+    # A device that is removed while it is mapped for
+
+    def _expect_remove(self, at: int) -> Expectation | None:
+        is_usable = self._harness.state.members[at].fds and self._harness.state.has_iommu
+        return Expectation(waits_for="its fds are closed") if is_usable else None
+
+    def _remove_while_mapping(self, at: int) -> Outcome:
+        """The removal waits, and meanwhile memory is mapped and unmapped as ever."""
+        if (held := self._harness.bus.take()).note:
+            return held
+        writer = SysfsWriter(f"{device_path(self._harness.spec.members[at])}/remove", "1")
+        for slot in range(_MAPS):
+            for call in (
+                Call("map", {"slot": slot, "slots": 1}),
+                Call("pins"),
+                Call("unmap", {"slot": slot, "slots": 1}),
+            ):
+                expected = self._dma.expect(call)
+                if expected is None:
+                    continue
+                outcome = self._dma.do(call, expected)
+                if not expected.allows(outcome):
+                    return Outcome(note=f"{call} while it is removed: {outcome}, not {expected}")
+        if writer.comes_to_wait():
+            self._writer = writer
+            return Outcome()
+        return Outcome(note=f"did not wait: {writer.result()}")
+
+    # An fd that is closed while the device is reset by it
+
+    def _expect_close(self, at: int) -> Expectation | None:
+        prediction = self._lifecycle.prediction(call_of(Operation(Kind.CLOSE_DEVICE, member=at)))
+        if prediction is None or not self._harness.clients.owns_device(at):
+            return None
+        return self._lifecycle.expectation(prediction)
+
+    def _close_while_resetting(self, at: int, head_start: float, expected: Expectation) -> Outcome:
+        """A thread resets: its call goes on when the fd is closed, and ends with the device's release."""
+        fd = self._harness.clients.client.device(at)
+        results = list[Outcome]()
+        thread = threading.Thread(target=lambda: results.append(reset(fd or -1)))
+        close = call_of(Operation(Kind.CLOSE_DEVICE, member=at))
+        thread.start()
+        _spin(head_start)
+        outcome = self._lifecycle.do(close, expected)
+        thread.join()
+        if results[0].errno not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
+            return Outcome(note=f"the reset gave {results[0]}")
+        return outcome
+
+
+def _explanation(name: str, orders: list[Order], pair: str) -> Order | None:
+    """Return the order that gives these results, if one does; of two unbinds both may succeed."""
+    if name == _TWO_UNBINDS and pair == _BOTH_UNBIND:
+        return orders[0]
+    return next((order for order in orders if order.pair == pair), None)
+
+
+def _pair(*results: Result) -> str:
+    """Say what came of both; what is gone may tell so in several ways."""
+    return " and ".join("gone" if code in GONE else _result((code, waits)) for code, waits in results)
+
+
+def _result(result: Result) -> str:
+    code, waits = result
+    return "waits" if waits else errno_name(code)
+
+
+def _spin(seconds: float) -> None:
+    """Let so much time pass: a sleep is too coarse for what happens within microseconds."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass

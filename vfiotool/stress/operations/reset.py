@@ -1,0 +1,108 @@
+"""Resets of functions that are in use, and what their configuration space says before and after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Iterator
+from ctypes import sizeof
+from typing import cast
+
+from vfiotool.host.attributes import device_path
+from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
+from vfiotool.stress.operations.irq import KINDS
+from vfiotool.stress.record import Call, Expectation, Outcome
+from vfiotool.vfio.uapi import DeviceInfoFlags, DeviceIoctl, PciRegion, vfio_device_info, vfio_region_info
+
+_PATIENCE_SECONDS = 1.0
+_POLL_SECONDS = 0.001
+_TIMES = 3
+
+
+class ResetOperations(NonBlocking):
+    """The family of resets. What was enabled before one is so after it: interrupts, and what is mapped."""
+
+    names = frozenset(("reset", "read config"))
+
+    def __init__(self, harness: GroupHarness) -> None:
+        self._harness = harness
+
+    def choose(self, rng: random.Random) -> Iterator[Call]:
+        """Yield one cycle's worth, as long as a member can be used; with an interrupt that must outlive them.
+
+        The interrupt is another family's; a member that has none of that kind refuses it.
+        """
+        members = usable_members(self._harness)
+        if not members:
+            return
+        arguments: dict[str, int | str] = {"member": rng.choice(members)}
+        yield Call("read config", arguments)
+        yield Call("enable irqs", arguments | {"kind": rng.choice(list(KINDS)), "count": 1})
+        for _ in range(rng.randint(1, _TIMES)):
+            yield Call("reset", arguments)
+            yield Call("read config", arguments)
+            yield Call("trigger irq", arguments | {"vector": 0, "times": 1})
+        yield Call("disable irqs", arguments)
+
+    def expect(self, call: Call) -> Expectation | None:
+        member = int(call.arguments["member"])
+        fd = usable_fd(self._harness, member)
+        if fd is None:
+            return None
+        if call.name == "read config":
+            first = self._first_of_config(member)
+            return None if first is None else Expectation(value=first)
+        return Expectation(frozenset((0 if _has_reset(fd) else errno.EINVAL,)))
+
+    def do(self, call: Call, _expected: Expectation) -> Outcome:
+        fd = cast("int", usable_fd(self._harness, int(call.arguments["member"])))  # else nothing was expected
+        return _read_config(fd) if call.name == "read config" else reset(fd)
+
+    def wind_down(self) -> Iterator[Call]:
+        """Yield nothing: it leaves nothing behind."""
+        return iter(())
+
+    def abandon(self) -> None:
+        """Nothing is open."""
+
+    def _first_of_config(self, member: int) -> int | None:
+        """Return the first 32 bits of configuration space, by what sysfs says of the device."""
+        path = device_path(self._harness.spec.members[member])
+        vendor, device = (self._harness.tree.find(f"{path}/{name}") for name in ("vendor", "device"))
+        return None if vendor is None or device is None else int(device, 16) << 16 | int(vendor, 16)
+
+
+def _has_reset(fd: int) -> bool:
+    question = bytearray(vfio_device_info(argsz=sizeof(vfio_device_info)))
+    if ask(fd, DeviceIoctl.VFIO_DEVICE_GET_INFO, question) < 0:
+        return False
+    return DeviceInfoFlags.RESET in DeviceInfoFlags(vfio_device_info.from_buffer(question).flags)
+
+
+def reset(fd: int) -> Outcome:
+    """Reset a function.
+
+    Who reads the device's uevent in sysfs has it locked for that moment, and a reset gives EAGAIN.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        result = ask(fd, DeviceIoctl.VFIO_DEVICE_RESET, bytearray())
+        if result != -errno.EAGAIN or time.monotonic() > deadline:
+            return Outcome(-result)
+        time.sleep(_POLL_SECONDS)
+
+
+def _read_config(fd: int) -> Outcome:
+    question = bytearray(vfio_region_info(argsz=sizeof(vfio_region_info), index=PciRegion.CONFIG))
+    result = ask(fd, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, question)
+    if result < 0:
+        return Outcome(-result)
+    try:
+        data = os.pread(fd, 4, vfio_region_info.from_buffer(question).offset)
+    except OSError as error:
+        return Outcome(error.errno or errno.EIO)
+    return Outcome(value=int.from_bytes(data, "little"))

@@ -1,0 +1,1 @@
+"""Reproduce a finding: replay a trace, minimize it, write it as a script."""

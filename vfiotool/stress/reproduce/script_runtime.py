@@ -1,0 +1,720 @@
+"""What standalone scripts are made of: ``script`` copies what one needs, and nothing is run here.
+
+Each constant says which header has it. No function needs more than Python's standard library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+PATIENCE_SECONDS = 30.0
+LOG_SECONDS = 2.0  # that a line takes at most
+MOMENT_SECONDS = 2.0  # for which something may sleep for a lock
+GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN)  # what is gone may give any of them
+
+VFIO_SET_IOMMU = 0x3B66  # _IO(';', 100 + 2), <linux/vfio.h>
+VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
+VFIO_GROUP_SET_CONTAINER = 0x3B68  # _IO(';', 100 + 4), <linux/vfio.h>
+VFIO_GROUP_UNSET_CONTAINER = 0x3B69  # _IO(';', 100 + 5), <linux/vfio.h>
+VFIO_GROUP_GET_DEVICE_FD = 0x3B6A  # _IO(';', 100 + 6), <linux/vfio.h>
+VFIO_DEVICE_GET_REGION_INFO = 0x3B6C  # _IO(';', 100 + 8), <linux/vfio.h>
+VFIO_DEVICE_SET_IRQS = 0x3B6E  # _IO(';', 100 + 10), <linux/vfio.h>
+VFIO_DEVICE_RESET = 0x3B6F  # _IO(';', 100 + 11), <linux/vfio.h>
+VFIO_IOMMU_MAP_DMA = 0x3B71  # _IO(';', 100 + 13), <linux/vfio.h>
+VFIO_IOMMU_UNMAP_DMA = 0x3B72  # _IO(';', 100 + 14), <linux/vfio.h>
+VFIO_DEVICE_BIND_IOMMUFD = 0x3B76  # _IO(';', 100 + 18), <linux/vfio.h>
+VFIO_DEVICE_ATTACH_IOMMUFD_PT = 0x3B77  # _IO(';', 100 + 19), <linux/vfio.h>
+IOMMU_IOAS_ALLOC = 0x3B81  # _IO(';', 0x81), <linux/iommufd.h>
+IOMMU_IOAS_MAP = 0x3B85  # _IO(';', 0x85), <linux/iommufd.h>
+IOMMU_IOAS_UNMAP = 0x3B86  # _IO(';', 0x86), <linux/iommufd.h>
+VFIO_TYPE1v2_IOMMU = 3  # <linux/vfio.h>
+VFIO_PCI_CONFIG_REGION_INDEX = 7  # <linux/vfio.h>
+VFIO_PCI_INTX_IRQ_INDEX = 0  # <linux/vfio.h>
+VFIO_IRQ_SET_DATA_NONE = 1 << 0  # <linux/vfio.h>
+VFIO_IRQ_SET_DATA_EVENTFD = 1 << 2  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_MASK = 1 << 3  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_UNMASK = 1 << 4  # <linux/vfio.h>
+VFIO_IRQ_SET_ACTION_TRIGGER = 1 << 5  # <linux/vfio.h>
+VFIO_DMA_MAP_FLAG_READ = 1 << 0  # <linux/vfio.h>
+VFIO_DMA_MAP_FLAG_WRITE = 1 << 1  # <linux/vfio.h>
+VFIO_DMA_UNMAP_FLAG_ALL = 1 << 1  # <linux/vfio.h>
+IOMMU_IOAS_MAP_FIXED_IOVA = 1 << 0  # <linux/iommufd.h>
+IOMMU_IOAS_MAP_WRITEABLE = 1 << 1  # <linux/iommufd.h>
+IOMMU_IOAS_MAP_READABLE = 1 << 2  # <linux/iommufd.h>
+SLOTS = 32
+SLOT_BYTES = 64 << 10
+IOVA = 0x1000000  # of the first slot
+
+fds: dict[str, list[int]] = {}  # what is open, by what it is of; the last is used
+numbers: dict[str, int] = {}  # what was seen before, by what it is of
+nodes: dict[str, str] = {}  # of the group of each device
+waiting: dict[str, tuple[int, int]] = {}  # what works on a device: the child, and the pipe of its errno
+memory: list[mmap.mmap] = []  # what is mapped for DMA, in slots
+to_undo: list[Callable[[], object]] = []  # what is done at the end, the last first
+
+
+Call = tuple[Any, ...]  # a function, and what it takes
+
+
+class OtherwiseError(Exception):
+    """An operation did not do what is expected of it."""
+
+    def __init__(self, message: str, as_found: bool) -> None:
+        super().__init__(message)
+        self.as_found = as_found
+
+
+class NoteError(Exception):
+    """It went otherwise in a way that has no errno."""
+
+
+def main(devices: Sequence[str], modules: Sequence[str], run: Callable[[], None]) -> int:
+    """Take the devices, run, and give them back; 1: it goes as found, 0: as expected, 2: neither."""
+    before: dict[str, tuple[str, str]] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that they are given back then, too
+    try:
+        try:
+            for module in modules:
+                subprocess.run(["modprobe", module], check=True)
+            for device in devices:
+                before[device] = driver_of(device), override_of(device)
+                take(device)
+            run()
+        finally:
+            clean_up()
+            for device, (driver, override) in before.items():
+                give_back(device, driver, override)
+    except OtherwiseError as error:
+        print(error)
+        return 1 if error.as_found else 2
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"it cannot be run: {error}", file=sys.stderr)
+        return 2
+    print("all goes as expected")
+    return 0
+
+
+def clean_up() -> None:
+    """Close all, and undo the rest."""
+    for opened in fds.values():
+        while opened:
+            os.close(opened.pop())
+    while to_undo:
+        to_undo.pop()()
+
+
+def step(
+    operation: Callable[..., int],
+    *arguments: int | str | Call,
+    errnos: Sequence[int] = (0,),
+    value: int | None = None,
+    found: tuple[int, int] | str | None = None,
+) -> None:
+    """Do an operation and print what comes of it; ``found`` is what came of it when the bug was found."""
+    code, result, note = outcome(operation, *arguments)
+    came = note or (f"0, {result}" if result and not code else name_of(code))
+    print(f"{shown((operation, *arguments))}: {came}", flush=True)
+    if not note and code in errnos and (code or value is None or result == value):
+        return
+    names = " or ".join(map(name_of, errnos))
+    expected = names if value is None else f"{names}, {value}"
+    raise OtherwiseError(
+        f"it is otherwise than expected: {expected}",
+        as_found=isinstance(found, str) if note else (code, result) == found,
+    )
+
+
+def name_of(code: int) -> str:
+    """Return an errno's name, or ``0``."""
+    return errno.errorcode.get(code, str(code))
+
+
+def shown(part: int | str | Call) -> str:
+    """Return a call, or what one takes, as a text."""
+    if not isinstance(part, tuple):
+        return str(part)
+    operation, *arguments = part
+    return f"{operation.__name__}({', '.join(map(shown, arguments))})"
+
+
+def outcome(operation: Callable[..., int], *arguments: int | str | Call) -> tuple[int, int, str]:
+    """Return its errno, what it gives, and what went otherwise beside that."""
+    try:
+        return 0, operation(*arguments), ""
+    except OSError as error:
+        return error.errno or errno.EIO, 0, ""
+    except NoteError as error:
+        return 0, 0, str(error)
+
+
+# The kernel's log
+
+
+def open_log() -> int:
+    """Return a descriptor of the kernel's log, from which only what comes later is read."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(fd, 0, os.SEEK_END)
+    return fd
+
+
+def see_log(fd: int, pattern: str) -> None:
+    """See whether the kernel has logged, or soon logs, what it logged when the bug was found."""
+    deadline = time.monotonic() + LOG_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            line = os.read(fd, 8192).decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
+        except BlockingIOError:
+            time.sleep(0.1)
+            continue
+        if re.search(pattern, line):
+            raise OtherwiseError(f"the kernel logs: {line}", as_found=True)
+
+
+# Drivers
+
+
+def driver_of(device: str) -> str:
+    """Return the driver that a device has, or nothing."""
+    os.stat(f"{DEVICES}/{device}")
+    try:
+        return os.path.basename(os.readlink(f"{DEVICES}/{device}/driver"))
+    except FileNotFoundError:
+        return ""
+
+
+def override_of(device: str) -> str:
+    """Return which driver a device is meant for, or nothing."""
+    with open(f"{DEVICES}/{device}/driver_override", encoding="ascii") as file:
+        name = file.read().strip()
+    return "" if name == "(null)" else name
+
+
+def write(path: str, text: str) -> int:
+    """Write what a file of sysfs takes, in one system call."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode("ascii"))
+    finally:
+        os.close(fd)
+    return 0
+
+
+def take(device: str) -> None:
+    """Have a device on vfio-pci."""
+    if driver_of(device) == "vfio-pci":
+        return
+    if driver_of(device):
+        unbind(device)
+    bind(device, "vfio-pci")
+
+
+def give_back(device: str, driver: str, override: str) -> None:
+    """Have a device on the driver that it had."""
+    write(f"{DEVICES}/{device}/driver_override", override or "\n")
+    if driver_of(device) not in ("", driver):
+        unbind(device)
+    if driver and not driver_of(device):
+        outcome(write, f"{DRIVERS}/{driver}/bind", device)  # it may come by itself meanwhile
+    if driver_of(device) != driver:
+        raise OSError(errno.EIO, f"{device} is not back on the driver '{driver}'")
+
+
+def bind(device: str, driver: str) -> int:
+    """Bind a device that has no driver."""
+    write(f"{DEVICES}/{device}/driver_override", driver)
+    return write(f"{DRIVERS}/{driver}/bind", device)
+
+
+def unbind(device: str) -> int:
+    """Take a device from its driver."""
+    return write(f"{DEVICES}/{device}/driver/unbind", device)
+
+
+# What waits in the kernel
+
+
+def begin_unbind(device: str) -> int:
+    """Write to ``unbind`` in a child, and see that it comes to wait in the kernel."""
+    begin(device, unbind, device)
+    return require_wait(device)
+
+
+def begin(device: str, operation: Callable[..., int], *arguments: str) -> None:
+    """Have a child do what concerns a device, with nothing else open: a second fd would keep that busy."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(theirs, 0)
+        os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+        os.write(0, outcome(operation, *arguments)[0].to_bytes(4, "little"))
+        os._exit(0)
+    os.close(theirs)
+    waiting[device] = pid, ours
+    to_undo.append(lambda: device in waiting and outcome(end_wait, device))
+
+
+def require_wait(device: str) -> int:
+    """See that what was begun comes to wait in the kernel."""
+    if not comes_to_wait(device):
+        raise NoteError("did not wait")
+    return 0
+
+
+def comes_to_wait(device: str) -> bool:
+    """Wait until what was begun sleeps in the kernel, or has ended; say whether it sleeps."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_waiting(waiting[device][0]):
+        if has_ended(device, 0):
+            return False
+        if time.monotonic() > deadline:
+            raise NoteError(f"neither waits nor ends after {PATIENCE_SECONDS:g} s (pid {waiting[device][0]})")
+        time.sleep(0.001)
+    return True
+
+
+def is_waiting(pid: int) -> bool:
+    """Say whether a process sleeps in the kernel until a device is let go of."""
+    seen = []
+    for name in ("status", "stack", "status"):
+        try:
+            with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+                seen.append(file.read())
+        except OSError:
+            return False
+    before, stack, after = seen
+    if before != after or "State:\tR" in after:  # it runs there, or gave way to another task
+        return False
+    innermost = stack.partition("\n")[0]
+    return "vfio_unregister_group_dev" in innermost or "vfio_del_group_dev" in innermost
+
+
+def has_ended(device: str, seconds: float) -> bool:
+    """Wait for so long until what was begun ends, and say whether it has."""
+    return bool(select.select([waiting[device][1]], [], [], seconds)[0])
+
+
+def end_wait(device: str) -> int:
+    """Wait until what was begun has ended."""
+    pid, pipe = waiting[device]
+    ended = has_ended(device, PATIENCE_SECONDS)
+    del waiting[device]
+    if not ended:
+        raise NoteError(f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
+    os.waitpid(pid, 0)
+    code = int.from_bytes(os.read(pipe, 4), "little")
+    os.close(pipe)
+    if code:
+        raise OSError(code, os.strerror(code))
+    return 0
+
+
+def await_node(device: str, state: str) -> int:
+    """Wait until the node of a device's group is ``there`` or ``gone``: a worker of the kernel does that."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while os.path.exists(group_node(device)) != (state == "there"):
+        if time.monotonic() > deadline:
+            raise NoteError(f"{group_node(device)} is not {state} after {PATIENCE_SECONDS:g} s")
+        time.sleep(0.001)
+    return 0
+
+
+# Two at once
+
+
+def at_once(other: Call, ours: Call, head_start_us: int, *allowed: str) -> int:
+    """Do two operations at once, the first in a child; what both give must be one of what is allowed."""
+    operation, device, *more = other
+    begin(device, operation, device, *more)
+    spin(head_start_us)
+    code = outcome(*ours)[0]
+    waits = comes_to_wait(device)
+    if waits and f"waits and {kind_of(code)}" not in allowed and has_ended(device, MOMENT_SECONDS):
+        waits = False  # it slept for a lock
+    came = f"{'waits' if waits else kind_of(outcome(end_wait, device)[0])} and {kind_of(code)}"
+    if came not in allowed:
+        raise NoteError(f"{came}, not {' or '.join(allowed)}")
+    return 0
+
+
+def kind_of(code: int) -> str:
+    """Return an errno's name; what is gone may tell so in several ways."""
+    return "gone" if code in GONE else name_of(code)
+
+
+def spin(microseconds: int) -> None:
+    """Let so much time pass: a sleep is too coarse."""
+    end = time.perf_counter() + microseconds / 1e6
+    while time.perf_counter() < end:
+        pass
+
+
+def remove_while_mapping(device: str, container: int) -> int:
+    """Take a device off the bus, which waits, and meanwhile map and unmap as ever."""
+    note_removal(device)
+    begin(device, write, f"{DEVICES}/{device}/remove", "1")
+    for slot in range(16):
+        code = outcome(map_dma, container, slot, 1)[0]
+        if code:
+            raise NoteError(f"map_dma while it is removed: {name_of(code)}")
+        code, size, _ = outcome(unmap_dma, container, slot, 1)
+        if code or size != SLOT_BYTES:
+            raise NoteError(f"unmap_dma while it is removed: {name_of(code)}, {size}")
+    return require_wait(device)
+
+
+def close_while_resetting(device: str, head_start_us: int) -> int:
+    """Close the last fd of a device while a thread resets the device by it."""
+    codes: list[int] = []
+    fd = device_fd(device)
+    thread = threading.Thread(target=lambda: codes.append(outcome(reset_by, fd)[0]))
+    thread.start()
+    spin(head_start_us)
+    try:
+        close_device(device)
+    finally:
+        thread.join()
+    if codes[0] not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
+        raise NoteError(f"the reset gave {name_of(codes[0])}")
+    return 0
+
+
+# Containers and groups
+
+
+def open_container(number: int) -> int:
+    """Open a container."""
+    return keep(f"container {number}", "/dev/vfio/vfio")
+
+
+def close_container(number: int) -> int:
+    """Close a container; a group that is in it keeps it."""
+    return close(f"container {number}")
+
+
+def set_iommu(number: int) -> int:
+    """Give a container its IOMMU."""
+    fcntl.ioctl(fds[f"container {number}"][-1], VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU)
+    return 0
+
+
+def group_node(device: str) -> str:
+    """Return the node of the group that a device is in, or was in when it was removed."""
+    link = f"{DEVICES}/{device}/iommu_group"
+    if os.path.islink(link):
+        nodes[device] = "/dev/vfio/" + os.path.basename(os.readlink(link))
+    return nodes[device]
+
+
+def open_group(device: str) -> int:
+    """Open the group that a device is in."""
+    return keep("group", group_node(device))
+
+
+def close_group() -> int:
+    """Close the group."""
+    return close("group")
+
+
+def get_status() -> int:
+    """Return the flags of the group: 1 viable, 2 a container is set."""
+    status = bytearray(struct.pack("=II", 8, 0))  # struct vfio_group_status: argsz, flags
+    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_GET_STATUS, status)
+    return int(struct.unpack("=II", status)[1])
+
+
+def set_container(number: int) -> int:
+    """Put the group into a container."""
+    container = struct.pack("=i", fds[f"container {number}"][-1])
+    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_SET_CONTAINER, container)
+    return 0
+
+
+def unset_container() -> int:
+    """Take the group out of its container."""
+    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_UNSET_CONTAINER)
+    return 0
+
+
+def get_device_fd(device: str) -> int:
+    """Have the group give an fd of a device."""
+    name = bytearray(device.encode("ascii") + b"\0")
+    fd = fcntl.ioctl(fds["group"][-1], VFIO_GROUP_GET_DEVICE_FD, name)
+    fds.setdefault(f"device {device}", []).append(fd)
+    return 0
+
+
+def close_device(device: str) -> int:
+    """Close the last fd of a device."""
+    return close(f"device {device}")
+
+
+# Nodes of single devices
+
+
+def open_cdev(device: str) -> int:
+    """Open a device's own node."""
+    (name,) = os.listdir(f"{DEVICES}/{device}/vfio-dev")
+    return keep(f"cdev {device}", f"/dev/vfio/devices/{name}")
+
+
+def close_cdev(device: str) -> int:
+    """Close a device's own node."""
+    return close(f"cdev {device}")
+
+
+def bind_iommufd(device: str) -> int:
+    """Bind a device to the iommufd."""
+    ioas()
+    question = struct.pack("=IIiI", 16, 0, fds["iommufd"][-1], 0)  # struct vfio_device_bind_iommufd
+    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_BIND_IOMMUFD, question)
+    return 0
+
+
+def attach_iommufd_pt(device: str) -> int:
+    """Attach a device to the IO address space."""
+    question = struct.pack("=III", 12, 0, ioas())  # struct vfio_device_attach_iommufd_pt
+    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_ATTACH_IOMMUFD_PT, question)
+    return 0
+
+
+def ioas() -> int:
+    """Return the id of the IO address space, which is made with its iommufd when it is first needed."""
+    if "ioas" not in numbers:
+        keep("iommufd", "/dev/iommu")
+        alloc = bytearray(struct.pack("=III", 12, 0, 0))  # struct iommu_ioas_alloc: size, flags, out_ioas_id
+        fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_ALLOC, alloc)
+        numbers["ioas"] = struct.unpack("=III", alloc)[2]
+    return numbers["ioas"]
+
+
+def keep(what: str, path: str) -> int:
+    """Open a node."""
+    fds.setdefault(what, []).append(os.open(path, os.O_RDWR))
+    return 0
+
+
+def close(what: str) -> int:
+    """Close the last fd of something."""
+    os.close(fds[what].pop())
+    return 0
+
+
+# What is done with a device
+
+
+def device_fd(device: str) -> int:
+    """Return the last fd that the group gave, or that of the device's own node."""
+    return (fds.get(f"device {device}") or fds[f"cdev {device}"])[-1]
+
+
+def reset(device: str) -> int:
+    """Reset a function."""
+    return reset_by(device_fd(device))
+
+
+def reset_by(fd: int) -> int:
+    """Reset a function; while someone reads its uevent file in sysfs, that is to be tried again."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            fcntl.ioctl(fd, VFIO_DEVICE_RESET)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return 0
+
+
+def read_config(device: str) -> int:
+    """Return the first 32 bits of configuration space: device and vendor."""
+    info = bytearray(struct.pack("=IIIIQQ", 32, 0, VFIO_PCI_CONFIG_REGION_INDEX, 0, 0, 0))
+    fcntl.ioctl(device_fd(device), VFIO_DEVICE_GET_REGION_INFO, info)
+    offset = struct.unpack("=IIIIQQ", info)[5]
+    return int.from_bytes(os.pread(device_fd(device), 4, offset), "little")
+
+
+def set_irqs(device: str, flags: int, index: int, start: int, count: int, data: bytes = b"") -> int:
+    """Ask VFIO_DEVICE_SET_IRQS; a positive result is how many vectors there would have been."""
+    question = struct.pack("=IIIII", 20 + len(data), flags, index, start, count) + data
+    if fcntl.ioctl(device_fd(device), VFIO_DEVICE_SET_IRQS, bytearray(question)):
+        raise OSError(errno.ENOSPC, "fewer vectors")
+    return 0
+
+
+def enable_irqs(device: str, index: int, count: int, eventfds: int) -> int:
+    """Enable vectors, of which so many have an eventfd."""
+    vectors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(eventfds)]
+    data = struct.pack(f"={count}i", *vectors, *[-1] * (count - eventfds))
+    set_irqs(device, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, count, data)
+    fds[f"irqs of {device}"] = vectors
+    numbers[f"irqs of {device}"] = index
+    return 0
+
+
+def trigger_irq(device: str, vector: int, times: int) -> int:
+    """Have the kernel raise an interrupt; return how often its eventfd was signalled."""
+    for _ in range(times):
+        flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
+        set_irqs(device, flags, numbers[f"irqs of {device}"], vector, 1)
+    return signalled(fds[f"irqs of {device}"][vector])
+
+
+def signalled(eventfd: int) -> int:
+    """Return how often an eventfd was signalled since the last time."""
+    try:
+        return os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
+
+
+def mask_irq(device: str) -> int:
+    """Mask INTx."""
+    return set_irqs(device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, VFIO_PCI_INTX_IRQ_INDEX, 0, 1)
+
+
+def unmask_irq(device: str) -> int:
+    """Unmask INTx."""
+    return set_irqs(
+        device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK, VFIO_PCI_INTX_IRQ_INDEX, 0, 1
+    )
+
+
+def disable_irqs(device: str) -> int:
+    """Disable interrupts; return how many came that nobody asked for."""
+    flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
+    set_irqs(device, flags, numbers[f"irqs of {device}"], 0, 0)
+    return sum(signalled(one) for one in fds[f"irqs of {device}"])
+
+
+# DMA
+
+
+def address_of(slot: int) -> int:
+    """Return where a slot is in memory, which no child gets: a fork would copy what is pinned."""
+    if not memory:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        memory.append(mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags))
+        memory[0].madvise(mmap.MADV_DONTFORK)
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory[0])) + slot * SLOT_BYTES
+
+
+def map_dma(container: int, slot: int, slots: int) -> int:
+    """Map slots in a container: struct vfio_iommu_type1_dma_map."""
+    flags, iova = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, IOVA + slot * SLOT_BYTES
+    question = struct.pack("=IIQQQ", 32, flags, address_of(slot), iova, slots * SLOT_BYTES)
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_MAP_DMA, question)
+    return 0
+
+
+def unmap_dma(container: int, slot: int, slots: int) -> int:
+    """Unmap slots in a container, and return how many bytes were mapped."""
+    return unmap_range(container, 0, IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
+
+
+def unmap_dma_all(container: int) -> int:
+    """Unmap all in a container, and return how many bytes were mapped."""
+    return unmap_range(container, VFIO_DMA_UNMAP_FLAG_ALL, 0, 0)
+
+
+def unmap_range(container: int, flags: int, iova: int, size: int) -> int:
+    """Ask VFIO_IOMMU_UNMAP_DMA: struct vfio_iommu_type1_dma_unmap."""
+    question = bytearray(struct.pack("=IIQQ", 24, flags, iova, size))
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_UNMAP_DMA, question)
+    return int(struct.unpack("=IIQQ", question)[3])
+
+
+def map_ioas(slot: int, slots: int) -> int:
+    """Map slots in the IO address space: struct iommu_ioas_map."""
+    flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE
+    iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
+    question = struct.pack("=IIIIQQQ", 40, flags, ioas(), 0, address_of(slot), size, iova)
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_MAP, question)
+    return 0
+
+
+def unmap_ioas(slot: int, slots: int) -> int:
+    """Unmap slots in the IO address space, and return how many bytes were mapped."""
+    return unmap_ioas_range(IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
+
+
+def unmap_ioas_all() -> int:
+    """Unmap all in the IO address space, which may be nothing."""
+    try:
+        return unmap_ioas_range(0, (1 << 64) - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def unmap_ioas_range(iova: int, size: int) -> int:
+    """Ask IOMMU_IOAS_UNMAP: struct iommu_ioas_unmap."""
+    question = bytearray(struct.pack("=IIQQ", 24, ioas(), iova, size))
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_UNMAP, question)
+    return int(struct.unpack("=IIQQ", question)[3])
+
+
+def pins() -> int:
+    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(("VmLck:", "VmPin:")))
+    return (kilobytes << 10) // mmap.PAGESIZE
+
+
+# The bus
+
+
+def remove(device: str) -> int:
+    """Take a device off the bus."""
+    note_removal(device)
+    return write(f"{DEVICES}/{device}/remove", "1")
+
+
+def note_removal(device: str) -> None:
+    """Take note of what is to be done when a device is gone."""
+    group_node(device)  # while that is known
+    to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
+
+
+def rescan() -> int:
+    """Have the kernel find what was removed."""
+    return write("/sys/bus/pci/rescan", "1")
+
+
+def await_driver(device: str, driver: str) -> int:
+    """Wait until a device that was found has its driver, which may come after the rescan."""
+    if not os.path.exists(f"{DEVICES}/{device}"):
+        raise NoteError(f"{device} was not found again")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (now := driver_of(device)) != driver:
+        if now or time.monotonic() > deadline:
+            raise NoteError(f"{device} was found and has the driver '{now}', not '{driver}'")
+        time.sleep(0.001)
+    return 0
+
+
+def set_vfs(device: str, count: int) -> int:
+    """Have so many VFs, none of which a host driver takes."""
+    autoprobe, numvfs = (f"{DEVICES}/{device}/sriov_{name}" for name in ("drivers_autoprobe", "numvfs"))
+    if autoprobe not in numbers:
+        with open(autoprobe, encoding="ascii") as file:
+            numbers[autoprobe] = int(file.read())
+        to_undo.append(lambda: write(autoprobe, str(numbers[autoprobe])))
+        to_undo.append(lambda: write(numvfs, "0"))
+        write(autoprobe, "0")
+    return write(numvfs, str(count))

@@ -1,0 +1,1 @@
+"""The results of a run: the trace, statistics, the report and its verdict."""
