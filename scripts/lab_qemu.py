@@ -50,7 +50,7 @@ def fetch(root: str, lock: int) -> None:
     print(f"fetching QEMU from {suite}", file=sys.stderr)
     state, work = cache.directory("apt", "qemu"), f"{root}.unpacking"
     cache.remove(work)
-    backports = apt.Apt(state, lock, [apt.Source(mirror(state, lock), suite)])
+    backports = apt.Apt(state, lock, [apt.AptSource(mirror(state, lock), suite)])
     backports.update(None, f"reading the package lists of {suite}")
     versions = {fields["Package"]: fields["Version"] for fields in backports.show(PACKAGES)}
     for package in backports.download(versions, f"{state}/downloads", None, "downloading QEMU"):

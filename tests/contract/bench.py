@@ -15,10 +15,10 @@ from vfiotool.binding.ownership import Owner
 from vfiotool.binding.steps import steps_between
 from vfiotool.errors import KernelError
 from vfiotool.host.attributes import addresses
+from vfiotool.host.device_state import DeviceState, NodeAccess, node_path, read_states
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.era import Era, detect_era
-from vfiotool.host.groups import Group, read_group
-from vfiotool.host.state import DeviceState, NodeAccess, node_path, read_states
+from vfiotool.host.groups import IommuGroup, read_group
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 
@@ -99,7 +99,7 @@ class Bench:
     def device(self, address: str) -> Device:
         return self.devices([address])[0]
 
-    def group_of(self, address: str) -> Group:
+    def group_of(self, address: str) -> IommuGroup:
         number = self.device(address).iommu_group
         assert number is not None
         return read_group(self.machine.tree, number, self.devices(addresses(self.machine.tree)))

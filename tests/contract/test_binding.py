@@ -14,8 +14,8 @@ from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.steps import CLEAR, DRIVERS
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import read_state
 from vfiotool.host.devices import Device
-from vfiotool.host.state import read_state
 
 OVERRIDE = f"{device_path(EDU)}/driver_override"
 

@@ -21,9 +21,9 @@ from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import DRIVERS, Step
 from vfiotool.cli.signals import unwind_when_told_to_end
 from vfiotool.errors import BindError, BlockedError, VfioToolError
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
-from vfiotool.host.pending import pending_writer
-from vfiotool.host.state import DeviceState
+from vfiotool.host.pending_unbinds import pending_writer
 from vfiotool.testing import FakeHost
 
 PAIR = (NVME, E1000E)

@@ -21,8 +21,8 @@ from vfiotool.binding.sriov import ENABLE_SRIOV
 from vfiotool.binding.steps import CLEAR, DRIVERS
 from vfiotool.errors import BindError, BlockedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import Device
-from vfiotool.host.state import DeviceState, read_states
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from tests.lab.support import await_, driver, settle, to_vfio
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import ACTIONS, KernelProbes
 from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
@@ -140,7 +140,7 @@ def _stop(uevent: ExpectedUevent, number: int) -> Uevent:
     return uevent.subsystem, str(number) if uevent.address is None else uevent.address, uevent.action
 
 
-def _function(entry: Entry) -> str:
+def _function(entry: TimelineEntry) -> str:
     """Return the function that began, or the notifier's action."""
     if entry.event == _NOTIFIER:
         return entry.detail

@@ -19,7 +19,7 @@ import pytest
 
 from tests.lab.support import E1000E, EDU, MACHINE, TESTDEV, listing, settle
 from vfiotool.binding.operations import Binding
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 
 pytestmark = [
     pytest.mark.needs_guest,

@@ -24,7 +24,7 @@ from tests.lab.support import (
     path,
 )
 from tests.lab.waiting import UNBIND, comes_to_wait, writing
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
@@ -115,7 +115,7 @@ class Witness:
     def name(self, event: Uevent) -> tuple[str, str | None]:
         return event.action, None if event.member is None else self.members[event.member]
 
-    def is_ours(self, entry: Entry) -> bool:
+    def is_ours(self, entry: TimelineEntry) -> bool:
         return entry.address in self.members or (entry.address is None and entry.group == self.number)
 
     def is_probed(self, name: str) -> bool:
@@ -128,11 +128,11 @@ class Witness:
         self.probes.close()
 
 
-def seen(entry: Entry) -> tuple[str, str | None]:
+def seen(entry: TimelineEntry) -> tuple[str, str | None]:
     return entry.event, entry.address
 
 
-def function_of(entry: Entry) -> str:
+def function_of(entry: TimelineEntry) -> str:
     """The function that began, or the notifier's action."""
     if ":" in entry.event or entry.event in NOT_PREDICTED or entry.detail.startswith("returns"):
         return ""

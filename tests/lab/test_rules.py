@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab.support import E1000_PAIR, EDU, as_before, await_, driver, needs_iommu, output, to_vfio
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance
 from vfiotool.events.uevents import Uevents
@@ -127,7 +127,7 @@ class Court:
         for operation in way:
             self.do(harness, operation)
 
-    def do(self, harness: GroupHarness, operation: Operation) -> tuple[list[Record], list[Entry]]:
+    def do(self, harness: GroupHarness, operation: Operation) -> tuple[list[Record], list[TimelineEntry]]:
         """Do one that comes out as it must; return its records, and all that came of it."""
         records = list(harness.perform(call_of(operation), NOTHING))
         assert records, f"{operation} cannot be done"
@@ -136,9 +136,9 @@ class Court:
         assert self.findings(records, entries) == [], str(operation)
         return records, entries
 
-    def entries(self, records: Sequence[Record]) -> list[Entry]:
+    def entries(self, records: Sequence[Record]) -> list[TimelineEntry]:
         """Await what must come of an operation, and return all that came."""
-        came, judge = list[Entry](), self.judge(records)
+        came, judge = list[TimelineEntry](), self.judge(records)
 
         def is_there() -> bool:
             fresh = [*self.uevents.read(), *self.probes.read()]
@@ -149,7 +149,7 @@ class Court:
         await_(f"{records[-1].call}", is_there, LATE)
         return came
 
-    def findings(self, records: Sequence[Record], entries: Sequence[Entry]) -> list[str]:
+    def findings(self, records: Sequence[Record], entries: Sequence[TimelineEntry]) -> list[str]:
         """Say what the monitors find if this is what must have come."""
         judge = self.judge(records)
         judge.see(entries)
@@ -195,7 +195,7 @@ class Judge:
             self._uevents.expect(number, record.expected.uevents)
             self._probes.expect(record.expected.probes)
 
-    def see(self, entries: Sequence[Entry]) -> None:
+    def see(self, entries: Sequence[TimelineEntry]) -> None:
         for entry in entries:
             if entry.source == "probe":
                 self._probes.see(entry)

@@ -35,7 +35,7 @@ from tests.lab.support import (
     vfiotool_as_nobody,
     write,
 )
-from vfiotool.host import variants
+from vfiotool.host import variant_drivers
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import read_devices
 from vfiotool.host.tree import Tree
@@ -244,9 +244,9 @@ def test_modules_know_each_device_by_the_name_that_sysfs_has() -> None:
     """Debian's kernels have no variant: what kmod finds is vfio-pci, from where it says what it serves."""
     tree = Tree()
     for device in read_devices(tree, addresses(tree), PciNames(b"")):
-        name = variants.modalias(device)
+        name = variant_drivers.modalias(device)
         assert name == f"vfio_{read(path(device.address, 'modalias'))}"
-        assert variants.best_vfio_driver(tree, device) == "vfio-pci"
+        assert variant_drivers.best_vfio_driver(tree, device) == "vfio-pci"
     if RELEASE >= (5, 16):
         assert output("modprobe", "--resolve-alias", name).split() == ["vfio_pci"]
 

@@ -36,7 +36,7 @@ from tests.lab.support import (
 )
 from tests.results import Result
 from vfiotool.binding.operations import Binding
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.kmsg import KernelLog
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import MOUNT
@@ -202,12 +202,12 @@ def test_a_wrong_errno_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_an_event_that_is_swallowed_or_doubled_is_found(
     tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[list[Entry]], list[Entry]],
+    change: Callable[[list[TimelineEntry]], list[TimelineEntry]],
     found: str,
 ) -> None:
     right, done = Uevents.read, Counter[str]()
 
-    def broken(self: Uevents) -> Iterator[Entry]:
+    def broken(self: Uevents) -> Iterator[TimelineEntry]:
         entries = list(right(self))
         if entries and not done["broken"] and entries[-1].address == EDU:
             done["broken"] += 1
@@ -223,7 +223,7 @@ def test_a_function_that_is_not_balanced_is_found(tmp_path: Any, monkeypatch: py
     lost = "iommu_group_release_dma_owner" if era().has_dma_owner else "vfio_group_put_bg"
     right, done = KernelProbes.read, Counter[str]()
 
-    def broken(self: KernelProbes) -> Iterator[Entry]:
+    def broken(self: KernelProbes) -> Iterator[TimelineEntry]:
         for entry in right(self):
             if entry.event == lost and not done["lost"]:
                 done["lost"] += 1
@@ -321,7 +321,7 @@ def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
 ) -> None:
     right = Uevents.read
 
-    def lossy(self: Uevents) -> Iterator[Entry]:
+    def lossy(self: Uevents) -> Iterator[TimelineEntry]:
         return (entry for entry in right(self) if entry.driver != "pci-stub")
 
     monkeypatch.setattr(Uevents, "read", lossy)

@@ -7,7 +7,7 @@ import struct
 
 from hypothesis import strategies as st
 
-from vfiotool.host.variants import ALIAS_FIELDS
+from vfiotool.host.variant_drivers import ALIAS_FIELDS
 
 HEX = "0123456789abcdefABCDEF"
 TRICKS = (

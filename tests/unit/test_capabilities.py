@@ -19,7 +19,7 @@ from vfiotool.pci.acs import AccessControl, PortType
 from vfiotool.pci.capabilities import extended, standard
 from vfiotool.pci.capabilities.decoding import Undecoded, decode, find
 from vfiotool.pci.capabilities.express import Express
-from vfiotool.pci.config import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
+from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
 from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
 

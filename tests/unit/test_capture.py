@@ -14,13 +14,13 @@ import pytest
 
 from tests.results import Result
 from tests.unit.conftest import Run
-from tests.unit.test_tree_guard import blocking
+from tests.unit.test_bounded_reads import blocking
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
-from vfiotool.host.capture import captured
-from vfiotool.host.capture.captured import NOTES, CapturedTree, open_tree, unpacked
-from vfiotool.host.capture.reduction import is_kept, reduce
+from vfiotool.host.capture import captured_tree
+from vfiotool.host.capture.captured_tree import NOTES, CapturedTree, open_tree, unpacked
+from vfiotool.host.capture.redaction import is_kept, redact
 from vfiotool.testing import FakeHost, config_space
 
 EDU, NIC, SISTER = "0000:00:10.0", "0000:00:12.0", "0000:00:12.1"
@@ -151,7 +151,7 @@ MACHINE_FOLDER = "sys/devices/pci0000:00"
     ],
 )
 def test_what_is_kept_of_a_file(path: str, content: bytes, kept: bytes) -> None:
-    assert reduce(path, content) == kept
+    assert redact(path, content) == kept
 
 
 def test_of_a_process_only_what_it_has_open_of_vfio_is_kept() -> None:
@@ -294,10 +294,10 @@ def test_an_archive_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with unpacked(archive) as folder:
         assert os.path.getsize(f"{folder}/a") == 5000
     assert not os.path.exists(folder)
-    monkeypatch.setattr(captured, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(captured_tree, "MOST_ENTRIES", 2)
     with pytest.raises(VfioToolError, match="more than 2 entries"), unpacked(archive):
         pass
-    monkeypatch.setattr(captured, "MOST_BYTES", 5000)
+    monkeypatch.setattr(captured_tree, "MOST_BYTES", 5000)
     with pytest.raises(VfioToolError, match="MiB"), unpacked(archive):
         pass
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfiotool.pci.config import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities, header_type
+from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities, header_type
 from vfiotool.testing import config_space
 
 POWER, MSI, EXPRESS = (0x01, 0x40, bytes(6)), (0x05, 0xFC, b""), (0x10, 0x80, bytes(58))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from vfiotool.errors import DeviceNotFoundError, KernelError, VfioToolError
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.device_state import DeviceState, read_state
 from vfiotool.host.devices import Device, find_device, read_devices
 from vfiotool.host.snapshot import snapshot
-from vfiotool.host.state import DeviceState, read_state
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
@@ -25,15 +25,15 @@ def read(host: FakeHost, *wanted: str) -> list[Device]:
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, guard.Answer], None]:
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bounded_reads.ReadResult], None]:
     """Have guarded reads of one path give another answer than the file does."""
-    read_all = guard.read_all
+    read_all = bounded_reads.read_all
 
-    def spoil(path: str, answer: guard.Answer) -> None:
-        def spoiled(tree: Tree, paths: Sequence[str]) -> Mapping[str, guard.Answer]:
+    def spoil(path: str, answer: bounded_reads.ReadResult) -> None:
+        def spoiled(tree: Tree, paths: Sequence[str]) -> Mapping[str, bounded_reads.ReadResult]:
             return {**read_all(tree, paths), path: answer}
 
-        monkeypatch.setattr(guard, "read_all", spoiled)
+        monkeypatch.setattr(bounded_reads, "read_all", spoiled)
 
     return spoil
 
@@ -122,7 +122,9 @@ def test_the_node_of_a_device_and_not_the_folder_alone(host: FakeHost) -> None:
     assert read(host)[0].cdev == "/dev/vfio/devices/vfio0"
 
 
-def test_a_field_that_may_not_be_read(host: FakeHost, spoil: Callable[[str, guard.Answer], None]) -> None:
+def test_a_field_that_may_not_be_read(
+    host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None]
+) -> None:
     host.add_device(A)
     spoil(f"{device_path(A)}/driver_override", OSError(errno.EACCES, "denied"))
     (device,) = read(host)
@@ -131,7 +133,7 @@ def test_a_field_that_may_not_be_read(host: FakeHost, spoil: Callable[[str, guar
 
 
 def test_numvfs_of_a_pf_without_a_driver_says_enoent(
-    host: FakeHost, spoil: Callable[[str, guard.Answer], None]
+    host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None]
 ) -> None:
     host.add_device(A, totalvfs=4)
     spoil(f"{device_path(A)}/sriov_numvfs", OSError(errno.ENOENT, "no such file"))
@@ -141,7 +143,7 @@ def test_numvfs_of_a_pf_without_a_driver_says_enoent(
 
 @pytest.mark.parametrize(("driver", "blocked"), [(None, True), ("nvme", False)])
 def test_a_device_that_is_locked_is_blocked_if_its_driver_is_gone(
-    host: FakeHost, spoil: Callable[[str, guard.Answer], None], driver: str | None, blocked: bool
+    host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None], driver: str | None, blocked: bool
 ) -> None:
     host.add_device(A, driver=driver)
     spoil(f"{device_path(A)}/driver_override", None)

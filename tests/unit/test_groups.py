@@ -8,7 +8,7 @@ from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import read_devices
 from vfiotool.host.era import Era, detect_era
-from vfiotool.host.groups import Group, ReservedRegion, group_ids, read_group, read_groups
+from vfiotool.host.groups import IommuGroup, ReservedRegion, group_ids, read_group, read_groups
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost, config_space
@@ -18,12 +18,12 @@ ROOT_PORT, SWITCH_PORT, PCIE_TO_PCI, ENDPOINT = (bytes([kind << 4]) for kind in 
 ACS = [(0x0D, 0x100)]
 
 
-def groups(host: FakeHost) -> list[Group]:
+def groups(host: FakeHost) -> list[IommuGroup]:
     devices = read_devices(host.tree, addresses(host.tree), PciNames(b""))
     return read_groups(host.tree, group_ids(host.tree), devices)
 
 
-def group(host: FakeHost) -> Group:
+def group(host: FakeHost) -> IommuGroup:
     (found,) = groups(host)
     return found
 

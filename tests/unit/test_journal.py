@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.stored import Stored, is_driver_name
 from vfiotool.errors import VfioToolError
-from vfiotool.host.state import DeviceState, NodeAccess
+from vfiotool.host.device_state import DeviceState, NodeAccess
 
 A, VMD = "0000:00:12.0", "10000:e1:00.0"
 FULL = DeviceState("e1000e", " ", numvfs=4, autoprobe=1, power_control="auto", node=NodeAccess(7, 8, 0o660))

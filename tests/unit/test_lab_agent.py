@@ -20,7 +20,7 @@ from vfiotool.lab import wire
 AGENT = """
 import sys
 from vfiotool.lab import agent, wire
-agent.Session(wire.Channel(int(sys.argv[1]))).serve()
+agent.CommandSession(wire.Channel(int(sys.argv[1]))).serve()
 """
 
 

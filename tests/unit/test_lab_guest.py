@@ -60,9 +60,9 @@ def install(starts: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def job(timeout: float | None = None, machine: str = "none") -> guest.Job:
+def config(timeout: float | None = None, machine: str = "none") -> guest.GuestConfig:
     kernel = Kernel("test", "1.0", "/none", "/nonexistent")
-    return guest.Job(("command",), kernel, machines.get(machine), timeout=timeout)
+    return guest.GuestConfig(("command",), kernel, machines.get(machine), timeout=timeout)
 
 
 def open_memory_files() -> list[str]:
@@ -73,7 +73,7 @@ def open_memory_files() -> list[str]:
 def test_the_status_is_the_commands(starts: Path) -> None:
     install(starts, READY + EXIT)
     times = guest.Times()
-    assert guest.run(job(), times) == 42
+    assert guest.run(config(), times) == 42
     assert starts.read_text() == "started\n"
     assert times.phases == {"kernel": 1, "root": 2, "agent": 3, "devices": 4}
     assert open_memory_files() == []
@@ -84,7 +84,7 @@ def test_a_guest_that_never_reaches_its_command_is_started_once_more(
 ) -> None:
     install(starts, "")
     with pytest.raises(GuestLostError, match="it stopped") as lost:
-        guest.run(job(), guest.Times())
+        guest.run(config(), guest.Times())
     assert starts.read_text() == "started\n" * 2
     assert "Kernel panic - not syncing: as told" in lost.value.console
     assert lost.value.exit_status == 125
@@ -95,7 +95,7 @@ def test_a_guest_that_never_reaches_its_command_is_started_once_more(
 def test_a_command_that_may_have_run_is_not_started_again(starts: Path) -> None:
     install(starts, READY)
     with pytest.raises(GuestLostError, match="it stopped"):
-        guest.run(job(), guest.Times())
+        guest.run(config(), guest.Times())
     assert starts.read_text() == "started\n"
 
 
@@ -113,14 +113,14 @@ def test_qemus_end_and_its_words_are_told(starts: Path, end: str, why: str) -> N
     )
     install(starts, READY + console + 'print("no such address", flush=True)\n' + end)
     with pytest.raises(GuestLostError, match=why) as lost:
-        guest.run(job(), guest.Times())
+        guest.run(config(), guest.Times())
     assert lost.value.console.startswith("no such address\n")
 
 
 def test_a_command_over_its_time_loses_the_guest(starts: Path) -> None:
     install(starts, READY + HANG)
     with pytest.raises(GuestLostError, match=r"longer than 0\.1 seconds"):
-        guest.run(job(timeout=0.1), guest.Times())
+        guest.run(config(timeout=0.1), guest.Times())
     assert starts.read_text() == "started\n"
 
 
@@ -128,21 +128,21 @@ def test_silence_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(guest, "SILENCE_SECONDS", 0.1)
     install(starts, READY + HANG)
     with pytest.raises(GuestLostError, match="said nothing"):
-        guest.run(job(), guest.Times())
+        guest.run(config(), guest.Times())
 
 
 def test_a_start_that_takes_too_long_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "BOOT_SECONDS", 0.1)
     install(starts, HANG)
     with pytest.raises(GuestLostError, match="did not reach its command"):
-        guest.run(job(), guest.Times())
+        guest.run(config(), guest.Times())
     assert starts.read_text() == "started\n" * 2
 
 
 def test_a_machine_whose_driver_the_kernel_lacks_is_refused(starts: Path) -> None:
     install(starts, "")
     with pytest.raises(UnsupportedError, match="no virtio_iommu driver"):
-        guest.run(job(machine="virtio-iommu"), guest.Times())
+        guest.run(config(machine="virtio-iommu"), guest.Times())
     assert not starts.exists()
 
 
@@ -161,7 +161,7 @@ def test_without_a_reason_the_last_lines_are_shown() -> None:
 
 def test_the_environment_is_the_callers_but_for_what_is_the_hosts() -> None:
     caller = {"PATH": "/opt/bin", "HOME": "/root", "DISPLAY": ":0", "SSH_AUTH_SOCK": "/x", "TERM": "vt100"}
-    got = guest.environment(job(), caller)
+    got = guest.environment(config(), caller)
     path = got.pop("PATH").split(":")
     assert path[:2] == [os.path.dirname(sys.executable), "/opt/bin"]
     assert "/usr/sbin" in path

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import missing
 from vfiotool.errors import LabError
 from vfiotool.lab import initramfs
-from vfiotool.lab.initramfs import Entry
+from vfiotool.lab.initramfs import ArchiveEntry
 from vfiotool.lab.kernels import Kernel
 
 
@@ -26,9 +26,9 @@ def test_archive_is_what_cpio_unpacks(tmp_path: Path) -> None:
         missing("busybox is not installed")
     packed = initramfs.archive(
         [
-            Entry("sub", stat.S_IFDIR | 0o755),
-            *(Entry(f"sub/{size}", stat.S_IFREG | 0o640, b"x" * size) for size in range(6)),
-            Entry("run", stat.S_IFREG | 0o755, b"\0\1\2"),
+            ArchiveEntry("sub", stat.S_IFDIR | 0o755),
+            *(ArchiveEntry(f"sub/{size}", stat.S_IFREG | 0o640, b"x" * size) for size in range(6)),
+            ArchiveEntry("run", stat.S_IFREG | 0o755, b"\0\1\2"),
         ]
     )
     subprocess.run(["busybox", "cpio", "-i"], input=packed, cwd=tmp_path, check=True)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.host.tree import Tree
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
@@ -52,10 +52,10 @@ CYCLE = (BIND, UNBIND, HOST_BIND, HOST_UNBIND)
 # Uevents
 
 
-def event(uevent: ExpectedUevent, seqnum: int | None = None, group: int = GROUP) -> Entry:
+def event(uevent: ExpectedUevent, seqnum: int | None = None, group: int = GROUP) -> TimelineEntry:
     """A uevent as the source tells it."""
     details = {"pci": "", "vfio": f"/dev/vfio/{group}", "vfio-dev": "/dev/vfio/devices/vfio0"}
-    return Entry(
+    return TimelineEntry(
         0.0,
         "kernel",
         uevent.action,
@@ -72,14 +72,14 @@ def watching(*, is_ordered: bool = True) -> UeventMonitor:
     return monitor
 
 
-def events(cycles: int) -> list[Entry]:
+def events(cycles: int) -> list[TimelineEntry]:
     """What the kernel sends for cycles that go as they must."""
     seqnum = count(100)
     uevents = [uevent for _ in range(cycles) for operation in CYCLE for uevent in operation]
     return [event(uevent, next(seqnum)) for uevent in uevents]
 
 
-def judge(cycles: int, came: list[Entry]) -> UeventMonitor:
+def judge(cycles: int, came: list[TimelineEntry]) -> UeventMonitor:
     """Have what comes of cycles judged."""
     monitor = watching()
     for entry in came:
@@ -209,7 +209,7 @@ def test_uevents_name_the_group_that_a_device_was_in() -> None:
 
 def test_uevents_that_were_lost_before_they_were_read() -> None:
     monitor = watching()
-    monitor.see(Entry(0.0, "kernel", "missed", seqnum=8, detail="uevents 5 to 7"))
+    monitor.see(TimelineEntry(0.0, "kernel", "missed", seqnum=8, detail="uevents 5 to 7"))
     assert counts(monitor) == {"missed": 1}
     assert monitor.findings() == [
         "the kernel's uevents were lost before they were read, once: uevents 5 to 7"
@@ -316,15 +316,15 @@ DEVICE_CLAIM, DEVICE_RELEASE = "iommu_device_claim_dma_owner", "iommu_device_rel
 OWNERS = (CLAIM, RELEASE, DEVICE_CLAIM, DEVICE_RELEASE)
 
 
-def ran(function: str, detail: str = "", address: str | None = None) -> Entry:
-    return Entry(0.0, "probe", function, address=address, detail=detail)
+def ran(function: str, detail: str = "", address: str | None = None) -> TimelineEntry:
+    return TimelineEntry(0.0, "probe", function, address=address, detail=detail)
 
 
-def claimed(function: str = CLAIM, result: str = "0") -> list[Entry]:
+def claimed(function: str = CLAIM, result: str = "0") -> list[TimelineEntry]:
     return [ran(function), ran(function, f"returns {result}")]
 
 
-def probed(expected: list[str], seen: list[Entry], monitor: ProbeMonitor | None = None) -> list[str]:
+def probed(expected: list[str], seen: list[TimelineEntry], monitor: ProbeMonitor | None = None) -> list[str]:
     """What is found."""
     monitor = monitor or ProbeMonitor({*OWNERS, NOTIFIER, "vfio_group_put_bg", "vfio_group_release"})
     monitor.expect(expected)
@@ -380,7 +380,7 @@ def test_functions_that_ran_as_the_model_says_are_no_finding() -> None:
     ],
     ids=["one too many", "two too few", "an action too many", "no put", "an action unexpected"],
 )
-def test_functions_that_ran_otherwise(expected: list[str], seen: list[Entry], finding: str) -> None:
+def test_functions_that_ran_otherwise(expected: list[str], seen: list[TimelineEntry], finding: str) -> None:
     assert finding in probed(expected, seen)
 
 
@@ -532,7 +532,7 @@ IN_USE = f'vfio-pci {EDU}: Device is currently in use, task "bash" (641) blocked
 def logged(*texts: str) -> KernelLogMonitor:
     monitor = KernelLogMonitor()
     for text in texts:
-        monitor.see(Entry(2.5, "kmsg", "warning", detail=text))
+        monitor.see(TimelineEntry(2.5, "kmsg", "warning", detail=text))
     return monitor
 
 
@@ -618,8 +618,8 @@ def test_unbinds_that_are_meant_to_wait(is_announced_first: bool) -> None:
     monitor = KernelLogMonitor()
     steps: list[Callable[[], None]] = [
         monitor.expect_blocked,
-        lambda: monitor.see(Entry(1.0, "kmsg", "warning", detail=NO_CHANNEL)),
-        lambda: monitor.see(Entry(11.0, "kmsg", "warning", detail=IN_USE)),
+        lambda: monitor.see(TimelineEntry(1.0, "kmsg", "warning", detail=NO_CHANNEL)),
+        lambda: monitor.see(TimelineEntry(11.0, "kmsg", "warning", detail=IN_USE)),
     ]
     for step in steps if is_announced_first else reversed(steps):
         step()
@@ -632,7 +632,7 @@ def test_unbinds_that_are_meant_to_wait(is_announced_first: bool) -> None:
 
 def test_records_that_were_lost() -> None:
     monitor = KernelLogMonitor()
-    monitor.see(Entry(0.0, "kmsg", "missed", detail="records of the kernel's log"))
+    monitor.see(TimelineEntry(0.0, "kmsg", "missed", detail="records of the kernel's log"))
     assert monitor.findings() == ["records of the kernel's log were lost before they were read, once"]
 
 

@@ -7,8 +7,8 @@ import pytest
 from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
 from vfiotool.binding.scene import Scene, read_scene
 from vfiotool.binding.steps import Step, parse_access, steps_between
+from vfiotool.host.device_state import ROOTS_ALONE, DeviceState, NodeAccess, read_states
 from vfiotool.host.devices import read_devices
-from vfiotool.host.state import ROOTS_ALONE, DeviceState, NodeAccess, read_states
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 

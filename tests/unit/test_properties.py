@@ -30,15 +30,15 @@ from tests.unit.strategies import (
 from vfiotool import cli
 from vfiotool.binding.journal import Journal
 from vfiotool.errors import DeviceNotFoundError, SelectorError, VfioToolError
-from vfiotool.host import guard, pending
+from vfiotool.host import bounded_reads, pending_unbinds
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.selectors import select
 from vfiotool.host.tree import Tree
-from vfiotool.host.variants import best_vfio_driver
+from vfiotool.host.variant_drivers import best_vfio_driver
 from vfiotool.pci.acs import weakness
 from vfiotool.pci.address import is_address, parse_address, sort_key
-from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE, capabilities
+from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE, capabilities
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost, config_space
 
@@ -191,7 +191,7 @@ def look_at_all(host: FakeHost) -> None:
 def test_anything_in_the_place_of_files(
     machine: FakeHost, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.02)
+    monkeypatch.setattr(bounded_reads, "STALL_SECONDS", 0.02)
     plain = [path for path in files(machine) if not os.path.islink(machine.tree.path(path))]
     changes = data.draw(st.dictionaries(st.sampled_from(plain), odd_files, min_size=1, max_size=6))
     with changed(machine.tree, changes):
@@ -310,12 +310,12 @@ def test_the_alias_that_serves_best(machine: FakeHost, data: st.DataObject) -> N
 @settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from([NIC, NVME, "x", "0000:00:00.0"]), contents, max_size=3))
 def test_pending_notes(machine: FakeHost, notes: Mapping[str, bytes]) -> None:
-    folder = pending.pending_dir(machine.state_dir)
+    folder = pending_unbinds.pending_dir(machine.state_dir)
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in notes.items():
         os.makedirs(machine.tree.path(folder), exist_ok=True)
         Path(machine.tree.path(f"{folder}/{name}")).write_bytes(content)
-    assert pending.blocked_addresses(machine.tree, machine.state_dir) == frozenset()
+    assert pending_unbinds.blocked_addresses(machine.tree, machine.state_dir) == frozenset()
 
 
 json_values = st.recursive(

@@ -12,12 +12,12 @@ from vfiotool.binding.scene import Scene, read_scene
 from vfiotool.cli.root import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.denylist import OWNERS_LIST
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import read_devices
 from vfiotool.host.era import Era
 from vfiotool.host.holders import Holder
-from vfiotool.host.state import DeviceState
 from vfiotool.host.usage.claim import Claim
-from vfiotool.host.usage.survey import Usage
+from vfiotool.host.usage.device_usage import Usage
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 from vfiotool.testing.fake_tree import FakeTree

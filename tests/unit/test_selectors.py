@@ -4,7 +4,7 @@ import pytest
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
 from vfiotool.host.selectors import select, select_meant
-from vfiotool.host.usage.survey import read_usage
+from vfiotool.host.usage.device_usage import read_usage
 from vfiotool.testing import FakeHost
 
 NIC, NVME, SHARED, VMD = "0000:00:12.0", "0000:00:13.0", "0000:01:00.0", "10000:e1:00.0"

@@ -9,7 +9,7 @@ import pytest
 
 from vfiotool.cli.stress import stress
 from vfiotool.errors import RefusedError, UsageError
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.host.tree import Tree
 from vfiotool.stress.config import LAB_HOST, parse_workloads, require_lab
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
@@ -56,10 +56,12 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Any) -> None:
                 stats.add(one)
                 uevents.expect(5, one.expected.uevents)
                 probes.expect(one.expected.probes)
-                uevents.see(Entry(0.0, "kernel", "add", group=5, seqnum=2 * number, detail="/dev/vfio/5"))
-                uevents.see(Entry(0.0, "kernel", "bind", address=EDU, group=5, seqnum=2 * number + 1))
-                probes.see(Entry(0.0, "probe", "iommu_device_use_default_domain", address=EDU))
-                log.see(Entry(0.0, "kmsg", "info", detail="all is well"))
+                uevents.see(
+                    TimelineEntry(0.0, "kernel", "add", group=5, seqnum=2 * number, detail="/dev/vfio/5")
+                )
+                uevents.see(TimelineEntry(0.0, "kernel", "bind", address=EDU, group=5, seqnum=2 * number + 1))
+                probes.see(TimelineEntry(0.0, "probe", "iommu_device_use_default_domain", address=EDU))
+                log.see(TimelineEntry(0.0, "kmsg", "info", detail="all is well"))
 
         work(0, 1000)
         tracemalloc.start()

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from vfiotool import cli
 from vfiotool.errors import UnsupportedError
 from vfiotool.events import tracefs
-from vfiotool.events.entry import Entry, now
+from vfiotool.events.driver_links import DriverLinks
+from vfiotool.events.entry import TimelineEntry, now
+from vfiotool.events.entry_filter import EntryFilter
 from vfiotool.events.kmsg import parse_record
-from vfiotool.events.links import DriverLinks
 from vfiotool.events.probes import decode
-from vfiotool.events.relevance import Relevance
 from vfiotool.events.timeline import Timeline
 from vfiotool.events.tracefs import TraceInstance, parse_line, remove_stale
 from vfiotool.events.uevents import Uevents
-from vfiotool.host.pending import process_start
+from vfiotool.host.pending_unbinds import process_start
 from vfiotool.host.tree import Tree
 from vfiotool.render.timeline import write_entry, write_line
 
@@ -76,7 +76,7 @@ def test_any_line_is_an_event_or_none(line: str) -> None:
 
 def test_the_notifiers_action_has_its_name() -> None:
     text = f'(vfio_iommu_group_notifier+0x0/0x150 [vfio]) action=4 device="{EDU}"'
-    assert decode(1.5, "vfio_iommu_group_notifier", text) == Entry(
+    assert decode(1.5, "vfio_iommu_group_notifier", text) == TimelineEntry(
         1.5, "probe", "vfio_iommu_group_notifier", address=EDU, detail="BOUND_DRIVER"
     )
     unknown = decode(1.5, "vfio_iommu_group_notifier", text.replace("action=4", "action=99"))
@@ -100,9 +100,13 @@ def test_tracepoints_say_what_they_say() -> None:
 
 def test_a_record_of_the_log() -> None:
     record = f"4,812,2500000,-;vfio-pci {EDU}: enabling\n SUBSYSTEM=pci\n DEVICE=+pci:{EDU}\n"
-    expected = Entry(3.0, "kmsg", "warning", address=EDU, seqnum=812, detail=f"vfio-pci {EDU}: enabling")
+    expected = TimelineEntry(
+        3.0, "kmsg", "warning", address=EDU, seqnum=812, detail=f"vfio-pci {EDU}: enabling"
+    )
     assert parse_record(record, 0.5) == expected
-    assert parse_record("30,1,0,-;plain\n", 0.0) == Entry(0.0, "kmsg", "info", seqnum=1, detail="plain")
+    assert parse_record("30,1,0,-;plain\n", 0.0) == TimelineEntry(
+        0.0, "kmsg", "info", seqnum=1, detail="plain"
+    )
     assert parse_record("not a record", 0.0) is None
 
 
@@ -148,7 +152,7 @@ def uevent(seqnum: int, name: str, subsystem: str = "pci", **fields: str) -> Sim
 
 def uevents(
     monkeypatch: pytest.MonkeyPatch, tree: Tree, *events: object, source: Literal["kernel", "udev"] = "kernel"
-) -> list[Entry]:
+) -> list[TimelineEntry]:
     """What is told of these events."""
     monkeypatch.setattr("vfiotool.events.udev._context", lambda: None)
     monkeypatch.setattr("pyudev.Monitor.from_netlink", lambda context, source: Monitor(*events))
@@ -218,7 +222,7 @@ def test_a_monitor_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_changes_of_drivers_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("vfiotool.events.links.now", lambda: clock[0])
+    monkeypatch.setattr("vfiotool.events.driver_links.now", lambda: clock[0])
     devices = tmp_path / "sys/bus/pci/devices"
     for name in ("0000:00:01.0", EDU):
         (devices / name).mkdir(parents=True)
@@ -248,38 +252,38 @@ def test_what_is_shown_of_a_device(tmp_path: Path) -> None:
     device = tmp_path / "sys/bus/pci/devices" / EDU
     device.mkdir(parents=True)
     (device / "iommu_group").symlink_to("../../kernel/iommu_groups/7")
-    relevance = Relevance(Tree(str(tmp_path)), [EDU])
+    entry_filter = EntryFilter(Tree(str(tmp_path)), [EDU])
     shown = [
-        Entry(0, "kernel", "bind", address=EDU),
-        Entry(0, "kernel", "add", group=7),
-        Entry(0, "probe", "vfio_group_put_bg"),
-        Entry(0, "kmsg", "warning", detail="whatever"),
-        Entry(0, "kmsg", "info", detail="VFIO - User Level meta-driver"),
+        TimelineEntry(0, "kernel", "bind", address=EDU),
+        TimelineEntry(0, "kernel", "add", group=7),
+        TimelineEntry(0, "probe", "vfio_group_put_bg"),
+        TimelineEntry(0, "kmsg", "warning", detail="whatever"),
+        TimelineEntry(0, "kmsg", "info", detail="VFIO - User Level meta-driver"),
     ]
     hidden = [
-        Entry(0, "kernel", "bind", address="0000:00:11.0"),
-        Entry(0, "kernel", "bind", address="0000:00:11.0", group=7),
-        Entry(0, "kernel", "add", group=8),
-        Entry(0, "kmsg", "info", detail="usb 1-1: new device"),
+        TimelineEntry(0, "kernel", "bind", address="0000:00:11.0"),
+        TimelineEntry(0, "kernel", "bind", address="0000:00:11.0", group=7),
+        TimelineEntry(0, "kernel", "add", group=8),
+        TimelineEntry(0, "kmsg", "info", detail="usb 1-1: new device"),
     ]
-    assert [entry for entry in shown + hidden if relevance.is_shown(entry)] == shown
-    everything = Relevance(Tree(str(tmp_path)), [])
+    assert [entry for entry in shown + hidden if entry_filter.is_shown(entry)] == shown
+    everything = EntryFilter(Tree(str(tmp_path)), [])
     assert [entry for entry in shown + hidden if everything.is_shown(entry)] == shown + hidden[:3]
 
 
 # All as one
 
 
-class Told:
-    """A source that tells its entries at once."""
+class ReadySource:
+    """A source whose entries are all there at once."""
 
-    def __init__(self, *entries: Entry) -> None:
+    def __init__(self, *entries: TimelineEntry) -> None:
         self.entries = list(entries)
 
     def fileno(self) -> None:
         return None
 
-    def read(self) -> Iterable[Entry]:
+    def read(self) -> Iterable[TimelineEntry]:
         entries, self.entries = self.entries, []
         return entries
 
@@ -289,22 +293,24 @@ class Told:
 
 def test_sources_are_merged_by_time() -> None:
     begun = now()
-    first = Told(Entry(begun + 0.02, "kmsg", "b"), Entry(begun + 0.01, "kmsg", "a"))
-    second = Told(Entry(begun + 0.02, "probe", "c"), Entry(begun + 0.015, "probe", "d"))
+    first = ReadySource(TimelineEntry(begun + 0.02, "kmsg", "b"), TimelineEntry(begun + 0.01, "kmsg", "a"))
+    second = ReadySource(
+        TimelineEntry(begun + 0.02, "probe", "c"), TimelineEntry(begun + 0.015, "probe", "d")
+    )
     timeline = Timeline([first, second])
     assert [entry.event for entry in timeline.entries(until=now())] == ["a", "d", "b", "c"]
 
 
 def test_an_entry_waits_for_others_that_may_have_come_before_it() -> None:
-    late = Told()
-    timeline = Timeline([Told(Entry(now(), "udev", "second")), late])
+    late = ReadySource()
+    timeline = Timeline([ReadySource(TimelineEntry(now(), "udev", "second")), late])
     entries = timeline.entries()
-    late.entries.append(Entry(now() - 0.1, "probe", "first"))
+    late.entries.append(TimelineEntry(now() - 0.1, "probe", "first"))
     assert [next(entries).event, next(entries).event] == ["first", "second"]
 
 
 def test_what_is_held_back_is_not_lost() -> None:
-    timeline = Timeline([Told(Entry(now() + 60, "udev", "last"))])
+    timeline = Timeline([ReadySource(TimelineEntry(now() + 60, "udev", "last"))])
     assert [entry.event for entry in timeline.entries(until=now())] == ["last"]
 
 
@@ -344,7 +350,7 @@ def test_what_ended_processes_left_is_removed(mount: Path, monkeypatch: pytest.M
 
 
 def test_an_entry_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    write_entry(Entry(1.25, "udev", "bind", address=EDU, group=7, driver="vfio-pci", seqnum=9))
+    write_entry(TimelineEntry(1.25, "udev", "bind", address=EDU, group=7, driver="vfio-pci", seqnum=9))
     assert json.loads(capsys.readouterr().out) == {
         "schema": "vfiotool.watch/1",
         "time": 1.25,
@@ -359,7 +365,7 @@ def test_an_entry_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_entry_as_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    write_line(Entry(1.25, "kmsg", "info", address=EDU, group=7, detail="moves \x1b[2J the cursor"))
+    write_line(TimelineEntry(1.25, "kmsg", "info", address=EDU, group=7, detail="moves \x1b[2J the cursor"))
     words = capsys.readouterr().out.split()
     assert words[:6] == ["1.250000", "kmsg", "info", EDU, "group", "7"]
     assert "\x1b" not in " ".join(words)

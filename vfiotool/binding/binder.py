@@ -15,9 +15,9 @@ from vfiotool.binding.refusals import is_host_driver
 from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, made_quietly, parse_access, steps_between
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, parse_override
+from vfiotool.host.device_state import NUMVFS, OVERRIDE, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
-from vfiotool.host.state import NUMVFS, OVERRIDE, node_path, read_state
 from vfiotool.host.usage.openers import is_group_open
 
 EVENT_SECONDS = 30.0

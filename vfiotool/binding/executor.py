@@ -15,9 +15,9 @@ from vfiotool.binding.stored import Stored
 from vfiotool.binding.transaction import TransactionLog, unfinished
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import read_states
 from vfiotool.host.holders import Holder
-from vfiotool.host.pending import pending_writer
-from vfiotool.host.state import read_states
+from vfiotool.host.pending_unbinds import pending_writer
 from vfiotool.host.tree import Tree
 
 

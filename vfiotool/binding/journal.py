@@ -12,7 +12,7 @@ import os
 from vfiotool.binding.state_dir import damaged, make_private, read_own, remove_own, replace_own, unusable
 from vfiotool.binding.stored import Stored, from_document, to_document
 from vfiotool.errors import VfioToolError
-from vfiotool.host.pending import STATE_DIR, pending_dir, pending_writer
+from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, pending_writer
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address, sort_key
 

@@ -17,9 +17,9 @@ from vfiotool.binding.state_dir import unusable
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
 from vfiotool.host.child import start_child
+from vfiotool.host.device_state import NodeAccess
 from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.pending import pending_dir, pending_writer, process_start
-from vfiotool.host.state import NodeAccess
+from vfiotool.host.pending_unbinds import pending_dir, pending_writer, process_start
 from vfiotool.host.tree import Tree
 
 _RESULT = struct.Struct("=i")

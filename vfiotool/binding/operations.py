@@ -22,12 +22,12 @@ from vfiotool.binding.sriov import check_count, live_group_refusals, with_bound_
 from vfiotool.binding.stored import boot_id, is_driver_name
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
-from vfiotool.host.pending import STATE_DIR
-from vfiotool.host.state import DeviceState
-from vfiotool.host.variants import best_vfio_driver
+from vfiotool.host.pending_unbinds import STATE_DIR
+from vfiotool.host.variant_drivers import best_vfio_driver
 
 UNBIND_SECONDS = 30.0
 AUTO = "auto"

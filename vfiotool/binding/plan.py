@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from vfiotool.binding.refusals import Refusal, refusals
 from vfiotool.binding.scene import Scene
 from vfiotool.binding.steps import MODPROBE, Step, steps_between
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.groups import blockers, is_vfio_driver
-from vfiotool.host.state import DeviceState
 
 
 @dataclass(frozen=True, slots=True)

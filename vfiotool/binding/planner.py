@@ -13,8 +13,8 @@ from vfiotool.binding.sriov import about_to_leave, leaving, with_vfs
 from vfiotool.binding.steps import grant_to
 from vfiotool.errors import BlockedError
 from vfiotool.host.attributes import addresses
+from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import Device, read_devices
-from vfiotool.host.state import DeviceState, read_states
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 

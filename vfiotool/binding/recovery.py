@@ -14,9 +14,9 @@ from vfiotool.binding.state_dir import remove_own
 from vfiotool.binding.steps import made_quietly
 from vfiotool.binding.transaction import Transaction, unfinished
 from vfiotool.errors import VfioToolError
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
-from vfiotool.host.pending import pending_writer
-from vfiotool.host.state import DeviceState
+from vfiotool.host.pending_unbinds import pending_writer
 
 
 class Recovery:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from vfiotool.binding.scene import Scene
 from vfiotool.errors import RefusedError
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
-from vfiotool.host.groups import Group, is_bridge, is_vfio_driver
-from vfiotool.host.state import DeviceState
+from vfiotool.host.groups import IommuGroup, is_bridge, is_vfio_driver
 from vfiotool.host.usage.claim import printable, some
-from vfiotool.host.usage.survey import Usage
+from vfiotool.host.usage.device_usage import Usage
 
 RULES: Mapping[str, str] = {
     "mounted": "Take a disk that has a mounted file system.",
@@ -174,7 +174,7 @@ def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable
             yield Refusal(address, "live-group", printable(reason), None)
 
 
-def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[Group, str]]:
+def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[IommuGroup, str]]:
     """Yield what such a driver could take. A bridge may have any (``vfio_dev_driver_allowed()``)."""
     for group in scene.groups.values():
         for address in group.devices if group.id in scene.open_groups else ():
@@ -188,7 +188,7 @@ def is_host_driver(driver: str | None) -> bool:
     return driver is not None and driver != _HARMLESS and not is_vfio_driver(driver)
 
 
-def _names(group: Group) -> str:
+def _names(group: IommuGroup) -> str:
     names = dict.fromkeys(holder.process for holder in group.holders)
     return some(list(names)) or "a process that cannot be named"
 

@@ -9,10 +9,10 @@ from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.denylist import Denial, find_denied
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.era import Era, detect_era
-from vfiotool.host.groups import Group, group_ids, read_groups
+from vfiotool.host.groups import IommuGroup, group_ids, read_groups
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.openers import is_group_open
-from vfiotool.host.usage.survey import Usage, read_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Scene:
     """
 
     devices: Mapping[str, Device]
-    groups: Mapping[int, Group]
+    groups: Mapping[int, IommuGroup]
     usage: Mapping[str, Sequence[Usage]]
     loaded_drivers: frozenset[str]
     era: Era
@@ -34,7 +34,7 @@ class Scene:
     denylist: Mapping[str, Denial] = field(default_factory=dict)
     open_groups: frozenset[int] = field(default_factory=frozenset)
 
-    def group_of(self, address: str) -> Group | None:
+    def group_of(self, address: str) -> IommuGroup | None:
         """Return the group that a device is in, where it is in one."""
         number = self.devices[address].iommu_group
         return None if number is None else self.groups.get(number)
@@ -68,5 +68,5 @@ def read_scene(
     )
 
 
-def _is_open(tree: Tree, group: Group) -> bool:
+def _is_open(tree: Tree, group: IommuGroup) -> bool:
     return bool(group.holders) or (group.node is not None and is_group_open(tree.path(group.node)))

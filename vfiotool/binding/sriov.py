@@ -14,9 +14,9 @@ from vfiotool.binding.scene import Scene
 from vfiotool.binding.steps import Event, Step, bind_to, set_attribute, set_override
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import AUTOPROBE, DeviceState
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.state import AUTOPROBE, DeviceState
 from vfiotool.host.tree import Tree
 
 VFIO_PCI = "vfio-pci"

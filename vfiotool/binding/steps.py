@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 
 from vfiotool.binding.ownership import RULES, Owner, rule_path
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import (
+    AUTOPROBE,
+    NUMVFS,
+    OVERRIDE,
+    POWER,
+    ROOTS_ALONE,
+    DeviceState,
+    NodeAccess,
+)
 from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.state import AUTOPROBE, NUMVFS, OVERRIDE, POWER, ROOTS_ALONE, DeviceState, NodeAccess
 
 DRIVERS = "/sys/bus/pci/drivers"
 MODPROBE = "modprobe"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfiotool.host.device_state import DeviceState, NodeAccess
 from vfiotool.host.devices import Device
-from vfiotool.host.state import DeviceState, NodeAccess
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address
 

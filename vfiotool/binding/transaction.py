@@ -17,7 +17,7 @@ from vfiotool.binding.plan import Plan
 from vfiotool.binding.state_dir import damaged, open_own, read_own, remove_own, sync_folder, unusable
 from vfiotool.binding.stored import Stored, from_document, parse_state, state_document, to_document
 from vfiotool.errors import VfioToolError
-from vfiotool.host.state import DeviceState
+from vfiotool.host.device_state import DeviceState
 from vfiotool.pci.address import is_address, sort_key
 
 _SCHEMA = "vfiotool.transaction/1"

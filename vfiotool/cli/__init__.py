@@ -78,7 +78,7 @@ def _is_plain_reading(verb: str, names: list[str]) -> bool:
 def _read(verb: str, names: list[str], *, as_json: bool) -> None:
     """Programs read again and again, and to import click takes longer than most reading does."""
     from vfiotool.cli import reading
-    from vfiotool.host.pending import STATE_DIR
+    from vfiotool.host.pending_unbinds import STATE_DIR
     from vfiotool.host.tree import Tree
 
     readers = {"list": reading.list_devices, "groups": reading.list_groups, "show": reading.show_device}

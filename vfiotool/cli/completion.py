@@ -16,7 +16,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.groups import BRIDGE_CLASSES, group_ids, is_vfio_driver
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
@@ -134,7 +134,7 @@ def _on_vfio(machine: Machine, incomplete: str) -> Items:
 
 
 def _regions(machine: Machine, named: str | None) -> Items:
-    from vfiotool.host.details import ROM, read_bars
+    from vfiotool.host.device_details import ROM, read_bars
     from vfiotool.host.selectors import select
 
     (address,) = select(machine.tree, [named or ""])

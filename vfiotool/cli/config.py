@@ -9,11 +9,11 @@ from vfiotool.cli.parameters import WIDTH, number, print_registers, require_alig
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import UsageError, VfioToolError
 from vfiotool.host.attributes import device_path
-from vfiotool.host.config import read_config
+from vfiotool.host.config_space import read_config
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
 from vfiotool.pci.capabilities.decoding import decode
-from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
+from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
 from vfiotool.pci.header import read_header
 from vfiotool.pci.names import PciNames
 from vfiotool.render.documents import to_json, write_document

@@ -164,11 +164,11 @@ def start(
         found = kernels.get(kernel, progress=fetching)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
-    job = guest.Job(command, found, topology, accelerator, memory, cpus, timeout, files)
+    config = guest.GuestConfig(command, found, topology, accelerator, memory, cpus, timeout, files)
     times = guest.Times(probed=time.monotonic() - begun)
     unwind_when_told_to_end()
     try:
-        return guest.run(job, times)
+        return guest.run(config, times)
     finally:
         if show_times:
             print_times(times)

@@ -12,7 +12,7 @@ from vfiotool.errors import BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
-from vfiotool.host.pending import blocked_addresses
+from vfiotool.host.pending_unbinds import blocked_addresses
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
 

@@ -58,7 +58,7 @@ def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: boo
 
 def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bool) -> None:
     """Print all about the one device that the selector names."""
-    from vfiotool.host.details import read_details
+    from vfiotool.host.device_details import read_details
     from vfiotool.host.devices import find_device
     from vfiotool.host.selectors import select_meant
 

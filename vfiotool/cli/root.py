@@ -10,7 +10,7 @@ import click
 
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import VfioToolError
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 
 # verb -> (module:attribute, short help). The help stands here so that `vfiotool --help` imports no verb.
 VERBS: dict[str, tuple[str, str]] = {
@@ -86,7 +86,7 @@ def _folder(context: click.Context, sysroot: str) -> str:
     """Return the folder of a machine; that of a capture is unpacked for as long as the verb runs."""
     if os.path.isdir(sysroot):
         return sysroot
-    from vfiotool.host.capture.captured import unpacked
+    from vfiotool.host.capture.captured_tree import unpacked
 
     return context.with_resource(unpacked(sysroot))
 

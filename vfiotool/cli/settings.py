@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -28,6 +28,6 @@ class Settings:
         """
         if self.sysroot == "/":
             return Tree()
-        from vfiotool.host.capture.captured import open_tree
+        from vfiotool.host.capture.captured_tree import open_tree
 
         return open_tree(self.sysroot)

@@ -17,8 +17,8 @@ from vfiotool.errors import VfioToolError
 from vfiotool.host.selectors import select
 
 if TYPE_CHECKING:
-    from vfiotool.events.entry import Entry, Source
-    from vfiotool.events.relevance import Relevance
+    from vfiotool.events.entry import EventSource, TimelineEntry
+    from vfiotool.events.entry_filter import EntryFilter
     from vfiotool.host.tree import Tree
 
 
@@ -35,11 +35,11 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be watched")
     from vfiotool.events.entry import now
-    from vfiotool.events.relevance import Relevance
+    from vfiotool.events.entry_filter import EntryFilter
     from vfiotool.events.timeline import Timeline
     from vfiotool.render.timeline import write_entry, write_line
 
-    relevance = Relevance(settings.tree, select(settings.tree, selectors))
+    entry_filter = EntryFilter(settings.tree, select(settings.tree, selectors))
     write = write_entry if as_json else write_line
     unwind_when_told_to_end()
     stack = contextlib.ExitStack()
@@ -48,28 +48,30 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
         _tell("watching; Ctrl-C ends it")
         until = None if duration is None else now() + duration
         with contextlib.suppress(KeyboardInterrupt):  # it is how a user ends this
-            _show(timeline.entries(until), relevance, write)
-        _show(timeline.rest(), relevance, write)
+            _show(timeline.entries(until), entry_filter, write)
+        _show(timeline.rest(), entry_filter, write)
     finally:
         with unhurried():
             stack.close()
 
 
-def _show(entries: Iterable[Entry], relevance: Relevance, write: Callable[[Entry], None]) -> None:
+def _show(
+    entries: Iterable[TimelineEntry], entry_filter: EntryFilter, write: Callable[[TimelineEntry], None]
+) -> None:
     for entry in entries:
-        if relevance.is_shown(entry):
+        if entry_filter.is_shown(entry):
             write(entry)
 
 
-def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[Source]:
+def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[EventSource]:
     """Open what this user may watch, and say what not; the stack closes it."""
+    from vfiotool.events.driver_links import DriverLinks
     from vfiotool.events.kmsg import KernelLog
-    from vfiotool.events.links import DriverLinks
     from vfiotool.events.probes import KernelProbes
     from vfiotool.events.tracefs import TraceInstance
     from vfiotool.events.uevents import Uevents
 
-    sources: list[Source] = [Uevents("kernel", tree), Uevents("udev", tree), DriverLinks(tree)]
+    sources: list[EventSource] = [Uevents("kernel", tree), Uevents("udev", tree), DriverLinks(tree)]
     offset = 0.0
     with _optional("the kernel's functions are not probed"):
         instance = stack.enter_context(TraceInstance())

@@ -12,7 +12,7 @@ _ADDRESS = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TimelineEntry:
     """``time`` is CLOCK_MONOTONIC in seconds; ``source`` is one of kernel, udev, sysfs, probe and kmsg.
 
     ``event`` is the source's own name for it: a uevent's action, a function, a log level. ``seqnum``
@@ -29,13 +29,13 @@ class Entry:
     detail: str = ""
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Where entries come from. A handle: one thread uses it."""
 
     def fileno(self) -> int | None:
         """Return what polls readable when entries wait; ``None`` where only looking tells."""
 
-    def read(self) -> Iterable[Entry]:
+    def read(self) -> Iterable[TimelineEntry]:
         """Return what waits, without waiting for more."""
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 
-from vfiotool.events.entry import Entry, find_address, now
+from vfiotool.events.entry import TimelineEntry, find_address, now
 
 _PATH = "/dev/kmsg"
 _LONGEST_RECORD = 8192
@@ -31,14 +31,14 @@ class KernelLog:
     def fileno(self) -> int | None:
         return self._fd
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Iterator[TimelineEntry]:
         while self._fd is not None:
             try:
                 record = os.read(self._fd, _LONGEST_RECORD)
             except BlockingIOError:
                 return
             except BrokenPipeError:  # it was written faster than read, and goes on with the oldest there is
-                yield Entry(now(), "kmsg", "missed", detail="records of the kernel's log")
+                yield TimelineEntry(now(), "kmsg", "missed", detail="records of the kernel's log")
                 continue
             if not record:
                 return
@@ -57,14 +57,14 @@ def _slewed() -> float:
     return now() - time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
 
 
-def parse_record(record: str, offset: float) -> Entry | None:
+def parse_record(record: str, offset: float) -> TimelineEntry | None:
     """Return a record as an entry, ``None`` for what is none."""
     found = _RECORD.match(record)
     if found is None:
         return None
     priority, seqnum, microseconds, text, fields = found.groups()
     device = _DEVICE.search(fields)
-    return Entry(
+    return TimelineEntry(
         int(microseconds) / 1e6 + offset,
         "kmsg",
         _LEVELS[int(priority) & 7],

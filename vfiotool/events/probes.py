@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfiotool.events.entry import Entry, find_address
+from vfiotool.events.entry import TimelineEntry, find_address
 from vfiotool.events.tracefs import TraceInstance
 
 ACTIONS = {
@@ -85,7 +85,7 @@ class KernelProbes:
     def fileno(self) -> int | None:
         return self._instance.fileno()
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Iterator[TimelineEntry]:
         self._arm()
         for time, event, text in self._instance.read():
             yield decode(time, event, text)
@@ -111,10 +111,10 @@ class KernelProbes:
         return True
 
 
-def decode(time: float, event: str, text: str) -> Entry:
+def decode(time: float, event: str, text: str) -> TimelineEntry:
     """Return a trace event as an entry: the notifier's action and a result by their names."""
     group = _GROUP.search(text)
-    return Entry(
+    return TimelineEntry(
         time,
         "probe",
         event.removesuffix(_RETURN),

@@ -7,7 +7,7 @@ import itertools
 import select
 from collections.abc import Iterator, Sequence
 
-from vfiotool.events.entry import Entry, Source, now
+from vfiotool.events.entry import EventSource, TimelineEntry, now
 
 _HOLD = 0.25
 """Seconds by which an entry may come later than another that happened after it."""
@@ -17,12 +17,12 @@ _TICK = 0.1
 class Timeline:
     """Merges sources, which are the caller's to close. One thread uses it."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[EventSource]) -> None:
         self._sources = sources
-        self._held: list[tuple[float, int, Entry]] = []
+        self._held: list[tuple[float, int, TimelineEntry]] = []
         self._order = itertools.count()
 
-    def entries(self, until: float | None = None) -> Iterator[Entry]:
+    def entries(self, until: float | None = None) -> Iterator[TimelineEntry]:
         """Yield entries by their time, until CLOCK_MONOTONIC is ``until`` seconds, or for ever.
 
         Each comes a quarter of a second after it happened, for the sources are not equally fast.
@@ -35,7 +35,7 @@ class Timeline:
         self._gather()
         yield from self.rest()
 
-    def rest(self) -> Iterator[Entry]:
+    def rest(self) -> Iterator[TimelineEntry]:
         """Yield what is still held back: for when ``entries`` was left."""
         return self._before(None)
 
@@ -53,6 +53,6 @@ class Timeline:
             for entry in source.read():
                 heapq.heappush(self._held, (entry.time, next(self._order), entry))
 
-    def _before(self, end: float | None) -> Iterator[Entry]:
+    def _before(self, end: float | None) -> Iterator[TimelineEntry]:
         while self._held and (end is None or self._held[0][0] <= end):
             yield heapq.heappop(self._held)[2]

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.events.entry import now
-from vfiotool.host.pending import process_start
+from vfiotool.host.pending_unbinds import process_start
 from vfiotool.host.tree import Tree
 
 MOUNT = "/sys/kernel/tracing"

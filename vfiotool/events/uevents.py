@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from vfiotool.events.entry import Entry, now
+from vfiotool.events.entry import TimelineEntry, now
 from vfiotool.events.udev import open_monitor
 from vfiotool.host.attributes import find_group
 from vfiotool.host.tree import Tree
@@ -35,13 +35,13 @@ class Uevents:
     def fileno(self) -> int:
         return int(self._monitor.fileno())
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Iterator[TimelineEntry]:
         yield from self._received()
         for first, last in self._numbers.missing(now()):
             detail = f"uevents {first} to {last}"
-            yield Entry(now(), self._source, "missed", seqnum=last + 1, detail=detail)
+            yield TimelineEntry(now(), self._source, "missed", seqnum=last + 1, detail=detail)
 
-    def _received(self) -> Iterator[Entry]:
+    def _received(self) -> Iterator[TimelineEntry]:
         while True:
             try:
                 device = self._monitor.poll(0)
@@ -61,7 +61,7 @@ class Uevents:
     def close(self) -> None:
         self._monitor = None
 
-    def _entry(self, device: Any, subsystem: str, seqnum: int) -> Entry:
+    def _entry(self, device: Any, subsystem: str, seqnum: int) -> TimelineEntry:
         address, group, detail = None, None, ""
         if subsystem == "pci":
             address = device.sys_name
@@ -73,7 +73,7 @@ class Uevents:
             address = os.path.basename(os.path.dirname(os.path.dirname(device.sys_path)))
             group = self._group(address)
             detail = device.device_node or device.sys_name
-        return Entry(
+        return TimelineEntry(
             now(),
             self._source,
             device.action,

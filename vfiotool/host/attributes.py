@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterable, Mapping
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host import guard, pending
+from vfiotool.host import bounded_reads, pending_unbinds
 from vfiotool.host.tree import GONE, Tree, decode
 from vfiotool.pci.address import is_full_address, sort_key
 from vfiotool.pci.names import PciNames
@@ -39,7 +39,7 @@ def addresses(tree: Tree) -> list[str]:
 
 
 def read_fields(
-    tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = pending.STATE_DIR
+    tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = pending_unbinds.STATE_DIR
 ) -> list[dict[str, Any]]:
     """Read the fields of ``Device``, by name, for the devices at these addresses, in their order.
 
@@ -55,7 +55,7 @@ def read_fields(
             attributes[address] = frozenset(tree.names(device_path(address)))
         except FileNotFoundError:
             continue
-    guarded = guard.read_all(
+    guarded = bounded_reads.read_all(
         tree,
         [
             f"{device_path(address)}/{name}"
@@ -64,7 +64,7 @@ def read_fields(
             if name in present
         ],
     )
-    blocked = pending.blocked_addresses(tree, state_dir)
+    blocked = pending_unbinds.blocked_addresses(tree, state_dir)
     found = []
     for address, present in attributes.items():
         try:
@@ -89,7 +89,7 @@ class _Reader:
         tree: Tree,
         folder: str,
         present: frozenset[str],
-        guarded: Mapping[str, guard.Answer],
+        guarded: Mapping[str, bounded_reads.ReadResult],
     ) -> None:
         self._tree, self._folder = tree, folder
         self._guarded = guarded

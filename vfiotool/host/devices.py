@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import read_fields
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 

@@ -13,7 +13,7 @@ from vfiotool.host.checks.iommu import check_iommu, check_remapping
 from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
 from vfiotool.host.checks.leftovers import check_leftovers
 from vfiotool.host.checks.memory import check_hugepages, check_memlock
-from vfiotool.host.pending import STATE_DIR
+from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 
 P = ParamSpec("P")

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.devices import Device
 from vfiotool.host.era import Era, detect_era
+from vfiotool.host.group_causes import group_causes
 from vfiotool.host.holders import Holder, find_holders
-from vfiotool.host.isolation import why_together
 from vfiotool.host.tree import Tree, decode
 
 GROUPS = "/sys/kernel/iommu_groups"
@@ -41,7 +41,7 @@ class ReservedRegion:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class IommuGroup:
     """One IOMMU group at one moment.
 
     ``type`` is the kernel's name of its default domain. ``node`` is ``None`` until a device of the
@@ -66,7 +66,7 @@ def group_ids(tree: Tree) -> list[int]:
     return sorted(int(name) for name in tree.find_names(GROUPS) if name.isdecimal())
 
 
-def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) -> list[Group]:
+def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) -> list[IommuGroup]:
     """Read the groups of these numbers; ``devices`` are those of the machine.
 
     A group that is gone meanwhile is left out.
@@ -76,18 +76,20 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) ->
         if device.iommu_group is not None:
             members.setdefault(device.iommu_group, []).append(device)
     present = [number for number in wanted if tree.exists(f"{GROUPS}/{number}")]
-    guarded = guard.read_all(tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED])
+    guarded = bounded_reads.read_all(
+        tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED]
+    )
     era = detect_era(tree)
     holders = find_holders(tree)
     present_members = {number: tuple(members.get(number, ())) for number in present}
-    why = why_together(tree, {n: [device.address for device in m] for n, m in present_members.items()})
+    why = group_causes(tree, {n: [device.address for device in m] for n, m in present_members.items()})
     return [
         _read_group(tree, number, devices, era, holders, guarded, why[number])
         for number, devices in present_members.items()
     ]
 
 
-def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> Group:
+def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> IommuGroup:
     """Read one group.
 
     Raises:
@@ -159,16 +161,16 @@ def _read_group(
     devices: tuple[Device, ...],
     era: Era,
     holders: Mapping[str, tuple[Holder, ...]],
-    guarded: Mapping[str, guard.Answer],
+    guarded: Mapping[str, bounded_reads.ReadResult],
     why: tuple[str, ...] | None,
-) -> Group:
+) -> IommuGroup:
     domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
     regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
     blocking = blockers(devices, era)
     node = f"/dev/vfio/{number}"
     nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
     readings = {"type": domain_type, "reserved_regions": regions, "why": why}
-    return Group(
+    return IommuGroup(
         id=number,
         type=domain_type,
         viable=not blocking,
@@ -182,7 +184,7 @@ def _read_group(
     )
 
 
-def _text(answer: guard.Answer) -> str | None:
+def _text(answer: bounded_reads.ReadResult) -> str | None:
     return decode(answer) if isinstance(answer, bytes) else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from vfiotool.errors import DeviceNotFoundError, SelectorError
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage.carriers import find_carriers
+from vfiotool.host.usage.pci_parents import find_pci_parents
 from vfiotool.pci.address import HEX_DIGITS, is_address, parse_address
 from vfiotool.pci.names import PciNames
 
@@ -112,8 +112,8 @@ def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     """Find what carries an interface, a disk or a partition of this name, else a class."""
     return (
-        find_carriers(tree, selector)
-        or find_carriers(tree, _first_name(tree, selector))
+        find_pci_parents(tree, selector)
+        or find_pci_parents(tree, _first_name(tree, selector))
         or _by_class(tree, selector, present)
     )
 

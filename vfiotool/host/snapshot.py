@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.host import pending
+from vfiotool.host import pending_unbinds
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import Device, read_devices
-from vfiotool.host.groups import Group, group_ids, read_groups
+from vfiotool.host.groups import IommuGroup, group_ids, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
@@ -17,13 +17,13 @@ class Snapshot:
     """All PCI devices and IOMMU groups, each in order."""
 
     devices: tuple[Device, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[IommuGroup, ...]
 
 
-def snapshot(tree: Tree | None = None, *, state_dir: str = pending.STATE_DIR) -> Snapshot:
+def snapshot(tree: Tree | None = None, *, state_dir: str = pending_unbinds.STATE_DIR) -> Snapshot:
     """Read all devices and groups of this machine, or of another one's tree.
 
-    A device or group that goes away meanwhile is left out. What blocks is bounded: see ``guard``.
+    A device or group that goes away meanwhile is left out. What blocks is bounded: see ``bounded_reads``.
     """
     tree = tree or Tree()
     devices = read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)

@@ -96,8 +96,8 @@ class Tree:
         status = os.stat(self._prefix + path, follow_symlinks=False)
         return status.st_mode & 0o777, status.st_uid, status.st_gid
 
-    def answers(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None] | None:
-        """Return what reading these gives where that is known and cannot block, as ``guard`` has it."""
+    def nonblocking_reads(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None] | None:
+        """Return what each read gives if no read can block, else ``None``: see ``bounded_reads``."""
         return None
 
 

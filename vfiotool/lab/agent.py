@@ -35,7 +35,7 @@ def main() -> None:
         "devices": uptime(),
     }
     channel.send(wire.READY, json.dumps(phases).encode())
-    Session(channel).serve()
+    CommandSession(channel).serve()
     while True:  # PID 1 must not end: the host stops the machine once it has the status
         signal.pause()
 
@@ -57,7 +57,7 @@ def open_port() -> int:
     raise TimeoutError(f"no virtio port is named {wire.PORT}")
 
 
-class Session:
+class CommandSession:
     """One command between its file descriptors and the channel. Single-threaded."""
 
     def __init__(self, channel: wire.Channel) -> None:

@@ -57,7 +57,7 @@ _GONE = re.compile(r"does not have a Release file|404|no longer has a Release")
 _FULL = re.compile(r"No space left|enough free space|Disk quota")
 
 
-class Progress(Protocol):
+class FetchProgress(Protocol):
     """What is told how far the work has come."""
 
     def update(self, description: str, fraction: float | None) -> None:
@@ -65,7 +65,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AptSource:
     """One Debian suite on one mirror."""
 
     uri: str
@@ -102,7 +102,7 @@ class Apt:
     so that the lock lasts until an apt that outlives a killed vfiotool is done.
     """
 
-    def __init__(self, directory: str, lock: int, sources: Sequence[Source] | None = None) -> None:
+    def __init__(self, directory: str, lock: int, sources: Sequence[AptSource] | None = None) -> None:
         self.directory = directory
         self._lock = lock
         self._config = os.path.join(directory, "apt.conf")
@@ -126,7 +126,7 @@ class Apt:
     def _argv(self, program: str, *arguments: str) -> list[str]:
         return [tool(program), "-c", self._config, *arguments]
 
-    def update(self, progress: Progress | None, description: str) -> None:
+    def update(self, progress: FetchProgress | None, description: str) -> None:
         """Fetch the package lists; LabError if any of them, or its signature, is not to be had."""
         self._acquire(self._argv("apt-get", "update"), self.directory, progress, description)
 
@@ -154,7 +154,7 @@ class Apt:
         return ""
 
     def download(
-        self, packages: Mapping[str, str], directory: str, progress: Progress | None, what: str
+        self, packages: Mapping[str, str], directory: str, progress: FetchProgress | None, what: str
     ) -> list[str]:
         """Fetch package versions into ``directory`` and return the files' paths.
 
@@ -177,7 +177,9 @@ class Apt:
         self._acquire(argv, directory, progress, what)
         return paths
 
-    def _acquire(self, argv: list[str], directory: str, progress: Progress | None, description: str) -> None:
+    def _acquire(
+        self, argv: list[str], directory: str, progress: FetchProgress | None, description: str
+    ) -> None:
         """Run an apt that fetches; an interrupt stops it in a way that lets it be continued."""
         log = os.path.join(self.directory, "log")
         read_end, write_end = os.pipe()
@@ -221,7 +223,7 @@ def _mirrors(apt_get: list[str]) -> dict[str, str]:
     return found
 
 
-def _follow(status: IO[str], progress: Progress | None, description: str) -> None:
+def _follow(status: IO[str], progress: FetchProgress | None, description: str) -> None:
     """Report apt's ``dlstatus:FILE:PERCENT:TEXT`` lines until it closes the pipe."""
     if progress is not None:
         progress.update(description, None)

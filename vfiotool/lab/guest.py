@@ -58,7 +58,7 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GuestConfig:
     """What to run where. ``timeout`` is seconds for the command, None for no limit.
 
     The tree below the folder ``files`` is laid over the guest's root, as root's own, before its udevd starts.
@@ -88,29 +88,29 @@ class Times:
     phases: dict[str, float] | None = None
 
 
-def run(job: Job, times: Times) -> int:
-    """Run the job's command in a new guest with our stdin, stdout and stderr; return its status.
+def run(config: GuestConfig, times: Times) -> int:
+    """Run the config's command in a new guest with our stdin, stdout and stderr; return its status.
 
     A guest that does not reach the command is started once more; a command is never started twice.
     GuestLostError where the guest is lost; LabError where none can be started.
     """
     with terminal_mode() as size:
         try:
-            return attempt(job, times, size)
+            return attempt(config, times, size)
         except GuestLostError as error:
             if times.phases is not None:
                 raise
             print(f"{error.console}\n{error.message}; starting it again", file=sys.stderr)
-            return attempt(job, times, size)
+            return attempt(config, times, size)
 
 
-def attempt(job: Job, times: Times, size: tuple[int, int] | None) -> int:
+def attempt(config: GuestConfig, times: Times, size: tuple[int, int] | None) -> int:
     """Start one guest and serve it to its end."""
     begun = time.monotonic()
-    guest = Guest(job)
+    guest = Guest(config)
     try:
         times.prepared = time.monotonic() - begun
-        status = Session(guest, job, times, size).serve()
+        status = GuestSession(guest, config, times, size).serve()
     finally:
         guest.close()
     return status
@@ -119,14 +119,14 @@ def attempt(job: Job, times: Times, size: tuple[int, int] | None) -> int:
 class Guest:
     """A running QEMU; ``channel`` leads to its agent. Owns process and descriptors, single-threaded."""
 
-    def __init__(self, job: Job) -> None:
-        check_module(job)
+    def __init__(self, config: GuestConfig) -> None:
+        check_module(config)
         self._files: list[qemu.MemoryFile] = []
         self.console = self._file("console")
         self.messages = self._file("messages")
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = self._arguments(job, theirs.fileno())
+            arguments = self._arguments(config, theirs.fileno())
             fds = [theirs.fileno(), *(file.fd for file in self._files)]
             self.started = time.monotonic()
             self._qemu = qemu.start(arguments, fds, self.messages.fd)
@@ -137,21 +137,21 @@ class Guest:
         self._files.append(qemu.MemoryFile(name, data, size))
         return self._files[-1]
 
-    def _arguments(self, job: Job, port: int) -> list[str]:
+    def _arguments(self, config: GuestConfig, port: int) -> list[str]:
         known = qemu.models()
         drives = {
             device.drive: self._file(device.drive, size=machines.DRIVE_SIZE).path
-            for device in job.machine.devices(known)
+            for device in config.machine.devices(known)
             if device.drive
         }
-        initrd = self._file("initrd", build_initramfs(job))
+        initrd = self._file("initrd", build_initramfs(config))
         return [
             *qemu.BARE,
             *("-machine", "q35,kernel-irqchip=split,sata=off,smbus=off,usb=off"),
-            *job.accelerator,
-            *("-smp", str(job.cpus), "-m", job.memory),
-            *("-kernel", job.kernel.image, "-initrd", initrd.path),
-            *("-append", f"{_CMDLINE} {job.machine.cmdline}"),
+            *config.accelerator,
+            *("-smp", str(config.cpus), "-m", config.memory),
+            *("-kernel", config.kernel.image, "-initrd", initrd.path),
+            *("-append", f"{_CMDLINE} {config.machine.cmdline}"),
             *("-chardev", f"file,id=console,path={self.console.path},append=on"),
             *("-serial", "chardev:console"),
             *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
@@ -159,7 +159,7 @@ class Guest:
             *("-device", "virtio-serial-pci,addr=1d"),
             *("-chardev", f"socket,id=port,fd={port}"),
             *("-device", f"virtserialport,chardev=port,name={wire.PORT}"),
-            *job.machine.arguments(known, drives),
+            *config.machine.arguments(known, drives),
         ]
 
     def stopped(self) -> GuestLostError:
@@ -209,35 +209,35 @@ def last_words(console: str) -> tuple[str, str]:
     return "", "\n".join(lines[-_CONSOLE_LINES:])
 
 
-def check_module(job: Job) -> None:
+def check_module(config: GuestConfig) -> None:
     """UnsupportedError where the machine's IOMMU needs a driver that the kernel does not have."""
-    module = job.machine.module
-    if module and not initramfs.closure(job.kernel, [module]):
+    module = config.machine.module
+    if module and not initramfs.closure(config.kernel, [module]):
         raise UnsupportedError(
-            f"kernel {job.kernel.release} has no {module} driver, so machine"
-            f" {job.machine.name} would have no IOMMU",
+            f"kernel {config.kernel.release} has no {module} driver, so machine"
+            f" {config.machine.name} would have no IOMMU",
             hint="choose another kernel or machine: 'vfiotool lab machines' says what each needs",
         )
 
 
-def build_initramfs(job: Job) -> bytes:
-    """The initramfs of this job's kernel, with the IOMMU's driver before any that it guards."""
+def build_initramfs(config: GuestConfig) -> bytes:
+    """The initramfs of this config's kernel, with the IOMMU's driver before any that it guards."""
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     agent = f"import sys; sys.path.insert(0, {package_root!r}); "
     agent += "from vfiotool.lab.agent import main; main()"
     settings = {
-        "RELEASE": job.kernel.release,
-        "MODULES_ROOT": os.path.abspath(job.kernel.modules_root),
+        "RELEASE": config.kernel.release,
+        "MODULES_ROOT": os.path.abspath(config.kernel.modules_root),
         "PYTHON": sys.executable,
         "AGENT": agent,
-        "FILES": os.path.abspath(job.files) if job.files else "",
+        "FILES": os.path.abspath(config.files) if config.files else "",
     }
-    module = job.machine.module
+    module = config.machine.module
     modules = ["virtio_pci", *([module] if module else []), *initramfs.ROOT_MODULES]
-    return initramfs.build(job.kernel, modules, settings)
+    return initramfs.build(config.kernel, modules, settings)
 
 
-def environment(job: Job, caller: Mapping[str, str]) -> dict[str, str]:
+def environment(config: GuestConfig, caller: Mapping[str, str]) -> dict[str, str]:
     """The caller's environment, without what means nothing in a guest and with what names it."""
     kept = {
         key: value
@@ -248,8 +248,8 @@ def environment(job: Job, caller: Mapping[str, str]) -> dict[str, str]:
     return {
         **kept,
         "PATH": ":".join(filter(None, path)),
-        "VFIOTOOL_LAB_KERNEL": job.kernel.name,
-        "VFIOTOOL_LAB_MACHINE": job.machine.name,
+        "VFIOTOOL_LAB_KERNEL": config.kernel.name,
+        "VFIOTOOL_LAB_MACHINE": config.machine.name,
     }
 
 
@@ -289,13 +289,13 @@ def writable(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-class Session:
+class GuestSession:
     """The bytes between one guest and our own stdin, stdout and stderr. Single-threaded."""
 
-    def __init__(self, guest: Guest, job: Job, times: Times, size: tuple[int, int] | None) -> None:
+    def __init__(self, guest: Guest, config: GuestConfig, times: Times, size: tuple[int, int] | None) -> None:
         self._guest = guest
         self._channel = guest.channel
-        self._job = job
+        self._config = config
         self._times = times
         self._size = size
         self._sinks = {wire.STDOUT: wire.Sink(1, _PIPE_BUF), wire.STDERR: wire.Sink(2, _PIPE_BUF)}
@@ -305,7 +305,7 @@ class Session:
         self._heard = time.monotonic()
         self._command_ends: float | None = None
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        patience = max(1.0, load) * (CHECKING if job.kernel.name == kernels.BUILT else 1)
+        patience = max(1.0, load) * (CHECKING if config.kernel.name == kernels.BUILT else 1)
         self._boot_ends = guest.started + BOOT_SECONDS * patience
 
     def serve(self) -> int:
@@ -360,11 +360,11 @@ class Session:
         """Send the command, once: from here on it may have run."""
         self._times.ready = time.monotonic() - self._guest.started
         self._times.phases = phases
-        if self._job.timeout is not None:
-            self._command_ends = time.monotonic() + self._job.timeout
+        if self._config.timeout is not None:
+            self._command_ends = time.monotonic() + self._config.timeout
         spec: dict[str, Any] = {
-            "argv": self._job.argv,
-            "env": environment(self._job, os.environ),
+            "argv": self._config.argv,
+            "env": environment(self._config, os.environ),
             "cwd": os.getcwd(),
             "terminal": self._size,
         }
@@ -409,4 +409,4 @@ class Session:
         if now > self._heard + SILENCE_SECONDS and not any(s.full for s in self._sinks.values()):
             raise self._guest.lost(f"it said nothing for {SILENCE_SECONDS} seconds")
         if self._command_ends is not None and now > self._command_ends:
-            raise self._guest.lost(f"the command ran longer than {self._job.timeout:g} seconds")
+            raise self._guest.lost(f"the command ran longer than {self._config.timeout:g} seconds")

@@ -27,7 +27,7 @@ _PT_INTERP = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """A file or directory of an archive; ``mode`` has its type too."""
 
     name: str
@@ -35,10 +35,10 @@ class Entry:
     data: bytes = b""
 
 
-def archive(entries: Iterable[Entry]) -> bytes:
+def archive(entries: Iterable[ArchiveEntry]) -> bytes:
     """Pack entries as a cpio archive, format newc (kernel Documentation/driver-api/early-userspace)."""
     parts = []
-    for number, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], start=1):
+    for number, entry in enumerate([*entries, ArchiveEntry("TRAILER!!!", 0)], start=1):
         name = entry.name.encode() + b"\0"
         # ino, mode, uid, gid, nlink, mtime, size, dev, dev, rdev, rdev, name size, check
         fields = (number, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, 0, 0, len(name), 0)
@@ -61,21 +61,21 @@ def build(kernel: Kernel, modules: Iterable[str], settings: Mapping[str, str]) -
     script = os.path.join(os.path.dirname(__file__), "init.sh")
     return image(
         contents(script),
-        Entry("lab.env", stat.S_IFREG | 0o644, environment.encode()),
+        ArchiveEntry("lab.env", stat.S_IFREG | 0o644, environment.encode()),
         *(
-            Entry(f"modules/{name}", stat.S_IFREG | 0o644, contents(path))
+            ArchiveEntry(f"modules/{name}", stat.S_IFREG | 0o644, contents(path))
             for name, path in zip(names, paths, strict=True)
         ),
     )
 
 
-def image(init: bytes, *more: Entry) -> bytes:
+def image(init: bytes, *more: ArchiveEntry) -> bytes:
     """A minimal initramfs: busybox, empty directories, ``init`` and what else is given."""
     return archive(
         [
-            *(Entry(name, stat.S_IFDIR | 0o755) for name in _DIRECTORIES),
-            Entry("bin/busybox", stat.S_IFREG | 0o755, contents(busybox())),
-            Entry("init", stat.S_IFREG | 0o755, init),
+            *(ArchiveEntry(name, stat.S_IFDIR | 0o755) for name in _DIRECTORIES),
+            ArchiveEntry("bin/busybox", stat.S_IFREG | 0o755, contents(busybox())),
+            ArchiveEntry("init", stat.S_IFREG | 0o755, init),
             *more,
         ]
     )

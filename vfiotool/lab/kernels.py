@@ -17,7 +17,7 @@ from vfiotool.errors import LabError, SelectorError, UnsupportedError
 from vfiotool.lab import cache
 
 if TYPE_CHECKING:
-    from vfiotool.lab.apt import Apt, Progress, Source
+    from vfiotool.lab.apt import Apt, AptSource, FetchProgress
 
 BUILT, BUILT_FROM = "debug", "6.12"
 """The kernel that ``scripts/build-kernel`` builds, and the one whose source package it builds it from."""
@@ -80,7 +80,7 @@ class _Manifest:
         return os.access(self.kernel.image, os.R_OK) and os.path.exists(modules)
 
 
-def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -> Kernel:
+def get(name: str, *, progress: FetchProgress | None = None, refresh: bool = False) -> Kernel:
     """Return the kernel of a name, fetching it first if it is not in the cache.
 
     With ``refresh`` the newest is looked for again, except for BUILT. Safe for several processes and
@@ -110,7 +110,7 @@ def get(name: str, *, progress: Progress | None = None, refresh: bool = False) -
         ) from error
 
 
-def fetch_source(directory: str, progress: Progress | None) -> tuple[str, str]:
+def fetch_source(directory: str, progress: FetchProgress | None) -> tuple[str, str]:
     """Fetch the newest source package of kernel BUILT_FROM; return the file's path and its version.
 
     What an interrupted call left in ``directory`` is continued. Raises as ``get`` does.
@@ -162,7 +162,7 @@ def _availability(name: str) -> Availability:
     return Availability(name, None, False, None, elsewhere.get(name, suites))
 
 
-def _waiting(progress: Progress | None, name: str) -> None:
+def _waiting(progress: FetchProgress | None, name: str) -> None:
     if progress is not None:
         progress.update(f"waiting for another vfiotool that fetches kernel {name}", None)
 
@@ -215,7 +215,7 @@ def release_key(release: str) -> tuple[object, ...]:
     return version, final, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
-def _fetch(name: str, lock: int, progress: Progress | None) -> _Manifest:
+def _fetch(name: str, lock: int, progress: FetchProgress | None) -> _Manifest:
     from vfiotool.lab import apt
 
     _check_architecture()
@@ -237,11 +237,11 @@ def _check_architecture() -> None:
         raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
 
 
-def _sources(name: str, mirrors: dict[str, str]) -> list[Source]:
+def _sources(name: str, mirrors: dict[str, str]) -> list[AptSource]:
     """Return the suites of a kernel that the mirrors have; its security suite may be without one."""
-    from vfiotool.lab.apt import Source
+    from vfiotool.lab.apt import AptSource
 
-    sources = [Source(mirrors[label], suite) for label, suite in _SUITES[name] if label in mirrors]
+    sources = [AptSource(mirrors[label], suite) for label, suite in _SUITES[name] if label in mirrors]
     if not sources:
         label, suite = _SUITES[name][0]
         raise LabError(
@@ -251,7 +251,7 @@ def _sources(name: str, mirrors: dict[str, str]) -> list[Source]:
     return sources
 
 
-def _fetch_named(name: str, apt: Apt, sources: list[Source], progress: Progress | None) -> _Manifest:
+def _fetch_named(name: str, apt: Apt, sources: list[AptSource], progress: FetchProgress | None) -> _Manifest:
     apt.update(progress, f"reading the package lists of {_named(sources)}")
     image = _newest_image(apt, f"{name}.")
     if image is None:
@@ -262,11 +262,11 @@ def _fetch_named(name: str, apt: Apt, sources: list[Source], progress: Progress 
     return _install(name, apt, image, progress)
 
 
-def _named(sources: Iterable[Source]) -> str:
+def _named(sources: Iterable[AptSource]) -> str:
     return ", ".join(source.suite for source in sources)
 
 
-def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
+def _mirrors(name: str, progress: FetchProgress | None) -> dict[str, str]:
     """Return the machine's mirrors by label, which only a fetched Release file can tell."""
     from vfiotool.lab.apt import Apt, machine_mirrors
 
@@ -283,7 +283,7 @@ def _mirrors(name: str, progress: Progress | None) -> dict[str, str]:
     return mirrors
 
 
-def _update_own(apt: Apt, progress: Progress | None) -> LabError | None:
+def _update_own(apt: Apt, progress: FetchProgress | None) -> LabError | None:
     """Read the machine's own sources; one that is broken must not hide what the others offer."""
     try:
         apt.update(progress, "reading this machine's package lists")
@@ -292,7 +292,7 @@ def _update_own(apt: Apt, progress: Progress | None) -> LabError | None:
     return None
 
 
-def _fetch_host(apt: Apt, progress: Progress | None) -> _Manifest:
+def _fetch_host(apt: Apt, progress: FetchProgress | None) -> _Manifest:
     installed = _newest(_installed())
     failure = _update_own(apt, progress)
     image = _newest_image(apt, "")
@@ -329,7 +329,7 @@ def _closure(apt: Apt, image: str) -> dict[str, str]:
     return packages
 
 
-def _install(name: str, apt: Apt, image: str, progress: Progress | None) -> _Manifest:
+def _install(name: str, apt: Apt, image: str, progress: FetchProgress | None) -> _Manifest:
     release = image.removeprefix("linux-image-")
     packages = _closure(apt, image)
     root = cache.directory("kernels", release)
@@ -351,7 +351,7 @@ def _is_unpacked(manifest: _Manifest) -> bool:
     )
 
 
-def _unpack(debs: list[str], manifest: _Manifest, progress: Progress | None) -> None:
+def _unpack(debs: list[str], manifest: _Manifest, progress: FetchProgress | None) -> None:
     """Unpack packages beside their place, index the modules, and move the whole into place."""
     work = f"{manifest.root}.unpacking"
     cache.remove(work)

@@ -16,7 +16,7 @@ DRIVE_SIZE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class VirtualDevice:
     """A device of every machine: where it is, what it is, and QEMU's ``-device`` for it.
 
     ``needs`` names a QEMU device model that not every QEMU has: without it the device is left out.
@@ -44,7 +44,7 @@ class Machine:
     module: str = ""  # a driver that its kernel must have, else the IOMMU is not there
     without: tuple[str, ...] = ()  # addresses of devices that this IOMMU cannot have
 
-    def devices(self, models: frozenset[str]) -> tuple[Device, ...]:
+    def devices(self, models: frozenset[str]) -> tuple[VirtualDevice, ...]:
         """The devices that a guest sees, where QEMU knows these device models."""
         return tuple(d for d in devices(models) if d.address not in self.without)
 
@@ -75,15 +75,15 @@ _PF = (
 _NIC = "romfile="  # no boot ROM: the firmware would run it, and not every QEMU package has it
 
 DEVICES = (
-    Device("00:02.0", "1b36:000c", "root port", "pcie-root-port,id=port2,addr=2,chassis=2,slot=2"),
-    Device("00:03.0", "1b36:000c", "root port", "pcie-root-port,id=port3,addr=3,chassis=3,slot=3"),
-    Device("00:04.0", "1b36:000c", "root port", "pcie-root-port,id=port4,addr=4,chassis=4,slot=4"),
-    Device("00:05.0", "1b36:000c", "root port", "pcie-root-port,id=port5,addr=5,chassis=5,slot=5"),
-    Device("00:10.0", "1234:11e8", "edu: DMA, MSI and a factorial", "edu,addr=10"),
-    Device("00:11.0", "1b36:0005", "pci-testdev", "pci-testdev,addr=11"),
-    Device("00:12.0", "8086:10d3", "e1000e", f"e1000e,addr=12,netdev=net0,{_NIC}", netdev="net0"),
-    Device("00:13.0", "1b36:0010", "nvme", "nvme,addr=13,serial=lab0,drive=drive0", drive="drive0"),
-    Device(
+    VirtualDevice("00:02.0", "1b36:000c", "root port", "pcie-root-port,id=port2,addr=2,chassis=2,slot=2"),
+    VirtualDevice("00:03.0", "1b36:000c", "root port", "pcie-root-port,id=port3,addr=3,chassis=3,slot=3"),
+    VirtualDevice("00:04.0", "1b36:000c", "root port", "pcie-root-port,id=port4,addr=4,chassis=4,slot=4"),
+    VirtualDevice("00:05.0", "1b36:000c", "root port", "pcie-root-port,id=port5,addr=5,chassis=5,slot=5"),
+    VirtualDevice("00:10.0", "1234:11e8", "edu: DMA, MSI and a factorial", "edu,addr=10"),
+    VirtualDevice("00:11.0", "1b36:0005", "pci-testdev", "pci-testdev,addr=11"),
+    VirtualDevice("00:12.0", "8086:10d3", "e1000e", f"e1000e,addr=12,netdev=net0,{_NIC}", netdev="net0"),
+    VirtualDevice("00:13.0", "1b36:0010", "nvme", "nvme,addr=13,serial=lab0,drive=drive0", drive="drive0"),
+    VirtualDevice(
         "01:00.0",
         "1b36:0010",
         "nvme with up to 4 VFs, in a subsystem",
@@ -91,49 +91,49 @@ DEVICES = (
         more=(_PF, "nvme-ns,bus=pf,drive=drive1,nsid=1"),
         drive="drive1",
     ),
-    Device("02:00.0", "1b36:000e", "PCIe-to-PCI bridge", "pcie-pci-bridge,id=pci3,bus=port3,addr=0"),
-    Device(
+    VirtualDevice("02:00.0", "1b36:000e", "PCIe-to-PCI bridge", "pcie-pci-bridge,id=pci3,bus=port3,addr=0"),
+    VirtualDevice(
         "03:01.0",
         "8086:100e",
         "e1000, in a group with 03:02.0",
         f"e1000,bus=pci3,addr=1,netdev=net1,{_NIC}",
         netdev="net1",
     ),
-    Device(
+    VirtualDevice(
         "03:02.0",
         "8086:100e",
         "e1000, in a group with 03:01.0",
         f"e1000,bus=pci3,addr=2,netdev=net2,{_NIC}",
         netdev="net2",
     ),
-    Device("04:00.0", "104c:8232", "switch, upstream port", "x3130-upstream,id=up,bus=port4,addr=0"),
-    Device(
+    VirtualDevice("04:00.0", "104c:8232", "switch, upstream port", "x3130-upstream,id=up,bus=port4,addr=0"),
+    VirtualDevice(
         "05:00.0",
         "104c:8233",
         "switch, downstream port",
         "xio3130-downstream,id=down0,bus=up,addr=0,chassis=6,slot=6",
     ),
-    Device(
+    VirtualDevice(
         "05:01.0",
         "104c:8233",
         "switch, downstream port",
         "xio3130-downstream,id=down1,bus=up,addr=1,chassis=7,slot=7",
     ),
-    Device(
+    VirtualDevice(
         "06:00.0",
         "1b36:0010",
         "nvme, below the switch",
         "nvme,bus=down0,addr=0,serial=lab2,drive=drive2",
         drive="drive2",
     ),
-    Device(
+    VirtualDevice(
         "07:00.0",
         "8086:10d3",
         "e1000e, below the switch",
         f"e1000e,bus=down1,addr=0,netdev=net3,{_NIC}",
         netdev="net3",
     ),
-    Device(
+    VirtualDevice(
         "08:00.0",
         "8086:10c9",
         "igb with up to 7 VFs",
@@ -172,7 +172,7 @@ MACHINES = {
 }
 
 
-def devices(models: frozenset[str]) -> tuple[Device, ...]:
+def devices(models: frozenset[str]) -> tuple[VirtualDevice, ...]:
     """The devices of machines that can have all, where QEMU knows these device models."""
     return tuple(device for device in DEVICES if not device.needs or device.needs in models)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from vfiotool.pci.capabilities.reader import CutOffError, Reader, find_reader, names_of
+from vfiotool.pci.capability_reader import CutOffError, Reader, find_reader, names_of
 
 _EXPRESS = 0x10
 _ACS = 0x0D

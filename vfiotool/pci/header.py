@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfiotool.pci.capabilities.reader import names_of
-from vfiotool.pci.config import HEADER_SIZE, HEADER_TYPE, MULTIFUNCTION, header_type, is_silent
+from vfiotool.pci.capability_reader import names_of
+from vfiotool.pci.config_space import HEADER_SIZE, HEADER_TYPE, MULTIFUNCTION, header_type, is_silent
 
 _COMMAND = (
     "io", "memory", "master", "special", "invalidate", "vga_palette", "parity", "wait", "serr", "fast_back",

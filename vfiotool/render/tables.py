@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from vfiotool.host.details import Details
+from vfiotool.host.device_details import Details
 from vfiotool.host.devices import Device
-from vfiotool.host.groups import TURN_ON_IOMMU, Group, is_vfio_driver
+from vfiotool.host.groups import TURN_ON_IOMMU, IommuGroup, is_vfio_driver
 from vfiotool.render.terminal import literal, show
 
 _NONE = "-"
@@ -25,7 +25,7 @@ def print_devices(devices: Iterable[Device]) -> None:
     show(table)
 
 
-def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
+def print_groups(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> None:
     """Print each group with its devices, what blocks it and who holds it."""
     by_address = {device.address: device for device in devices}
     table = _table("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE")
@@ -44,7 +44,7 @@ def print_groups(groups: Iterable[Group], devices: Iterable[Device]) -> None:
         show(literal(note))
 
 
-def group_notes(group: Group) -> list[str]:
+def group_notes(group: IommuGroup) -> list[str]:
     """Return what a person should know of a group, and what to do about it."""
     why = ("it takes root to see why",) if group.why is None else group.why
     notes = [f"shared: {line}" for line in why]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.host.usage.claim import printable
 from vfiotool.render.documents import write_document
 
 
-def write_entry(entry: Entry) -> None:
+def write_entry(entry: TimelineEntry) -> None:
     """Write it as one JSON object, at once."""
     write_document("watch", entry)
     sys.stdout.flush()
 
 
-def write_line(entry: Entry) -> None:
+def write_line(entry: TimelineEntry) -> None:
     """Write it as one line, at once: time, source, event, what it is about, and what else there is."""
     group = "" if entry.group is None else f"group {entry.group}"
     about = (entry.address or "", group, entry.driver or "", entry.detail)

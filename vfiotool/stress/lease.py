@@ -11,7 +11,7 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.stored import boot_id
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
-from vfiotool.host.state import DeviceState, read_state
+from vfiotool.host.device_state import DeviceState, read_state
 from vfiotool.host.tree import Tree
 
 GIVE_BACK_SECONDS = 30.0

@@ -1,11 +1,11 @@
-"""Configuration space, built by hand: the counterpart of ``vfiotool.pci.config``."""
+"""Configuration space, built by hand: the counterpart of ``vfiotool.pci.config_space``."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 
-from vfiotool.pci.config import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
+from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
 
 _HEADER = struct.Struct("<HHHHI2xB")
 _HEADER_TYPE_AT = 0x0E

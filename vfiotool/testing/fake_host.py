@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.errors import KernelError, VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import AUTOPROBE, NUMVFS, POWER, NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
-from vfiotool.host.pending import STATE_DIR, pending_dir, process_start
-from vfiotool.host.state import AUTOPROBE, NUMVFS, POWER, NodeAccess
+from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, process_start
 from vfiotool.testing.fake_sriov import notice_vfs, remove_vfs, set_numvfs, vfs_of
 from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE, FakeTree
 

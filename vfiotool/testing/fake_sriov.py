@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from vfiotool.binding.sriov import ENABLE_SRIOV, vf_addresses
 from vfiotool.host.attributes import device_path
+from vfiotool.host.device_state import AUTOPROBE, NUMVFS
 from vfiotool.host.groups import GROUPS, is_vfio_driver
-from vfiotool.host.state import AUTOPROBE, NUMVFS
 from vfiotool.testing.fake_tree import FakeDevice
 
 if TYPE_CHECKING:

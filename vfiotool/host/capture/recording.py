@@ -19,15 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import addresses
-from vfiotool.host.capture.captured import NOTES, SCHEMA
-from vfiotool.host.capture.reduction import is_kept, reduce
-from vfiotool.host.details import read_details
+from vfiotool.host.capture.captured_tree import NOTES, SCHEMA
+from vfiotool.host.capture.redaction import is_kept, redact
+from vfiotool.host.device_details import read_details
 from vfiotool.host.devices import read_devices
 from vfiotool.host.doctor import examine
 from vfiotool.host.groups import group_ids, read_groups
-from vfiotool.host.pending import STATE_DIR, pending_dir
+from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir
 from vfiotool.host.tree import GONE, Tree
 from vfiotool.host.usage.network import CAPTURED, read_network
 from vfiotool.pci.names import PciNames
@@ -150,7 +150,7 @@ class _Watched(Tree):
         self._machine = Tree(root)
         self.present: dict[str, None] = {}
         self.listed: dict[str, list[str] | OSError] = {}
-        self.contents: dict[str, guard.Answer] = {}
+        self.contents: dict[str, bounded_reads.ReadResult] = {}
         self.nodes: dict[str, tuple[int, int, int]] = {}
         self._resolved: dict[str, str] = {}
 
@@ -188,9 +188,9 @@ class _Watched(Tree):
         self.nodes[path] = super().access(path)
         return self.nodes[path]
 
-    def answers(self, paths: Sequence[str]) -> dict[str, guard.Answer]:
+    def nonblocking_reads(self, paths: Sequence[str]) -> dict[str, bounded_reads.ReadResult]:
         unknown = [path for path in paths if self.contents.get(path) is None]
-        self.contents.update(guard.read_all(self._machine, unknown))
+        self.contents.update(bounded_reads.read_all(self._machine, unknown))
         return {path: self.contents[path] for path in paths}
 
 
@@ -241,13 +241,13 @@ class _Copier:
             for name in names:
                 self._place(f"{folder}/{name}")
 
-    def _copy_content(self, path: str, answer: guard.Answer) -> None:
+    def _copy_content(self, path: str, answer: bounded_reads.ReadResult) -> None:
         if not isinstance(answer, bytes):
             self._note_error(path, answer or TimeoutError(errno.ETIMEDOUT, ""))
             return
         file = self._resolve(path) if self._place(path) is not None else None
         if file is not None and self._place(file) in self.capture.files:
-            kept = answer if path.startswith(self._pending) else reduce(path, answer)
+            kept = answer if path.startswith(self._pending) else redact(path, answer)
             self.capture.files[file] = kept
 
     def _note_error(self, path: str, error: OSError) -> None:

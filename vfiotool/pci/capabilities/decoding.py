@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from vfiotool.pci.acs import AccessControl
 from vfiotool.pci.capabilities import extended, standard
 from vfiotool.pci.capabilities.express import Express
-from vfiotool.pci.capabilities.reader import CutOffError, Reader
-from vfiotool.pci.config import Capability, capabilities
+from vfiotool.pci.capability_reader import CutOffError, Reader
+from vfiotool.pci.config_space import Capability, capabilities
 
 
 class Content(Protocol):
@@ -23,7 +23,7 @@ class Content(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
-class Kind(Protocol):
+class CapabilityDecoder(Protocol):
     """A kind of capability that is decoded."""
 
     def read(self, at: Reader) -> Content:
@@ -51,7 +51,7 @@ class DecodedCapability(Capability):
     content: Content
 
 
-_STANDARD: dict[int, Kind] = {
+_STANDARD: dict[int, CapabilityDecoder] = {
     0x01: standard.PowerManagement,
     0x05: standard.Msi,
     0x09: standard.VendorSpecific,
@@ -60,7 +60,7 @@ _STANDARD: dict[int, Kind] = {
     0x11: standard.MsiX,
     0x13: standard.AdvancedFeatures,
 }
-_EXTENDED: dict[int, Kind] = {
+_EXTENDED: dict[int, CapabilityDecoder] = {
     0x01: extended.AdvancedErrors,
     0x03: extended.SerialNumber,
     0x0B: extended.ExtendedVendorSpecific,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vfiotool.pci.acs import PortType, read_port_type
-from vfiotool.pci.capabilities.reader import CutOffError, Reader, names_of
+from vfiotool.pci.capability_reader import CutOffError, Reader, names_of
 
 T = TypeVar("T")
 

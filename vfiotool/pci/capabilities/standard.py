@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.pci.capabilities.reader import Reader, names_of
+from vfiotool.pci.capability_reader import Reader, names_of
 
 _POWER_STATES = ("D0", "D1", "D2", "D3hot")
 _PME_STATES = (*_POWER_STATES, "D3cold")

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.stress.monitors.samples import Samples, times
 
 _KINDS = tuple(
@@ -82,7 +82,7 @@ class KernelLogMonitor:
         """Take it that an unbind was meant to wait: what the kernel says of one wait is no finding."""
         self._announced += 1
 
-    def see(self, entry: Entry) -> None:
+    def see(self, entry: TimelineEntry) -> None:
         """Take an entry of the source ``kmsg``."""
         if entry.event == "missed":
             self._missed += 1

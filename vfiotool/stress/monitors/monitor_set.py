@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from vfiotool.errors import UnsupportedError
-from vfiotool.events.entry import Entry, Source, now
+from vfiotool.events.entry import EventSource, TimelineEntry, now
 from vfiotool.events.kmsg import KernelLog
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance
@@ -29,9 +29,9 @@ class MonitorSet:
     def __init__(self, tree: Tree, era: Era, addresses: Collection[str]) -> None:
         self.lacking: list[str] = []
         self._addresses = set(addresses)
-        self._held: deque[tuple[float, Entry]] = deque()
+        self._held: deque[tuple[float, TimelineEntry]] = deque()
         self._stack = contextlib.ExitStack()
-        self.sources: list[Source] = []
+        self.sources: list[EventSource] = []
         self._is_ordered = era is not Era.DEFERRED_PUT
         try:
             self._probed = self._open(tree)
@@ -142,7 +142,7 @@ class MonitorSet:
             self._add(KernelLog(offset))
         return probed
 
-    def _add(self, source: Source) -> None:
+    def _add(self, source: EventSource) -> None:
         self.sources.append(source)
         self._stack.callback(source.close)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import ACTIONS, PROBES
 from vfiotool.stress.monitors.samples import times
 
@@ -44,7 +44,7 @@ class ProbeMonitor:
         """Take the names that an operation has run."""
         self._expected.update(probes)
 
-    def see(self, entry: Entry) -> None:
+    def see(self, entry: TimelineEntry) -> None:
         """Take an entry of the source ``probe``."""
         if entry.event == "missed":
             self._lost["trace"] += 1
@@ -80,7 +80,7 @@ class ProbeMonitor:
             for name, count in sorted(self._seen.items())
         }
 
-    def _is_other(self, entry: Entry) -> bool:
+    def _is_other(self, entry: TimelineEntry) -> bool:
         """Say whether it is about a device that is not of the run; results name none."""
         if self._addresses is None or entry.address in self._addresses:
             return False

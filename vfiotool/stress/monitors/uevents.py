@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vfiotool.events.entry import Entry
+from vfiotool.events.entry import TimelineEntry
 from vfiotool.stress.monitors.samples import Samples, times
 from vfiotool.stress.monitors.sequence_match import SequenceMatcher
 from vfiotool.stress.record import ExpectedUevent
@@ -133,7 +133,7 @@ class UeventMonitor:
             self._of[_key_of(uevent, group)] = group
             self._streams[_key_of(uevent, group)].expect(_Awaited(uevent, group, operation, place))
 
-    def see(self, entry: Entry) -> None:
+    def see(self, entry: TimelineEntry) -> None:
         """Take an entry of the source ``kernel``."""
         if entry.event == "missed":
             self._missed.add(entry.detail)
@@ -231,7 +231,7 @@ def _key_of(uevent: ExpectedUevent, group: int) -> Key:
     return uevent.subsystem, name, uevent.action if uevent.subsystem == "vfio" else ""
 
 
-def _key(entry: Entry) -> Key:
+def _key(entry: TimelineEntry) -> Key:
     """Tell the subsystem, which an entry does not name: a group has no address, a PCI device no detail."""
     if entry.address is None:
         return "vfio", str(entry.group), entry.event

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path, find_group
-from vfiotool.host.state import AUTOPROBE
+from vfiotool.host.device_state import AUTOPROBE
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter, write

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.pci.capabilities.decoding import DecodedCapability, decode
-from vfiotool.pci.config import EXTENDED_SIZE, capabilities
+from vfiotool.pci.config_space import EXTENDED_SIZE, capabilities
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import RegionInfo
 from vfiotool.vfio.regions.access import Access

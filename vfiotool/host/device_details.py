@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path
 from vfiotool.host.devices import Device
-from vfiotool.host.groups import Group, read_group
+from vfiotool.host.groups import IommuGroup, read_group
 from vfiotool.host.tree import Tree, decode
-from vfiotool.host.usage.survey import Usage, read_usage
-from vfiotool.pci import config as pci_config
+from vfiotool.host.usage.device_usage import Usage, read_usage
+from vfiotool.pci import config_space
 
 # include/linux/ioport.h
 _IORESOURCE_IO = 0x100
@@ -45,8 +45,8 @@ class Details:
     """
 
     device: Device
-    group: Group | None
-    capabilities: tuple[pci_config.Capability, ...] | None
+    group: IommuGroup | None
+    capabilities: tuple[config_space.Capability, ...] | None
     bars: tuple[Bar, ...]
     link: Mapping[str, str]
     iommu: str | None
@@ -59,7 +59,7 @@ def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Detai
     number = device.iommu_group
     group = None if number is None else read_group(tree, number, devices)
     folder = device_path(device.address)
-    guarded = guard.read_all(tree, [f"{folder}/{name}" for name in ("config", *_LINK)])
+    guarded = bounded_reads.read_all(tree, [f"{folder}/{name}" for name in ("config", *_LINK)])
     capabilities = _capabilities(guarded[f"{folder}/config"])
     return Details(
         device=device,
@@ -75,10 +75,10 @@ def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Detai
     )
 
 
-def _capabilities(config: guard.Answer) -> tuple[pci_config.Capability, ...] | None:
-    if not isinstance(config, bytes) or len(config) < pci_config.STANDARD_SIZE:
+def _capabilities(config: bounded_reads.ReadResult) -> tuple[config_space.Capability, ...] | None:
+    if not isinstance(config, bytes) or len(config) < config_space.STANDARD_SIZE:
         return None
-    return pci_config.capabilities(config)
+    return config_space.capabilities(config)
 
 
 def read_bars(tree: Tree, address: str) -> tuple[Bar, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from vfiotool.host.isolation import why_together
+from vfiotool.host.group_causes import group_causes
 from vfiotool.pci.acs import PortType, weakness
 from vfiotool.testing import FakeHost, config_space
 
@@ -87,7 +87,7 @@ def test_acs_at_the_very_end_of_a_short_space() -> None:
 
 
 def why(host: FakeHost, group: Sequence[str]) -> tuple[str, ...] | None:
-    return why_together(host.tree, {1: group})[1]
+    return group_causes(host.tree, {1: group})[1]
 
 
 def add_path(host: FakeHost, configs: Mapping[str, bytes], groups: Mapping[str, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vfiotool.events.entry import Entry, now
+from vfiotool.events.entry import TimelineEntry, now
 from vfiotool.host.attributes import DEVICES, device_path
 from vfiotool.host.tree import Tree
 
@@ -23,7 +23,7 @@ class DriverLinks:
     def fileno(self) -> None:
         return None
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Iterator[TimelineEntry]:
         if now() - self._looked < _EVERY:
             return
         former, self._drivers = self._drivers, self._look()
@@ -33,7 +33,7 @@ class DriverLinks:
             if event:
                 driver = self._drivers.get(address)
                 detail = f"was {former[address] or _NO_DRIVER}" if event == "driver" else ""
-                yield Entry(now(), "sysfs", event, address=address, driver=driver, detail=detail)
+                yield TimelineEntry(now(), "sysfs", event, address=address, driver=driver, detail=detail)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -22,25 +22,25 @@ STALL_SECONDS = 0.25
 MAX_STALLS = 4
 _SPINNING_SECONDS = 10.0
 
-Answer = bytes | OSError | None
+ReadResult = bytes | OSError | None
 """What a guarded read gave: the content, the kernel's error, or ``None`` where it did not return."""
 
 _HEADER = struct.Struct("=iI")  # errno (0 where it was read), length of the content
-_left_behind: list[int] = []
+_stuck_children: list[int] = []
 
 
-def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, Answer]:
+def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
     """Read files of which each may block; those that do cost about a second at most.
 
     After a read that blocks, the other files of its folder are not tried: they are behind the same
     lock. After ``MAX_STALLS`` nothing more is tried. Thread-safe, but for the bookkeeping of children
     that were left behind.
     """
-    known = tree.answers(paths)
+    known = tree.nonblocking_reads(paths)
     if known is not None:
         return known
     _reap()
-    answers: dict[str, Answer] = dict.fromkeys(paths)
+    answers: dict[str, ReadResult] = dict.fromkeys(paths)
     waiting = list(paths)
     stalls = 0
     while waiting and stalls < MAX_STALLS:
@@ -53,7 +53,7 @@ def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, Answer]:
     return answers
 
 
-def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer]) -> int:
+def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, ReadResult]) -> int:
     """Fill in answers, in order; return how many came before one did not."""
     pid, fd = _start_reader([tree.path(path) for path in paths])
     received = 0
@@ -73,7 +73,7 @@ def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, Answer]) 
         if received == len(paths):
             os.waitpid(pid, 0)
         else:
-            _left_behind.append(pid)
+            _stuck_children.append(pid)
     return received
 
 
@@ -128,10 +128,10 @@ def _is_running(pid: int) -> bool:
 
 def _reap() -> None:
     """Collect children that were left behind and have ended since."""
-    for pid in _left_behind[:]:
+    for pid in _stuck_children[:]:
         try:
             ended, _ = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             ended = pid
         if ended:
-            _left_behind.remove(pid)
+            _stuck_children.remove(pid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 
@@ -16,5 +16,5 @@ def read_config(tree: Tree, address: str) -> bytes | None:
     Source: pci_read_config() in drivers/pci/pci-sysfs.c.
     """
     path = f"{device_path(address)}/config"
-    answer = guard.read_all(tree, [path])[path]
+    answer = bounded_reads.read_all(tree, [path])[path]
     return answer if isinstance(answer, bytes) else None

@@ -4,7 +4,7 @@ import pytest
 
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import Device, read_devices
-from vfiotool.host.variants import best_vfio_driver, modalias
+from vfiotool.host.variant_drivers import best_vfio_driver, modalias
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 

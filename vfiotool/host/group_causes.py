@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
-from vfiotool.pci import config as pci_config
+from vfiotool.pci import config_space
 from vfiotool.pci.acs import PortType, port_type, weakness
 from vfiotool.pci.address import is_address
 
@@ -41,7 +41,7 @@ class _Function:
     @property
     def weakness(self) -> str | None:
         """Functions are scanned only where the first says that there are more; a VF answers for itself."""
-        flag = bool(self.config[pci_config.HEADER_TYPE] & pci_config.MULTIFUNCTION)
+        flag = bool(self.config[config_space.HEADER_TYPE] & config_space.MULTIFUNCTION)
         return weakness(self.config, multifunction=flag or not (self.is_vf or self.address.endswith(".0")))
 
 
@@ -53,7 +53,7 @@ class _Tie:
     cause: str
 
 
-def why_together(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...] | None]:
+def group_causes(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...] | None]:
     """Return for each group, given by its devices, a line for each cause that ties them together.
 
     ``None`` where configuration space could not be read in full, which takes root.
@@ -65,7 +65,7 @@ def why_together(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, t
 
 def _why(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -> tuple[str, ...] | None:
     involved = {address for device in group for address in (device, *functions[device].above)}
-    if any(len(functions[address].config) < pci_config.STANDARD_SIZE for address in involved):
+    if any(len(functions[address].config) < config_space.STANDARD_SIZE for address in involved):
         return None
     ties = [*_bridge_ties(group, functions), *_slot_ties([functions[address] for address in group])]
     return (*(tie.cause for tie in ties), *_untold(tree, _parts(group, ties)))
@@ -77,7 +77,7 @@ def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function
     for bridges in list(above.values()):
         for at, bridge in enumerate(bridges, 1):
             above.setdefault(bridge, bridges[at:])
-    configs = guard.read_all(tree, [f"{device_path(address)}/config" for address in above])
+    configs = bounded_reads.read_all(tree, [f"{device_path(address)}/config" for address in above])
     return {
         address: _Function(
             address,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vfiotool.host.groups import Group
+from vfiotool.host.groups import IommuGroup
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage.carriers import all_carriers
 from vfiotool.host.usage.claim import Claim, printable, some
+from vfiotool.host.usage.consoles import display_claims
 from vfiotool.host.usage.disks import disk_claims, is_hidden
-from vfiotool.host.usage.display import display_claims
 from vfiotool.host.usage.network import interface_claims
 from vfiotool.host.usage.openers import find_openers
+from vfiotool.host.usage.pci_parents import required_devices
 
 # Kind, which is the name of a class in sysfs -> where its nodes are; those of VFIO are the groups' own.
 _NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}
@@ -37,7 +37,7 @@ class Usage:
 
 
 def read_usage(
-    tree: Tree, addresses: Iterable[str], groups: Iterable[Group]
+    tree: Tree, addresses: Iterable[str], groups: Iterable[IommuGroup]
 ) -> Mapping[str, tuple[Usage, ...]]:
     """Return what hangs on each of these devices, and who holds those of the given groups that they are in.
 
@@ -69,7 +69,7 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
 def _carried(tree: Tree, kind: str, wanted: frozenset[str]) -> dict[str, frozenset[str]]:
     """Return the things of a kind that wanted devices carry, in order."""
     names = sorted(tree.find_names(f"/sys/class/{kind}"))
-    carrying = {name: all_carriers(tree, kind, name) for name in names if not _is_part(tree, kind, name)}
+    carrying = {name: required_devices(tree, kind, name) for name in names if not _is_part(tree, kind, name)}
     return {name: devices for name, devices in carrying.items() if devices & wanted}
 
 
@@ -92,5 +92,5 @@ def _usage(tree: Tree, kind: str, name: str, claims: tuple[Claim, ...]) -> Usage
     return Usage(kind, name, printable(", ".join(said)) or "not in use", claims)
 
 
-def _holders(group: Group) -> list[Usage]:
+def _holders(group: IommuGroup) -> list[Usage]:
     return [Usage("holder", holder.node, f"{holder.process}, fd {holder.fd}") for holder in group.holders]

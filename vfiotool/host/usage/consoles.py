@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage.carriers import all_carriers
 from vfiotool.host.usage.claim import Claim
+from vfiotool.host.usage.pci_parents import required_devices
 
 Found = tuple[str, str, Claim, frozenset[str]]
 """Kind and name of a thing, what it is for, and the devices that carry it."""
@@ -20,7 +20,7 @@ def display_claims(tree: Tree, wanted: frozenset[str]) -> Iterator[Found]:
             claim = Claim("vga", "is the graphics card that the firmware started with")
             yield "display", address, claim, frozenset((address,))
     for kind, name, claim in (*_framebuffers(tree), *_serial_lines(tree)):
-        yield "console", name, claim, all_carriers(tree, kind, name)
+        yield "console", name, claim, required_devices(tree, kind, name)
 
 
 def _framebuffers(tree: Tree) -> Iterator[tuple[str, str, Claim]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vfiotool.pci.config import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
+from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
 
 
 class CutOffError(Exception):

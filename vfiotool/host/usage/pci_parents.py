@@ -11,7 +11,7 @@ from vfiotool.pci.address import is_address
 _NAMED = ("net", "block", "nvme")
 
 
-def carriers(tree: Tree, kind: str, name: str) -> list[str]:
+def pci_parents(tree: Tree, kind: str, name: str) -> list[str]:
     """Return the PCI devices that carry an interface, a disk or a partition; none if it is virtual.
 
     An NVMe namespace that several controllers may share lies below its subsystem, not below a
@@ -20,21 +20,21 @@ def carriers(tree: Tree, kind: str, name: str) -> list[str]:
     return _nearest(_paths(tree, kind, name))
 
 
-def all_carriers(tree: Tree, kind: str, name: str) -> frozenset[str]:
+def required_devices(tree: Tree, kind: str, name: str) -> frozenset[str]:
     """Return the same, and those that make the PCI domain that it is in, as Intel's VMD does: without
     their driver all of that domain is gone."""
     paths = _paths(tree, kind, name)
     return frozenset([*_nearest(paths), *(above for path in paths for above in _domain_makers(path))])
 
 
-def find_carriers(tree: Tree, name: str) -> list[str]:
+def find_pci_parents(tree: Tree, name: str) -> list[str]:
     """Return the PCI devices that carry whatever has this name; none where nothing has it."""
     return sorted(
         {
             address
             for kind in _NAMED
             if tree.exists(f"/sys/class/{kind}/{name}")
-            for address in carriers(tree, kind, name)
+            for address in pci_parents(tree, kind, name)
         }
     )
 

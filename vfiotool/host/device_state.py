@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vfiotool.errors import KernelError
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path, parse_override
 from vfiotool.host.tree import GONE, Tree, decode
 
@@ -65,7 +65,9 @@ def read_states(tree: Tree, addresses: Iterable[str]) -> dict[str, DeviceState]:
     """Read the states of devices; raises as ``read_state`` does."""
     wanted = list(addresses)
     names = (OVERRIDE, NUMVFS, AUTOPROBE, POWER)
-    answers = guard.read_all(tree, [f"{device_path(address)}/{name}" for address in wanted for name in names])
+    answers = bounded_reads.read_all(
+        tree, [f"{device_path(address)}/{name}" for address in wanted for name in names]
+    )
     return {
         address: _state(tree, address, {name: answers[f"{device_path(address)}/{name}"] for name in names})
         for address in wanted
@@ -78,7 +80,7 @@ def node_path(tree: Tree, address: str) -> str | None:
     return f"/dev/vfio/{group}" if group is not None and group.isdecimal() else None
 
 
-def _state(tree: Tree, address: str, answers: dict[str, guard.Answer]) -> DeviceState:
+def _state(tree: Tree, address: str, answers: dict[str, bounded_reads.ReadResult]) -> DeviceState:
     override = answers[OVERRIDE]
     if override is None:
         raise TimeoutError(errno.ETIMEDOUT, OVERRIDE, address)
@@ -94,12 +96,12 @@ def _state(tree: Tree, address: str, answers: dict[str, guard.Answer]) -> Device
     )
 
 
-def _number(answer: guard.Answer) -> int | None:
+def _number(answer: bounded_reads.ReadResult) -> int | None:
     text = _text(answer)
     return int(text) if text is not None and text.isdecimal() else None
 
 
-def _text(answer: guard.Answer) -> str | None:
+def _text(answer: bounded_reads.ReadResult) -> str | None:
     return decode(answer) if isinstance(answer, bytes) else None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vfiotool.host import guard
+from vfiotool.host import bounded_reads
 from vfiotool.host.tree import Tree
 from vfiotool.testing import FakeHost
 
@@ -26,9 +26,9 @@ def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
     for path in paths:
         with contextlib.suppress(OSError):  # nobody reads it
             os.close(os.open(host.tree.path(path), os.O_WRONLY | os.O_NONBLOCK))
-    for pid in guard._left_behind:
+    for pid in bounded_reads._stuck_children:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    guard.read_all(host.tree, [])
+    bounded_reads.read_all(host.tree, [])
 
 
 def open_files() -> list[str]:
@@ -38,7 +38,7 @@ def open_files() -> list[str]:
 def test_what_a_guarded_read_gives(host: FakeHost) -> None:
     host.put("/sys/a/text", "1")
     host.put("/sys/a/large", b"x" * 300_000)
-    answers = guard.read_all(host.tree, ["/sys/a/text", "/sys/a/missing", "/sys/a/large", "/sys/a"])
+    answers = bounded_reads.read_all(host.tree, ["/sys/a/text", "/sys/a/missing", "/sys/a/large", "/sys/a"])
     assert answers["/sys/a/text"] == b"1\n"
     assert answers["/sys/a/large"] == b"x" * 300_000
     codes = [getattr(answers[path], "errno", None) for path in ("/sys/a/missing", "/sys/a")]
@@ -50,7 +50,7 @@ def test_a_read_that_blocks_is_none_and_the_others_of_its_folder_are_skipped(hos
         host.put(path, path)
     with blocking(host, FIFO):
         started = time.monotonic()
-        answers = guard.read_all(host.tree, ["/sys/a/before", FIFO, "/sys/a/after", "/sys/ab/other"])
+        answers = bounded_reads.read_all(host.tree, ["/sys/a/before", FIFO, "/sys/a/after", "/sys/ab/other"])
         took = time.monotonic() - started
     assert answers == {
         "/sys/a/before": b"/sys/a/before\n",
@@ -58,25 +58,25 @@ def test_a_read_that_blocks_is_none_and_the_others_of_its_folder_are_skipped(hos
         "/sys/a/after": None,
         "/sys/ab/other": b"/sys/ab/other\n",
     }
-    assert took >= guard.STALL_SECONDS
+    assert took >= bounded_reads.STALL_SECONDS
 
 
 def test_however_many_block_few_are_waited_for(host: FakeHost) -> None:
     paths = [f"/sys/{number}/blocked" for number in range(20)]
     host.put("/sys/last", "last")
     with blocking(host, *paths):
-        answers = guard.read_all(host.tree, [*paths, "/sys/last"])
-        assert len(guard._left_behind) == guard.MAX_STALLS
+        answers = bounded_reads.read_all(host.tree, [*paths, "/sys/last"])
+        assert len(bounded_reads._stuck_children) == bounded_reads.MAX_STALLS
     assert set(answers.values()) == {None}
 
 
 def test_a_reader_that_is_left_behind_costs_no_descriptor_and_is_collected_in_the_end(host: FakeHost) -> None:
     before = open_files()
     with blocking(host, FIFO):
-        guard.read_all(host.tree, [FIFO])
+        bounded_reads.read_all(host.tree, [FIFO])
         assert open_files() == before
-        (reader,) = guard._left_behind
-    assert guard._left_behind == []
+        (reader,) = bounded_reads._stuck_children
+    assert bounded_reads._stuck_children == []
     with pytest.raises(ChildProcessError):
         os.waitpid(reader, os.WNOHANG)
 
@@ -85,19 +85,19 @@ def test_a_reader_that_is_slow_but_runs_is_waited_for(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(path: str) -> tuple[int, bytes]:
-        end = time.monotonic() + 3 * guard.STALL_SECONDS
+        end = time.monotonic() + 3 * bounded_reads.STALL_SECONDS
         while time.monotonic() < end:
             pass
         return 0, b"late"
 
-    monkeypatch.setattr(guard, "_read", busy)
-    assert guard.read_all(host.tree, ["/sys/a"]) == {"/sys/a": b"late"}
+    monkeypatch.setattr(bounded_reads, "_read", busy)
+    assert bounded_reads.read_all(host.tree, ["/sys/a"]) == {"/sys/a": b"late"}
 
 
 def test_a_reader_that_dies_gives_none(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_read", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    assert guard.read_all(host.tree, ["/sys/a/b"]) == {"/sys/a/b": None}
-    guard._reap()
+    monkeypatch.setattr(bounded_reads, "_read", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    assert bounded_reads.read_all(host.tree, ["/sys/a/b"]) == {"/sys/a/b": None}
+    bounded_reads._reap()
 
 
 def test_a_tree_below_a_root(host: FakeHost) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
-from vfiotool.pci import config as pci_config
+from vfiotool.pci import config_space
 
 _PARAMETERS = re.compile(
     r"(intel_iommu|amd_iommu|iommu|arm-smmu|virtio_iommu|intremap|nointremap|x2apic|nox2apic|vfio|hugepage"
@@ -20,7 +20,7 @@ _SERIAL_NUMBER, _SERIAL_NUMBER_SIZE = 0x03, 12
 _VPD, _VPD_SIZE = 0x03, 8
 _STAT_FIELDS = 22
 
-Reduction = Callable[[str], str]
+Redaction = Callable[[str], str]
 
 
 def _cmdline(text: str) -> str:
@@ -107,7 +107,7 @@ def _whole(text: str) -> str:
     return text
 
 
-_PROC: Mapping[str, Reduction] = {
+_PROC: Mapping[str, Redaction] = {
     r"/proc/cmdline": _cmdline,
     r"/proc/consoles": _whole,
     r"/proc/cpuinfo": _cpuinfo,
@@ -121,7 +121,7 @@ _PROC: Mapping[str, Reduction] = {
     r"/proc/\d+/fdinfo/\d+": _fdinfo,
     r"/proc/\d+/stat": _stat,
 }
-_OTHERS: Mapping[str, Reduction] = {
+_OTHERS: Mapping[str, Redaction] = {
     r"/run/udev/data/b\d+:\d+": _udev,
     r"/lib/modules/[^/]+/modules\.(dep|builtin)": _of_vfio,
     r"/sys/.*/dm/uuid": _dm_uuid,
@@ -144,7 +144,7 @@ def is_kept(path: str, *, target: str | None = None) -> bool:
     return any(rule.fullmatch(path) for rule, _ in _RULES)
 
 
-def reduce(path: str, content: bytes) -> bytes:
+def redact(path: str, content: bytes) -> bytes:
     """Return what a capture keeps of a file that vfiotool read: nothing, unless a rule has it."""
     if _CONFIG.fullmatch(path):
         return _without_serial(content)
@@ -157,9 +157,9 @@ def reduce(path: str, content: bytes) -> bytes:
 def _without_serial(config: bytes) -> bytes:
     """Blank the device serial number, which a network card makes of its MAC, and the VPD's data."""
     kept = bytearray(config)
-    if len(config) < pci_config.STANDARD_SIZE:
+    if len(config) < config_space.STANDARD_SIZE:
         return config
-    for capability in pci_config.capabilities(config):
+    for capability in config_space.capabilities(config):
         key = (capability.extended, capability.id)
         if key == (True, _SERIAL_NUMBER):
             start, end = capability.offset + 4, capability.offset + _SERIAL_NUMBER_SIZE

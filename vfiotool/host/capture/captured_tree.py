@@ -53,7 +53,7 @@ class CapturedTree(Tree):
     def access(self, path: str) -> Access:
         return self._nodes.get(path) or super().access(path)
 
-    def answers(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None]:
+    def nonblocking_reads(self, paths: Sequence[str]) -> dict[str, bytes | OSError | None]:
         return {path: self._answer(path) for path in paths}
 
     def _answer(self, path: str) -> bytes | OSError | None:
