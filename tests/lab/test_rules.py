@@ -61,7 +61,7 @@ class Case:
 Answer = tuple[Kind, Bound, "tuple[object, ...]"]
 
 
-def stop(prediction: Prediction, *, by_member: bool = True) -> tuple[object, ...]:
+def visible(prediction: Prediction, *, by_member: bool = True) -> tuple[object, ...]:
     """What a prediction says that can be seen."""
     members = [event.member if by_member else event.member is None for event in prediction.uevents]
     events = [(event.action, event.subsystem) for event in prediction.uevents]
@@ -84,7 +84,7 @@ def cases(model: Model, start: State, to: Sequence[Bound]) -> Iterator[Case]:
             after = prediction.state
             if prediction.crash or after.device_fds > MOST_FDS:
                 continue
-            answer = (operation.kind, operation.to, stop(prediction, by_member=False))
+            answer = (operation.kind, operation.to, visible(prediction, by_member=False))
             if answer not in answers:
                 answers.add(answer)
                 yield Case(ways[state], state, operation, prediction)
@@ -108,7 +108,7 @@ class Court:
             to_vfio(address)
         self.model = running_model(tree)
         self.start = State((Member(Bound.VFIO),) * len(members))
-        self.harness = self.new_stage(self.model)
+        self.harness = self.new_harness(self.model)
         self.uevents = Uevents("kernel", tree)
         self.probes = KernelProbes(TraceInstance())
 
@@ -117,7 +117,7 @@ class Court:
         hosts = [Bound.HOST] if len(self.hosts) == len(self.members) else []
         return [Bound.VFIO, Bound.STUB, *hosts]
 
-    def new_stage(self, model: Model) -> GroupHarness:
+    def new_harness(self, model: Model) -> GroupHarness:
         harness = GroupHarness(model, GroupSpec(self.members, self.hosts))
         harness.add(LifecycleOperations(harness))
         return harness
@@ -233,8 +233,8 @@ def test_an_answer_that_a_kernel_gave_otherwise_would_be_found(court: Court) -> 
         court.go(court.harness, case.way)
         records, entries = court.do(court.harness, case.operation)
         for what, mistaken in mistakes(records[-1], court):
-            told_wrong = [*records[:-1], records[-1]._replace(expected=mistaken)]
-            found = told_wrong[-1].is_unexpected or court.findings(told_wrong, entries)
+            misjudged = [*records[:-1], records[-1]._replace(expected=mistaken)]
+            found = misjudged[-1].is_unexpected or court.findings(misjudged, entries)
             assert found, f"after {case.way}, {case} with {what}: {records[-1].expected} taken for {mistaken}"
             judged += 1
         court.rest(court.harness)
@@ -249,18 +249,18 @@ def mistakes(record: Record, court: Court) -> Iterator[tuple[str, Expectation]]:
         yield "success", right._replace(errnos=frozenset((0,)))
     if right.value is not None and 0 in right.errnos:
         yield "other flags", right._replace(value=right.value ^ 1)
-    for what, uevents in (*_one_less(right.uevents), *_more_signs(right.uevents, court)):
+    for what, uevents in (*_fewer_uevents(right.uevents), *_more_uevents(right.uevents, court)):
         yield f"uevents with {what}", right._replace(uevents=uevents)
     for what, probes in (*_fewer_functions(right.probes, court), *_more_functions(right.probes, court)):
         yield f"functions with {what}", right._replace(probes=probes)
 
 
-def _one_less(uevents: tuple[ExpectedUevent, ...]) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
+def _fewer_uevents(uevents: tuple[ExpectedUevent, ...]) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
     for at, uevent in enumerate(uevents):
         yield f"no {uevent}", (*uevents[:at], *uevents[at + 1 :])
 
 
-def _more_signs(
+def _more_uevents(
     uevents: tuple[ExpectedUevent, ...], court: Court
 ) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
     extra = uevents[0] if uevents else ExpectedUevent("pci", "bind", court.members[0])
@@ -350,7 +350,7 @@ def _telling(model: Model, right: State, wrong: State, to: Sequence[Bound], more
         prediction = model.predict(right, operation)
         if prediction.waits_for or prediction.crash:  # it would wait for good
             continue
-        if stop(prediction) != stop(mistaken):
+        if visible(prediction) != visible(mistaken):
             return [operation]
         if (
             more

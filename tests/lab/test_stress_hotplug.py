@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab import stage_witness
-from tests.lab.stage_witness import StageWitness
+from tests.lab import group_witness
+from tests.lab.group_witness import GroupWitness
 from tests.lab.support import (
     E1000_PAIR,
     E1000E,
@@ -53,10 +53,10 @@ def stub() -> None:
 
 
 @contextlib.contextmanager
-def watched(*members: str) -> Iterator[StageWitness]:
+def watched(*members: str) -> Iterator[GroupWitness]:
     """Watch a group, which is afterwards as it was, without a complaint of the kernel's."""
     complaints, drivers = kernel_complaints(), [driver(one) for one in members]
-    with as_before(*members), contextlib.closing(StageWitness(*members)) as witness:
+    with as_before(*members), contextlib.closing(GroupWitness(*members)) as witness:
         yield witness
     assert [driver(one) for one in members] == drivers
     assert kernel_complaints() == complaints
@@ -74,7 +74,7 @@ def of_vf(name: str, vf: int) -> Call:
     return Call(name, {"member": 0, "vf": vf})
 
 
-def down(witness: StageWitness) -> list[Record]:
+def down(witness: GroupWitness) -> list[Record]:
     """Bring the group to rest."""
     return [record for call in witness.harness.wind_down() for record in witness.perform(call)]
 
@@ -146,7 +146,7 @@ def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
 def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sysfs, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(sysfs, "_BUS_SECONDS", 0.1)
     with watched(EDU) as witness:
         witness.add(HotplugOperations(witness.harness))
         other = BusLock()
@@ -164,14 +164,14 @@ def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
 
 
 @pytest.fixture
-def witness_of_pf() -> Iterator[StageWitness]:
+def witness_of_pf() -> Iterator[GroupWitness]:
     found = (read(path(PF, "sriov_numvfs")), read(path(PF, "sriov_drivers_autoprobe")))
     with watched(PF) as witness:
         yield witness
     assert (read(path(PF, "sriov_numvfs")), read(path(PF, "sriov_drivers_autoprobe"))) == found
 
 
-def up(witness: StageWitness, count: int) -> SriovOperations:
+def up(witness: GroupWitness, count: int) -> SriovOperations:
     """Have so many VFs."""
     vfs = SriovOperations(witness.harness)
     witness.add(vfs)
@@ -185,7 +185,7 @@ def up(witness: StageWitness, count: int) -> SriovOperations:
     return vfs
 
 
-def test_vfs_come_have_drivers_and_go(witness_of_pf: StageWitness) -> None:
+def test_vfs_come_have_drivers_and_go(witness_of_pf: GroupWitness) -> None:
     vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
     witness_of_pf.watched.update(vfs.addresses)
@@ -196,7 +196,7 @@ def test_vfs_come_have_drivers_and_go(witness_of_pf: StageWitness) -> None:
     assert {"vfs: 0", "vfs: ERANGE", "vfs: EBUSY", "bind vf: 0", "unbind vf: 0"} <= set(done)
 
 
-def test_vfs_are_where_the_pf_links_them(witness_of_pf: StageWitness) -> None:
+def test_vfs_are_where_the_pf_links_them(witness_of_pf: GroupWitness) -> None:
     vfs = up(witness_of_pf, 3)
     assert [link(path(PF, f"virtfn{number}")) for number in range(3)] == list(vfs.addresses[:3])
     assert len(vfs.addresses) == int(read(path(PF, "sriov_totalvfs")) or 0)
@@ -210,7 +210,7 @@ def test_vfs_are_where_the_pf_links_them(witness_of_pf: StageWitness) -> None:
     assert link(path(PF, "virtfn0")) is None
 
 
-def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: StageWitness) -> None:
+def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: GroupWitness) -> None:
     up(witness_of_pf, 2)
     assert witness_of_pf.perform(of_vf("bind vf", 0))
     (record,) = witness_of_pf.perform(of_pf(0))
@@ -218,7 +218,7 @@ def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: StageWitness) ->
     down(witness_of_pf)
 
 
-def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: StageWitness) -> None:
+def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: GroupWitness) -> None:
     vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
     assert witness_of_pf.harness.expect(of_pf(1)) is None, "it is on vfio-pci"
@@ -228,14 +228,14 @@ def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: StageW
     down(witness_of_pf)
 
 
-def test_a_pf_with_vfs_is_not_removed(witness_of_pf: StageWitness) -> None:
+def test_a_pf_with_vfs_is_not_removed(witness_of_pf: GroupWitness) -> None:
     witness_of_pf.add(HotplugOperations(witness_of_pf.harness))
     up(witness_of_pf, 1)
     assert witness_of_pf.harness.expect(remove(0)) is None
     down(witness_of_pf)
 
 
-def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: StageWitness) -> None:
+def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: GroupWitness) -> None:
     vfs = up(witness_of_pf, 2)
     witness_of_pf.perform(of_vf("bind vf", 0))
     witness_of_pf.harness.abandon()
@@ -265,14 +265,14 @@ class Mistaken(HotplugOperations):
 @pytest.mark.parametrize(
     "mistakes",
     [
-        {"signs": ()},
-        {"signs": (ExpectedUevent("pci", "add", EDU),) * 9},
+        {"uevents": ()},
+        {"uevents": (ExpectedUevent("pci", "add", EDU),) * 9},
         {"probes": ("iommu_group_claim_dma_owner", "vfio_group_put_bg", "DEL_DEVICE")},
     ],
-    ids=["a sign too few", "a sign too many", "functions too many"],
+    ids=["a uevent too few", "a uevent too many", "functions too many"],
 )
 def test_what_is_told_wrongly_is_found_out(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_witness, "LATE", 1)
+    monkeypatch.setattr(group_witness, "LATE", 1)
     with watched(EDU) as witness:
         witness.add(Mistaken(witness.harness, **mistakes))
         with pytest.raises((AssertionError, pytest.fail.Exception), match="remove member=0"):

@@ -370,8 +370,12 @@ DMA_DEFECTS: dict[str, tuple[str, Callable[..., int], str]] = {
     "a map that fails": ("vt_dma_map", lambda *_: -errno.ENOMEM, "map slot=1"),
     "a map that does nothing": ("vt_dma_map", lambda *_: 0, "pins"),
     "a page too many": ("vt_dma_map", map_behind_its_back, "pins"),
-    "another errno": ("vt_dma_map", lambda *stop: lib.vt_dma_map(*stop) and -errno.EBUSY, "map slot=2"),
-    "a byte too many": ("vt_dma_unmap", lambda *stop: lib.vt_dma_unmap(*stop) + 1, "unmap slot=1"),
+    "another errno": (
+        "vt_dma_map",
+        lambda *arguments: lib.vt_dma_map(*arguments) and -errno.EBUSY,
+        "map slot=2",
+    ),
+    "a byte too many": ("vt_dma_unmap", lambda *arguments: lib.vt_dma_unmap(*arguments) + 1, "unmap slot=1"),
     "an unmap that keeps all": ("vt_dma_unmap", unmap_only_once, "pins"),
     "an unmap that is refused": ("vt_dma_unmap", lambda *_: -errno.EINVAL, "unmap slot=1"),
 }

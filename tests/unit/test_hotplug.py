@@ -45,8 +45,8 @@ class Scene:
             Era.DEFERRED_PUT,
             tuple(
                 name
-                for call in ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")
-                for name in (call, "vfio_group_put_bg")
+                for action in ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")
+                for name in (action, "vfio_group_put_bg")
             ),
         ),
         (Era.NOTIFIER, ("UNBIND_DRIVER", "UNBOUND_DRIVER", "DEL_DEVICE")),

@@ -112,7 +112,7 @@ def _race(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
 def repetition(cycles: Iterable[Sequence[Call]]) -> Cycle:
     """Return a chooser that yields in its n-th cycle what the n-th of these has."""
     waiting = iter(cycles)
-    return lambda _cast, _rng: iter(next(waiting, ()))
+    return lambda _operations, _rng: iter(next(waiting, ()))
 
 
 def set_up(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:

@@ -12,6 +12,16 @@ import time
 from vfiotool.host.child import start_child
 from vfiotool.stress.record import Outcome
 
+RESCAN_FILE = "/sys/bus/pci/rescan"
+
+_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.001
+_BUS_SECONDS = 60.0
+_BUS_POLL_SECONDS = 0.005
+_WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; up to 5.13
+_SLEEPS = re.compile(r"^State:\t[SD]", re.MULTILINE)
+_RESULT_BYTES = 4
+
 
 def write(path: str, text: str) -> int:
     """Write in one system call; return 0 or the errno."""
@@ -33,13 +43,6 @@ def ask(fd: int, request: int, question: bytearray) -> int:
     except OSError as error:
         return -(error.errno or errno.EIO)
     return result
-
-
-_PATIENCE_SECONDS = 30.0
-_POLL_SECONDS = 0.001
-_WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; up to 5.13
-_SLEEPS = re.compile(r"^State:\t[SD]", re.MULTILINE)
-_RESULT_BYTES = 4
 
 
 class SysfsWriter:
@@ -94,12 +97,6 @@ class SysfsWriter:
             return file.read()
 
 
-RESCAN_FILE = "/sys/bus/pci/rescan"
-
-_PATIENCE_SECONDS = 60.0
-_POLL_SECONDS = 0.005
-
-
 class BusLock:
     """Held by whoever has devices off the bus. A handle of one thread; who dies lets go of it."""
 
@@ -110,12 +107,12 @@ class BusLock:
         """Wait for the lock, if this is not held already; say so where somebody else keeps it too long."""
         if self._fd is not None:
             return Outcome()
-        fd, deadline = os.open(RESCAN_FILE, os.O_WRONLY | os.O_CLOEXEC), time.monotonic() + _PATIENCE_SECONDS
+        fd, deadline = os.open(RESCAN_FILE, os.O_WRONLY | os.O_CLOEXEC), time.monotonic() + _BUS_SECONDS
         while not _is_taken(fd):
             if time.monotonic() > deadline:
                 os.close(fd)
-                return Outcome(note=f"somebody else has had devices off the bus for {_PATIENCE_SECONDS:g} s")
-            time.sleep(_POLL_SECONDS)  # the call that waits would do so for ever
+                return Outcome(note=f"somebody else has had devices off the bus for {_BUS_SECONDS:g} s")
+            time.sleep(_BUS_POLL_SECONDS)  # the call that waits would do so for ever
         self._fd = fd
         return Outcome()
 

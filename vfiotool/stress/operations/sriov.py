@@ -148,7 +148,7 @@ class SriovOperations(NonBlocking):
         places = self._places(at, count)
         if not places:
             return None
-        uevents = [ExpectedUevent("pci", call, place) for place in places for call in ("add", "change")]
+        uevents = [ExpectedUevent("pci", action, place) for place in places for action in ("add", "change")]
         return Expectation(
             uevents=(*uevents, ExpectedUevent("pci", "change", self._harness.spec.members[at]))
         )

@@ -44,7 +44,7 @@ class Chooser(Protocol):
         """Yield one cycle's worth."""
 
 
-class StageWitness:
+class GroupWitness:
     """A group whose members are all on vfio-pci, and those who watch it."""
 
     def __init__(self, *members: str) -> None:
@@ -98,7 +98,7 @@ class StageWitness:
         assert late == []
 
     def _compare(self, what: str, number: int, records: list[Record]) -> None:
-        uevents = [_stop(uevent, number) for record in records for uevent in record.expected.uevents]
+        uevents = [_named(uevent, number) for record in records for uevent in record.expected.uevents]
         names = [name for record in records for name in record.expected.probes if self._is_probed(name)]
         came, ran = list[Uevent](), Counter[str]()
 
@@ -136,7 +136,7 @@ def _stream(uevent: Uevent) -> tuple[str, str]:
     return uevent[:2]
 
 
-def _stop(uevent: ExpectedUevent, number: int) -> Uevent:
+def _named(uevent: ExpectedUevent, number: int) -> Uevent:
     return uevent.subsystem, str(number) if uevent.address is None else uevent.address, uevent.action
 
 
