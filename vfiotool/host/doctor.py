@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.checks import Verdict
 from vfiotool.host.checks.groups import check_nodes, check_viability
 from vfiotool.host.checks.iommu import check_iommu, check_remapping
 from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
 from vfiotool.host.checks.leftovers import check_leftovers
 from vfiotool.host.checks.memory import check_hugepages, check_memlock
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 

@@ -30,6 +30,11 @@ def kernel_release(tree: Tree) -> str:
     return tree.read("/proc/sys/kernel/osrelease")
 
 
+def modules_folder(tree: Tree) -> str:
+    """Return the folder of the running kernel's modules; a ``/`` in the release leads nowhere else."""
+    return f"/lib/modules/{kernel_release(tree).rpartition('/')[2]}"
+
+
 def detect_era(tree: Tree) -> Era:
     """Find the era by what is there; the release only tells apart what leaves no other trace."""
     if tree.exists("/dev/iommu") and _has_cdevs(tree):

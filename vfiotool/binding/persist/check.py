@@ -10,9 +10,9 @@ from vfiotool.binding import own_files
 from vfiotool.binding.persist.entries import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
 from vfiotool.binding.persist.topology_path import find_at
 from vfiotool.host.attributes import device_path
-from vfiotool.host.checks import Verdict, modules_folder
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.doctor import Check, judge
-from vfiotool.host.era import kernel_release
+from vfiotool.host.era import kernel_release, modules_folder
 from vfiotool.host.tree import Tree
 
 _IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")

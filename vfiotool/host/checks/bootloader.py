@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.host.checks import modules_folder
+from vfiotool.host.era import modules_folder
 from vfiotool.host.tree import Tree
 
 # Written by the loader itself: four bytes of attributes, then UTF-16 (systemd.io/BOOT_LOADER_INTERFACE).

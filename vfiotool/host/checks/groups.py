@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from vfiotool.host.attributes import addresses
-from vfiotool.host.checks import Verdict
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
 from vfiotool.host.tree import Tree

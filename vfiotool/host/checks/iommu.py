@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.host.checks import Verdict
 from vfiotool.host.checks.bootloader import BootLoader, detect_boot_loader
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.groups import GROUPS, group_ids
 from vfiotool.host.tree import Tree
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vfiotool.host.checks import Verdict, modules_folder
-from vfiotool.host.era import Era, detect_era, kernel_release
+from vfiotool.host.checks.verdict import Verdict
+from vfiotool.host.era import Era, detect_era, kernel_release, modules_folder
 from vfiotool.host.tree import Tree
 
 LOCKDOWN = "/sys/kernel/security/lockdown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vfiotool.host.checks import Verdict
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.pending_unbinds import pending_dir
 from vfiotool.host.tree import Tree
 

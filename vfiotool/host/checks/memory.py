@@ -7,7 +7,7 @@ import pwd
 import resource
 from collections.abc import Mapping
 
-from vfiotool.host.checks import Verdict
+from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.tree import Tree
 
 POOLS = "/sys/kernel/mm/hugepages"
