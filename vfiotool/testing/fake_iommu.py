@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vfiotool._shim import lib
 from vfiotool.errors import ClosedError, DeviceNotFoundError, KernelError, UnsupportedError
-from vfiotool.testing.fake_mappings import FakeMapping, Mappings
+from vfiotool.testing.fake_mappings import FakeMapping, FakeMappings
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.group import Group
@@ -88,7 +88,7 @@ class FakeIommu(AddressSpace, Handle):
         self._open: set[str] = set()
         self._ranges = iova_ranges
         self._limit = dma_entry_limit if self.mode in _OWN else None
-        self._mappings = Mappings()
+        self._mappings = FakeMappings()
         self._failures: dict[int, int] = {}
         self._asked = 0
         self._lock = threading.RLock()

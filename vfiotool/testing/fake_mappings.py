@@ -28,7 +28,7 @@ class FakeMapping:
         return FakeMapping(start, end - start, self.vaddr + start - self.iova, self.access)
 
 
-class Mappings:
+class FakeMappings:
     """Mappings of which no two overlap; iterates over them, lowest IOVA first. Threads must not share it."""
 
     def __init__(self) -> None:

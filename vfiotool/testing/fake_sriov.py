@@ -13,7 +13,7 @@ from vfiotool.binding.sriov import ENABLE_SRIOV, vf_addresses
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import AUTOPROBE, NUMVFS
 from vfiotool.host.groups import GROUPS, is_vfio_driver
-from vfiotool.testing.fake_tree import FakeDevice
+from vfiotool.testing.fake_tree import FakePciDevice
 
 if TYPE_CHECKING:
     from vfiotool.testing.fake_host import FakeHost
@@ -98,8 +98,8 @@ def _makes_vfs(host: FakeHost, driver: str | None) -> bool:
     return driver is not None and driver != "pci-stub"
 
 
-def _vf(host: FakeHost, vf: str, pf: str) -> FakeDevice:
+def _vf(host: FakeHost, vf: str, pf: str) -> FakePciDevice:
     group = host.tree.find_link(f"{device_path(vf)}/iommu_group")
     like = host.devices[pf]
     folder = f"{like.folder.rpartition('/')[0]}/{vf}"
-    return FakeDevice(like.ids, like.class_code, None if group is None else int(group), folder)
+    return FakePciDevice(like.ids, like.class_code, None if group is None else int(group), folder)

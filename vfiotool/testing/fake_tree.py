@@ -27,7 +27,7 @@ class FakeDriver:
 
 
 @dataclass(frozen=True, slots=True)
-class FakeDevice:
+class FakePciDevice:
     """What a device is for as long as it exists; ``folder`` is its own in ``/sys/devices``."""
 
     ids: tuple[int, int]
@@ -43,7 +43,7 @@ class FakeTree:
     root: str
     kernel: str = "6.12.0"
     tree: Tree = field(init=False)
-    devices: dict[str, FakeDevice] = field(init=False, default_factory=dict)
+    devices: dict[str, FakePciDevice] = field(init=False, default_factory=dict)
     drivers: dict[str, FakeDriver] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class FakeTree:
         Its driver is added where there is none of that name, and serves its ids.
         """
         folder = f"{self._parent_folder(address, bridge, physfn)}/{address}"
-        self.devices[address] = FakeDevice((vendor, device), class_code, group, folder)
+        self.devices[address] = FakePciDevice((vendor, device), class_code, group, folder)
         numbers = {"vendor": vendor, "device": device, "subsystem_vendor": 0, "subsystem_device": 0}
         for name, number in numbers.items():
             self.put(f"{folder}/{name}", f"0x{number:04x}")
