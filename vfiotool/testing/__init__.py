@@ -11,21 +11,21 @@ import importlib
 TYPE_CHECKING = False  # as in typing, whose import is not free
 if TYPE_CHECKING:
     from vfiotool.testing.built_config import config_space as config_space
+    from vfiotool.testing.dma_space import DmaFault as DmaFault
     from vfiotool.testing.fake_device import FakeDevice as FakeDevice
-    from vfiotool.testing.fake_device import open_fake as open_fake
     from vfiotool.testing.fake_edu import FakeEdu as FakeEdu
     from vfiotool.testing.fake_host import FakeHost as FakeHost
-    from vfiotool.testing.fake_iommu import DmaFault as DmaFault
     from vfiotool.testing.fake_iommu import FakeIommu as FakeIommu
+    from vfiotool.testing.fake_opening import open_fake as open_fake
 
 _HOMES = {
-    "DmaFault": "vfiotool.testing.fake_iommu",
+    "DmaFault": "vfiotool.testing.dma_space",
     "FakeDevice": "vfiotool.testing.fake_device",
     "FakeEdu": "vfiotool.testing.fake_edu",
     "FakeHost": "vfiotool.testing.fake_host",
     "FakeIommu": "vfiotool.testing.fake_iommu",
     "config_space": "vfiotool.testing.built_config",
-    "open_fake": "vfiotool.testing.fake_device",
+    "open_fake": "vfiotool.testing.fake_opening",
 }
 
 __all__ = sorted(_HOMES)

@@ -6,16 +6,11 @@ What is left out: memory that the model does not describe, hot resets, and featu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from vfiotool.testing.built_config import config_space
-from vfiotool.testing.fake_device_file import FakeDeviceFile
-from vfiotool.testing.fake_iommu import DmaFault, FakeIommu
-from vfiotool.vfio.device import Device
-from vfiotool.vfio.dma.dma import Dma
-from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.iommu.choosing import AUTO
-from vfiotool.vfio.opening import open_device
+from vfiotool.testing.dma_space import DmaFault, DmaSpace
+from vfiotool.testing.fake_irqs import FakeIrqs
 from vfiotool.vfio.uapi import PciIrq
 
 _COMMAND = 4
@@ -23,6 +18,18 @@ _INTERRUPT_LINE = 0x3C
 _MEMORY = 1 << 1
 _BUS_MASTER = 1 << 2
 _COMMAND_WRITABLE = 0x0547  # I/O, memory, bus master, parity, SERR, INTx off
+
+
+class OpenFile(Protocol):
+    """The open file of a fake device, as its model uses it."""
+
+    @property
+    def irqs(self) -> FakeIrqs:
+        """The device's interrupts."""
+
+    @property
+    def space(self) -> DmaSpace:
+        """The address space that the device is in."""
 
 
 class FakeDevice:
@@ -34,7 +41,7 @@ class FakeDevice:
 
     bars: ClassVar[Mapping[int, int]] = {0: 4096}
     irqs: ClassVar[Mapping[PciIrq, int]] = {PciIrq.MSI: 1}
-    _file: FakeDeviceFile | None = None
+    _file: OpenFile | None = None
 
     def __init__(self, address: str = "0000:00:10.0", *, config: bytes | None = None) -> None:
         self.address = address
@@ -104,28 +111,18 @@ class FakeDevice:
         if self._file is not None:
             self._file.irqs.request()
 
-    def opened(self, file: FakeDeviceFile) -> None:
+    def opened(self, file: OpenFile) -> None:
         """Take note of who has it: vfio-pci resets it, and turns memory on and bus mastering off."""
         self.reset()
         self._file = file
         self.config[_COMMAND] = self.config[_COMMAND] & ~_BUS_MASTER | _MEMORY
 
-    def closed(self, file: FakeDeviceFile) -> None:
+    def closed(self, file: OpenFile) -> None:
         """Take note that who had it does no longer."""
         if self._file is file:
             self._file = None
 
-    def _space(self, iova: int, verb: str) -> FakeIommu:
+    def _space(self, iova: int, verb: str) -> DmaSpace:
         if self._file is None or not self.bus_master:
             raise DmaFault(iova, verb)
         return self._file.space
-
-
-def open_fake(device: FakeDevice, *, iommu: str = AUTO, honour_requests: bool = True) -> Device:
-    """Open a fake device as ``open_device`` opens a real one, in an address space of its own.
-
-    ``iommu`` is the mode of a ``FakeIommu``, "auto" for type1v2.
-    """
-    mode = IommuMode.TYPE1V2 if iommu == AUTO else iommu
-    space = Dma(FakeIommu(mode, [device]))
-    return open_device(device.address, iommu=space, honour_requests=honour_requests)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vfiotool.pci.capabilities import decoding
 from vfiotool.pci.capabilities.standard import MsiX
+from vfiotool.testing.dma_space import DmaSpace
+from vfiotool.testing.fake_device import FakeDevice
 from vfiotool.testing.fake_irqs import FakeIrqs
 from vfiotool.vfio.device_file import KernelDeviceFile
 from vfiotool.vfio.regions.mmio import Mmio
@@ -38,9 +40,6 @@ from vfiotool.vfio.uapi import (
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-    from vfiotool.testing.fake_device import FakeDevice
-    from vfiotool.testing.fake_iommu import FakeIommu
 
 _REGION_SHIFT = 40  # where vfio-pci has its regions in the file
 _LOW_POWER = (DeviceFeature.LOW_POWER_ENTRY, DeviceFeature.LOW_POWER_EXIT)
@@ -126,12 +125,12 @@ class FakeDeviceFile(KernelDeviceFile):
     Its descriptor is that of plain memory: only what goes through this object reaches the model.
     """
 
-    def __init__(self, device: FakeDevice, space: FakeIommu, let_go: Callable[[], None]) -> None:
+    def __init__(self, device: FakeDevice, space: DmaSpace, let_go: Callable[[], None]) -> None:
         fd = os.memfd_create(f"fake {device.address}", os.MFD_CLOEXEC)
         os.ftruncate(fd, len(PciRegion) << _REGION_SHIFT)
         super().__init__(fd, device.address, let_go)
         self.device = device
-        self.space = space
+        self.space: DmaSpace = space
         self.irqs = FakeIrqs(device.irqs, lambda: device.bus_master)
         device.opened(self)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from vfiotool.testing.built_config import config_space
+from vfiotool.testing.dma_space import DmaFault
 from vfiotool.testing.fake_device import FakeDevice
-from vfiotool.testing.fake_iommu import DmaFault
 from vfiotool.vfio.uapi import PciIrq
 
 _VENDOR, _DEVICE, _OTHERS = 0x1234, 0x11E8, 0xFF

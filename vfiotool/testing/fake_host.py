@@ -20,8 +20,8 @@ from vfiotool.host.device_state import AUTOPROBE, NUMVFS, POWER, NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, process_start
-from vfiotool.testing.fake_sriov import notice_vfs, remove_vfs, set_numvfs, vfs_of
-from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE, FakeTree
+from vfiotool.testing.fake_sriov import SriovHost, notice_vfs, remove_vfs, set_numvfs, vfs_of
+from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE
 
 _BRIDGE = 0x0604
 _TAKES_ALL = "pci-stub"
@@ -48,7 +48,7 @@ class FakeEvents:
 
 
 @dataclass
-class FakeHost(FakeTree):
+class FakeHost(SriovHost):
     """A ``vfiotool.binding.machine.Machine``. ``state_dir`` is where its pending unbinds are noted.
 
     ``vf_drivers`` are the host drivers that take VFs; those of QEMU's NVMe no driver can have before they

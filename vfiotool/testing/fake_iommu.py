@@ -14,10 +14,12 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vfiotool._shim import lib
 from vfiotool.errors import ClosedError, DeviceNotFoundError, KernelError, UnsupportedError
+from vfiotool.testing.dma_space import DmaFault
+from vfiotool.testing.fake_device import FakeDevice
+from vfiotool.testing.fake_device_file import FakeDeviceFile
 from vfiotool.testing.fake_mappings import FakeMapping, FakeMappings
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.dma.ranges import Ranges
@@ -27,9 +29,6 @@ from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuInfo, IommuMode
 from vfiotool.vfio.iommu.address_space import AddressSpace
 from vfiotool.vfio.uapi import DmaMapFlags
-
-if TYPE_CHECKING:
-    from vfiotool.testing.fake_device import FakeDevice
 
 _PAGE = 4096
 _END = 1 << 64
@@ -42,15 +41,6 @@ _ENTRY_LIMIT = 65535
 _OWN = (IommuMode.TYPE1, IommuMode.TYPE1V2)
 
 _libc = ctypes.CDLL(None)
-
-
-class DmaFault(Exception):  # noqa: N818 - the IOMMU's own word
-    """A device's access that the IOMMU has refused: nothing is mapped at ``iova``, or not for that."""
-
-    def __init__(self, iova: int, verb: str) -> None:
-        super().__init__(f"a DMA {verb} at IOVA {iova:#x} faults")
-        self.iova = iova
-        self.verb = verb
 
 
 class FakeIommu(AddressSpace, Handle):
@@ -127,8 +117,6 @@ class FakeIommu(AddressSpace, Handle):
             DeviceNotFoundError: there is no such device.
             KernelError: EBUSY, it is open.
         """
-        from vfiotool.testing.fake_device_file import FakeDeviceFile
-
         self.fileno()
         device = self._known.get(address)
         if device is None:

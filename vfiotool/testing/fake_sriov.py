@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import errno
 import shutil
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
 
 from vfiotool.binding.sriov import ENABLE_SRIOV, vf_addresses
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import AUTOPROBE, NUMVFS
 from vfiotool.host.groups import GROUPS, is_vfio_driver
-from vfiotool.testing.fake_tree import FakePciDevice
-
-if TYPE_CHECKING:
-    from vfiotool.testing.fake_host import FakeHost
+from vfiotool.testing.fake_tree import FakePciDevice, FakeTree
 
 
-def vfs_of(host: FakeHost, pf: str) -> list[str]:
+class SriovHost(FakeTree, ABC):
+    """A tree of files whose kernel probes VFs and announces what becomes of them."""
+
+    @abstractmethod
+    def probe(self, address: str) -> int:
+        """Let the drivers have a device, and return 0 or the errno of ``drivers_probe``."""
+
+    @abstractmethod
+    def emit(self, action: str, address: str) -> None:
+        """Announce a uevent of a device."""
+
+
+def vfs_of(host: SriovHost, pf: str) -> list[str]:
     """Return the VFs of a device, by its links."""
     folder = device_path(pf)
     links = [name for name in host.tree.names(folder) if name.startswith("virtfn")]
@@ -27,7 +36,7 @@ def vfs_of(host: FakeHost, pf: str) -> list[str]:
     return [vf for name in links if (vf := host.tree.find_link(f"{folder}/{name}")) is not None]
 
 
-def notice_vfs(host: FakeHost) -> None:
+def notice_vfs(host: SriovHost) -> None:
     """Learn of VFs that another process made or removed."""
     pfs = [pf for pf in host.devices if host.tree.exists(f"{device_path(pf)}/{NUMVFS}")]
     there = {vf: pf for pf in pfs for vf in vfs_of(host, pf)}
@@ -38,7 +47,7 @@ def notice_vfs(host: FakeHost) -> None:
         host.devices[vf] = _vf(host, vf, there[vf])
 
 
-def set_numvfs(host: FakeHost, pf: str, text: str) -> int:
+def set_numvfs(host: SriovHost, pf: str, text: str) -> int:
     """Make or remove VFs; return the errno of ``sriov_numvfs_store()``."""
     if not text.isdecimal():
         return errno.EINVAL
@@ -60,7 +69,7 @@ def set_numvfs(host: FakeHost, pf: str, text: str) -> int:
     return 0
 
 
-def remove_vfs(host: FakeHost, pf: str) -> None:
+def remove_vfs(host: SriovHost, pf: str) -> None:
     """Remove all VFs of a PF, whatever their drivers."""
     for number, vf in enumerate(vfs_of(host, pf)):
         device = host.devices[vf]
@@ -75,7 +84,7 @@ def remove_vfs(host: FakeHost, pf: str) -> None:
         host.put(f"{device_path(pf)}/{NUMVFS}", "0")
 
 
-def _make(host: FakeHost, pf: str, vf: str) -> None:
+def _make(host: SriovHost, pf: str, vf: str) -> None:
     vendor, device = host.devices[pf].ids
     groups = {int(number) for number in host.tree.names(GROUPS)}
     free = min(set(range(len(groups) + 1)) - groups)
@@ -91,14 +100,14 @@ def _make(host: FakeHost, pf: str, vf: str) -> None:
         host.probe(vf)
 
 
-def _makes_vfs(host: FakeHost, driver: str | None) -> bool:
+def _makes_vfs(host: SriovHost, driver: str | None) -> bool:
     """Say whether a driver has ``sriov_configure``."""
     if driver == "vfio-pci":
         return host.tree.find(ENABLE_SRIOV) == "Y"
     return driver is not None and driver != "pci-stub"
 
 
-def _vf(host: FakeHost, vf: str, pf: str) -> FakePciDevice:
+def _vf(host: SriovHost, vf: str, pf: str) -> FakePciDevice:
     group = host.tree.find_link(f"{device_path(vf)}/iommu_group")
     like = host.devices[pf]
     folder = f"{like.folder.rpartition('/')[0]}/{vf}"

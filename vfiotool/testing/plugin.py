@@ -149,7 +149,7 @@ def vfio_arena(request: pytest.FixtureRequest, vfio_device: Device) -> Iterator[
 
 def _opened(address: str, mode: str, fake: FakeDevice | None) -> Device:
     if fake is not None:
-        from vfiotool.testing.fake_device import open_fake
+        from vfiotool.testing.fake_opening import open_fake
 
         return open_fake(fake, iommu=mode)
     from vfiotool.vfio.opening import open_device
