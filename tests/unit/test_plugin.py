@@ -95,7 +95,7 @@ def test_what_a_test_leaves_fails_it(run: pytest.Pytester, leak: str) -> None:
     run.makepyfile(f"kept = []\ndef test_leaking(vfio_device): {leak}\ndef test_after(vfio_device): pass")
     result = run.runpytest(*PLUGIN, "-Wignore")
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines([f"*the test left what it must close: {LEAKS[leak]}*"])
+    result.stdout.fnmatch_lines([f"*the test did not close: {LEAKS[leak]}*"])
 
 
 def test_a_file_that_a_test_leaves_open_fails_it(run: pytest.Pytester) -> None:

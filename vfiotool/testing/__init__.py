@@ -1,7 +1,7 @@
-"""For tests of what builds on vfiotool: fakes of a machine and of devices, and configuration space by hand.
+"""Fakes for tests of programs that use vfiotool: a machine, devices, and configuration space.
 
-The contract tests of vfiotool hold the fakes to what real kernels do. A name is imported when it is first
-used: the pytest plugin is in this package, and all who run pytest wait for that.
+The contract tests of vfiotool compare the fakes with real kernels. This package imports a name when the name
+is first used, because every run of pytest imports the package: it contains the pytest plugin.
 """
 
 from __future__ import annotations

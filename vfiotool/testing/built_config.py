@@ -1,4 +1,4 @@
-"""Configuration space, built by hand: the counterpart of ``vfiotool.pci.config_space``."""
+"""Build configuration space: the counterpart of ``vfiotool.pci.config_space``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def config_space(
     capabilities: Sequence[tuple[int, int, bytes]] = (),
     extended: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """Return 256 bytes, or 4096 where there are ``extended`` capabilities, chained in the order given.
+    """Return 256 bytes, or 4096 bytes if ``extended`` is given, with the capabilities chained in their order.
 
-    A capability is ``(id, offset, what follows its two-byte header)``, an extended one
-    ``(id, offset)``; the first extended one belongs at 0x100.
+    A capability is ``(id, offset, body)``, where the body follows the two-byte header. An extended capability
+    is ``(id, offset)``; the first must be at 0x100.
     """
     config = bytearray(EXTENDED_SIZE if extended else STANDARD_SIZE)
     status = _CAP_LIST if capabilities else 0
@@ -34,7 +34,7 @@ def config_space(
     nexts = [offset for _, offset, _ in capabilities]
     config[_POINTER_AT : _POINTER_AT + 1] = bytes(nexts[:1] or [0])
     for (number, offset, body), following in zip(capabilities, [*nexts[1:], 0], strict=False):
-        assert HEADER_SIZE <= offset <= STANDARD_SIZE - 2 - len(body)  # noqa: S101 - the test's own mistake
+        assert HEADER_SIZE <= offset <= STANDARD_SIZE - 2 - len(body)  # noqa: S101 - a mistake in the test
         config[offset : offset + 2 + len(body)] = bytes((number, following)) + body
     offsets = [offset for _, offset in extended]
     for (number, offset), following in zip(extended, [*offsets[1:], 0], strict=False):

@@ -1,6 +1,6 @@
-"""A device without hardware: a model of what it does, which a ``Device`` drives as it would the real one.
+"""A model of a device, which a ``Device`` drives like the hardware.
 
-What is left out: memory that the model does not describe, hot resets, and features other than low power.
+Left out: memory that the model does not describe, hot resets, and features other than low power.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class OpenFile(Protocol):
 
 
 class FakeDevice:
-    """What a device does: a model, to be subclassed. Threads may share it as far as the subclass lets them.
+    """The base class of models of devices. Threads may share a model if its subclass allows that.
 
-    ``bars`` are the sizes of its BARs, in bytes, and ``irqs`` how many vectors of INTx, MSI or MSI-X it has.
-    ``config`` is its configuration space, as ``config_space`` makes it.
+    ``bars`` maps the number of a BAR to its size in bytes, and ``irqs`` maps INTx, MSI or MSI-X to the number
+    of vectors. ``config`` is the configuration space, as ``config_space`` returns it.
     """
 
     bars: ClassVar[Mapping[int, int]] = {0: 4096}
@@ -48,17 +48,17 @@ class FakeDevice:
         self.config = bytearray(config_space() if config is None else config)
 
     def read(self, bar: int, offset: int, width: int) -> int:
-        """Return what a read of ``width`` bits gives; all ones where there is no register."""
+        """Return the value of a register of ``width`` bits; all ones if there is no register."""
         return (1 << width) - 1
 
     def write(self, bar: int, offset: int, width: int, value: int) -> None:
-        """Take a write of ``width`` bits; where there is no register it is lost."""
+        """Write a register of ``width`` bits; a write without a register is lost."""
 
     def reset(self) -> None:
-        """Be as after power-on, but for configuration space, which the kernel restores."""
+        """Return to the state after power-on, except for configuration space, which the kernel restores."""
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take a write to configuration space: the command register and the interrupt line keep it."""
+        """Write to configuration space: only the command register and the interrupt line can be changed."""
         for at, byte in enumerate(data, offset):
             if at in (_COMMAND, _COMMAND + 1):
                 mask = _COMMAND_WRITABLE >> 8 * (at - _COMMAND) & 0xFF
@@ -68,32 +68,32 @@ class FakeDevice:
 
     @property
     def memory(self) -> bool:
-        """Say whether it answers accesses to its BARs."""
+        """True if the device responds to accesses to its BARs."""
         return bool(self.config[_COMMAND] & _MEMORY)
 
     @property
     def bus_master(self) -> bool:
-        """Say whether it may do DMA and send messages."""
+        """True if the device may do DMA and send MSI and MSI-X messages."""
         return bool(self.config[_COMMAND] & _BUS_MASTER)
 
     def dma_read(self, iova: int, size: int) -> bytes:
-        """Read memory.
+        """Read memory by DMA.
 
         Raises:
-            DmaFault: it is not mapped for that, or bus mastering is off.
+            DmaFault: the memory is not mapped for reading, or bus mastering is off.
         """
         return self._space(iova, "read").read(iova, size)
 
     def dma_write(self, iova: int, data: bytes) -> None:
-        """Write memory.
+        """Write memory by DMA.
 
         Raises:
-            DmaFault: it is not mapped for that, or bus mastering is off.
+            DmaFault: the memory is not mapped for writing, or bus mastering is off.
         """
         self._space(iova, "write").write(iova, data)
 
     def interrupt(self, vector: int = 0) -> None:
-        """Raise an interrupt: MSI-X or MSI, whichever is enabled, else the line of INTx until ``calm()``."""
+        """Send an interrupt by MSI-X or MSI if enabled; otherwise assert INTx until ``calm()``."""
         if self._file is not None:
             enabled = self._file.irqs.enabled
             if enabled in (PciIrq.MSI, PciIrq.MSIX):
@@ -102,23 +102,23 @@ class FakeDevice:
                 self._file.irqs.set_line(True)
 
     def calm(self) -> None:
-        """Lower the line of INTx."""
+        """Deassert INTx."""
         if self._file is not None:
             self._file.irqs.set_line(False)
 
     def ask_back(self) -> None:
-        """Have the kernel ask for the device, as when something unbinds it."""
+        """Signal the request interrupt, as the kernel does while an unbind waits for the device."""
         if self._file is not None:
             self._file.irqs.request()
 
     def opened(self, file: OpenFile) -> None:
-        """Take note of who has it: vfio-pci resets it, and turns memory on and bus mastering off."""
+        """Connect an open file. Like vfio-pci, reset the device and turn memory on and bus mastering off."""
         self.reset()
         self._file = file
         self.config[_COMMAND] = self.config[_COMMAND] & ~_BUS_MASTER | _MEMORY
 
     def closed(self, file: OpenFile) -> None:
-        """Take note that who had it does no longer."""
+        """Disconnect a closed file."""
         if self._file is file:
             self._file = None
 

@@ -1,6 +1,6 @@
-"""The file of a fake device: it answers in the kernel's own format, as vfio-pci does, and asks the model.
+"""The open file of a fake device: it responds in the kernel's formats, as vfio-pci does, from the model.
 
-Its mapped registers are checked by the same code as those of a real device.
+Accesses to mapped registers pass the same checks as on a real device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vfiotool.vfio.uapi import (
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_REGION_SHIFT = 40  # where vfio-pci has its regions in the file
+_REGION_SHIFT = 40  # region N is at N << 40 in the file, as in vfio-pci
 _LOW_POWER = (DeviceFeature.LOW_POWER_ENTRY, DeviceFeature.LOW_POWER_EXIT)
 _READ_WRITE = RegionInfoFlags.READ | RegionInfoFlags.WRITE
 
@@ -49,14 +49,14 @@ S = TypeVar("S", bound=ctypes.Structure)
 
 
 class FakeMmio(Mmio):
-    """Mapped registers of a fake device: checked as those of a real one, and then the model's."""
+    """Mapped registers of a fake device: each access is checked, then reaches the model."""
 
     _device: FakeDevice
     _bar: int
     _start: int
 
-    def lead_to(self, device: FakeDevice, bar: int, start: int) -> None:
-        """Be ``start`` bytes into a BAR of a model."""
+    def connect(self, device: FakeDevice, bar: int, start: int) -> None:
+        """Forward accesses to a BAR of a model, from ``start`` bytes on."""
         self._device, self._bar, self._start = device, bar, start
 
     def read8(self, offset: int, /) -> int:
@@ -120,9 +120,9 @@ class FakeMmio(Mmio):
 
 
 class FakeDeviceFile(KernelDeviceFile):
-    """The open file of a fake device; ``space`` is the address space that it is in.
+    """The open file of a fake device in the address space ``space``.
 
-    Its descriptor is that of plain memory: only what goes through this object reaches the model.
+    The file descriptor is a memfd: only accesses through this object reach the model.
     """
 
     def __init__(self, device: FakeDevice, space: DmaSpace, let_go: Callable[[], None]) -> None:
@@ -135,9 +135,9 @@ class FakeDeviceFile(KernelDeviceFile):
         device.opened(self)
 
     def ioctl(self, request: DeviceIoctl, data: bytearray) -> int:
-        """Answer as the kernel does."""
+        """Execute an ioctl as vfio-pci does."""
         self.fileno()
-        answers: dict[DeviceIoctl, Callable[[bytearray], None]] = {
+        handlers: dict[DeviceIoctl, Callable[[bytearray], None]] = {
             DeviceIoctl.VFIO_DEVICE_GET_INFO: self._device_info,
             DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO: self._region_info,
             DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO: self._irq_info,
@@ -148,13 +148,13 @@ class FakeDeviceFile(KernelDeviceFile):
             DeviceIoctl.VFIO_DEVICE_FEATURE: self._feature,
         }
         with self._failing(request.name):
-            if request not in answers:
+            if request not in handlers:
                 raise OSError(errno.ENOTTY, "unknown")
-            answers[request](data)
+            handlers[request](data)
         return 0
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Read from the model, at most 32 bits at a time, as the kernel does."""
+        """Read from the model in accesses of at most 32 bits, as vfio-pci does."""
         self.fileno()
         with self._failing("read"):
             index, at = self._place(size, offset)
@@ -166,7 +166,7 @@ class FakeDeviceFile(KernelDeviceFile):
             )
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        """Write to the model, at most 32 bits at a time, as the kernel does."""
+        """Write to the model in accesses of at most 32 bits, as vfio-pci does."""
         self.fileno()
         with self._failing("write"):
             index, at = self._place(len(data), offset)
@@ -181,8 +181,8 @@ class FakeDeviceFile(KernelDeviceFile):
         """Map registers of the model."""
         with self._revoking:
             window = FakeMmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
-            assert isinstance(window, FakeMmio)  # noqa: S101 - of_file makes what it is called on
-            window.lead_to(self.device, offset >> _REGION_SHIFT, offset % (1 << _REGION_SHIFT))
+            assert isinstance(window, FakeMmio)  # noqa: S101 - of_file returns the class that it is called on
+            window.connect(self.device, offset >> _REGION_SHIFT, offset % (1 << _REGION_SHIFT))
             self._windows.add(window)
             return window
 
@@ -206,7 +206,7 @@ class FakeDeviceFile(KernelDeviceFile):
         return len(self.device.config) if index == PciRegion.CONFIG else self.device.bars.get(index, 0)
 
     def _place(self, size: int, offset: int) -> tuple[PciRegion, int]:
-        """Return which region these bytes are in, and where in it."""
+        """Return the region that contains these bytes, and their offset in the region."""
         index, at = offset >> _REGION_SHIFT, offset % (1 << _REGION_SHIFT)
         if at >= self._size_of(index):
             raise OSError(errno.EINVAL, "outside")
@@ -217,12 +217,12 @@ class FakeDeviceFile(KernelDeviceFile):
         return PciRegion(index), at
 
     def _device_info(self, data: bytearray) -> None:
-        info = _answer(vfio_device_info, data)
+        info = _structure(vfio_device_info, data)
         info.flags = DeviceInfoFlags.PCI | DeviceInfoFlags.RESET
         info.num_regions, info.num_irqs = len(PciRegion), len(PciIrq)
 
     def _region_info(self, data: bytearray) -> None:
-        info = _answer(vfio_region_info, data)
+        info = _structure(vfio_region_info, data)
         if info.index not in PciRegion.__members__.values() or info.index == PciRegion.VGA:
             raise OSError(errno.EINVAL, "no such region")
         info.offset = info.index << _REGION_SHIFT
@@ -235,23 +235,23 @@ class FakeDeviceFile(KernelDeviceFile):
                 _add_capability(info, data, RegionInfoCap.MSIX_MAPPABLE)
 
     def _irq_info(self, data: bytearray) -> None:
-        info = _answer(vfio_irq_info, data)
+        info = _structure(vfio_irq_info, data)
         info.flags, info.count = self.irqs.info(info.index)
 
     def _set_irqs(self, data: bytearray) -> None:
-        _answer(vfio_irq_set, data)
+        _structure(vfio_irq_set, data)
         self.irqs.set(bytes(data))
 
     def _feature(self, data: bytearray) -> None:
-        question = _answer(vfio_device_feature, data)
+        question = _structure(vfio_device_feature, data)
         if question.flags & 0xFFFF not in _LOW_POWER:
             raise OSError(errno.ENOTTY, "unknown")
         if question.flags & DeviceFeatureFlags.GET or not question.flags & ~0xFFFF:
-            raise OSError(errno.EINVAL, "it can be set alone")
+            raise OSError(errno.EINVAL, "this feature can only be set")
 
 
-def _answer(kind: type[S], data: bytearray) -> S:
-    """Return the structure that the caller's bytes start with, to be filled in there."""
+def _structure(kind: type[S], data: bytearray) -> S:
+    """Return the structure at the start of the caller's buffer, for the response to be written in place."""
     (argsz,) = struct.unpack_from("=I", data)
     if argsz < sizeof(kind):
         raise OSError(errno.EINVAL, "argsz")
@@ -261,7 +261,7 @@ def _answer(kind: type[S], data: bytearray) -> S:
 
 
 def _add_capability(info: vfio_region_info, data: bytearray, number: RegionInfoCap) -> None:
-    """Add one without content, or say how much room it takes."""
+    """Add a capability without content, or set ``argsz`` to the size that is needed."""
     info.flags |= RegionInfoFlags.CAPS
     at, needed = sizeof(vfio_region_info), sizeof(vfio_region_info) + sizeof(vfio_info_cap_header)
     if info.argsz < needed:
@@ -277,7 +277,7 @@ def _no_hot_reset(_data: bytearray) -> None:
 
 
 def _accesses(at: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and width, in bytes, of each access that the kernel makes of one system call."""
+    """Yield offset and width, in bytes, of each access that vfio-pci makes for a single system call."""
     end = at + size
     while at < end:
         width = next(one for one in (4, 2, 1) if at % one == 0 and at + one <= end)
@@ -286,7 +286,7 @@ def _accesses(at: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _words(data: ReadableBuffer, width: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and value of each word."""
+    """Yield offset and value of each word of ``width`` bits."""
     raw, step = bytes(memoryview(data).cast("B")), width // 8
     for at in range(0, len(raw), step):
         yield at, int.from_bytes(raw[at : at + step], "little")

@@ -27,11 +27,11 @@ _START, _TO_RAM, _IRQ_AFTER = 1 << 0, 1 << 1, 1 << 2  # of the DMA command
 
 
 class FakeEdu(FakeDevice):
-    """edu, which does at once what QEMU's takes 100 ms for.
+    """edu. It computes and copies immediately; QEMU's device takes 100 ms.
 
-    Its DMA reaches 28 bits of IOVA. As with QEMU's, DMA that faults is lost without a word, and the
-    interrupt after it comes nevertheless. ``buffer`` are its own 4096 bytes, at 0x40000 for DMA, of which
-    QEMU (up to 10) takes no transfer that has the last one.
+    Its DMA reaches 28 bits of IOVA. As in QEMU, DMA that faults is lost silently, and the interrupt after the
+    transfer is sent nevertheless. ``buffer`` is the device's 4096 bytes of memory, at 0x40000 for DMA. QEMU
+    (up to 10) accepts no transfer that includes the buffer's last byte.
     """
 
     bars: ClassVar[Mapping[int, int]] = {0: 1 << 20}
@@ -53,14 +53,14 @@ class FakeEdu(FakeDevice):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all but what is in its buffer."""
+        """Reset everything except the buffer."""
         self.buffer = getattr(self, "buffer", bytearray(_BUFFER_SIZE))
         self._inverse = self._status = self._irq_status = 0
         self._factorial = 1
         self._dma = dict.fromkeys((_AT_SOURCE, _AT_DESTINATION, _AT_COUNT, _AT_COMMAND), 0)
 
     def read(self, bar: int, offset: int, width: int) -> int:
-        """Return a register: of 32 bits, and of 64 from 0x80 on."""
+        """Return a register: 32 bits wide, or from offset 0x80 on also 64 bits."""
         nothing = (1 << width) - 1
         if width != 32 and (width != 64 or offset < _AT_SOURCE):
             return nothing
@@ -75,7 +75,7 @@ class FakeEdu(FakeDevice):
         return registers.get(offset, nothing) & nothing
 
     def write(self, bar: int, offset: int, width: int, value: int) -> None:
-        """Write a register, of the same widths."""
+        """Write a register, in the widths that ``read`` accepts."""
         if width != 32 and (width != 64 or offset < _AT_SOURCE):
             return
         if offset == _AT_INVERSE:
@@ -94,7 +94,7 @@ class FakeEdu(FakeDevice):
                 self._run(value)
 
     def _compute(self, number: int) -> None:
-        # 2^32 divides the factorial of 34, and what is above.
+        # 2^32 divides the factorial of 34 and of every larger number.
         self._factorial = math.factorial(number) & 0xFFFF_FFFF if number < 34 else 0
         if self._status & _IRQ_WHEN_DONE:
             self._raise(_FACTORIAL_IRQ)
@@ -126,8 +126,8 @@ class FakeEdu(FakeDevice):
 
 
 def _in_buffer(address: int, size: int) -> int:
-    """Return where in the buffer; outside of it, and at its last byte, QEMU ends itself."""
+    """Return the offset in the buffer; QEMU aborts outside of the buffer, and at its last byte."""
     start = address - _BUFFER_AT
     if start < 0 or size <= 0 or start + size >= _BUFFER_SIZE:
-        raise AssertionError(f"edu was told to reach {size:#x} bytes at {address:#x}, outside of its buffer")
+        raise AssertionError(f"edu: {size:#x} bytes at {address:#x} are outside of the buffer")
     return start

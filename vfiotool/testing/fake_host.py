@@ -1,8 +1,8 @@
-"""A machine that is only files, and behaves as the kernel does when a driver is bound or unbound.
+"""A machine of files, which binds and unbinds drivers as the kernel does.
 
-It has no behaviour but what ``tests/contract`` has seen on real kernels. What it leaves out: devices
-that a driver takes of itself when its module is loaded, and what a driver makes of its devices
-(interfaces, disks), which stay when it lets go.
+Every behaviour here was observed on real kernels by ``tests/contract``. Left out: a driver does not bind to
+its devices when its module is loaded, and the interfaces and disks of a device do not disappear when its
+driver is unbound.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vfiotool.host.device_state import AUTOPROBE, NUMVFS, POWER, NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, process_start
-from vfiotool.testing.fake_sriov import SriovHost, notice_vfs, remove_vfs, set_numvfs, vfs_of
+from vfiotool.testing.fake_sriov import SriovHost, refresh_vfs, remove_vfs, set_numvfs, vfs_of
 from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE
 
 _BRIDGE = 0x0604
-_TAKES_ALL = "pci-stub"
+_ACCEPTS_ALL = "pci-stub"
 _FIRST_WRITER = 100_000
 
 
 class FakeEvents:
-    """The uevents since this was made, as ``(action, address)``; waiting for one takes no time."""
+    """A queue of the uevents since its creation, as ``(action, address)``; waiting takes no time."""
 
     source = "the fake host"
 
@@ -37,22 +37,22 @@ class FakeEvents:
         self.queue: deque[tuple[str, str]] = deque()
 
     def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
-        """Return those events that are not there; the others, up to the last of them, are consumed."""
+        """Return the expected events that are not in the queue; consume the queue until all are found."""
         waiting = set(expected)
         while waiting and self.queue:
             waiting.discard(self.queue.popleft())
         return frozenset(waiting)
 
     def close(self) -> None:
-        """Do nothing: no descriptor is held."""
+        """Do nothing: there is no file descriptor to close."""
 
 
 @dataclass
 class FakeHost(SriovHost):
-    """A ``vfiotool.binding.machine.Machine``. ``state_dir`` is where its pending unbinds are noted.
+    """A ``vfiotool.binding.machine.Machine``. Pending unbinds are recorded in ``state_dir``.
 
-    ``vf_drivers`` are the host drivers that take VFs; those of QEMU's NVMe no driver can have before they
-    are brought online.
+    ``vf_drivers`` are the host drivers that bind to VFs. No driver can bind to the VFs of QEMU's NVMe before
+    they are brought online.
 
     Threads must not share it.
     """
@@ -66,34 +66,34 @@ class FakeHost(SriovHost):
     _listeners: list[FakeEvents] = field(init=False, default_factory=list)
 
     def fail(self, path: str, code: int) -> None:
-        """Have all writes to a path fail with an errno."""
+        """Let all writes to a path fail with errno ``code``."""
         self._failures[path] = code
 
     def block(self, address: str, *, pid: int = 4242, comm: str = "holder") -> None:
-        """Have a process hold a device on a VFIO driver open: its unbind blocks until ``release``."""
+        """Add a process that has a device open through VFIO: an unbind blocks until ``release``."""
         self._holders[address] = pid
         node = f"/dev/vfio/{self.devices[address].group}"
         self.add_process(pid, comm, {3: node, 4: DEVICE_DESCRIPTOR})
 
     def release(self, address: str) -> None:
-        """End the process that holds a device; an unbind that waits for it completes."""
+        """End the process that has a device open; a blocked unbind completes."""
         self.end_process(self._holders.pop(address))
         if address in self._writers:
             self.end_process(self._writers.pop(address))
-            self._let_sleep(address, "on")
+            self._set_vfio_power(address, "on")
             self.emit("unbind", address)
 
     def events(self) -> FakeEvents:
-        """Start to listen."""
+        """Return a new queue of uevents, which starts empty."""
         listener = FakeEvents()
         self._listeners.append(listener)
         return listener
 
     def load_module(self, name: str) -> None:
-        """Load the module of a driver that was added without it.
+        """Load the module of a driver that was added with ``module_loaded=False``.
 
         Raises:
-            VfioToolError: there is no such module.
+            VfioToolError: there is no driver of this name.
         """
         if name not in self.drivers:
             raise VfioToolError(
@@ -102,14 +102,14 @@ class FakeHost(SriovHost):
         self.add_driver(name, ids=self.drivers[name].ids)
 
     def await_writer(self, address: str, timeout: float) -> bool:
-        """Say whether no unbind of a device is pending; waiting takes no time."""
+        """Return True if no unbind of a device is pending; waiting takes no time."""
         return address not in self._writers
 
     def set_access(self, node: str, access: NodeAccess) -> None:
-        """Say who may open a node.
+        """Set owner, group and mode of a node.
 
         Raises:
-            KernelError: there is no such node, or this user may not.
+            KernelError: the node does not exist, or this user lacks permission.
         """
         try:
             os.chown(self.tree.path(node), access.uid, access.gid)
@@ -118,11 +118,11 @@ class FakeHost(SriovHost):
             raise KernelError(error.errno or errno.EIO, "chown", node) from error
 
     def grant(self, address: str, owner: Owner) -> None:
-        """Note whom a device's nodes belong to; the fake has no udevd to give them."""
+        """Write the udev rule that sets the owner of a device's nodes; the fake has no udevd to apply it."""
         self.put(rule_path(address), str(owner))
 
     def revoke(self, address: str) -> None:
-        """Note that they belong to nobody in particular."""
+        """Remove the udev rule that sets the owner of a device's nodes."""
         self.remove(rule_path(address))
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
@@ -130,10 +130,10 @@ class FakeHost(SriovHost):
 
         Raises:
             KernelError: with the errno that the kernel gives.
-            TimeoutError: an unbind waits for the device's holder, and is pending.
+            TimeoutError: an unbind is blocked by the device's holder, and stays pending.
         """
         self.writes.append((path, value))
-        notice_vfs(self)
+        refresh_vfs(self)
         folder, _, name = path.rpartition("/")
         subject = folder.rpartition("/")[2]
         actions: dict[str, Callable[[str], int]] = {
@@ -148,13 +148,13 @@ class FakeHost(SriovHost):
         code = self._failures.get(path, 0)
         if not code and not self.tree.exists(path):
             code = errno.ENOENT
-        if not code and value:  # sysfs does not hand an empty write on
+        if not code and value:  # sysfs ignores an empty write
             code = actions[name](value)
         if code:
             raise KernelError(code, "write", path)
 
     def _override(self, address: str, text: str) -> int:
-        """Take what is before a NUL or newline; nothing clears (``driver_set_override()``)."""
+        """Set the text before a NUL or newline, or clear if empty (``driver_set_override()``)."""
         driver = text.partition("\0")[0].partition("\n")[0]
         self.put(f"{device_path(address)}/driver_override", driver or "(null)")
         return 0
@@ -172,12 +172,12 @@ class FakeHost(SriovHost):
         return 0
 
     def _bind(self, address: str, driver: str) -> int:
-        """Return the errno of ``bind_store()``; up to 5.13 each cause has the same one."""
+        """Return 0 or the errno of ``bind_store()``; up to 5.13 every failure is ENODEV."""
         code = self._attach(address, driver)
         return code if self.at_least(5, 14) or not code else errno.ENODEV
 
     def probe(self, address: str) -> int:
-        """Succeed whether or not a driver took the device."""
+        """Offer a device to the loaded drivers; return 0 even if no driver binds."""
         if address not in self.devices:
             return errno.ENODEV
         for driver in sorted(self.drivers):
@@ -194,7 +194,7 @@ class FakeHost(SriovHost):
             return code
         self.set_driver(address, driver)
         if is_vfio_driver(driver):
-            self._let_sleep(address, "auto")
+            self._set_vfio_power(address, "auto")
         self.emit("bind", address)
         return 0
 
@@ -210,15 +210,15 @@ class FakeHost(SriovHost):
             if device.group is None or device.class_code >> 8 == _BRIDGE:
                 return errno.EINVAL
             return errno.EBUSY if vfs_of(self, address) else 0
-        if driver == _TAKES_ALL:
+        if driver == _ACCEPTS_ALL:
             return 0
         if self._is_live(device.group):
             if not self.at_least(5, 19):
                 raise AssertionError(f"kernel BUG: {driver} in group {device.group}, which is in use")
             return errno.EBUSY
         is_vf = self.tree.exists(f"{device_path(address)}/physfn")
-        serves = driver in self.vf_drivers or not is_vf
-        return 0 if serves and device.ids in self.drivers[driver].ids else errno.ENODEV
+        supports = driver in self.vf_drivers or not is_vf
+        return 0 if supports and device.ids in self.drivers[driver].ids else errno.ENODEV
 
     def _is_live(self, group: int | None) -> bool:
         return any(self.devices[address].group == group for address in self._holders)
@@ -231,17 +231,17 @@ class FakeHost(SriovHost):
             self._wait_for_holder(address)
         if is_vfio_driver(driver):
             remove_vfs(self, address)
-            self._let_sleep(address, "on")
+            self._set_vfio_power(address, "on")
         self.emit("unbind", address)
         return 0
 
-    def _let_sleep(self, address: str, policy: str) -> None:
-        """Set the power policy as vfio-pci does since 5.19: ``pm_runtime_allow()``, and back."""
+    def _set_vfio_power(self, address: str, policy: str) -> None:
+        """Set the power policy as vfio-pci does since 5.19: ``pm_runtime_allow()``, or back to "on"."""
         if self.at_least(5, 19):
             self.put(f"{device_path(address)}/{POWER}", policy)
 
     def _wait_for_holder(self, address: str) -> None:
-        """Leave the write pending: the links are gone already, and the event is still to come."""
+        """Leave the write pending: the driver links are gone, and the uevent is not sent yet."""
         writer = self._writers[address] = _FIRST_WRITER + len(self._writers)
         self.add_process(writer, "vfiotool")
         note = f"{writer} {process_start(self.tree, writer)}"
@@ -249,6 +249,6 @@ class FakeHost(SriovHost):
         raise TimeoutError(f"{DRIVERS}/vfio-pci/unbind")
 
     def emit(self, action: str, address: str) -> None:
-        """Have all listeners get an event."""
+        """Add a uevent to the queue of each listener."""
         for listener in self._listeners:
             listener.queue.append((action, address))

@@ -1,7 +1,7 @@
-"""An IO address space without a kernel: what is mapped, what each mode refuses, what a device reaches.
+"""An IO address space without a kernel: its mappings, the requests that each mode refuses, and DMA.
 
-It has no behaviour but what ``tests/contract`` has seen on real kernels. What it leaves out: it does not pin.
-Memory that is mapped should stay where it is; what is there no longer faults, for a device as for a map.
+Every behaviour here was observed on real kernels by ``tests/contract``. Left out: pinning. Do not free memory
+while it is mapped: a device's access to freed memory faults, and a map of freed memory fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAGE = 4096
 _END = 1 << 64
 _PAGE_SIZES = _PAGE | 2 << 20 | 1 << 30
 _ALL = (IovaRange(0, (1 << 64) - 1),)
-# 48 bits, without the window that x86 keeps for MSI.
+# 48 bits, without the window that x86 reserves for MSI.
 _RANGES = (IovaRange(0, 0xFEDF_FFFF), IovaRange(0xFEF0_0000, (1 << 48) - 1))
 _ENTRY_LIMIT = 65535
 
@@ -44,10 +44,10 @@ _libc = ctypes.CDLL(None)
 
 
 class FakeIommu(AddressSpace, Handle):
-    """An ``Iommu`` that keeps its mappings itself, and refuses what the kernel does in the same mode.
+    """An ``Iommu`` without a kernel, which refuses the requests that the kernel refuses in the same mode.
 
-    What its devices read and write is this process's own memory. ``faults`` are the accesses that it did
-    not let through. Threads may share it.
+    DMA of its devices reads and writes the memory of this process. ``faults`` lists the accesses that were
+    refused. Threads may share it.
     """
 
     def __init__(
@@ -58,80 +58,84 @@ class FakeIommu(AddressSpace, Handle):
         iova_ranges: tuple[IovaRange, ...] = _RANGES,
         dma_entry_limit: int = _ENTRY_LIMIT,
     ) -> None:
-        """Make one of a mode (not ``NOIOMMU``), for these devices.
+        """Create an address space in a mode (not ``NOIOMMU``) that these devices can be opened in.
 
-        ``iova_ranges`` are what is valid once there is a device in it; ``dma_entry_limit`` is that of the
-        two modes that have one, type1 and type1v2.
+        ``iova_ranges`` are the valid IOVAs while a device is open. ``dma_entry_limit`` is the maximum number
+        of mappings; only type1 and type1v2 have a limit.
 
         Raises:
-            UnsupportedError: there is nothing to fake in that mode.
+            UnsupportedError: the mode is ``NOIOMMU``, which has no mappings.
         """
         self.mode = IommuMode(mode)
         if self.mode is IommuMode.NOIOMMU:
             raise UnsupportedError(
-                "there is no fake of the no-IOMMU mode", hint="it has no mappings: use another"
+                "there is no fake of the no-IOMMU mode", hint="that mode has no mappings: use another mode"
             )
         Handle.__init__(self, os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC), f"fake {self.mode.value}")
         self.ioas = 1 if self.mode is IommuMode.IOMMUFD else 0
         self.faults: list[DmaFault] = []
-        self._known = {device.address: device for device in devices}
+        self._devices = {device.address: device for device in devices}
         self._open: set[str] = set()
         self._ranges = iova_ranges
         self._limit = dma_entry_limit if self.mode in _OWN else None
         self._mappings = FakeMappings()
         self._failures: dict[int, int] = {}
-        self._asked = 0
+        self._maps = 0
         self._lock = threading.RLock()
 
     @property
     def attached(self) -> bool:
-        """Say whether mappings are kept now."""
+        """True if the address space accepts mappings now."""
         return bool(self._open) if self.mode in _OWN else not self.closed
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """No groups: fake devices cannot be hot reset."""
+        """Always empty: fake devices cannot be hot reset."""
         return ()
 
     @property
     def mappings(self) -> tuple[FakeMapping, ...]:
-        """What is mapped now, lowest IOVA first."""
+        """The current mappings, lowest IOVA first."""
         with self._lock:
             return tuple(self._mappings)
 
     def fileno(self) -> int:
-        """Return the descriptor of this process's memory; ClosedError once it is closed."""
+        """Return the file descriptor of this process's memory.
+
+        Raises:
+            ClosedError: the address space is closed.
+        """
         return Handle.fileno(self)
 
     def fail_at(self, number: int, code: int) -> None:
-        """Have one map fail with an errno, as if no memory were left: the next (1), the one after it (2), …
+        """Let a map fail with errno ``code``: the next map is number 1.
 
-        What counts is what the kernel would be asked: neighbours in a batch are one.
+        The count is of map requests to the kernel: ranges that are merged in a batch count as one request.
         """
-        self._failures[self._asked + number] = code
+        self._failures[self._maps + number] = code
 
     def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
-        """Open one of the devices that it was made with.
+        """Open a device that was passed to the constructor.
 
         Raises:
-            DeviceNotFoundError: there is no such device.
-            KernelError: EBUSY, it is open.
+            DeviceNotFoundError: no device has this address.
+            KernelError: EBUSY, the device is open.
         """
         self.fileno()
-        device = self._known.get(address)
+        device = self._devices.get(address)
         if device is None:
-            raise DeviceNotFoundError(f"there is no fake at {address}", hint="make the FakeIommu with it")
+            raise DeviceNotFoundError(f"there is no fake at {address}", hint="pass the device to FakeIommu")
         with self._lock:
             if address in self._open:
                 raise KernelError(errno.EBUSY, "VFIO_GROUP_GET_DEVICE_FD", address)
             self._open.add(address)
-        return FakeDeviceFile(device, self, partial(self._left, address))
+        return FakeDeviceFile(device, self, partial(self._device_closed, address))
 
     def info(self) -> IommuInfo:
-        """Return what it takes now.
+        """Return the page sizes, IOVA ranges and number of free mappings.
 
         Raises:
-            KernelError: EINVAL, in the modes of containers, without a device.
+            KernelError: EINVAL, no device is open in type1 or type1v2.
         """
         self.fileno()
         if self.mode in _OWN and not self._open:
@@ -141,7 +145,7 @@ class FakeIommu(AddressSpace, Handle):
         return IommuInfo(_PAGE_SIZES, ranges, left)
 
     def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
-        """Let the devices reach memory of this process."""
+        """Map memory of this process for the devices."""
         self.fileno()
         with self._lock:
             code = self._map(vaddr, iova, size, access)
@@ -149,7 +153,7 @@ class FakeIommu(AddressSpace, Handle):
             raise self._map_error(code, iova, size)
 
     def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
-        """Map all ranges or none, neighbours as one; the error's ``index`` is the one that failed."""
+        """Map all ranges or none, merging adjacent ranges; the error's ``index`` is the range that failed."""
         self.fileno()
         done: list[int] = []
         with self._lock:
@@ -163,7 +167,7 @@ class FakeIommu(AddressSpace, Handle):
                 done.append(iova)
 
     def unmap(self, iova: int, size: int) -> int:
-        """Undo the mappings inside a range, and return how many bytes they had."""
+        """Unmap the mappings inside a range, and return their size in bytes."""
         self.fileno()
         with self._lock:
             result = self._unmap(iova, size)
@@ -172,7 +176,7 @@ class FakeIommu(AddressSpace, Handle):
         return result
 
     def unmap_ranges(self, ranges: Ranges) -> int:
-        """Undo what ``map_ranges`` did, and return how many bytes were mapped."""
+        """Unmap ranges that ``map_ranges`` mapped, and return their size in bytes."""
         self.fileno()
         with self._lock:
             results = [self._unmap(iova, size) for iova, size in _spans(ranges)]
@@ -182,21 +186,21 @@ class FakeIommu(AddressSpace, Handle):
         return sum(results)
 
     def unmap_all(self) -> int:
-        """Undo all mappings, and return how many bytes were mapped."""
+        """Unmap everything, and return the size in bytes."""
         self.fileno()
         with self._lock:
             return self._mappings.clear()
 
     def close(self) -> None:
-        """Close it, and undo all mappings."""
+        """Close the address space, and unmap everything."""
         super().close()
         self._mappings.clear()
 
     def read(self, iova: int, size: int) -> bytes:
-        """Read as a device does.
+        """Read ``size`` bytes as a device does.
 
         Raises:
-            DmaFault: a byte is not mapped for that.
+            DmaFault: a byte is not mapped for reading.
         """
         data = bytearray()
         for part in self._reached(iova, size, DmaMapFlags.READ):
@@ -205,21 +209,21 @@ class FakeIommu(AddressSpace, Handle):
         return bytes(data)
 
     def write(self, iova: int, data: bytes) -> None:
-        """Write as a device does, up to the first byte that is not mapped for that.
+        """Write as a device does, up to the first byte that is not mapped for writing.
 
         Raises:
-            DmaFault: there was one.
+            DmaFault: a byte is not mapped for writing.
         """
         for part in self._reached(iova, len(data), DmaMapFlags.WRITE):
             with self._faulting(part.iova, DmaMapFlags.WRITE):
                 os.pwrite(self.fileno(), data[part.iova - iova :][: part.size], part.vaddr)
 
     def _reached(self, iova: int, size: int, access: DmaMapFlags) -> Iterator[FakeMapping]:
-        """Yield the parts of mappings that these IOVAs are, up to the first that faults."""
+        """Yield the parts of mappings that cover these IOVAs, up to the first fault."""
         end = iova + size
         while iova < end:
             with self._lock:
-                found = next(self._mappings.meeting(iova, 1), None)
+                found = next(self._mappings.overlapping(iova, 1), None)
             if found is None or access not in found.access:
                 raise self._fault(iova, access)
             part = found.part(iova, min(end, found.end))
@@ -228,7 +232,7 @@ class FakeIommu(AddressSpace, Handle):
 
     @contextlib.contextmanager
     def _faulting(self, iova: int, access: DmaMapFlags) -> Iterator[None]:
-        """Have memory fault that is no longer there."""
+        """Turn an access to memory that was freed into a fault."""
         try:
             yield
         except (OSError, ClosedError):
@@ -239,7 +243,7 @@ class FakeIommu(AddressSpace, Handle):
         self.faults.append(fault)
         return fault
 
-    def _left(self, address: str) -> None:
+    def _device_closed(self, address: str) -> None:
         with self._lock:
             self._open.discard(address)
             is_emptied = self.mode in _OWN and not self._open
@@ -249,23 +253,23 @@ class FakeIommu(AddressSpace, Handle):
             self.on_emptied()
 
     def _map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> int:
-        """Map, or return the errno; the checks are in the kernel's order."""
-        code = self._why_not(vaddr, iova, size, access)
+        """Map, and return 0 or an errno; the checks are in the kernel's order."""
+        code = self._refusal(vaddr, iova, size, access)
         if not code:
-            self._asked += 1
-            code = self._failures.pop(self._asked, 0)
+            self._maps += 1
+            code = self._failures.pop(self._maps, 0)
         if not code and not _is_memory(vaddr, size, access):
             code = errno.EFAULT
         if not code:
             self._mappings.add(FakeMapping(iova, size, vaddr, access))
         return code
 
-    def _why_not(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> int:
+    def _refusal(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> int:
         if max(vaddr, iova) + size > _END or min(vaddr, iova, size) < 0:
             return errno.EOVERFLOW
         if not self.attached or not access or not size or (vaddr | iova | size) % _PAGE:
             return errno.EINVAL
-        is_taken = next(self._mappings.meeting(iova, size), None) is not None
+        is_taken = next(self._mappings.overlapping(iova, size), None) is not None
         if self.mode in _OWN and is_taken:
             return errno.EEXIST
         if len(self._mappings) == self._limit:
@@ -275,7 +279,7 @@ class FakeIommu(AddressSpace, Handle):
         return errno.EEXIST if is_taken else 0
 
     def _find_failing(self, members: list[tuple[int, int, int]], access: DmaMapFlags) -> int:
-        """Say which of the ranges it is, of a run that cannot be mapped."""
+        """Return the index of the range that fails, in a run of ranges that cannot be mapped as a whole."""
         done: list[int] = []
         for at, (vaddr, iova, size) in enumerate(members):
             if len(members) > 1 and not self._map(vaddr, iova, size, access):
@@ -287,7 +291,7 @@ class FakeIommu(AddressSpace, Handle):
         return 0
 
     def _unmap(self, iova: int, size: int) -> int:
-        """Return how many bytes were unmapped, or a negative errno."""
+        """Unmap, and return the size in bytes, or a negative errno."""
         if iova < 0 or size < 0 or iova + size > _END:
             return -errno.EOVERFLOW
         if not self.attached or not size or (self.mode in _OWN and (iova | size) % _PAGE):
@@ -295,8 +299,9 @@ class FakeIommu(AddressSpace, Handle):
         if self.mode is IommuMode.COMPAT_TYPE1:
             self._mappings.cut(iova)
             self._mappings.cut(iova + size)
-        met = list(self._mappings.meeting(iova, size))
-        if self.mode is IommuMode.TYPE1:  # an unmap takes whole mappings, or none where it cuts the first
+        met = list(self._mappings.overlapping(iova, size))
+        if self.mode is IommuMode.TYPE1:
+            # The kernel removes whole mappings, and none if the range starts inside a mapping.
             met = [] if met and met[0].iova < iova else met
         elif met and (met[0].iova < iova or met[-1].end > iova + size):
             return -errno.EINVAL if self.mode is IommuMode.TYPE1V2 else -errno.ENOENT
@@ -304,7 +309,7 @@ class FakeIommu(AddressSpace, Handle):
 
 
 def _runs(ranges: Ranges) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """Yield each run of neighbours, after the index of its first range."""
+    """Yield each run of adjacent ranges: the index of its first range, and its ranges."""
     members: list[tuple[int, int, int]] = []
     for at, (vaddr, iova, size) in enumerate(ranges):
         if members:
@@ -318,7 +323,7 @@ def _runs(ranges: Ranges) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
 
 
 def _spans(ranges: Ranges) -> Iterator[tuple[int, int]]:
-    """Yield the IOVAs of these ranges, those that follow each other as one."""
+    """Yield start and size of these ranges by IOVA, with adjacent ranges merged."""
     start = end = 0
     for _vaddr, iova, size in ranges:
         if iova != end and start != end:
@@ -331,7 +336,7 @@ def _spans(ranges: Ranges) -> Iterator[tuple[int, int]]:
 
 
 def _is_memory(vaddr: int, size: int, access: DmaMapFlags) -> bool:
-    """Say whether this process has memory there, which it may write if a device may."""
+    """Return True if this process has memory at the address, writable if ``access`` includes writing."""
     if DmaMapFlags.WRITE in access:
         return bool(lib.vt_prefault(vaddr, size, _PAGE, 1) == 0)
     present = ctypes.create_string_buffer(size // _PAGE)

@@ -1,4 +1,4 @@
-"""The interrupts of a fake device: VFIO_DEVICE_SET_IRQS as vfio-pci has it, with real eventfds.
+"""The interrupts of a fake device: VFIO_DEVICE_SET_IRQS as in vfio-pci, with real eventfds.
 
 Source: Linux drivers/vfio/pci/vfio_pci_intrs.c, and vfio_set_irqs_validate_and_prepare() of vfio_main.c.
 """
@@ -23,13 +23,13 @@ _NO_FD = -1
 
 
 class FakeIrqs:
-    """What is enabled, and the line of INTx. Threads may share it.
+    """The interrupts that are enabled, and the state of INTx. Threads may share it.
 
-    Errors are OSErrors with the kernel's errno, for the fake file to make KernelErrors of.
+    Errors are OSErrors with the kernel's errno; the fake file turns them into KernelErrors.
     """
 
     def __init__(self, counts: Mapping[PciIrq, int], can_send: Callable[[], bool]) -> None:
-        """``counts`` are how many vectors there are; ``can_send`` says whether messages leave the device."""
+        """Take the number of vectors by kind; ``can_send`` returns True if messages can leave the device."""
         self._counts = {PciIrq.REQ: 1, **counts}
         self._can_send = can_send
         self._fds: dict[tuple[PciIrq, int], int] = {}
@@ -39,11 +39,15 @@ class FakeIrqs:
 
     @property
     def enabled(self) -> PciIrq | None:
-        """Which of INTx, MSI and MSI-X is enabled."""
+        """The kind that is enabled: INTx, MSI, MSI-X or None."""
         return next((index for index, _vector in self._fds if index in _EXCLUSIVE), None)
 
     def info(self, number: int) -> tuple[IrqInfoFlags, int]:
-        """Return flags and count of an index; EINVAL where there is none."""
+        """Return flags and number of vectors of an index.
+
+        Raises:
+            OSError: EINVAL, the device has no such index.
+        """
         index = self._index(number)
         flags = IrqInfoFlags.EVENTFD
         if index is PciIrq.INTX:
@@ -53,7 +57,11 @@ class FakeIrqs:
         return flags, self._counts.get(index, 0)
 
     def set(self, data: bytes) -> None:
-        """Do what VFIO_DEVICE_SET_IRQS asks for."""
+        """Execute VFIO_DEVICE_SET_IRQS.
+
+        Raises:
+            OSError: with the errno of vfio-pci.
+        """
         question = vfio_irq_set.from_buffer_copy(data)
         index = self._index(question.index)
         kind, action = IrqSetFlags(question.flags) & _DATA, IrqSetFlags(question.flags) & _ACTION
@@ -74,27 +82,27 @@ class FakeIrqs:
                 self._mask(index, question, action is IrqSetFlags.ACTION_MASK)
 
     def send(self, index: PciIrq, vector: int) -> None:
-        """Have the device raise a vector of MSI or MSI-X; it is lost where it is not enabled."""
+        """Signal a vector of MSI or MSI-X; without effect if the vector is not enabled."""
         with self._lock:
             fd = self._fds.get((index, vector))
             if fd is not None and self._can_send():
                 os.eventfd_write(fd, 1)
 
     def set_line(self, asserted: bool) -> None:
-        """Have the device raise or lower the line of INTx."""
+        """Assert or deassert INTx."""
         with self._lock:
             self._asserted = asserted
             self._deliver_line()
 
     def request(self) -> None:
-        """Have the kernel ask for the device."""
+        """Signal the request interrupt: the kernel wants the device back."""
         with self._lock:
             fd = self._fds.get((PciIrq.REQ, 0))
             if fd is not None:
                 os.eventfd_write(fd, 1)
 
     def close(self) -> None:
-        """Disable all."""
+        """Disable all interrupts."""
         with self._lock:
             for index in PciIrq:
                 self._disable(index)
@@ -124,7 +132,7 @@ class FakeIrqs:
                 os.eventfd_write(fd, 1)
 
     def _connect(self, index: PciIrq, start: int, fds: tuple[int, ...]) -> None:
-        """Signal these eventfds from now on, all or none; the kernel has references of its own to them."""
+        """Signal these eventfds from now on, all or none. Like the kernel, hold an own reference to each."""
         made: dict[tuple[PciIrq, int], int] = {}
         try:
             for vector, fd in enumerate(fds, start):
@@ -167,7 +175,7 @@ class FakeIrqs:
 
 
 def _own_eventfd(fd: int) -> int:
-    """Return a descriptor of our own for an eventfd; EBADF and EINVAL as ``eventfd_ctx_fdget()`` has them."""
+    """Return a duplicate of an eventfd; fail with EBADF or EINVAL as ``eventfd_ctx_fdget()`` does."""
     own = os.dup(fd)
     if os.readlink(f"/proc/self/fd/{own}") != "anon_inode:[eventfd]":
         os.close(own)

@@ -1,4 +1,4 @@
-"""What is mapped in a fake address space, by IOVA."""
+"""The mappings of a fake address space, by IOVA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vfiotool.vfio.uapi import DmaMapFlags
 
 @dataclass(frozen=True, slots=True)
 class FakeMapping:
-    """``size`` bytes at ``vaddr`` of this process, which devices reach at ``iova``."""
+    """``size`` bytes at address ``vaddr`` of this process, mapped at ``iova`` for devices."""
 
     iova: int
     size: int
@@ -20,16 +20,16 @@ class FakeMapping:
 
     @property
     def end(self) -> int:
-        """The first IOVA behind it."""
+        """The first IOVA after the mapping."""
         return self.iova + self.size
 
     def part(self, start: int, end: int) -> FakeMapping:
-        """Return what lies between two IOVAs of it."""
+        """Return the part between two IOVAs."""
         return FakeMapping(start, end - start, self.vaddr + start - self.iova, self.access)
 
 
 class FakeMappings:
-    """Mappings of which no two overlap; iterates over them, lowest IOVA first. Threads must not share it."""
+    """Mappings that do not overlap; iteration is by IOVA, lowest first. Threads must not share it."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -41,8 +41,8 @@ class FakeMappings:
     def __iter__(self) -> Iterator[FakeMapping]:
         return (self._at[start] for start in self._starts)
 
-    def meeting(self, iova: int, size: int) -> Iterator[FakeMapping]:
-        """Yield those that have any of these IOVAs."""
+    def overlapping(self, iova: int, size: int) -> Iterator[FakeMapping]:
+        """Yield the mappings that contain any of these IOVAs."""
         at = max(bisect_right(self._starts, iova) - 1, 0)
         while at < len(self._starts) and self._starts[at] < iova + size:
             one = self._at[self._starts[at]]
@@ -51,19 +51,19 @@ class FakeMappings:
             at += 1
 
     def add(self, mapping: FakeMapping) -> None:
-        """Add one that overlaps none."""
+        """Add a mapping that overlaps no other."""
         insort(self._starts, mapping.iova)
         self._at[mapping.iova] = mapping
 
     def cut(self, iova: int) -> None:
-        """Make two of the one that has this IOVA inside."""
-        whole = next(self.meeting(iova, 1), None)
+        """Split the mapping that contains this IOVA; a mapping that starts there is not split."""
+        whole = next(self.overlapping(iova, 1), None)
         if whole is not None and whole.iova < iova:
             self._at[whole.iova] = whole.part(whole.iova, iova)
             self.add(whole.part(iova, whole.end))
 
     def remove(self, starts: list[int]) -> int:
-        """Remove those that start there, and return how many bytes they had."""
+        """Remove the mappings that start at these IOVAs, and return their size in bytes."""
         if len(starts) == 1:
             del self._starts[bisect_left(self._starts, starts[0])]
         else:
@@ -72,5 +72,5 @@ class FakeMappings:
         return sum(self._at.pop(start).size for start in starts)
 
     def clear(self) -> int:
-        """Remove all, and return how many bytes they had."""
+        """Remove all mappings, and return their size in bytes."""
         return self.remove(list(self._starts))

@@ -1,6 +1,6 @@
-"""What the fake host does when a PF is given a number of VFs (drivers/pci/iov.c).
+"""How the fake host creates and removes the VFs of a PF (drivers/pci/iov.c).
 
-VFs are kept in files alone: what a process did that was killed is there for the next one.
+The files are the only record of VFs, so a second process sees the VFs that a killed process created.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from vfiotool.testing.fake_tree import FakePciDevice, FakeTree
 
 
 class SriovHost(FakeTree, ABC):
-    """A tree of files whose kernel probes VFs and announces what becomes of them."""
+    """A tree whose kernel probes devices and emits uevents; VFs are created in it."""
 
     @abstractmethod
     def probe(self, address: str) -> int:
-        """Let the drivers have a device, and return 0 or the errno of ``drivers_probe``."""
+        """Offer a device to the drivers, and return 0 or the errno of ``drivers_probe``."""
 
     @abstractmethod
     def emit(self, action: str, address: str) -> None:
-        """Announce a uevent of a device."""
+        """Emit a uevent of a device."""
 
 
 def vfs_of(host: SriovHost, pf: str) -> list[str]:
-    """Return the VFs of a device, by its links."""
+    """Return the addresses of a PF's VFs, in the order of its ``virtfn`` links."""
     folder = device_path(pf)
     links = [name for name in host.tree.names(folder) if name.startswith("virtfn")]
     links.sort(key=lambda name: int(name.removeprefix("virtfn")))
     return [vf for name in links if (vf := host.tree.find_link(f"{folder}/{name}")) is not None]
 
 
-def notice_vfs(host: SriovHost) -> None:
-    """Learn of VFs that another process made or removed."""
+def refresh_vfs(host: SriovHost) -> None:
+    """Update ``host.devices`` for VFs that another process created or removed."""
     pfs = [pf for pf in host.devices if host.tree.exists(f"{device_path(pf)}/{NUMVFS}")]
     there = {vf: pf for pf in pfs for vf in vfs_of(host, pf)}
     gone = [one for one in host.devices if not host.tree.exists(device_path(one))]
@@ -48,7 +48,7 @@ def notice_vfs(host: SriovHost) -> None:
 
 
 def set_numvfs(host: SriovHost, pf: str, text: str) -> int:
-    """Make or remove VFs; return the errno of ``sriov_numvfs_store()``."""
+    """Create or remove VFs; return 0 or the errno of ``sriov_numvfs_store()``."""
     if not text.isdecimal():
         return errno.EINVAL
     count = int(text)
@@ -70,7 +70,7 @@ def set_numvfs(host: SriovHost, pf: str, text: str) -> int:
 
 
 def remove_vfs(host: SriovHost, pf: str) -> None:
-    """Remove all VFs of a PF, whatever their drivers."""
+    """Remove all VFs of a PF, including VFs that have a driver."""
     for number, vf in enumerate(vfs_of(host, pf)):
         device = host.devices[vf]
         if host.driver(vf) is not None:
@@ -101,7 +101,7 @@ def _make(host: SriovHost, pf: str, vf: str) -> None:
 
 
 def _makes_vfs(host: SriovHost, driver: str | None) -> bool:
-    """Say whether a driver has ``sriov_configure``."""
+    """Return True if a driver has ``sriov_configure``."""
     if driver == "vfio-pci":
         return host.tree.find(ENABLE_SRIOV) == "Y"
     return driver is not None and driver != "pci-stub"

@@ -1,4 +1,4 @@
-"""A machine's ``/sys``, ``/proc`` and ``/dev`` as files below a folder, laid out as the kernel does it."""
+"""A machine's ``/sys``, ``/proc`` and ``/dev`` as files below a folder, in the kernel's layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
 @dataclass(slots=True)
 class FakeDriver:
-    """A PCI driver: the ``(vendor, device)`` ids that it serves, and whether its module is loaded."""
+    """A PCI driver: the ``(vendor, device)`` ids that it supports; ``is_loaded`` if its module is loaded."""
 
     ids: set[tuple[int, int]]
     is_loaded: bool
@@ -28,7 +28,7 @@ class FakeDriver:
 
 @dataclass(frozen=True, slots=True)
 class FakePciDevice:
-    """What a device is for as long as it exists; ``folder`` is its own in ``/sys/devices``."""
+    """The fixed properties of a PCI device; ``folder`` is its path in ``/sys/devices``."""
 
     ids: tuple[int, int]
     class_code: int
@@ -38,7 +38,7 @@ class FakePciDevice:
 
 @dataclass
 class FakeTree:
-    """Writes the tree; ``kernel`` is the kernel's release. Nothing in here acts as a kernel does."""
+    """Writes the tree of a kernel of release ``kernel``. It does not imitate the kernel's actions."""
 
     root: str
     kernel: str = "6.12.0"
@@ -48,7 +48,7 @@ class FakeTree:
 
     def __post_init__(self) -> None:
         if os.path.realpath(self.root) == "/":
-            raise ValueError("a fake host needs a folder of its own")
+            raise ValueError("a fake host needs a folder other than /")
         self.tree = Tree(self.root)
         for folder in (DEVICES, DRIVERS, GROUPS, "/dev"):
             os.makedirs(self.tree.path(folder))
@@ -58,18 +58,18 @@ class FakeTree:
         self.put("/proc/sys/kernel/random/boot_id", _BOOT_ID)
 
     def put(self, path: str, content: str | bytes) -> None:
-        """Write a file of any kind; text gets the newline that the kernel ends it with."""
+        """Write a file; text gets a final newline, as the kernel writes it."""
         os.makedirs(self.tree.path(os.path.dirname(path)), exist_ok=True)
         with open(self.tree.path(path), "wb") as file:
             file.write(content if isinstance(content, bytes) else f"{content}\n".encode())
 
     def remove(self, path: str) -> None:
-        """Remove a file or link; it need not exist."""
+        """Remove a file or link, if it exists."""
         if self.tree.exists(path):
             os.unlink(self.tree.path(path))
 
     def link(self, path: str, target: str) -> None:
-        """Make a relative symbolic link, as sysfs has them."""
+        """Create a relative symbolic link, as in sysfs."""
         os.makedirs(self.tree.path(os.path.dirname(path)), exist_ok=True)
         os.symlink(os.path.relpath(target, os.path.dirname(path)), self.tree.path(path))
 
@@ -88,9 +88,9 @@ class FakeTree:
         config: bytes | None = None,
         **attributes: str,
     ) -> None:
-        """Add a device below a ``bridge``, or on its domain's root bus, with more ``attributes``.
+        """Add a device below a ``bridge`` or on its domain's root bus, with additional ``attributes``.
 
-        Its driver is added where there is none of that name, and serves its ids.
+        The driver is added if it does not exist. A host driver then supports the ids of the device.
         """
         folder = f"{self._parent_folder(address, bridge, physfn)}/{address}"
         self.devices[address] = FakePciDevice((vendor, device), class_code, group, folder)
@@ -118,7 +118,7 @@ class FakeTree:
             self.set_driver(address, driver)
 
     def remove_device(self, address: str) -> None:
-        """Unplug a device."""
+        """Remove a device."""
         self.set_driver(address, None)
         device = self.devices.pop(address)
         if device.group is not None:
@@ -129,7 +129,7 @@ class FakeTree:
     def add_driver(
         self, name: str, *, ids: Iterable[tuple[int, int]] = (), module_loaded: bool = True
     ) -> None:
-        """Add a driver; without its module loaded, sysfs does not show it."""
+        """Add a driver; it appears in sysfs only if its module is loaded."""
         self.drivers[name] = FakeDriver(set(ids), is_loaded=module_loaded)
         if not module_loaded:
             return
@@ -139,20 +139,20 @@ class FakeTree:
             self.put("/dev/vfio/vfio", "")
 
     def add_group(self, number: int, *, type: str = "DMA", reserved_regions: str = MSI_REGION) -> None:  # noqa: A002 - the kernel's own name
-        """Add a group, or change what it says of itself."""
+        """Add a group, or change its attributes."""
         os.makedirs(self.tree.path(f"{GROUPS}/{number}/devices"), exist_ok=True)
         self.put(f"{GROUPS}/{number}/type", type)
         self.put(f"{GROUPS}/{number}/reserved_regions", reserved_regions)
 
     def add_class(self, kind: str, name: str, folder: str, **attributes: str) -> None:
-        """Add an interface (``net``), disk (``block``) or controller (``nvme``) whose own folder is given."""
+        """Add a network interface (``net``), disk (``block``) or controller (``nvme``), at ``folder``."""
         os.makedirs(self.tree.path(folder), exist_ok=True)
         self.link(f"/sys/class/{kind}/{name}", folder)
         for attribute, text in attributes.items():
             self.put(f"{folder}/{attribute}", text)
 
     def mount(self, source: str, point: str) -> None:
-        """Mount a disk, by its number where it was added with one (``dev``)."""
+        """Mount a disk, under its device number if it was added with ``dev``."""
         number = self.tree.find(f"/sys/class/block/{os.path.basename(source)}/dev") or "0:99"
         mounts = self.tree.read("/proc/self/mountinfo")
         line = f"30 1 {number} / {point} rw,relatime shared:1 - ext4 {source} rw"
@@ -161,7 +161,7 @@ class FakeTree:
     def add_process(
         self, pid: int, comm: str, fds: Mapping[int, str] | None = None, flags: int = os.O_RDWR
     ) -> None:
-        """Add a process with open files, by descriptor, which it opened with ``flags``."""
+        """Add a process with open files: targets by file descriptor, all opened with ``flags``."""
         folder = f"/proc/{pid}"
         self.put(f"{folder}/comm", comm)
         self.put(f"{folder}/stat", f"{pid} ({comm}) S{' 0' * 18} 100 0")
@@ -171,11 +171,11 @@ class FakeTree:
             self.put(f"{folder}/fdinfo/{fd}", f"pos:\t0\nflags:\t0{flags:o}\nmnt_id:\t27")
 
     def end_process(self, pid: int) -> None:
-        """End a process."""
+        """Remove a process."""
         shutil.rmtree(self.tree.path(f"/proc/{pid}"))
 
     def set_driver(self, address: str, driver: str | None) -> None:
-        """Move the links that say which driver has a device, and make or remove its group's node."""
+        """Set the driver links of a device, and create or remove the node of its group."""
         device = self.devices[address]
         link = f"{device.folder}/driver"
         former = self.tree.find_link(link)
@@ -189,11 +189,11 @@ class FakeTree:
             self._set_node(device.group)
 
     def driver(self, address: str) -> str | None:
-        """Return which driver has a device."""
+        """Return the name of a device's driver, or None."""
         return self.tree.find_link(f"{device_path(address)}/driver")
 
     def at_least(self, major: int, minor: int) -> bool:
-        """Say whether the kernel is this one or a later one."""
+        """Return True if the kernel is this release or later."""
         parts = self.kernel.split(".")
         return (int(parts[0]), int(parts[1])) >= (major, minor)
 
@@ -213,7 +213,7 @@ class FakeTree:
             "power_state": "D0",
             "power/control": "on",
         }
-        # Up to 5.14 the kernel says that there is a way to reset, not which.
+        # Up to 5.14 the kernel shows that a reset is possible, but not by which method.
         return attributes | ({"reset_method": "flr"} if self.at_least(5, 15) else {"reset": ""})
 
     def _join_group(self, address: str, number: int) -> None:

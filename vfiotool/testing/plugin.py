@@ -1,7 +1,7 @@
-"""A pytest plugin for those who test a driver: docs/testing.md tells how to use it.
+"""The pytest plugin for tests of a driver; docs/testing.md documents its use.
 
-Every pytest loads it where vfiotool is installed, so it imports nothing more until a test asks for one
-of its fixtures.
+Every run of pytest loads the plugin if vfiotool is installed. Therefore it imports nothing else until a test
+uses one of its fixtures.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ _NONE = "no --vfio-device ADDRESS was given"
 _ARENA = 1 << 20
 _REGISTERS = ("[vfio-device]", "/dev/vfio/devices/", "/memfd:fake ")
 _OF_DEVICES = ("/dev/vfio/", "/dev/iommu", "anon_inode:[vfio", "anon_inode:[eventfd]", "/memfd:fake ")
-_MARKER = "vfio_arena(size=..., **options): what the vfio_arena of a test is made of, as Dma.arena takes it"
+_MARKER = "vfio_arena(size=..., **options): size and options of the test's vfio_arena, as for Dma.arena"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the command line options."""
     group = parser.getgroup("vfiotool", "devices through VFIO (vfiotool)")
     group.addoption(
         "--vfio-device",
         metavar="ADDRESS",
         action="append",
         default=[],
-        help="run the tests that need a device on this one (0000:03:00.0), bound to vfio-pci meanwhile; "
-        "given more than once, on each",
+        help="run the tests of a device on this device (0000:03:00.0), bound to vfio-pci meanwhile; "
+        "repeat the option for several devices",
     )
     group.addoption(
         "--vfio-iommu",
         choices=(_BEST, *_CONTAINERS, *_OF_IOMMUFD, "noiommu"),
         default=_BEST,
-        help="how it is opened (default: auto, the best that the kernel offers)",
+        help="IOMMU mode to open the device in (default: auto, the best mode that the kernel offers)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell pytest of the marker."""
+    """Register the marker."""
     config.addinivalue_line("markers", _MARKER)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses a device on each device, and what uses a mode in each that there may be."""
+    """Parametrize tests that use a device by device, and tests that use an IOMMU mode by mode."""
     addresses = metafunc.config.getoption("vfio_device")
     if "vfio_address" in metafunc.fixturenames and addresses:
         metafunc.parametrize("vfio_address", addresses, indirect=True)
@@ -65,15 +65,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def vfio_fake() -> FakeDevice | None:
-    """A model to test with where no device is given; a conftest.py may override it to return one."""
+    """The model to use if no device is given: None, unless a conftest.py overrides this fixture."""
     return None
 
 
 @pytest.fixture(scope="session")
 def vfio_bound(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """The addresses given, bound to vfio-pci as long as the session lasts; then all is as it was.
+    """The addresses of the given devices, bound to vfio-pci during the session and restored at its end.
 
-    Where pytest is killed meanwhile, ``vfiotool restore`` puts them back.
+    If pytest is killed during the session, ``vfiotool restore`` restores the devices.
     """
     addresses = request.config.getoption("vfio_device")
     if not addresses:
@@ -89,9 +89,9 @@ def vfio_bound(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 def vfio_address(
     request: pytest.FixtureRequest, vfio_bound: list[str], vfio_fake: FakeDevice | None
 ) -> Iterator[str]:
-    """The address of a device that is bound to vfio-pci, or of the fake; the test leaves nothing of it open.
+    """The address of a device that is bound to vfio-pci, or of the fake.
 
-    It is skipped where there is neither.
+    The test is skipped if there is neither. It fails if it leaves file descriptors of the device open.
     """
     address = getattr(request, "param", None) or (vfio_fake.address if vfio_fake is not None else None)
     if address is None:
@@ -105,13 +105,13 @@ def vfio_address(
 
 @pytest.fixture
 def vfio_iommu_mode(request: pytest.FixtureRequest, vfio_address: str) -> str:
-    """The name of an IOMMU mode: a test that uses it runs in each mode in which its device can be opened."""
+    """The name of an IOMMU mode. A test that uses it runs once in each mode that can open its device."""
     mode = str(request.param)
     if request.config.getoption("vfio_device") and request.config.getoption("vfio_iommu") == _BEST:
         from vfiotool.vfio.iommu import offered_modes
 
         if mode not in offered_modes(vfio_address):
-            pytest.skip(f"this kernel does not open {vfio_address} in mode {mode}")
+            pytest.skip(f"this kernel cannot open {vfio_address} in mode {mode}")
     return mode
 
 
@@ -119,10 +119,10 @@ def vfio_iommu_mode(request: pytest.FixtureRequest, vfio_address: str) -> str:
 def vfio_device(
     request: pytest.FixtureRequest, vfio_address: str, vfio_fake: FakeDevice | None
 ) -> Iterator[Device]:
-    """The device, opened: in the test's ``vfio_iommu_mode``, if it uses that, else as ``--vfio-iommu`` says.
+    """The open device, in the mode of ``vfio_iommu_mode`` if the test uses it, else of ``--vfio-iommu``.
 
-    What the test has mapped or enabled and not closed fails it. The kernel resets a device when it is opened,
-    if it can, so that no test sees what another one left in it.
+    The test fails if it leaves memory or registers mapped, or interrupts enabled. If the device supports it,
+    the kernel resets the device at each open, so that no test sees the state of an earlier test.
     """
     mode = request.config.getoption("vfio_iommu")
     if "vfio_iommu_mode" in request.fixturenames:
@@ -135,12 +135,12 @@ def vfio_device(
         if _mapped_registers() > windows:
             left.append("mapped registers")
     if left:
-        pytest.fail(f"the test left what it must close: {', '.join(left)}", pytrace=False)
+        pytest.fail(f"the test did not close: {', '.join(left)}", pytrace=False)
 
 
 @pytest.fixture
 def vfio_arena(request: pytest.FixtureRequest, vfio_device: Device) -> Iterator[Arena]:
-    """Memory that the device reaches, for many small buffers: 1 MiB, unless marked with ``vfio_arena``."""
+    """DMA memory for many small buffers: 1 MiB, unless the test has the marker ``vfio_arena``."""
     marker = request.node.get_closest_marker("vfio_arena")
     options = {"size": _ARENA, **(marker.kwargs if marker is not None else {})}
     with vfio_device.dma.arena(**options) as arena:
@@ -158,7 +158,7 @@ def _opened(address: str, mode: str, fake: FakeDevice | None) -> Device:
 
 
 def _left_by(device: Device) -> list[str]:
-    """Return what of an open device is still in use."""
+    """Return descriptions of the memory mapped and the interrupts enabled on an open device."""
     irqs = device.irqs
     kinds = {"INTx": irqs.intx, "MSI": irqs.msi, "MSI-X": irqs.msix}
     enabled = [f"{name} enabled" for name, irq in kinds.items() if not device.closed and irq.enabled]
@@ -166,19 +166,19 @@ def _left_by(device: Device) -> list[str]:
 
 
 def _possible_modes(is_real: bool) -> list[str]:
-    """Return the modes that there may be; whether a device can be opened in one is seen once it is bound."""
+    """Return the candidate modes; which of them can open a device is only known after it is bound."""
     has_iommufd = not is_real or os.path.exists("/dev/iommu")
     return [*_CONTAINERS, *(_OF_IOMMUFD if has_iommufd else ())]
 
 
 def _mapped_registers() -> int:
-    """Return how many parts of devices this process has mapped."""
+    """Return the number of mappings of device registers in this process."""
     with open("/proc/self/maps") as lines:
         return sum(any(name in line for name in _REGISTERS) for line in lines)
 
 
 def _open_files() -> set[tuple[str, str]]:
-    """Return what is open of devices, real and fake, and of what they signal."""
+    """Return descriptor and target of each open file of real and fake devices, including their eventfds."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
