@@ -56,7 +56,7 @@ def run(args: list[str]) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if _COMPLETE in os.environ:
-        from vfiotool.cli.completion import complete
+        from vfiotool.cli.shell_completion import complete
 
         return complete(args)
     verb, *rest = args or [""]

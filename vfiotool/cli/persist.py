@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from vfiotool.binding.operations import Binding
-from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.entries import Entry
-from vfiotool.binding.plan import Plan
-from vfiotool.binding.steps import Step
-from vfiotool.cli.bind import allowed_rules, choosing_options, lifting_options
 from vfiotool.cli.completion import complete_persisted
+from vfiotool.cli.options import allowed_rules, choosing_options, lifting_options
+from vfiotool.cli.persist_entries import entries_of, tell_to_rebuild
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import device_path
@@ -49,7 +47,7 @@ def add(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> No
     planned = looking.bind(wanted, driver)
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    added = _entries(tree, planned, driver)
+    added = entries_of(tree, planned, driver)
     rules.add_all(tree, added)
     _report(tree, added, as_json, "is added")
 
@@ -108,36 +106,6 @@ def check(settings: Settings, /, as_json: bool) -> int:
     return int(any(one.ok is False for _, checks in checked for one in checks))
 
 
-def bind_and_persist(
-    tree: Tree, looking: Binding, binding: Binding, wanted: Sequence[str], driver: str, owner: Owner | None
-) -> Plan:
-    """Bind devices now and from the next start on, or neither; ``looking`` is a binding for a dry run.
-
-    Returns the plan with the files that were written among its steps.
-    """
-    planned = looking.bind(wanted, driver, owner)
-    chosen = _entries(tree, planned, driver)
-    files = tuple(Step(entry.address, entry.rule, rules.rule_text(entry)) for entry in chosen)
-    if binding.dry_run:
-        return replace(planned, steps=planned.steps + files)
-    known = rules.entries(tree)
-    try:
-        rules.add_all(tree, chosen)
-        done = binding.bind(wanted, driver, owner)
-    except BaseException:
-        rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
-        raise
-    _tell_to_rebuild(rules.rebuild_commands(tree))
-    return replace(done, steps=done.steps + files)
-
-
-def _entries(tree: Tree, planned: Plan, driver: str) -> list[Entry]:
-    """Return the entries for what a plan binds; it has chosen a driver where that was left to it."""
-    return [
-        rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
-    ]
-
-
 def _live(settings: Settings) -> Tree:
     if not settings.tree.is_live:
         raise click.UsageError("--sysroot is for looking: only this machine can be changed")
@@ -187,10 +155,4 @@ def _report(tree: Tree, entries: Sequence[Entry], as_json: bool, done: str) -> N
         for entry in entries:
             click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
     if entries:
-        _tell_to_rebuild(commands)
-
-
-def _tell_to_rebuild(commands: Sequence[str]) -> None:
-    if commands:
-        run = " or ".join(f"'{command}'" for command in commands)
-        click.echo(f"now run {run}: the initramfs is as it was before", err=True)
+        tell_to_rebuild(commands)

@@ -12,26 +12,27 @@ from vfiotool.cli.settings import Settings
 from vfiotool.errors import VfioToolError
 from vfiotool.host.pending_unbinds import STATE_DIR
 
-# verb -> (module:attribute, short help). The help stands here so that `vfiotool --help` imports no verb.
+# verb -> (module of this package:attribute, short help)
+# The short help is here, so that `vfiotool --help` imports no verb.
 VERBS: dict[str, tuple[str, str]] = {
-    "list": ("vfiotool.cli.see:list_devices", "List PCI devices."),
-    "groups": ("vfiotool.cli.see:list_groups", "List IOMMU groups and what blocks or holds them."),
-    "show": ("vfiotool.cli.see:show_device", "Show all about one device."),
-    "bind": ("vfiotool.cli.bind:bind", "Hand devices to a driver, vfio-pci by default."),
-    "unbind": ("vfiotool.cli.bind:unbind", "Leave devices without a driver."),
-    "restore": ("vfiotool.cli.bind:restore", "Bring devices back to what they were."),
-    "recover": ("vfiotool.cli.bind:recover", "Put right what a killed vfiotool left."),
-    "sriov": ("vfiotool.cli.sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
-    "persist": ("vfiotool.cli.persist:persist", "Have devices on a VFIO driver over reboots."),
-    "watch": ("vfiotool.cli.watch:watch", "Show what the kernel does with devices, as it happens."),
-    "stress": ("vfiotool.cli.stress:stress", "Prove a kernel by stress, against a model of what it must do."),
-    "peek": ("vfiotool.cli.registers:peek", "Read registers of a device on a VFIO driver."),
-    "poke": ("vfiotool.cli.registers:poke", "Write a register of a device on a VFIO driver."),
-    "config": ("vfiotool.cli.config:config", "Decode a device's configuration space."),
-    "shell": ("vfiotool.cli.shell:shell", "Drive a device from a Python prompt or script."),
-    "doctor": ("vfiotool.cli.doctor:doctor", "Check whether this machine is ready, and say what to do."),
-    "capture": ("vfiotool.cli.capture:capture", "Capture this machine into a file, for --sysroot."),
-    "lab": ("vfiotool.cli.lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
+    "list": ("reading_commands:list_devices", "List PCI devices."),
+    "groups": ("reading_commands:list_groups", "List IOMMU groups and what blocks or holds them."),
+    "show": ("reading_commands:show_device", "Show all about one device."),
+    "bind": ("bind:bind", "Hand devices to a driver, vfio-pci by default."),
+    "unbind": ("bind:unbind", "Leave devices without a driver."),
+    "restore": ("bind:restore", "Bring devices back to what they were."),
+    "recover": ("bind:recover", "Put right what a killed vfiotool left."),
+    "sriov": ("sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
+    "persist": ("persist:persist", "Have devices on a VFIO driver over reboots."),
+    "watch": ("watch:watch", "Show what the kernel does with devices, as it happens."),
+    "stress": ("stress:stress", "Prove a kernel by stress, against a model of what it must do."),
+    "peek": ("registers:peek", "Read registers of a device on a VFIO driver."),
+    "poke": ("registers:poke", "Write a register of a device on a VFIO driver."),
+    "config": ("config:config", "Decode a device's configuration space."),
+    "shell": ("shell:shell", "Drive a device from a Python prompt or script."),
+    "doctor": ("doctor:doctor", "Check whether this machine is ready, and say what to do."),
+    "capture": ("capture:capture", "Capture this machine into a file, for --sysroot."),
+    "lab": ("lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
 }
 
 
@@ -51,7 +52,7 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         module, _, attribute = VERBS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"vfiotool.cli.{module}"), attribute)
         assert isinstance(command, click.Command)  # noqa: S101 - the table above is ours
         return command
 

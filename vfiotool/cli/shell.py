@@ -12,9 +12,9 @@ import click
 
 import vfiotool
 from vfiotool.binding.operations import Binding
-from vfiotool.cli.bind import allowed_rules, lifting_options, timeout_option
 from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.opening import chosen, is_on_vfio, open_chosen
+from vfiotool.cli.options import allowed_rules, lifting_options, timeout_option
 from vfiotool.cli.parameters import iommu_option, region_name
 from vfiotool.cli.prompt import compile_script, run_prompt, run_script
 from vfiotool.cli.settings import Settings

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from vfiotool.cli.bind import changing_options, make_binding, report
 from vfiotool.cli.completion import complete_endpoint
+from vfiotool.cli.driver_changes import make_binding, report
+from vfiotool.cli.options import changing_options
 from vfiotool.cli.settings import Settings
 from vfiotool.host.attributes import read_fields
 from vfiotool.host.devices import Device, find_device, read_devices

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vfiotool.cli.bind import Verb, allowed_rules, lifting_options, with_options
 from vfiotool.cli.completion import complete_endpoint
+from vfiotool.cli.options import Verb, allowed_rules, lifting_options, with_options
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import unhurried
 from vfiotool.errors import VfioToolError
