@@ -193,7 +193,8 @@ def test_another_machine_cannot_be_captured_through_its_capture(
 ) -> None:
     monkeypatch.undo()
     result = elsewhere(archive, "capture", f"{archive}.2")
-    assert (result.status, "only this machine can be captured" in result.stderr) == (2, True)
+    assert result.status == 2
+    assert "'vfiotool capture' works only on the running machine" in result.stderr
 
 
 def test_what_could_not_be_read_cannot_be_read_elsewhere(

@@ -20,7 +20,14 @@ EDU, NIC, SISTER, BRIDGE, LONER = (
     "0000:00:1e.0",
     "0000:00:1f.0",
 )
-CHANGING = [("bind", NIC), ("unbind", NIC), ("restore", NIC)]
+CHANGING = [
+    ("bind", NIC),
+    ("unbind", NIC),
+    ("restore", NIC),
+    ("persist", "add", NIC),
+    ("persist", "remove", NIC),
+    ("stress", "bind", NIC),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +127,10 @@ def test_a_blocked_unbind_names_its_holder(vfiotool: Run, host: FakeHost) -> Non
 def test_another_machines_tree_is_only_looked_at(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--sysroot", host.root, "list", "--json"]) == 0
     assert [device["address"] for device in json.loads(capsys.readouterr().out)["devices"]][:2] == [EDU, NIC]
-    for verb, address in CHANGING:
-        assert cli.run(["--sysroot", host.root, verb, address]) == 2
-        assert "only this machine can be changed" in capsys.readouterr().err
+    for *verb, address in CHANGING:
+        assert cli.run(["--sysroot", host.root, *verb, address]) == 2
+        error = f"--sysroot is read-only: 'vfiotool {' '.join(verb)}' works only on the running machine"
+        assert capsys.readouterr().err == f"error: {error}\nhint: see 'vfiotool {' '.join(verb)} --help'\n"
     assert host.writes == []
 
 

@@ -374,4 +374,4 @@ def test_an_entry_as_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_only_this_machine_can_be_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sys").mkdir()
     assert cli.run(["--sysroot", str(tmp_path), "watch"]) == 2
-    assert "only this machine can be watched" in capsys.readouterr().err
+    assert "'vfiotool watch' works only on the running machine" in capsys.readouterr().err

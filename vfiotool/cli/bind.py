@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import click
 
 from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
 from vfiotool.cli.completion import complete_recorded
-from vfiotool.cli.driver_changes import chosen_endpoints, make_binding, report
-from vfiotool.cli.options import changing_options, choosing_options
-from vfiotool.cli.settings import Settings
+from vfiotool.cli.driver_changes import make_binding, run_and_print, select_endpoints
+from vfiotool.cli.options import ChangeOptions, Selection, change_options, selection_options
+from vfiotool.cli.settings import Settings, json_option
 from vfiotool.host.selectors import select_meant
 
 
 @click.command("bind")
-@choosing_options
+@selection_options
 @click.option(
     "--driver",
     default="vfio-pci",
@@ -25,17 +25,25 @@ from vfiotool.host.selectors import select_meant
 )
 @click.option("--owner", metavar="USER[:GROUP]", help="Who may open the nodes, at this bind and later ones.")
 @click.option("--persist", is_flag=True, help="Have it so after each start of the machine too.")
-@changing_options
+@change_options
+@json_option
 @click.pass_obj
 def bind(
-    settings: Settings, /, driver: str, owner: str | None, persist: bool, as_json: bool, **options: Any
+    settings: Settings,
+    /,
+    selection: Selection,
+    driver: str,
+    owner: str | None,
+    persist: bool,
+    change: ChangeOptions,
+    as_json: bool,
 ) -> None:
     """Hand devices to a driver: all of them, or none.
 
     What each device was is recorded first; 'vfiotool restore' brings it back.
     """
-    binding = make_binding(settings, **options)
-    wanted = chosen_endpoints(settings, binding, **options)
+    binding = make_binding(settings, change)
+    wanted = select_endpoints(settings, binding, selection)
     granted = None if owner is None else parse_owner(owner)
 
     def run() -> Plan:
@@ -43,43 +51,51 @@ def bind(
             return binding.bind(wanted, driver, granted)
         from vfiotool.cli.persist_entries import bind_and_persist
 
-        looking = make_binding(settings, **options | {"dry_run": True})
+        looking = make_binding(settings, replace(change, dry_run=True))
         return bind_and_persist(settings.tree, looking, binding, wanted, driver, granted)
 
-    report("bind", run, as_json, binding.dry_run)
+    run_and_print("bind", run, as_json, binding.dry_run)
 
 
 @click.command("unbind")
-@choosing_options
-@changing_options
+@selection_options
+@change_options
+@json_option
 @click.pass_obj
-def unbind(settings: Settings, /, as_json: bool, **options: Any) -> None:
+def unbind(settings: Settings, /, selection: Selection, change: ChangeOptions, as_json: bool) -> None:
     """Leave devices without a driver."""
-    binding = make_binding(settings, **options)
-    wanted = chosen_endpoints(settings, binding, **options)
-    report("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
+    binding = make_binding(settings, change)
+    wanted = select_endpoints(settings, binding, selection)
+    run_and_print("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
 
 
 @click.command("restore")
 @click.argument("selectors", metavar="ADDRESS...", nargs=-1, shell_complete=complete_recorded)
 @click.option("--all", "everything", is_flag=True, help="Restore every device that is recorded.")
-@changing_options
+@change_options
+@json_option
 @click.pass_obj
 def restore(
-    settings: Settings, /, selectors: tuple[str, ...], everything: bool, as_json: bool, **options: Any
+    settings: Settings,
+    /,
+    selectors: tuple[str, ...],
+    everything: bool,
+    change: ChangeOptions,
+    as_json: bool,
 ) -> None:
     """Bring devices back to the driver and override that they had before vfiotool changed them."""
     if bool(selectors) == everything:
         raise click.UsageError("name the devices to restore, or give --all for all that are recorded")
-    binding = make_binding(settings, **options)
+    binding = make_binding(settings, change)
     wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
-    report("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
+    run_and_print("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
 
 
 @click.command("recover")
-@changing_options
+@change_options
+@json_option
 @click.pass_obj
-def recover(settings: Settings, /, as_json: bool, **options: Any) -> None:
+def recover(settings: Settings, /, change: ChangeOptions, as_json: bool) -> None:
     """Undo what a killed vfiotool left half done, and finish what waited for a holder."""
-    binding = make_binding(settings, **options)
-    report("recover", binding.recover, as_json, binding.dry_run)
+    binding = make_binding(settings, change)
+    run_and_print("recover", binding.recover, as_json, binding.dry_run)

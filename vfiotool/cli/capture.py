@@ -18,9 +18,7 @@ def capture(settings: Settings, /, file: str) -> None:
     'vfiotool --sysroot FILE list', groups, show and doctor look at it, on any machine. It has what these
     verbs read and no more: no serial numbers, MAC addresses, environments or command lines of processes.
     """
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only this machine can be captured")
-    captured = capture_machine(settings.tree, state_dir=settings.state_dir)
+    captured = capture_machine(settings.require_live(), state_dir=settings.state_dir)
     archive = captured.archive()
     write_capture(file, archive)
     print(f"{file}: {captured.entries} entries in {len(archive)} bytes")

@@ -10,32 +10,36 @@ import click
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.cli.options import allowed_rules
+from vfiotool.cli.options import ChangeOptions, Selection
 from vfiotool.cli.settings import Settings
 from vfiotool.cli.signals import unwind_when_told_to_end
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 
 
-def chosen_endpoints(settings: Settings, binding: Binding, **options: Any) -> list[str]:
-    group = options["group"]
-    wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
-    return binding.group_members(wanted) if group else wanted
+def select_endpoints(settings: Settings, binding: Binding, selection: Selection) -> list[str]:
+    """Return the addresses of the devices that a selection names."""
+    several = selection.several or selection.group
+    addresses = select_meant(settings.tree, selection.selectors, several=several)
+    return binding.group_members(addresses) if selection.group else addresses
 
 
-def make_binding(settings: Settings, **options: Any) -> Binding:
-    """Return what changes this machine as the options say."""
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only this machine can be changed")
+def make_binding(settings: Settings, change: ChangeOptions) -> Binding:
+    """Return what changes this machine as the options say.
+
+    Raises:
+        click.UsageError: ``--sysroot`` names another machine.
+    """
+    settings.require_live()
     return Binding(
         state_dir=settings.state_dir,
-        allowed=allowed_rules(options),
-        dry_run=options["dry_run"],
-        timeout=options["timeout"],
+        allowed=change.allowed,
+        dry_run=change.dry_run,
+        timeout=change.timeout,
     )
 
 
-def report(
+def run_and_print(
     verb: str,
     run: Callable[[], Plan],
     as_json: bool,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-import click
-
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, find_group
@@ -30,9 +28,7 @@ def chosen(settings: Settings, selector: str) -> str:
         click.UsageError: it is another machine that is looked at.
         SelectorError, DeviceNotFoundError: as for ``select_meant``.
     """
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only devices of this machine can be opened")
-    (address,) = select_meant(settings.tree, [selector], several=False)
+    (address,) = select_meant(settings.require_live(), [selector], several=False)
     return address
 
 

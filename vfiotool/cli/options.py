@@ -1,8 +1,10 @@
-"""The options that several verbs share: which devices, which safety rules, how a driver is changed."""
+"""The options that several verbs share, and the frozen dataclasses in which the verbs get them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import click
@@ -10,9 +12,60 @@ import click
 from vfiotool.binding.operations import UNBIND_SECONDS
 from vfiotool.binding.refusals import RULES
 from vfiotool.cli.completion import complete_endpoint
-from vfiotool.cli.settings import json_option
 
 Verb = Callable[..., Any]
+Decorator = Callable[[Verb], Verb]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The devices that a verb works on: ``ADDRESS...``, ``--group`` and ``--all`` (``several``)."""
+
+    selectors: tuple[str, ...]
+    group: bool
+    several: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeOptions:
+    """How a verb changes drivers. ``timeout`` is in seconds, ``allowed`` names the lifted safety rules."""
+
+    dry_run: bool
+    timeout: float
+    allowed: tuple[str, ...]
+
+
+def with_options(parameters: Sequence[Decorator]) -> Decorator:
+    """Return a decorator that adds click parameters to a verb; its help lists them in this order."""
+
+    def add(verb: Verb) -> Verb:
+        for parameter in reversed(parameters):
+            verb = parameter(verb)
+        return verb
+
+    return add
+
+
+def grouped(name: str, kind: type[Any], parameters: Sequence[Decorator]) -> Decorator:
+    """Return a decorator that adds click parameters to a verb and passes their values as one argument.
+
+    The verb gets ``name``, an instance of the dataclass ``kind``, which has a field for each parameter.
+    """
+    names = [field.name for field in fields(kind)]
+
+    def add(verb: Verb) -> Verb:
+        @functools.wraps(verb)
+        def run(*args: Any, **values: Any) -> Any:
+            options = kind(**{one: values.pop(one) for one in names})
+            return verb(*args, **values, **{name: options})
+
+        return with_options(parameters)(run)
+
+    return add
+
+
+def _in_order(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(rule for rule in RULES if rule in given)
 
 
 timeout_option = click.option(
@@ -24,46 +77,41 @@ timeout_option = click.option(
     help="How long a driver may take to let go, in seconds.",
 )
 
+allow_options = with_options(
+    [
+        click.option(
+            f"--allow-{rule}", "allowed", flag_value=rule, multiple=True, callback=_in_order, help=text
+        )
+        for rule, text in RULES.items()
+    ]
+)
+"""An option for each safety rule that can be lifted; the verb gets ``allowed``, the rules that are."""
 
-def changing_options(verb: Verb) -> Verb:
-    """Add the options that all verbs of this module have."""
-    dry_run = click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
-    return with_options([dry_run, timeout_option, lifting_options, json_option], verb)
-
-
-def lifting_options(verb: Verb) -> Verb:
-    """Add an option for each rule that can be lifted."""
-    flags = [click.option(f"--allow-{rule}", _allow(rule), is_flag=True, help=RULES[rule]) for rule in RULES]
-    return with_options(flags, verb)
-
-
-def with_options(options: Sequence[Callable[[Verb], Verb]], verb: Verb) -> Verb:
-    """Add options to a verb, in the order in which its help is to show them."""
-    for option in reversed(options):
-        verb = option(verb)
-    return verb
-
-
-def allowed_rules(options: Mapping[str, Any]) -> list[str]:
-    """Return the rules that the user lifts, from the options of ``changing_options``."""
-    return [rule for rule in RULES if options[_allow(rule)]]
-
-
-def _allow(rule: str) -> str:
-    return f"allow_{rule}"
-
-
-def choosing_options(verb: Verb) -> Verb:
-    """Add how the devices are chosen, by the verbs that choose among all."""
-    options = [
+selection_options = grouped(
+    "selection",
+    Selection,
+    [
         click.argument(
-            "selectors",
-            metavar="ADDRESS...",
-            nargs=-1,
-            required=True,
-            shell_complete=complete_endpoint,
+            "selectors", metavar="ADDRESS...", nargs=-1, required=True, shell_complete=complete_endpoint
         ),
         click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
         click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
-    ]
-    return with_options(options, verb)
+    ],
+)
+"""Which devices; the verb gets ``selection``."""
+
+change_options = grouped(
+    "change",
+    ChangeOptions,
+    [
+        click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing."),
+        timeout_option,
+        allow_options,
+    ],
+)
+"""How drivers are changed; the verb gets ``change``."""
+
+
+def allow_flags(allowed: Sequence[str]) -> list[str]:
+    """Return the options that lift these rules, as words of a command line."""
+    return [f"--allow-{rule}" for rule in allowed]

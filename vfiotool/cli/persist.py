@@ -12,12 +12,13 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.entries import Entry
 from vfiotool.cli.completion import complete_persisted
-from vfiotool.cli.options import allowed_rules, choosing_options, lifting_options
+from vfiotool.cli.driver_changes import select_endpoints
+from vfiotool.cli.options import Selection, allow_options, selection_options
 from vfiotool.cli.persist_entries import entries_of, tell_to_rebuild
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import device_path
-from vfiotool.host.selectors import select, select_meant
+from vfiotool.host.selectors import select
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address, parse_address
 from vfiotool.render.documents import write_document
@@ -29,22 +30,21 @@ def persist() -> None:
 
 
 @persist.command()
-@choosing_options
+@selection_options
 @click.option("--driver", default="vfio-pci", show_default=True, help="A VFIO driver, or 'auto'.")
-@lifting_options
+@allow_options
 @json_option
 @click.pass_obj
-def add(settings: Settings, /, driver: str, as_json: bool, **options: Any) -> None:
+def add(
+    settings: Settings, /, selection: Selection, driver: str, allowed: tuple[str, ...], as_json: bool
+) -> None:
     """Have devices on a VFIO driver from the next start on; now nothing is bound.
 
     What 'vfiotool bind' would refuse to take is refused here.
     """
-    tree = _live(settings)
-    looking = Binding(state_dir=settings.state_dir, allowed=allowed_rules(options), dry_run=True)
-    wanted = select_meant(tree, options["selectors"], several=options["several"] or options["group"])
-    if options["group"]:
-        wanted = looking.group_members(wanted)
-    planned = looking.bind(wanted, driver)
+    tree = settings.require_live()
+    looking = Binding(state_dir=settings.state_dir, allowed=allowed, dry_run=True)
+    planned = looking.bind(select_endpoints(settings, looking, selection), driver)
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
     added = entries_of(tree, planned, driver)
@@ -78,7 +78,7 @@ def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, 
     """
     if bool(selectors) == everything:
         raise click.UsageError("name the devices, or give --all for all entries")
-    tree = _live(settings)
+    tree = settings.require_live()
     known = rules.entries(tree)
     chosen = known if everything else _chosen(tree, known, selectors)
     rules.remove_all(tree, chosen)
@@ -104,12 +104,6 @@ def check(settings: Settings, /, as_json: bool) -> int:
             click.echo(f"{entry.path} ({entry.address})")
             print_checks(checks)
     return int(any(one.ok is False for _, checks in checked for one in checks))
-
-
-def _live(settings: Settings) -> Tree:
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only this machine can be changed")
-    return settings.tree
 
 
 def _chosen(tree: Tree, known: Sequence[Entry], selectors: Iterable[str]) -> list[Entry]:

@@ -31,3 +31,17 @@ class Settings:
         from vfiotool.host.capture.captured_tree import open_tree
 
         return open_tree(self.sysroot)
+
+    def require_live(self) -> Tree:
+        """Return the machine that vfiotool runs on, for a verb that does more than read.
+
+        Raises:
+            click.UsageError: ``--sysroot`` names another machine.
+        """
+        tree = self.tree
+        if not tree.is_live:
+            context = click.get_current_context()
+            raise click.UsageError(
+                f"--sysroot is read-only: '{context.command_path}' works only on the running machine", context
+            )
+        return tree

@@ -14,7 +14,7 @@ import vfiotool
 from vfiotool.binding.operations import Binding
 from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.opening import chosen, is_on_vfio, open_chosen
-from vfiotool.cli.options import allowed_rules, lifting_options, timeout_option
+from vfiotool.cli.options import allow_options, timeout_option
 from vfiotool.cli.parameters import iommu_option, region_name
 from vfiotool.cli.prompt import compile_script, run_prompt, run_script
 from vfiotool.cli.settings import Settings
@@ -31,15 +31,17 @@ if TYPE_CHECKING:
 @iommu_option
 @click.option("--bind", is_flag=True, help="Bind it to vfio-pci for as long as the prompt is there.")
 @timeout_option
-@lifting_options
+@allow_options
 @click.pass_obj
-def shell(settings: Settings, /, selector: str, mode: str, bind: bool, timeout: float, **options: Any) -> int:
+def shell(
+    settings: Settings, /, selector: str, mode: str, bind: bool, timeout: float, allowed: tuple[str, ...]
+) -> int:
     """Give a Python prompt with a device of a VFIO driver open, as 'dev'.
 
     What comes from a stdin that is no terminal is run as a script. However either ends, the device is closed,
     and with --bind restored.
     """
-    if allowed_rules(options) and not bind:
+    if allowed and not bind:
         raise click.UsageError("--allow-… lifts a rule of --bind, which is not given")
     address = chosen(settings, selector)
     script = _read_script()
@@ -47,7 +49,6 @@ def shell(settings: Settings, /, selector: str, mode: str, bind: bool, timeout: 
     is_lent = bind and not is_on_vfio(settings.tree, address)
     with contextlib.ExitStack() as stack:
         if is_lent:
-            allowed = allowed_rules(options)
             binding = Binding(state_dir=settings.state_dir, allowed=allowed, timeout=timeout)
             stack.enter_context(_bound(binding, address))
         device = stack.enter_context(open_chosen(settings, address, mode))

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from vfiotool.cli.completion import complete_endpoint
-from vfiotool.cli.driver_changes import make_binding, report
-from vfiotool.cli.options import changing_options
-from vfiotool.cli.settings import Settings
+from vfiotool.cli.driver_changes import make_binding, run_and_print
+from vfiotool.cli.options import ChangeOptions, change_options
+from vfiotool.cli.settings import Settings, json_option
 from vfiotool.host.attributes import read_fields
 from vfiotool.host.devices import Device, find_device, read_devices
 from vfiotool.host.selectors import select_meant
@@ -23,10 +23,11 @@ _MOST = 0xFFFF
 @click.argument("selector", metavar="ADDRESS", shell_complete=complete_endpoint)
 @click.argument("count", metavar="N", type=click.IntRange(0, _MOST))
 @click.option("--bind", is_flag=True, help="Bind the VFs to vfio-pci, with no host driver before it.")
-@changing_options
+@change_options
+@json_option
 @click.pass_obj
 def sriov(
-    settings: Settings, /, selector: str, count: int, bind: bool, as_json: bool, **options: Any
+    settings: Settings, /, selector: str, count: int, bind: bool, change: ChangeOptions, as_json: bool
 ) -> None:
     """Give a PF as many VFs as N; 0 removes them.
 
@@ -35,7 +36,7 @@ def sriov(
     """
     if bind and not count:
         raise click.UsageError("--bind is for VFs that are made, and N is 0")
-    binding = make_binding(settings, **options)
+    binding = make_binding(settings, change)
     (pf,) = select_meant(settings.tree, [selector], several=False)
 
     def vfs() -> dict[str, Any]:
@@ -43,6 +44,6 @@ def sriov(
         device = find_device(read_devices(settings.tree, [pf], names, state_dir=state_dir), pf)
         return {"vfs": read_fields(settings.tree, device.vfs, names, state_dir=state_dir)}
 
-    report("sriov", lambda: binding.sriov(pf, count, bind=bind), as_json, binding.dry_run, vfs)
+    run_and_print("sriov", lambda: binding.sriov(pf, count, bind=bind), as_json, binding.dry_run, vfs)
     if not as_json and not binding.dry_run and (there := vfs()["vfs"]):
         print_devices([Device(**one) for one in there])

@@ -7,17 +7,18 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vfiotool.cli.completion import complete_endpoint
-from vfiotool.cli.options import Verb, allowed_rules, lifting_options, with_options
+from vfiotool.binding.operations import Binding
+from vfiotool.cli.driver_changes import select_endpoints
+from vfiotool.cli.options import Selection, allow_flags, allow_options, grouped, selection_options
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import unhurried
 from vfiotool.errors import VfioToolError
-from vfiotool.host.selectors import select_meant
 from vfiotool.host.whole_file import write_whole
 from vfiotool.render.documents import write_document
 
@@ -56,14 +57,42 @@ class _Workloads(click.Group):
         return _command(name, " ".join(_ABOUT[one] for one in names))
 
 
-def running_options(verb: Verb) -> Verb:
-    """Add the options of a run."""
-    options: list[Callable[[Verb], Verb]] = [
-        click.argument(
-            "selectors", metavar="ADDRESS...", nargs=-1, required=True, shell_complete=complete_endpoint
-        ),
-        click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
-        click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of a run: ``duration`` is in seconds, ``allowed`` names the lifted safety rules."""
+
+    cycles: int | None
+    duration: float | None
+    seed: int | None
+    jobs: int | None
+    report: str | None
+    allow_kernel_crash: bool
+    allowed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """The options of a replay; ``allowed`` names the lifted safety rules."""
+
+    report: str | None
+    shrink: bool
+    script: str | None
+    allow_kernel_crash: bool
+    allowed: tuple[str, ...]
+
+
+_report_option = click.option(
+    "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
+)
+_crash_option = click.option(
+    "--allow-kernel-crash",
+    is_flag=True,
+    help="Do what ends an old kernel, too: only in a guest of the lab.",
+)
+_run_options = grouped(
+    "options",
+    RunOptions,
+    [
         click.option(
             "--cycles",
             type=click.IntRange(min=1),
@@ -74,26 +103,38 @@ def running_options(verb: Verb) -> Verb:
         click.option(
             "--jobs", type=click.IntRange(min=1), help="So many groups at once; all, unless it is given."
         ),
+        _report_option,
+        _crash_option,
+        allow_options,
+    ],
+)
+_replay_options = grouped(
+    "options",
+    ReplayOptions,
+    [
+        _report_option,
         click.option(
-            "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
+            "--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong."
         ),
         click.option(
-            "--allow-kernel-crash",
-            is_flag=True,
-            help="Do what ends an old kernel, too: only in a guest of the lab.",
+            "--script",
+            type=click.Path(dir_okay=False, writable=True),
+            help="Write those as a Python script that needs no vfiotool.",
         ),
-        lifting_options,
-        json_option,
-    ]
-    return with_options(options, verb)
+        _crash_option,
+        allow_options,
+    ],
+)
 
 
 def _command(name: str, about: str) -> click.Command:
     @click.command(name, help=about)
-    @running_options
+    @selection_options
+    @_run_options
+    @json_option
     @click.pass_obj
-    def run(settings: Settings, /, **options: Any) -> None:
-        _run(settings, name, **options)
+    def run(settings: Settings, /, selection: Selection, options: RunOptions, as_json: bool) -> None:
+        _execute(_order(settings, name, selection, options), as_json)
 
     return run
 
@@ -110,10 +151,6 @@ for _name, _text in _ABOUT.items():
     stress.add_command(_command(_name, _text))
 
 
-def _run(settings: Settings, names: str, as_json: bool, **options: Any) -> None:
-    _execute(_order(settings, names, **options), as_json)
-
-
 def _execute(order: RunConfig, as_json: bool) -> None:
     from vfiotool.stress.runner import StopRequest, run
 
@@ -126,59 +163,47 @@ def _execute(order: RunConfig, as_json: bool) -> None:
 
 @stress.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option(
-    "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
-)
-@click.option("--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong.")
-@click.option(
-    "--script",
-    type=click.Path(dir_okay=False, writable=True),
-    help="Write those as a Python script that needs no vfiotool.",
-)
-@click.option("--allow-kernel-crash", is_flag=True, help="Do what ends an old kernel, too: only in the lab.")
-@lifting_options
+@_replay_options
 @json_option
 @click.pass_obj
-def replay(settings: Settings, /, file: str, as_json: bool, **options: Any) -> None:
+def replay(settings: Settings, /, file: str, options: ReplayOptions, as_json: bool) -> None:
     """Do the operations of a run again: FILE is its trace.jsonl."""
     from vfiotool.stress.results.trace import read_trace
 
-    _require_live(settings)
+    settings.require_live()
     trace = read_trace(file)
-    if options["shrink"] or options["script"]:
-        _shrink(settings, trace, as_json, **options)
+    if options.shrink or options.script:
+        _shrink(settings, trace, options, as_json)
         return
-    _execute(_repeated(settings, trace, file, **options), as_json)
+    _execute(_repeated(settings, trace, file, options), as_json)
 
 
-def _repeated(settings: Settings, trace: Trace, file: str, **options: Any) -> RunConfig:
+def _repeated(settings: Settings, trace: Trace, file: str, options: ReplayOptions) -> RunConfig:
     """Return the order that does what a trace has, on the same groups at once."""
     from vfiotool.stress.config import RunConfig, require_lab
     from vfiotool.stress.groups import groups_of_trace
     from vfiotool.stress.reproduce.replay import cycles_of
 
-    if options["allow_kernel_crash"]:
+    if options.allow_kernel_crash:
         require_lab(settings.tree)
     cycles = cycles_of(trace)
-    flags = [f"--allow-{rule}" for rule in allowed_rules(options)]
-    flags += ["--allow-kernel-crash"] if options["allow_kernel_crash"] else []
     units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
     return RunConfig(
         groups=units,
         workloads=("replay",),
         seed=trace.header["seed"],
-        report=options["report"] or _folder(),
+        report=options.report or _folder(),
         state_dir=settings.state_dir,
-        reproduce=shlex.join(["vfiotool", "stress", "replay", file, *flags]),
+        reproduce=shlex.join(["vfiotool", "stress", "replay", file, *_lifting_flags(options)]),
         cycles=max(map(len, cycles.values()), default=0),
         jobs=len(units),
-        allowed=frozenset(allowed_rules(options)),
-        allow_crash=options["allow_kernel_crash"],
+        allowed=frozenset(options.allowed),
+        allow_crash=options.allow_kernel_crash,
         repeated=cycles,
     )
 
 
-def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> None:
+def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: bool) -> None:
     """Reduce what went otherwise to the fewest operations, and show them."""
     from vfiotool.stress.groups import groups_of_trace
     from vfiotool.stress.reproduce.minimize import reduce
@@ -186,13 +211,13 @@ def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> 
 
     units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
     with unhurried():
-        finding = reduce(trace, units, settings.state_dir, allowed_rules(options))
-    if options["script"]:
-        write_whole(options["script"], [script(trace.header, finding)])
+        finding = reduce(trace, units, settings.state_dir, list(options.allowed))
+    if options.script:
+        write_whole(options.script, [script(trace.header, finding)])
     if as_json:
         operations = [one.document() for one in finding.records]
         found = list(finding.seen.found)
-        write_document("stress", {"operations": operations, "found": found, "script": options["script"]})
+        write_document("stress", {"operations": operations, "found": found, "script": options.script})
         return
     for record in finding.records:
         text = f"{record.call}: {record.outcome}"
@@ -201,56 +226,49 @@ def _shrink(settings: Settings, trace: Trace, as_json: bool, **options: Any) -> 
         click.echo(f"then {one}")
 
 
-def _require_live(settings: Settings) -> None:
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only this machine can be stressed")
-
-
 def _folder() -> str:
     """Return a name for the folder of a report."""
     return time.strftime("vfiotool-stress-%Y%m%d-%H%M%S")
 
 
-def _order(settings: Settings, names: str, **options: Any) -> RunConfig:
-    _require_live(settings)
-    from vfiotool.binding.operations import Binding
+def _order(settings: Settings, names: str, selection: Selection, options: RunOptions) -> RunConfig:
+    tree = settings.require_live()
     from vfiotool.stress.config import RunConfig, parse_workloads, require_lab
     from vfiotool.stress.groups import find_groups
 
-    if options["allow_kernel_crash"]:
-        require_lab(settings.tree)
-    group = options["group"]
-    wanted = select_meant(settings.tree, options["selectors"], several=options["several"] or group)
-    if group:
-        wanted = Binding(state_dir=settings.state_dir).group_members(wanted)
-    units = find_groups(settings.tree, wanted, settings.state_dir)
-    seed = options["seed"]
-    seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
-    cycles, duration = options["cycles"], options["duration"]
-    cycles = _CYCLES if cycles is None and duration is None else cycles
+    if options.allow_kernel_crash:
+        require_lab(tree)
+    wanted = select_endpoints(settings, Binding(state_dir=settings.state_dir), selection)
+    units = find_groups(tree, wanted, settings.state_dir)
+    seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
+    cycles = _CYCLES if options.cycles is None and options.duration is None else options.cycles
     return RunConfig(
         groups=units,
         workloads=parse_workloads(names),
         seed=seed,
-        report=options["report"] or _folder(),
+        report=options.report or _folder(),
         state_dir=settings.state_dir,
-        reproduce=_reproduce(names, wanted, seed, cycles, options),
+        reproduce=_reproduce(names, wanted, replace(options, seed=seed, cycles=cycles)),
         cycles=cycles,
-        duration=duration,
-        jobs=options["jobs"] or len(units),
-        allowed=frozenset(allowed_rules(options)),
-        allow_crash=options["allow_kernel_crash"],
+        duration=options.duration,
+        jobs=options.jobs or len(units),
+        allowed=frozenset(options.allowed),
+        allow_crash=options.allow_kernel_crash,
     )
 
 
-def _reproduce(names: str, wanted: list[str], seed: int, cycles: int | None, options: dict[str, Any]) -> str:
+def _reproduce(names: str, wanted: list[str], options: RunOptions) -> str:
     """Return the command line that does the same again; a run that time ends comes about as far."""
-    words = ["vfiotool", "stress", names, *wanted, "--seed", str(seed)]
-    for flag, value in (("cycles", cycles), ("duration", options["duration"]), ("jobs", options["jobs"])):
+    words = ["vfiotool", "stress", names, *wanted, "--seed", str(options.seed)]
+    for flag in ("cycles", "duration", "jobs"):
+        value = getattr(options, flag)
         words += [] if value is None else [f"--{flag}", f"{value:g}"]
-    words += [f"--allow-{rule}" for rule in allowed_rules(options)]
-    words += ["--allow-kernel-crash"] if options["allow_kernel_crash"] else []
-    return shlex.join(words)
+    return shlex.join(words + _lifting_flags(options))
+
+
+def _lifting_flags(options: RunOptions | ReplayOptions) -> list[str]:
+    crash = ["--allow-kernel-crash"] if options.allow_kernel_crash else []
+    return allow_flags(options.allowed) + crash
 
 
 def _end_when_told(stop: StopRequest) -> None:

@@ -32,19 +32,18 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
 
     Of all PCI devices, or of those that each ADDRESS names. Without root it shows what it may.
     """
-    if not settings.tree.is_live:
-        raise click.UsageError("--sysroot is for looking: only this machine can be watched")
+    tree = settings.require_live()
     from vfiotool.events.entry import now
     from vfiotool.events.entry_filter import EntryFilter
     from vfiotool.events.timeline import Timeline
     from vfiotool.render.timeline import write_entry, write_line
 
-    entry_filter = EntryFilter(settings.tree, select(settings.tree, selectors))
+    entry_filter = EntryFilter(tree, select(tree, selectors))
     write = write_entry if as_json else write_line
     unwind_when_told_to_end()
     stack = contextlib.ExitStack()
     try:
-        timeline = Timeline(_sources(settings.tree, stack))
+        timeline = Timeline(_sources(tree, stack))
         _tell("watching; Ctrl-C ends it")
         until = None if duration is None else now() + duration
         with contextlib.suppress(KeyboardInterrupt):  # it is how a user ends this
