@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.holding import held
-from vfiotool.binding.machine import Events, LiveMachine, Machine
+from vfiotool.binding.machine import Events, LiveMachine, MachineControl
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.steps import steps_between
@@ -34,7 +34,7 @@ TOUCHED = (EDU, E1000E, NVME, BRIDGE, *SIBLINGS)
 class Watched:
     """A machine whose writes are seen, and can be made to fail before they reach it."""
 
-    machine: Machine
+    machine: MachineControl
     writes: list[str] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     on_write: Callable[[str], None] | None = None

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vfiotool.binding.device_record import DeviceRecord, is_driver_name
 from vfiotool.binding.journal import Journal
-from vfiotool.binding.stored import Stored, is_driver_name
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState, NodeAccess
 
@@ -21,8 +21,8 @@ FULL = DeviceState("e1000e", " ", numvfs=4, autoprobe=1, power_control="auto", n
 
 
 @pytest.fixture
-def stored() -> Stored:
-    return Stored(A, 0x8086, 0x10D3, DeviceState("e1000e", None))
+def stored() -> DeviceRecord:
+    return DeviceRecord(A, 0x8086, 0x10D3, DeviceState("e1000e", None))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def record_path(journal: Journal) -> Path:
 
 
 @pytest.mark.parametrize("state", [DeviceState(None, None), FULL], ids=["nothing", "all"])
-def test_a_record_is_found_and_forgotten(journal: Journal, stored: Stored, state: DeviceState) -> None:
+def test_a_record_is_found_and_forgotten(journal: Journal, stored: DeviceRecord, state: DeviceState) -> None:
     journal.record(replace(stored, state=state))
     assert journal.find(A) == replace(stored, state=state)
     assert journal.addresses() == [A]
@@ -46,19 +46,19 @@ def test_a_record_is_found_and_forgotten(journal: Journal, stored: Stored, state
     assert (journal.find(A), journal.addresses()) == (None, [])
 
 
-def test_a_record_of_an_earlier_boot_says_nothing(journal: Journal, stored: Stored) -> None:
+def test_a_record_of_an_earlier_boot_says_nothing(journal: Journal, stored: DeviceRecord) -> None:
     journal.record(stored)
     assert Journal(journal.state_dir, boot="the next one").find(A) is None
 
 
-def test_records_in_the_order_of_addresses(journal: Journal, stored: Stored) -> None:
+def test_records_in_the_order_of_addresses(journal: Journal, stored: DeviceRecord) -> None:
     for address in (VMD, "ffff:00:00.0", A):
         journal.record(replace(stored, address=address))
     Path(journal.state_dir, "journal", "README").write_text("not a record")
     assert journal.addresses() == [A, "ffff:00:00.0", VMD]
 
 
-def test_only_its_user_can_read_it(state_dir: str, journal: Journal, stored: Stored) -> None:
+def test_only_its_user_can_read_it(state_dir: str, journal: Journal, stored: DeviceRecord) -> None:
     journal.record(stored)
     names = ("", "journal", "pending", "locks", "transactions", f"journal/{A}.json")
     modes = [stat.S_IMODE(os.stat(f"{state_dir}/{name}").st_mode) for name in names]
@@ -66,7 +66,7 @@ def test_only_its_user_can_read_it(state_dir: str, journal: Journal, stored: Sto
 
 
 def test_a_record_is_replaced_as_a_whole(
-    journal: Journal, stored: Stored, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is killed while it writes leaves the former record."""
     journal.record(stored)
@@ -83,7 +83,7 @@ def test_a_record_is_replaced_as_a_whole(
 
 
 def test_a_full_disk_is_an_error_of_ours(
-    journal: Journal, stored: Stored, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
@@ -139,7 +139,7 @@ def test_a_record_that_is_no_plain_file(journal: Journal, make: Callable[[Path],
     assert error.value.hint
 
 
-def test_a_record_that_others_can_write_is_refused(journal: Journal, stored: Stored) -> None:
+def test_a_record_that_others_can_write_is_refused(journal: Journal, stored: DeviceRecord) -> None:
     journal.record(stored)
     os.chmod(record_path(journal), 0o620)
     with pytest.raises(VfioToolError, match="only its user can write"):
@@ -147,7 +147,7 @@ def test_a_record_that_others_can_write_is_refused(journal: Journal, stored: Sto
 
 
 def test_a_record_of_another_user_is_refused(
-    journal: Journal, stored: Stored, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal.record(stored)
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(record_path(journal)).st_uid + 1)
@@ -180,7 +180,7 @@ def test_a_record_of_another_user_is_refused(
     ids=str,
 )
 def test_a_record_with_a_field_that_is_wrong(
-    journal: Journal, stored: Stored, fields: dict[str, object]
+    journal: Journal, stored: DeviceRecord, fields: dict[str, object]
 ) -> None:
     journal.record(stored)
     document = json.loads(record_path(journal).read_text())

@@ -17,7 +17,7 @@ from tests.unit.conftest import Run
 from vfiotool.binding.persist import entries as persist
 from vfiotool.binding.persist import topology_path
 from vfiotool.binding.persist.check import check
-from vfiotool.binding.persist.entries import Entry
+from vfiotool.binding.persist.entries import PersistEntry
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.testing import FakeHost
@@ -136,7 +136,7 @@ def test_an_odd_place_is_refused(host: FakeHost) -> None:
 def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
     before = etc(host)
     entry = persist.add(host.tree, NVME)
-    assert entry == Entry(NVME, PATH, 0x1B36, 0x10, "vfio-pci")
+    assert entry == PersistEntry(NVME, PATH, 0x1B36, 0x10, "vfio-pci")
     added = etc(host)
     assert set(added) - set(before) == {
         RULE.removeprefix("/etc/"),
@@ -238,7 +238,7 @@ def test_a_rule_that_says_something_else_is_an_error(host: FakeHost, change: tup
         persist.entries(host.tree)
 
 
-def shell_command(entry: Entry) -> str:
+def shell_command(entry: PersistEntry) -> str:
     """What udev gives to the shell: the rule's PROGRAM, unquoted, its doubled dollars made single."""
     match = re.search(r'PROGRAM="(.*)"\n', persist.rule_text(entry))
     assert match
@@ -247,7 +247,7 @@ def shell_command(entry: Entry) -> str:
     return command
 
 
-def arm(host: FakeHost, entry: Entry) -> None:
+def arm(host: FakeHost, entry: PersistEntry) -> None:
     """Run what the first event after a restart runs, whichever device it is of, on the fake's files."""
     os.unlink(host.tree.path(persist.stamp_path(entry)))
     command = shell_command(entry).replace("/sys/", f"{host.root}/sys/").replace("/run/", f"{host.root}/run/")
@@ -290,12 +290,12 @@ def test_the_first_event_does_without_the_device(host: FakeHost) -> None:
     arm(host, entry)
 
 
-def verdicts(host: FakeHost, entry: Entry) -> dict[str, bool | None]:
+def verdicts(host: FakeHost, entry: PersistEntry) -> dict[str, bool | None]:
     return {one.name: one.ok for one in check(host.tree, entry)}
 
 
 @pytest.fixture
-def good(host: FakeHost) -> Entry:
+def good(host: FakeHost) -> PersistEntry:
     """An entry that holds: the device is on its driver, the initramfs is new, nothing is built in."""
     entry = persist.add(host.tree, NVME)
     host.put(f"{device_path(NVME)}/modalias", "pci:v00001B36d00000010sv0000sd0000bc01sc08i02")
@@ -310,45 +310,45 @@ def good(host: FakeHost) -> Entry:
     return entry
 
 
-def failing(host: FakeHost, entry: Entry) -> dict[str, bool | None]:
+def failing(host: FakeHost, entry: PersistEntry) -> dict[str, bool | None]:
     return {name: ok for name, ok in verdicts(host, entry).items() if not ok}
 
 
-def test_check_finds_a_changed_rule(host: FakeHost, good: Entry) -> None:
+def test_check_finds_a_changed_rule(host: FakeHost, good: PersistEntry) -> None:
     host.put(RULE, host.tree.read(RULE) + "\n#")
     assert failing(host, good)["rule"] is False
 
 
-def test_check_finds_another_device(host: FakeHost, good: Entry) -> None:
+def test_check_finds_another_device(host: FakeHost, good: PersistEntry) -> None:
     host.put(f"{device_path(NVME)}/vendor", "0x8086")
     assert failing(host, good) == {"device": False, "driver": None, "native": None}
 
 
-def test_check_finds_the_native_driver(host: FakeHost, good: Entry) -> None:
+def test_check_finds_the_native_driver(host: FakeHost, good: PersistEntry) -> None:
     host.set_driver(NVME, "nvme")
     assert failing(host, good) == {"driver": False}
 
 
-def test_check_finds_a_driver_that_is_built_in(host: FakeHost, good: Entry) -> None:
+def test_check_finds_a_driver_that_is_built_in(host: FakeHost, good: PersistEntry) -> None:
     host.put("/lib/modules/6.12.0/modules.builtin.modinfo", b"nvme.alias=pci:v*d*sv*sd*bc01sc08i02*\0")
     (failed,) = [one for one in check(host.tree, good) if not one.ok]
     assert (failed.name, failed.ok) == ("native", False)
     assert failed.detail.startswith("nvme is built into the kernel")
 
 
-def test_check_finds_an_old_initramfs(host: FakeHost, good: Entry) -> None:
+def test_check_finds_an_old_initramfs(host: FakeHost, good: PersistEntry) -> None:
     old = time.time() - 3600
     os.utime(host.tree.path("/boot/initrd.img-6.12.0"), (old, old))
     (failed,) = [one for one in check(host.tree, good) if not one.ok]
     assert (failed.name, failed.remedy) == ("initramfs", "update-initramfs -u or dracut -f")
 
 
-def test_check_finds_a_missing_hook(host: FakeHost, good: Entry) -> None:
+def test_check_finds_a_missing_hook(host: FakeHost, good: PersistEntry) -> None:
     host.remove("/etc/initramfs-tools/hooks/vfiotool")
     assert failing(host, good)["initramfs-hook"] is False
 
 
-def test_check_says_what_it_cannot_know(host: FakeHost, good: Entry) -> None:
+def test_check_says_what_it_cannot_know(host: FakeHost, good: PersistEntry) -> None:
     for name in ("/etc/initramfs-tools/hooks/vfiotool", "/etc/dracut.conf.d/90-vfiotool.conf"):
         host.remove(name)
         os.rmdir(os.path.dirname(host.tree.path(name)))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
-from vfiotool.binding.scene import Scene, read_scene
+from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.steps import Step, parse_access, steps_between
 from vfiotool.host.device_state import ROOTS_ALONE, DeviceState, NodeAccess, read_states
 from vfiotool.host.devices import read_devices
@@ -19,22 +19,22 @@ ALICES = NodeAccess(1000, 1001, 0o660)
 
 
 @pytest.fixture
-def scene(host: FakeHost) -> Scene:
+def context(host: FakeHost) -> PlanContext:
     """A NIC on its driver and an idle device, in one group with a bridge."""
     host.add_device(A, driver="e1000e", group=1)
     host.add_device(B, group=1)
     host.add_device(BRIDGE, class_code=0x060400, driver="pcieport", group=1)
-    seen = read_scene(host.tree, read_devices(host.tree, [A, B, BRIDGE], PciNames(b"")), [A, B])
+    seen = read_plan_context(host.tree, read_devices(host.tree, [A, B, BRIDGE], PciNames(b"")), [A, B])
     return replace(seen, loaded_drivers=LOADED)
 
 
 @pytest.fixture
-def now(host: FakeHost, scene: Scene) -> dict[str, DeviceState]:
+def now(host: FakeHost, context: PlanContext) -> dict[str, DeviceState]:
     return read_states(host.tree, [A, B, BRIDGE])
 
 
-def bind(scene: Scene, now: dict[str, DeviceState], *wanted: str, driver: str = "vfio-pci") -> Plan:
-    return make_plan(scene, now, {address: bound_to(now[address], driver) for address in wanted})
+def bind(context: PlanContext, now: dict[str, DeviceState], *wanted: str, driver: str = "vfio-pci") -> Plan:
+    return make_plan(context, now, {address: bound_to(now[address], driver) for address in wanted})
 
 
 def lines(plan: Plan) -> list[str]:
@@ -53,8 +53,10 @@ def driver_file(driver: str, name: str) -> str:
     return f"write '{A}' to /sys/bus/pci/drivers/{driver}/{name}"
 
 
-def test_the_override_is_set_before_the_device_is_let_go(scene: Scene, now: dict[str, DeviceState]) -> None:
-    plan = bind(scene, now, A)
+def test_the_override_is_set_before_the_device_is_let_go(
+    context: PlanContext, now: dict[str, DeviceState]
+) -> None:
+    plan = bind(context, now, A)
     assert lines(plan) == [
         write("driver_override", "vfio-pci"),
         driver_file("e1000e", "unbind"),
@@ -70,29 +72,32 @@ def test_the_override_is_set_before_the_device_is_let_go(scene: Scene, now: dict
     ]
 
 
-def test_a_device_without_a_driver_is_only_bound(scene: Scene, now: dict[str, DeviceState]) -> None:
-    assert [step.path.rpartition("/")[2] for step in bind(scene, now, B).steps] == ["driver_override", "bind"]
+def test_a_device_without_a_driver_is_only_bound(context: PlanContext, now: dict[str, DeviceState]) -> None:
+    assert [step.path.rpartition("/")[2] for step in bind(context, now, B).steps] == [
+        "driver_override",
+        "bind",
+    ]
 
 
 def test_an_override_is_cleared_by_a_newline() -> None:
     assert between(DeviceState(None, "vfio-pci"), DeviceState(None, None)) == [write("driver_override", "\n")]
 
 
-def test_modules_come_first_and_each_once(scene: Scene, now: dict[str, DeviceState]) -> None:
-    plan = bind(replace(scene, loaded_drivers=frozenset()), now, A, B)
+def test_modules_come_first_and_each_once(context: PlanContext, now: dict[str, DeviceState]) -> None:
+    plan = bind(replace(context, loaded_drivers=frozenset()), now, A, B)
     assert lines(plan)[0] == "modprobe vfio-pci"
     assert not any(line.startswith("modprobe") for line in lines(plan)[1:])
 
 
-def test_devices_are_changed_in_the_order_given(scene: Scene, now: dict[str, DeviceState]) -> None:
-    touched = [step.address for step in bind(scene, now, B, A).steps]
+def test_devices_are_changed_in_the_order_given(context: PlanContext, now: dict[str, DeviceState]) -> None:
+    touched = [step.address for step in bind(context, now, B, A).steps]
     assert touched == [B, B, A, A, A]
 
 
 def test_a_device_that_is_bound_already_stays_with_its_override(
-    scene: Scene, now: dict[str, DeviceState]
+    context: PlanContext, now: dict[str, DeviceState]
 ) -> None:
-    plan = bind(scene, now, A, driver="e1000e")
+    plan = bind(context, now, A, driver="e1000e")
     assert (plan.steps, plan.refusals, plan.changes) == ((), (), ())
 
 
@@ -142,15 +147,17 @@ def test_the_access_to_a_node_is_given_again_once_it_is_made_anew() -> None:
     assert between(on_vfio, on_vfio) == []
 
 
-def test_a_group_that_stays_out_of_reach_is_warned_of(scene: Scene, now: dict[str, DeviceState]) -> None:
-    (warning,) = bind(scene, now, B).warnings
+def test_a_group_that_stays_out_of_reach_is_warned_of(
+    context: PlanContext, now: dict[str, DeviceState]
+) -> None:
+    (warning,) = bind(context, now, B).warnings
     assert warning.startswith(f"group 1 is not viable while {A} is on e1000e")
-    assert bind(scene, now, A, B).warnings == ()
-    assert bind(scene, now, B, driver="uio_pci_generic").warnings == ()
+    assert bind(context, now, A, B).warnings == ()
+    assert bind(context, now, B, driver="uio_pci_generic").warnings == ()
 
 
-def test_plans_add_up(scene: Scene, now: dict[str, DeviceState]) -> None:
-    first, second = bind(scene, now, A), bind(scene, now, B)
+def test_plans_add_up(context: PlanContext, now: dict[str, DeviceState]) -> None:
+    first, second = bind(context, now, A), bind(context, now, B)
     both = NOTHING + first + second
     assert both.steps == first.steps + second.steps
     assert {change.address for change in both.changes} == {A, B}

@@ -7,8 +7,8 @@ from typing import Any
 import click
 import pytest
 
+from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import RULES, PlanRefusedError, Refusal, refusals
-from vfiotool.binding.scene import Scene, read_scene
 from vfiotool.cli.root import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.denylist import OWNERS_LIST
@@ -36,7 +36,7 @@ OLD = [Era.DEFERRED_PUT, Era.NOTIFIER]
 
 
 @pytest.fixture
-def scene(host: FakeHost) -> Scene:
+def context(host: FakeHost) -> PlanContext:
     """A NIC on its driver and a device without one, in one group with a bridge; and a device alone."""
     host.add_device(NIC, driver="e1000e", group=1)
     host.add_device(IDLE, group=1)
@@ -46,57 +46,57 @@ def scene(host: FakeHost) -> Scene:
     return replace(seen, loaded_drivers=frozenset({"vfio-pci", "e1000e", "nvme", "other"}))
 
 
-def look(host: FakeTree, *wanted: str) -> Scene:
-    return read_scene(host.tree, read_devices(host.tree, sorted(host.devices), PciNames(b"")), wanted)
+def look(host: FakeTree, *wanted: str) -> PlanContext:
+    return read_plan_context(host.tree, read_devices(host.tree, sorted(host.devices), PciNames(b"")), wanted)
 
 
-def used(scene: Scene, address: str, *usage: Usage) -> Scene:
-    return replace(scene, usage={address: usage})
+def used(context: PlanContext, address: str, *usage: Usage) -> PlanContext:
+    return replace(context, usage={address: usage})
 
 
-def changed(scene: Scene, address: str, **fields: Any) -> Scene:
-    return replace(scene, devices={**scene.devices, address: replace(scene.devices[address], **fields)})
+def changed(context: PlanContext, address: str, **fields: Any) -> PlanContext:
+    return replace(context, devices={**context.devices, address: replace(context.devices[address], **fields)})
 
 
-def held(scene: Scene, era: Era, *holders: Holder) -> Scene:
-    groups = {**scene.groups, 1: replace(scene.groups[1], holders=holders)}
-    return replace(scene, groups=groups, open_groups=frozenset({1}), era=era)
+def held(context: PlanContext, era: Era, *holders: Holder) -> PlanContext:
+    groups = {**context.groups, 1: replace(context.groups[1], holders=holders)}
+    return replace(context, groups=groups, open_groups=frozenset({1}), era=era)
 
 
 def rules(found: Sequence[Refusal]) -> list[tuple[str, str, str | None]]:
     return [(one.address, one.rule, one.flag) for one in found]
 
 
-def test_a_free_device_is_not_refused(scene: Scene) -> None:
+def test_a_free_device_is_not_refused(context: PlanContext) -> None:
     for state in (TO_VFIO, TO_NONE, TO_HOST):
-        assert refusals(scene, {NIC: state, ALONE: state}) == ()
+        assert refusals(context, {NIC: state, ALONE: state}) == ()
 
 
 @pytest.mark.parametrize("state", [TO_VFIO, TO_NONE, TO_HOST], ids=["vfio", "none", "another"])
 def test_what_uses_a_device_refuses_it_by_rules_that_are_lifted_one_by_one(
-    scene: Scene, state: DeviceState
+    context: PlanContext, state: DeviceState
 ) -> None:
-    scene = used(scene, NIC, MOUNTED, UP, VGA)
-    assert [(one.rule, one.flag, one.reason) for one in refusals(scene, {NIC: state})] == [
+    context = used(context, NIC, MOUNTED, UP, VGA)
+    assert [(one.rule, one.flag, one.reason) for one in refusals(context, {NIC: state})] == [
         ("mounted", "--allow-mounted", "its disk sda1 is mounted on /srv"),
         ("swap", "--allow-swap", "its disk sda1 is swapped to"),
         ("network", "--allow-network", "its network interface eth0 is up with 192.0.2.9/24"),
         ("vga", "--allow-vga", "it is the graphics card"),
     ]
-    lifted = replace(scene, allowed=frozenset({"mounted", "vga", "network"}))
+    lifted = replace(context, allowed=frozenset({"mounted", "vga", "network"}))
     assert rules(refusals(lifted, {NIC: state})) == [(NIC, "swap", "--allow-swap")]
-    assert refusals(replace(scene, allowed=frozenset(RULES)), {NIC: state}) == ()
+    assert refusals(replace(context, allowed=frozenset(RULES)), {NIC: state}) == ()
 
 
-def test_a_device_that_stays_on_its_driver_is_not_refused(scene: Scene) -> None:
-    scene = used(changed(scene, NIC, vfs=("0000:00:12.1",)), NIC, UP)
-    assert refusals(scene, {NIC: DeviceState("e1000e", "e1000e")}) == ()
+def test_a_device_that_stays_on_its_driver_is_not_refused(context: PlanContext) -> None:
+    context = used(changed(context, NIC, vfs=("0000:00:12.1",)), NIC, UP)
+    assert refusals(context, {NIC: DeviceState("e1000e", "e1000e")}) == ()
 
 
-def test_a_bridge_is_refused_for_whatever_change(scene: Scene) -> None:
+def test_a_bridge_is_refused_for_whatever_change(context: PlanContext) -> None:
     for state in (TO_VFIO, DeviceState("pcieport", "pcieport")):
-        scene = replace(scene, allowed=frozenset({"bridge", *RULES}))
-        assert rules(refusals(scene, {BRIDGE: state})) == [(BRIDGE, "bridge", None)]
+        context = replace(context, allowed=frozenset({"bridge", *RULES}))
+        assert rules(refusals(context, {BRIDGE: state})) == [(BRIDGE, "bridge", None)]
 
 
 @pytest.mark.parametrize(
@@ -108,39 +108,41 @@ def test_a_bridge_is_refused_for_whatever_change(scene: Scene) -> None:
         (TO_HOST, "--allow-vfs"),
     ],
 )
-def test_a_pf_with_vfs(scene: Scene, state: DeviceState, flag: str | None) -> None:
-    scene = changed(scene, NIC, vfs=("0000:00:12.1",))
-    assert rules(refusals(scene, {NIC: state})) == [(NIC, "vfs", flag)]
-    lifted = refusals(replace(scene, allowed=frozenset({"vfs"})), {NIC: state})
+def test_a_pf_with_vfs(context: PlanContext, state: DeviceState, flag: str | None) -> None:
+    context = changed(context, NIC, vfs=("0000:00:12.1",))
+    assert rules(refusals(context, {NIC: state})) == [(NIC, "vfs", flag)]
+    lifted = refusals(replace(context, allowed=frozenset({"vfs"})), {NIC: state})
     assert rules(lifted) == ([] if flag else [(NIC, "vfs", None)])
 
 
 # The whole group
 
 
-def test_userspace_gets_the_whole_group_and_so_what_uses_a_sibling_counts(scene: Scene) -> None:
-    scene = used(scene, NIC, UP)
-    (one,) = refusals(scene, {IDLE: TO_VFIO})
+def test_userspace_gets_the_whole_group_and_so_what_uses_a_sibling_counts(context: PlanContext) -> None:
+    context = used(context, NIC, UP)
+    (one,) = refusals(context, {IDLE: TO_VFIO})
     assert (one.address, one.rule, one.flag) == (NIC, "network", "--allow-network")
     assert one.reason == (
         "its network interface eth0 is up with 192.0.2.9/24; it shares group 1 with 0000:00:13.0, "
         "and the group goes to userspace as a whole"
     )
-    assert refusals(scene, {IDLE: TO_HOST}) == ()
-    assert refusals(scene, {ALONE: TO_VFIO}) == ()
+    assert refusals(context, {IDLE: TO_HOST}) == ()
+    assert refusals(context, {ALONE: TO_VFIO}) == ()
 
 
-def test_a_sibling_that_is_named_too_is_refused_once(scene: Scene) -> None:
-    found = refusals(used(scene, NIC, UP), {IDLE: TO_VFIO, NIC: TO_VFIO})
+def test_a_sibling_that_is_named_too_is_refused_once(context: PlanContext) -> None:
+    found = refusals(used(context, NIC, UP), {IDLE: TO_VFIO, NIC: TO_VFIO})
     assert [(one.address, one.reason) for one in found] == [
         (NIC, "its network interface eth0 is up with 192.0.2.9/24")
     ]
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", None], ids=["on vfio", "without a driver"])
-def test_a_sibling_that_the_host_does_not_drive_does_not_count(scene: Scene, driver: str | None) -> None:
-    scene = changed(used(scene, NIC, VGA), NIC, driver=driver)
-    assert refusals(scene, {IDLE: TO_VFIO}) == ()
+def test_a_sibling_that_the_host_does_not_drive_does_not_count(
+    context: PlanContext, driver: str | None
+) -> None:
+    context = changed(used(context, NIC, VGA), NIC, driver=driver)
+    assert refusals(context, {IDLE: TO_VFIO}) == ()
 
 
 # A group that is in use
@@ -160,33 +162,33 @@ def test_a_sibling_that_the_host_does_not_drive_does_not_count(scene: Scene, dri
     ],
 )
 def test_a_device_of_a_group_that_is_in_use(
-    scene: Scene, era: Era, now: str | None, state: DeviceState, old: str | None, new: str | None
+    context: PlanContext, era: Era, now: str | None, state: DeviceState, old: str | None, new: str | None
 ) -> None:
-    scene = changed(held(scene, era, HOLDER), IDLE, driver=now)
+    context = changed(held(context, era, HOLDER), IDLE, driver=now)
     rule = old if era in OLD else new
     flag = "--allow-held" if rule == "held" else None
-    found = refusals(scene, {IDLE: state})
+    found = refusals(context, {IDLE: state})
     assert rules(found) == ([] if rule is None else [(IDLE, rule, flag)])
     assert all("group 1 is in use by pid 9 (qemu)" in one.reason for one in found)
 
 
-def test_a_holder_that_cannot_be_seen_counts_too(scene: Scene) -> None:
-    (one,) = refusals(held(scene, Era.DEFERRED_PUT), {IDLE: TO_HOST})
+def test_a_holder_that_cannot_be_seen_counts_too(context: PlanContext) -> None:
+    (one,) = refusals(held(context, Era.DEFERRED_PUT), {IDLE: TO_HOST})
     assert (one.rule, "by a process that cannot be named" in one.reason) == ("live-group", True)
 
 
 @pytest.mark.parametrize("era", Era)
-def test_a_module_that_is_loaded_reaches_into_every_live_group(scene: Scene, era: Era) -> None:
+def test_a_module_that_is_loaded_reaches_into_every_live_group(context: PlanContext, era: Era) -> None:
     """Up to 5.18 its driver probes each device without one; it may serve the one in the live group."""
-    scene = changed(replace(scene, loaded_drivers=frozenset({"vfio-pci"})), BRIDGE, driver=None)
-    scene = held(scene, era, HOLDER)
-    found = refusals(scene, {ALONE: TO_HOST})
+    context = changed(replace(context, loaded_drivers=frozenset({"vfio-pci"})), BRIDGE, driver=None)
+    context = held(context, era, HOLDER)
+    found = refusals(context, {ALONE: TO_HOST})
     assert rules(found) == ([(ALONE, "live-group", None)] if era in OLD else [])
     assert all(f"could bind {IDLE}" in one.reason for one in found)
-    assert refusals(scene, {ALONE: TO_VFIO}) == ()
-    aside = changed(scene, IDLE, driver_override="vfio-pci")
+    assert refusals(context, {ALONE: TO_VFIO}) == ()
+    aside = changed(context, IDLE, driver_override="vfio-pci")
     assert refusals(aside, {ALONE: TO_HOST}) == ()
-    named = changed(scene, IDLE, driver_override="nvme")
+    named = changed(context, IDLE, driver_override="nvme")
     assert rules(refusals(named, {ALONE: TO_HOST})) == rules(found)
 
 
@@ -195,9 +197,9 @@ def test_old_kernels_are_looked_at_as_a_whole(host: FakeHost, old_host: FakeHost
         one.add_device(NIC, group=1)
         one.add_device(ALONE, driver="vfio-pci", group=2)
         one.block(ALONE)
-        scene = look(one, NIC)
-        assert scene.groups.keys() == groups
-        assert scene.open_groups == groups - {1}
+        context = look(one, NIC)
+        assert context.groups.keys() == groups
+        assert context.open_groups == groups - {1}
 
 
 # Denylists
@@ -247,22 +249,22 @@ def test_each_rule_has_its_option(verb: str) -> None:
     assert {f"--allow-{rule}": text for rule, text in RULES.items()}.items() <= said.items()
 
 
-def test_the_hint_names_each_option_once(scene: Scene) -> None:
-    both = replace(scene, usage={NIC: (MOUNTED,), ALONE: (MOUNTED,)})
+def test_the_hint_names_each_option_once(context: PlanContext) -> None:
+    both = replace(context, usage={NIC: (MOUNTED,), ALONE: (MOUNTED,)})
     error = PlanRefusedError(refusals(both, {NIC: TO_NONE, ALONE: TO_NONE}))
     assert error.hint == "if you mean it, add --allow-mounted --allow-swap"
     assert str(error).startswith(f"refused: {NIC}: its disk sda1 is mounted on /srv; {NIC}: its disk")
 
 
-def test_the_hint_promises_nothing_that_no_option_lifts(scene: Scene) -> None:
-    assert PlanRefusedError(refusals(scene, {BRIDGE: TO_NONE})).hint == "no option lifts this"
-    error = PlanRefusedError(refusals(used(scene, NIC, UP), {BRIDGE: TO_NONE, NIC: TO_NONE}))
+def test_the_hint_promises_nothing_that_no_option_lifts(context: PlanContext) -> None:
+    assert PlanRefusedError(refusals(context, {BRIDGE: TO_NONE})).hint == "no option lifts this"
+    error = PlanRefusedError(refusals(used(context, NIC, UP), {BRIDGE: TO_NONE, NIC: TO_NONE}))
     assert error.hint == f"no option lifts this for {BRIDGE}"
 
 
-def test_a_reason_is_one_line(scene: Scene) -> None:
+def test_a_reason_is_one_line(context: PlanContext) -> None:
     odd = Usage("block", "sda1", "", (Claim("mounted", "is mounted on /a\nb\x1b[2J"),))
-    (one,) = refusals(used(scene, NIC, odd), {NIC: TO_NONE})
+    (one,) = refusals(used(context, NIC, odd), {NIC: TO_NONE})
     assert one.reason == "its disk sda1 is mounted on /a?b?[2J"
-    live = held(scene, Era.DEFERRED_PUT, replace(HOLDER, comm="a\nb"))
+    live = held(context, Era.DEFERRED_PUT, replace(HOLDER, comm="a\nb"))
     assert "(a?b)" in refusals(live, {IDLE: TO_HOST})[0].reason

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 
+from vfiotool.binding.device_record import DeviceRecord, from_document, to_document
 from vfiotool.binding.state_dir import damaged, make_private, read_own, remove_own, replace_own, unusable
-from vfiotool.binding.stored import Stored, from_document, to_document
 from vfiotool.errors import VfioToolError
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, pending_writer
 from vfiotool.host.tree import Tree
@@ -39,7 +39,7 @@ class Journal:
         for folder in (self.state_dir, self._records, self.locks, self.transactions, pending):
             make_private(folder)
 
-    def record(self, stored: Stored) -> None:
+    def record(self, stored: DeviceRecord) -> None:
         """Keep what a device was.
 
         Raises:
@@ -49,7 +49,7 @@ class Journal:
         with unusable(self.state_dir):
             replace_own(self._path(stored.address), json.dumps(document))
 
-    def find(self, address: str) -> Stored | None:
+    def find(self, address: str) -> DeviceRecord | None:
         """Return the record of an address, or ``None``.
 
         Raises:
@@ -86,6 +86,11 @@ class Journal:
 
     def _path(self, address: str) -> str:
         return f"{self._records}/{address}.json"
+
+
+def boot_id(tree: Tree) -> str:
+    """Return what names this boot of the machine: with its end, all states are gone."""
+    return tree.find("/proc/sys/kernel/random/boot_id") or ""
 
 
 def debris(tree: Tree, journal: Journal) -> list[tuple[str, str]]:

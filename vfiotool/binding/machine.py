@@ -39,7 +39,7 @@ class Events(Protocol):
     def close(self) -> None: ...
 
 
-class Machine(Protocol):
+class MachineControl(Protocol):
     """What the binder needs of a machine, be it real or a fake."""
 
     tree: Tree

@@ -10,16 +10,16 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from vfiotool.binding.executor import Executor
-from vfiotool.binding.journal import Journal
-from vfiotool.binding.machine import LiveMachine, Machine
+from vfiotool.binding.device_record import is_driver_name
+from vfiotool.binding.journal import Journal, boot_id
+from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import Plan, bound_to, group_warnings
+from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.planner import Planner, Shape, Wish
 from vfiotool.binding.recovery import Recovery
-from vfiotool.binding.scene import Scene
 from vfiotool.binding.sriov import check_count, live_group_refusals, with_bound_vfs
-from vfiotool.binding.stored import boot_id, is_driver_name
+from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import DeviceState
@@ -47,7 +47,7 @@ class Binding:
         allowed: Collection[str] = (),
         dry_run: bool = False,
         timeout: float = UNBIND_SECONDS,
-        machine: Machine | None = None,
+        machine: MachineControl | None = None,
     ) -> None:
         self.state_dir, self.dry_run, self.timeout = state_dir, dry_run, timeout
         self._allowed = frozenset(allowed)
@@ -55,7 +55,7 @@ class Binding:
         self._tree = machine.tree
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
         self._planner = Planner(self._tree, state_dir)
-        self._executor = Executor(machine, self._journal, timeout)
+        self._executor = TransactionRunner(machine, self._journal, timeout)
         self._recovery = Recovery(
             machine,
             self._journal,
@@ -76,7 +76,7 @@ class Binding:
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
             UnsupportedError: a device has no IOMMU group, or the kernel has no such driver.
-            BindError, BlockedError: see ``Binder.execute``; also where another vfiotool is at work on
+            BindError, BlockedError: see ``PlanWriter.execute``; also where another vfiotool is at work on
                 a device's group, or what one left of it cannot be put right.
         """
         if not is_driver_name(driver):
@@ -124,9 +124,9 @@ class Binding:
             check_count(self._tree, device, state, count)
             return replace(state, numvfs=count)
 
-        def shape(scene: Scene, plan: Plan) -> Plan:
-            plan = with_bound_vfs(scene, plan, pf) if bind else plan
-            return replace(plan, refusals=plan.refusals + live_group_refusals(scene, plan, pf))
+        def shape(context: PlanContext, plan: Plan) -> Plan:
+            plan = with_bound_vfs(context, plan, pf) if bind else plan
+            return replace(plan, refusals=plan.refusals + live_group_refusals(context, plan, pf))
 
         plan = self._run([pf], wish, shape=shape)
         is_done = plan.steps and not self.dry_run
@@ -178,16 +178,16 @@ class Binding:
             return self._planner.plan(wanted, wish, self._allowed, owner, shape)[0]
         with self._executor.locked(wanted):
             self._mended = self._recovery.mend(wanted)
-            plan, scene = self._planner.plan(wanted, wish, self._allowed, owner, shape)
-            self._executor.carry_out(plan, scene, forget=wanted if forget else ())
+            plan, context = self._planner.plan(wanted, wish, self._allowed, owner, shape)
+            self._executor.carry_out(plan, context, forget=wanted if forget else ())
         return plan
 
     def _with_vfs_now(self, plan: Plan, pf: str, *, warn: bool) -> Plan:
         """Tell of the VFs as they came, be it on a host driver or in a group with others."""
         devices = self._planner.devices()
         vfs = find_device(devices, pf).vfs
-        scene, now = self._planner.look(devices, vfs, self._allowed)
-        warnings = group_warnings(scene, now) if warn else ()
+        context, now = self._planner.look(devices, vfs, self._allowed)
+        warnings = group_warnings(context, now) if warn else ()
         return replace(plan, after={**plan.after, **now}, warnings=plan.warnings + warnings)
 
     def _is_recorded(self, address: str) -> bool:

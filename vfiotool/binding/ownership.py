@@ -11,7 +11,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from vfiotool.binding import own_files, udevadm
+from vfiotool.binding import marked_files, udevadm
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.groups import GROUPS
@@ -91,7 +91,7 @@ def revoke(tree: Tree, address: str) -> None:
     Raises:
         VfioToolError: the rule cannot be removed, or is not ours.
     """
-    if own_files.read(_rule_path(tree, address)) is None:
+    if marked_files.read(_rule_path(tree, address)) is None:
         return
     _change(tree, address, None)
     with contextlib.suppress(UnsupportedError):  # no udevd, no rule in force
@@ -111,7 +111,7 @@ def owner_of(tree: Tree, address: str) -> Owner | None:
     Raises:
         VfioToolError: the rule was changed by somebody else.
     """
-    text = own_files.read(_rule_path(tree, address))
+    text = marked_files.read(_rule_path(tree, address))
     if text is None:
         return None
     numbers = text.splitlines()[0].rpartition(" ")[2].partition(":")
@@ -138,11 +138,11 @@ def _check_group(tree: Tree, address: str, owner: Owner) -> None:
 
 
 def _change(tree: Tree, address: str, owner: Owner | None) -> None:
-    with own_files.locked(tree.path(RULES)):
+    with marked_files.locked(tree.path(RULES)):
         if owner is None:
-            own_files.remove(_rule_path(tree, address))
+            marked_files.remove(_rule_path(tree, address))
         else:
-            own_files.write(_rule_path(tree, address), _rule(address, owner))
+            marked_files.write(_rule_path(tree, address), _rule(address, owner))
 
 
 def rule_path(address: str) -> str:
@@ -158,7 +158,7 @@ def _rule(address: str, owner: Owner) -> str:
     """A group's number changes, so its node is known by the device; a cdev is the device's child."""
     gives = f'OWNER:="{owner.uid}", GROUP:="{owner.gid or 0}", MODE:="0{owner.mode:o}"'
     return (
-        f"{own_files.MARK} for 'bind --owner', by number: {owner}\n"
+        f"{marked_files.MARK} for 'bind --owner', by number: {owner}\n"
         f'SUBSYSTEM=="vfio", TEST=="{GROUPS}/%k/devices/{address}", {gives}\n'
         f'SUBSYSTEM=="vfio-dev", KERNELS=="{address}", {gives}\n'
     )

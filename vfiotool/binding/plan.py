@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import Refusal, refusals
-from vfiotool.binding.scene import Scene
 from vfiotool.binding.steps import MODPROBE, Step, steps_between
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.groups import blockers, is_vfio_driver
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class DriverChange:
     """A device and its drivers before and after."""
 
     address: str
@@ -37,11 +37,11 @@ class Plan:
     removed: tuple[str, ...] = ()
 
     @property
-    def changes(self) -> tuple[Change, ...]:
+    def changes(self) -> tuple[DriverChange, ...]:
         """The devices that end on another driver."""
         none = DeviceState(None, None)
         all_changes = (
-            Change(address, self.before.get(address, none).driver, self.after[address].driver)
+            DriverChange(address, self.before.get(address, none).driver, self.after[address].driver)
             for address in {**self.before, **self.after}
         )
         return tuple(change for change in all_changes if change.before != change.after)
@@ -66,26 +66,28 @@ class Plan:
 NOTHING = Plan({}, {}, ())
 
 
-def make_plan(scene: Scene, now: Mapping[str, DeviceState], wanted: Mapping[str, DeviceState]) -> Plan:
+def make_plan(
+    context: PlanContext, now: Mapping[str, DeviceState], wanted: Mapping[str, DeviceState]
+) -> Plan:
     """Plan to bring each device from its state ``now`` into the one ``wanted``, in the order given."""
-    steps = [step for address in wanted for step in _steps(scene, now[address], wanted[address], address)]
+    steps = [step for address in wanted for step in _steps(context, now[address], wanted[address], address)]
     touched = {step.address: wanted[step.address] for step in steps}
     return Plan(
         before={address: now[address] for address in wanted},
         after=dict(wanted),
-        steps=(*modules(scene, steps), *steps),
-        refusals=refusals(scene, touched),
-        warnings=group_warnings(scene, wanted),
+        steps=(*modules(context, steps), *steps),
+        refusals=refusals(context, touched),
+        warnings=group_warnings(context, wanted),
     )
 
 
-def modules(scene: Scene, steps: list[Step]) -> list[Step]:
+def modules(context: PlanContext, steps: list[Step]) -> list[Step]:
     """Return what loads the drivers that steps bind to, where they are not there."""
     drivers = {step.binds: step.address for step in steps if step.binds}
     return [
         Step(address, MODPROBE, driver)
         for driver, address in drivers.items()
-        if driver not in scene.loaded_drivers
+        if driver not in context.loaded_drivers
     ]
 
 
@@ -97,20 +99,20 @@ def bound_to(state: DeviceState, driver: str) -> DeviceState:
     return state if state.driver == driver else DeviceState(driver, driver)
 
 
-def _steps(scene: Scene, now: DeviceState, wanted: DeviceState, address: str) -> list[Step]:
-    group = scene.devices[address].iommu_group
+def _steps(context: PlanContext, now: DeviceState, wanted: DeviceState, address: str) -> list[Step]:
+    group = context.devices[address].iommu_group
     node = None if group is None else f"/dev/vfio/{group}"
     return list(steps_between(now, wanted, address, node=node))
 
 
-def group_warnings(scene: Scene, wanted: Mapping[str, DeviceState]) -> tuple[str, ...]:
+def group_warnings(context: PlanContext, wanted: Mapping[str, DeviceState]) -> tuple[str, ...]:
     """Tell of groups that stay out of userspace's reach, because of members that are not touched."""
     warnings = []
-    for number, group in sorted(scene.groups.items()):
+    for number, group in sorted(context.groups.items()):
         if not any(is_vfio_driver(wanted[address].driver) for address in group.devices if address in wanted):
             continue
-        others = [scene.devices[address] for address in group.devices if address not in wanted]
-        for blocker in blockers(others, scene.era):
+        others = [context.devices[address] for address in group.devices if address not in wanted]
+        for blocker in blockers(others, context.era):
             warnings.append(
                 f"group {number} is not viable while {blocker.address} is on {blocker.driver}: "
                 "bind it too, or use --group"

@@ -1,4 +1,4 @@
-"""From wishes to a plan and the scene that it is made from: where plans meet the machine."""
+"""From wishes to a plan and the context that it is made from: where plans meet the machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import Plan, make_plan
+from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.binding.scene import Scene, read_scene
 from vfiotool.binding.sriov import about_to_leave, leaving, with_vfs
 from vfiotool.binding.steps import grant_to
 from vfiotool.errors import BlockedError
@@ -21,7 +21,7 @@ from vfiotool.pci.names import PciNames
 Wish = Callable[[Device, DeviceState], DeviceState]
 """From a device and its state to the state that it is to be in."""
 
-Shape = Callable[[Scene, Plan], Plan]
+Shape = Callable[[PlanContext, Plan], Plan]
 """What an operation adds to a plan that states alone do not say."""
 
 
@@ -43,8 +43,8 @@ class Planner:
         allowed: frozenset[str],
         owner: Owner | None = None,
         shape: Shape | None = None,
-    ) -> tuple[Plan, Scene]:
-        """Plan for each device what is wished for it, and return the scene that the plan is made from.
+    ) -> tuple[Plan, PlanContext]:
+        """Plan for each device what is wished for it, and return the context that the plan is made from.
 
         Raises:
             PlanRefusedError: a rule that is not ``allowed`` forbids it.
@@ -52,42 +52,42 @@ class Planner:
             DeviceNotFoundError: there is no such device.
         """
         devices = self.devices()
-        scene, now = self.look(devices, wanted, allowed)
-        states = {address: wish(scene.devices[address], now[address]) for address in wanted}
-        removed = leaving(scene.devices, now, states)
+        context, now = self.look(devices, wanted, allowed)
+        states = {address: wish(context.devices[address], now[address]) for address in wanted}
+        removed = leaving(context.devices, now, states)
         if removed:
             stay = {address: state for address, state in states.items() if address not in removed}
-            scene, now = self.look(devices, [*removed, *stay], allowed)
+            context, now = self.look(devices, [*removed, *stay], allowed)
             states = {vf: about_to_leave(now[vf]) for vf in removed} | stay
-        plan = with_vfs(self.tree, scene, make_plan(scene, now, states), removed)
-        plan = plan if shape is None else shape(scene, plan)
+        plan = with_vfs(self.tree, context, make_plan(context, now, states), removed)
+        plan = plan if shape is None else shape(context, plan)
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
         if owner is not None:
             grants = tuple(grant_to(address, owner) for address in wanted)
             plan = replace(plan, steps=plan.steps + grants)
-        return plan, scene
+        return plan, context
 
     def look(
         self, devices: Sequence[Device], wanted: Sequence[str], allowed: frozenset[str]
-    ) -> tuple[Scene, dict[str, DeviceState]]:
-        """Return the scene, and the states of the wanted devices; raises as ``plan`` does."""
-        scene = read_scene(self.tree, devices, wanted, allowed=allowed)
+    ) -> tuple[PlanContext, dict[str, DeviceState]]:
+        """Return the context, and the states of the wanted devices; raises as ``plan`` does."""
+        context = read_plan_context(self.tree, devices, wanted, allowed=allowed)
         for address in wanted:
-            if scene.devices[address].blocked:
-                raise waiting(scene, address)
+            if context.devices[address].blocked:
+                raise waiting(context, address)
         try:
-            return scene, read_states(self.tree, wanted)
+            return context, read_states(self.tree, wanted)
         except TimeoutError as error:
-            raise waiting(scene, error.filename) from None
+            raise waiting(context, error.filename) from None
 
 
-def waiting(scene: Scene, address: str) -> BlockedError:
+def waiting(context: PlanContext, address: str) -> BlockedError:
     """Return the error for a device whose unbind is pending.
 
     What is not known of a device could not be recorded, and a write to it would wait as well.
     """
-    group = scene.group_of(address)
+    group = context.group_of(address)
     names = [holder.process for holder in (group.holders if group else ())]
     who = ", ".join(names) or "a process"
     return BlockedError(

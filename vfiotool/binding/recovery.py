@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfiotool.binding.executor import Executor, pfs_of
 from vfiotool.binding.journal import Journal, debris
-from vfiotool.binding.machine import Machine
+from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import NOTHING, Plan
+from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.planner import Planner, waiting
-from vfiotool.binding.scene import Scene, read_scene
 from vfiotool.binding.state_dir import remove_own
 from vfiotool.binding.steps import made_quietly
-from vfiotool.binding.transaction import Transaction, unfinished
+from vfiotool.binding.transaction_log import Transaction, unfinished
+from vfiotool.binding.transaction_runner import TransactionRunner, pfs_of
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
@@ -24,10 +24,10 @@ class Recovery:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MachineControl,
         journal: Journal,
         planner: Planner,
-        executor: Executor,
+        executor: TransactionRunner,
         *,
         allowed: frozenset[str],
         dry_run: bool,
@@ -102,20 +102,20 @@ class Recovery:
         return plan
 
     def _undo(self, transaction: Transaction) -> Plan:
-        plan, scene = self._plan_recovery(transaction)
+        plan, context = self._plan_recovery(transaction)
         if plan.steps:
-            self._executor.execute(plan, scene, lambda _: None)
+            self._executor.execute(plan, context, lambda _: None)
         return plan
 
     def _finish(self, transaction: Transaction) -> Plan:
         self._await_writers(transaction)
-        plan, scene = self._plan_recovery(transaction)
-        self._executor.carry_out(plan, scene, forget=transaction.forget)
+        plan, context = self._plan_recovery(transaction)
+        self._executor.carry_out(plan, context, forget=transaction.forget)
         if not plan.steps:
             transaction.end()
         return plan
 
-    def _plan_recovery(self, transaction: Transaction) -> tuple[Plan, Scene]:
+    def _plan_recovery(self, transaction: Transaction) -> tuple[Plan, PlanContext]:
         """Plan back to what was, the last device first; where a driver did not let go, on to the end."""
         if transaction.blocked is None:
             former = {address: stored.state for address, stored in transaction.before.items()}
@@ -135,4 +135,4 @@ class Recovery:
         pfs = [device for device in self._planner.devices() if device.address in transaction.addresses]
         for address in {*transaction.addresses, *(vf for pf in pfs for vf in pf.vfs)}:
             if not self._machine.await_writer(address, self._timeout):
-                raise waiting(read_scene(self._tree, self._planner.devices(), [address]), address)
+                raise waiting(read_plan_context(self._tree, self._planner.devices(), [address]), address)

@@ -1,6 +1,6 @@
 """The rules that keep vfiotool from hurting a machine: what is refused, why, and what lifts it.
 
-Pure functions of a ``Scene``. Rules about what uses a device are found by ``vfiotool.host``, as claims;
+Pure functions of a ``PlanContext``. Rules about what uses a device are found by ``vfiotool.host``, as claims;
 rules about what the kernel would do are here.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vfiotool.binding.scene import Scene
+from vfiotool.binding.plan_context import PlanContext
 from vfiotool.errors import RefusedError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
@@ -70,31 +70,31 @@ class PlanRefusedError(RefusedError):
         self.refusals = tuple(refusals)
 
 
-def refusals(scene: Scene, wanted: Mapping[str, DeviceState]) -> tuple[Refusal, ...]:
+def refusals(context: PlanContext, wanted: Mapping[str, DeviceState]) -> tuple[Refusal, ...]:
     """Return what forbids to bring the devices into the states wanted for them, but for lifted rules.
 
     What uses a device counts only where its driver is to change. For a VFIO driver the whole group
     counts: userspace gets all of it, or nothing.
     """
-    moved = [address for address, state in wanted.items() if state.driver != scene.devices[address].driver]
+    moved = [address for address, state in wanted.items() if state.driver != context.devices[address].driver]
     found = [
-        *(refusal for address, state in wanted.items() for refusal in _of_device(scene, address, state)),
-        *_of_siblings(scene, wanted, moved),
-        *_of_modules(scene, wanted, moved),
+        *(refusal for address, state in wanted.items() for refusal in _of_device(context, address, state)),
+        *_of_siblings(context, wanted, moved),
+        *_of_modules(context, wanted, moved),
     ]
-    return tuple(one for one in dict.fromkeys(found) if one.flag is None or one.rule not in scene.allowed)
+    return tuple(one for one in dict.fromkeys(found) if one.flag is None or one.rule not in context.allowed)
 
 
-def _of_device(scene: Scene, address: str, wanted: DeviceState) -> Iterable[Refusal]:
-    device = scene.devices[address]
+def _of_device(context: PlanContext, address: str, wanted: DeviceState) -> Iterable[Refusal]:
+    device = context.devices[address]
     if is_bridge(device):
         yield Refusal(address, "bridge", "it is a bridge; the devices behind it would go too", None)
     if device.driver == wanted.driver:
         return
     yield from _vfs(device, wanted)
-    yield from _denied(scene, device, wanted)
-    yield from _in_use(scene.usage.get(address, ()), address)
-    yield from _live_group(scene, device, wanted)
+    yield from _denied(context, device, wanted)
+    yield from _in_use(context.usage.get(address, ()), address)
+    yield from _live_group(context, device, wanted)
 
 
 def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
@@ -112,9 +112,9 @@ def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
         yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
 
 
-def _denied(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
+def _denied(context: PlanContext, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
     """The owner's list keeps a device from being taken, not from being given back."""
-    denial = scene.denylist.get(device.address)
+    denial = context.denylist.get(device.address)
     if denial is None:
         return
     if is_vfio_driver(wanted.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
@@ -128,15 +128,15 @@ def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable
             yield _liftable(address, claim.rule, f"{thing} {claim.text}{also}")
 
 
-def _live_group(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
+def _live_group(context: PlanContext, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
     """A host driver in a group that is in use: up to 5.18 a BUG, and the machine is lost
     (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind gives EBUSY. And a VFIO
     driver does not let go of what is open."""
-    group = scene.group_of(device.address)
-    if group is None or group.id not in scene.open_groups:
+    group = context.group_of(device.address)
+    if group is None or group.id not in context.open_groups:
         return
     used = f"its group {group.id} is in use by {_names(group)}"
-    if is_host_driver(wanted.driver) and not scene.era.has_dma_owner:
+    if is_host_driver(wanted.driver) and not context.era.has_dma_owner:
         reason = printable(f"{used}: on this kernel that ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
@@ -145,28 +145,32 @@ def _live_group(scene: Scene, device: Device, wanted: DeviceState) -> Iterable[R
         yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {wanted.driver}")
 
 
-def _of_siblings(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable[str]) -> Iterable[Refusal]:
+def _of_siblings(
+    context: PlanContext, wanted: Mapping[str, DeviceState], moved: Iterable[str]
+) -> Iterable[Refusal]:
     """Yield what uses the other devices of the groups that go to userspace, of which only all can go."""
     for address in moved:
-        group = scene.group_of(address)
+        group = context.group_of(address)
         if group is None or not is_vfio_driver(wanted[address].driver):
             continue
         also = f"; it shares group {group.id} with {address}, and the group goes to userspace as a whole"
         for sibling in group.devices:
-            if sibling not in wanted and is_host_driver(scene.devices[sibling].driver):
-                yield from _in_use(scene.usage.get(sibling, ()), sibling, also=also)
+            if sibling not in wanted and is_host_driver(context.devices[sibling].driver):
+                yield from _in_use(context.usage.get(sibling, ()), sibling, also=also)
 
 
-def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable[str]) -> Iterable[Refusal]:
+def _of_modules(
+    context: PlanContext, wanted: Mapping[str, DeviceState], moved: Iterable[str]
+) -> Iterable[Refusal]:
     """Up to 5.18: a host driver that is loaded probes every device that it knows and that has no driver,
     those in live groups too."""
-    if scene.era.has_dma_owner:
+    if context.era.has_dma_owner:
         return
     drivers = {wanted[address].driver: address for address in moved}
     for driver, address in drivers.items():
-        if driver in scene.loaded_drivers or not is_host_driver(driver):
+        if driver in context.loaded_drivers or not is_host_driver(driver):
             continue
-        for group, idle in _idle_in_live_groups(scene, driver):
+        for group, idle in _idle_in_live_groups(context, driver):
             reason = (
                 f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which is in "
                 f"use by {_names(group)}: on this kernel that ends in a kernel BUG"
@@ -174,11 +178,11 @@ def _of_modules(scene: Scene, wanted: Mapping[str, DeviceState], moved: Iterable
             yield Refusal(address, "live-group", printable(reason), None)
 
 
-def _idle_in_live_groups(scene: Scene, driver: str | None) -> Iterable[tuple[IommuGroup, str]]:
+def _idle_in_live_groups(context: PlanContext, driver: str | None) -> Iterable[tuple[IommuGroup, str]]:
     """Yield what such a driver could take. A bridge may have any (``vfio_dev_driver_allowed()``)."""
-    for group in scene.groups.values():
-        for address in group.devices if group.id in scene.open_groups else ():
-            device = scene.devices[address]
+    for group in context.groups.values():
+        for address in group.devices if group.id in context.open_groups else ():
+            device = context.devices[address]
             if device.driver is None and device.driver_override in (None, driver) and not is_bridge(device):
                 yield group, address
 

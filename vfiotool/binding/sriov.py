@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from vfiotool.binding.plan import Plan, modules
+from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import PlanRefusedError, Refusal
-from vfiotool.binding.scene import Scene
 from vfiotool.binding.steps import Event, Step, bind_to, set_attribute, set_override
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path
@@ -63,16 +63,16 @@ def about_to_leave(state: DeviceState) -> DeviceState:
     return DeviceState(None, None if state.driver is None else state.driver_override)
 
 
-def with_vfs(tree: Tree, scene: Scene, plan: Plan, removed: tuple[str, ...]) -> Plan:
+def with_vfs(tree: Tree, context: PlanContext, plan: Plan, removed: tuple[str, ...]) -> Plan:
     """Add to a plan that changes numbers of VFs which of them come and go, and their events."""
     steps = tuple(
-        step if step.counts_vfs is None else replace(step, events=_events(tree, scene, plan, step))
+        step if step.counts_vfs is None else replace(step, events=_events(tree, context, plan, step))
         for step in plan.steps
     )
     return replace(plan, steps=steps, removed=removed)
 
 
-def with_bound_vfs(scene: Scene, plan: Plan, pf: str) -> Plan:
+def with_bound_vfs(context: PlanContext, plan: Plan, pf: str) -> Plan:
     """Add to a plan that makes VFs that vfio-pci gets them, and no host driver sees them before."""
     made = next((number for number, step in enumerate(plan.steps) if step.counts_vfs), None)
     if made is None:
@@ -85,7 +85,7 @@ def with_bound_vfs(scene: Scene, plan: Plan, pf: str) -> Plan:
     probes = plan.before[pf].autoprobe
     quiet, loud = ([set_attribute(pf, AUTOPROBE, value)] if probes else [] for value in ("0", str(probes)))
     steps = [*plan.steps[:made], *quiet, plan.steps[made], *binds, *loud, *plan.steps[made + 1 :]]
-    return replace(plan, steps=(*modules(scene, binds), *steps), after=after)
+    return replace(plan, steps=(*modules(context, binds), *steps), after=after)
 
 
 def check_count(tree: Tree, pf: Device, now: DeviceState, count: int) -> None:
@@ -116,12 +116,12 @@ def _reasons(tree: Tree, pf: Device, most: int, count: int) -> Iterable[tuple[st
         )
 
 
-def live_group_refusals(scene: Scene, plan: Plan, pf: str) -> tuple[Refusal, ...]:
+def live_group_refusals(context: PlanContext, plan: Plan, pf: str) -> tuple[Refusal, ...]:
     """Up to 5.18 a host driver that takes a VF in a group that is in use is a kernel BUG: where the PF's
     port does not keep them apart, its VFs join its group."""
-    group = scene.group_of(pf)
+    group = context.group_of(pf)
     after, is_quiet = plan.after[pf], any(step.binds == VFIO_PCI for step in plan.steps)
-    if scene.era.has_dma_owner or group is None or not group.holders or is_quiet:
+    if context.era.has_dma_owner or group is None or not group.holders or is_quiet:
         return ()
     if plan.can_be_finished or not after.autoprobe or is_vfio_driver(after.driver):
         return ()
@@ -132,9 +132,9 @@ def live_group_refusals(scene: Scene, plan: Plan, pf: str) -> tuple[Refusal, ...
     return (Refusal(pf, "live-group", reason, None),)
 
 
-def _events(tree: Tree, scene: Scene, plan: Plan, step: Step) -> tuple[Event, ...]:
+def _events(tree: Tree, context: PlanContext, plan: Plan, step: Step) -> tuple[Event, ...]:
     if not step.counts_vfs:
-        return tuple(("remove", vf) for vf in scene.devices[step.address].vfs)
+        return tuple(("remove", vf) for vf in context.devices[step.address].vfs)
     actions = ("add", "bind") if is_vfio_driver(plan.after[step.address].driver) else ("add",)
     vfs = vf_addresses(tree, step.address, step.counts_vfs)
     return tuple((action, vf) for vf in vfs for action in actions)

@@ -10,7 +10,7 @@ import click
 
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.persist import entries as rules
-from vfiotool.binding.persist.entries import Entry
+from vfiotool.binding.persist.entries import PersistEntry
 from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.driver_changes import select_endpoints
 from vfiotool.cli.options import Selection, allow_options, selection_options
@@ -106,8 +106,8 @@ def check(settings: Settings, /, as_json: bool) -> int:
     return int(any(one.ok is False for _, checks in checked for one in checks))
 
 
-def _chosen(tree: Tree, known: Sequence[Entry], selectors: Iterable[str]) -> list[Entry]:
-    chosen: dict[Entry, None] = {}
+def _chosen(tree: Tree, known: Sequence[PersistEntry], selectors: Iterable[str]) -> list[PersistEntry]:
+    chosen: dict[PersistEntry, None] = {}
     for selector in selectors:
         found = _named(tree, known, selector)
         if not found:
@@ -118,7 +118,7 @@ def _chosen(tree: Tree, known: Sequence[Entry], selectors: Iterable[str]) -> lis
     return list(chosen)
 
 
-def _named(tree: Tree, known: Sequence[Entry], selector: str) -> list[Entry]:
+def _named(tree: Tree, known: Sequence[PersistEntry], selector: str) -> list[PersistEntry]:
     """Return the entries of a path, else of the devices that are there now, else of a former address."""
     if "/" in selector:
         return [entry for entry in known if entry.path == selector]
@@ -133,14 +133,14 @@ def _named(tree: Tree, known: Sequence[Entry], selector: str) -> list[Entry]:
     return found
 
 
-def _described(tree: Tree, entry: Entry) -> dict[str, Any]:
+def _described(tree: Tree, entry: PersistEntry) -> dict[str, Any]:
     """The entry, with where its device is now and which driver has it there."""
     address = rules.present_at(tree, entry)
     driver = None if address is None else tree.find_link(f"{device_path(address)}/driver")
     return asdict(entry) | {"rule": entry.rule, "present_at": address, "bound_to": driver}
 
 
-def _report(tree: Tree, entries: Sequence[Entry], as_json: bool, done: str) -> None:
+def _report(tree: Tree, entries: Sequence[PersistEntry], as_json: bool, done: str) -> None:
     commands = rules.rebuild_commands(tree)
     if as_json:
         described = [_described(tree, entry) for entry in entries]

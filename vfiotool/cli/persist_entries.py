@@ -10,7 +10,7 @@ import click
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import entries as rules
-from vfiotool.binding.persist.entries import Entry
+from vfiotool.binding.persist.entries import PersistEntry
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import Step
 from vfiotool.host.tree import Tree
@@ -39,7 +39,7 @@ def bind_and_persist(
     return replace(done, steps=done.steps + files)
 
 
-def entries_of(tree: Tree, planned: Plan, driver: str) -> list[Entry]:
+def entries_of(tree: Tree, planned: Plan, driver: str) -> list[PersistEntry]:
     """Return the entries for what a plan binds; it has chosen a driver where that was left to it."""
     return [
         rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()

@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vfiotool.binding.journal import Journal
+from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine
-from vfiotool.binding.stored import boot_id
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import addresses, find_group
 from vfiotool.host.devices import Device, read_devices

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from vfiotool.binding.journal import Journal
+from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.locks import lock_keys, locked
 from vfiotool.binding.operations import Binding
-from vfiotool.binding.stored import boot_id
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import DeviceState, read_state

@@ -49,7 +49,7 @@ class FakeEvents:
 
 @dataclass
 class FakeHost(SriovHost):
-    """A ``vfiotool.binding.machine.Machine``. Pending unbinds are recorded in ``state_dir``.
+    """A ``vfiotool.binding.machine.MachineControl``. Pending unbinds are recorded in ``state_dir``.
 
     ``vf_drivers`` are the host drivers that bind to VFs. No driver can bind to the VFs of QEMU's NVMe before
     they are brought online.

@@ -6,8 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
-from vfiotool.binding import own_files
-from vfiotool.binding.persist.entries import Entry, Hook, installed_hooks, present_at, read_ids, rule_text
+from vfiotool.binding import marked_files
+from vfiotool.binding.persist.entries import (
+    InitramfsHook,
+    PersistEntry,
+    installed_hooks,
+    present_at,
+    read_ids,
+    rule_text,
+)
 from vfiotool.binding.persist.topology_path import find_at
 from vfiotool.host.attributes import device_path
 from vfiotool.host.checks.verdict import Verdict
@@ -19,7 +26,7 @@ _IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
 """Where Debian's initramfs-tools, dracut, and SUSE's dracut put the initramfs of a kernel."""
 
 
-def check(tree: Tree, entry: Entry) -> list[Check]:
+def check(tree: Tree, entry: PersistEntry) -> list[Check]:
     """Check one entry: its rule, the device, its driver, the native one, and the initramfs.
 
     What cannot be read makes a check unknown (``ok`` is ``None``).
@@ -27,13 +34,13 @@ def check(tree: Tree, entry: Entry) -> list[Check]:
     return judge(_CHECKS, tree, entry)
 
 
-def _check_rule(tree: Tree, entry: Entry) -> Verdict:
-    if own_files.read(tree.path(entry.rule)) == rule_text(entry):
+def _check_rule(tree: Tree, entry: PersistEntry) -> Verdict:
+    if marked_files.read(tree.path(entry.rule)) == rule_text(entry):
         return Verdict(True, entry.rule)
     return Verdict(False, f"{entry.rule} is not as vfiotool writes it", _again(entry))
 
 
-def _check_device(tree: Tree, entry: Entry) -> Verdict:
+def _check_device(tree: Tree, entry: PersistEntry) -> Verdict:
     wanted = f"{entry.vendor_id:04x}:{entry.device_id:04x}"
     address = find_at(tree, entry.path)
     remedy = f"vfiotool persist remove {entry.path}"
@@ -46,7 +53,7 @@ def _check_device(tree: Tree, entry: Entry) -> Verdict:
     return Verdict(True, f"{address} is {wanted}")
 
 
-def _check_driver(tree: Tree, entry: Entry) -> Verdict:
+def _check_driver(tree: Tree, entry: PersistEntry) -> Verdict:
     address = present_at(tree, entry)
     if address is None:
         return Verdict(None, "the device is not there")
@@ -57,7 +64,7 @@ def _check_driver(tree: Tree, entry: Entry) -> Verdict:
     return Verdict(False, f"{address} is on {driver or 'no driver'} and not on {entry.driver}", remedy)
 
 
-def _check_native(tree: Tree, entry: Entry) -> Verdict:
+def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
     """A driver that is a part of the kernel takes its devices before any process runs."""
     address = present_at(tree, entry)
     if address is None:
@@ -86,10 +93,10 @@ def _builtin_drivers(info: str, alias: str) -> list[str]:
     return list(found)
 
 
-def _check_hooks(tree: Tree, entry: Entry) -> Verdict:
+def _check_hooks(tree: Tree, entry: PersistEntry) -> Verdict:
     hooks = installed_hooks(tree)
     for hook in hooks:
-        if own_files.read(tree.path(hook.path)) != hook.text:
+        if marked_files.read(tree.path(hook.path)) != hook.text:
             return Verdict(False, f"{hook.path}, for {hook.builder}, is missing or changed", _again(entry))
     if hooks:
         return Verdict(True, ", ".join(hook.path for hook in hooks))
@@ -99,7 +106,7 @@ def _check_hooks(tree: Tree, entry: Entry) -> Verdict:
     return Verdict(None, detail, f"have {entry.rule} and the module {entry.driver} put into it")
 
 
-def _check_image(tree: Tree, entry: Entry) -> Verdict:
+def _check_image(tree: Tree, entry: PersistEntry) -> Verdict:
     image = _image(tree)
     if image is None:
         return Verdict(True, "this kernel starts without one, by what is in /boot")
@@ -110,7 +117,7 @@ def _check_image(tree: Tree, entry: Entry) -> Verdict:
     return Verdict(False, f"{image} is older than the entry", _rebuild(hooks))
 
 
-def _rebuild(hooks: list[Hook]) -> str:
+def _rebuild(hooks: list[InitramfsHook]) -> str:
     return " or ".join(hook.rebuild for hook in hooks) or "build the initramfs anew"
 
 
@@ -123,11 +130,11 @@ def _written(tree: Tree, path: str) -> int:
     return os.stat(tree.path(path)).st_mtime_ns
 
 
-def _again(entry: Entry) -> str:
+def _again(entry: PersistEntry) -> str:
     return f"vfiotool persist add --driver {entry.driver} {entry.address}"
 
 
-_CHECKS: Mapping[str, Callable[[Tree, Entry], Verdict]] = {
+_CHECKS: Mapping[str, Callable[[Tree, PersistEntry], Verdict]] = {
     "rule": _check_rule,
     "device": _check_device,
     "driver": _check_driver,

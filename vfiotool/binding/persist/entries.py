@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vfiotool.binding import own_files, udevadm
+from vfiotool.binding import marked_files, udevadm
 from vfiotool.binding.persist.topology_path import find_at, is_path, pattern, read_path
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
@@ -31,7 +31,7 @@ _HOOKS = os.path.join(os.path.dirname(__file__), "hooks")
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class InitramfsHook:
     """What takes the rules into an initramfs, for one of the programs that build it."""
 
     builder: str
@@ -52,19 +52,19 @@ class Hook:
 
 
 HOOKS = (
-    Hook(
+    InitramfsHook(
         "initramfs-tools",
         "/etc/initramfs-tools/hooks/vfiotool",
         "initramfs-tools",
         0o755,
         "update-initramfs -u",
     ),
-    Hook("dracut", "/etc/dracut.conf.d/90-vfiotool.conf", "dracut.conf", 0o644, "dracut -f"),
+    InitramfsHook("dracut", "/etc/dracut.conf.d/90-vfiotool.conf", "dracut.conf", 0o644, "dracut -f"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PersistEntry:
     """One device that is to be on ``driver``: ``path`` is topological, ``address`` the one at the time.
 
     ``rule`` is the file that says so.
@@ -87,7 +87,7 @@ class Entry:
         return f"{RULES}/{_PREFIX}{self.name}{_SUFFIX}"
 
 
-def add(tree: Tree, address: str, driver: str = "vfio-pci") -> Entry:
+def add(tree: Tree, address: str, driver: str = "vfio-pci") -> PersistEntry:
     """Have the device that is at an address now on a VFIO driver from the next start on.
 
     Raises as ``entry_for`` and ``add_all`` do.
@@ -97,7 +97,7 @@ def add(tree: Tree, address: str, driver: str = "vfio-pci") -> Entry:
     return entry
 
 
-def add_all(tree: Tree, added: Sequence[Entry]) -> None:
+def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
     """Have what the entries say from the next start on; all of them, or none.
 
     Writes the rules, and a hook for each builder of an initramfs that is installed; loads and binds
@@ -112,12 +112,12 @@ def add_all(tree: Tree, added: Sequence[Entry]) -> None:
         raise UnsupportedError(
             f"this machine has no folder {RULES}", hint="install udev; without it nothing can persist"
         )
-    with own_files.locked(tree.path(RULES)):
-        fresh = [entry for entry in added if own_files.read(tree.path(entry.rule)) is None]
+    with marked_files.locked(tree.path(RULES)):
+        fresh = [entry for entry in added if marked_files.read(tree.path(entry.rule)) is None]
         try:
             for entry in added:
                 _stamp(tree, entry)
-                own_files.write(tree.path(entry.rule), rule_text(entry))
+                marked_files.write(tree.path(entry.rule), rule_text(entry))
             for hook in installed_hooks(tree):
                 _write_hook(tree, hook)
         except (VfioToolError, OSError):
@@ -125,12 +125,12 @@ def add_all(tree: Tree, added: Sequence[Entry]) -> None:
             raise
 
 
-def remove(tree: Tree, entry: Entry) -> None:
+def remove(tree: Tree, entry: PersistEntry) -> None:
     """Leave the device of an entry to its own driver again; raises as ``remove_all`` does."""
     remove_all(tree, [entry])
 
 
-def remove_all(tree: Tree, removed: Sequence[Entry]) -> None:
+def remove_all(tree: Tree, removed: Sequence[PersistEntry]) -> None:
     """Take entries' rules away, and with the last one the hooks too. The devices stay as they are.
 
     When it returns, the rules are in force no more.
@@ -140,16 +140,16 @@ def remove_all(tree: Tree, removed: Sequence[Entry]) -> None:
     """
     if not removed:
         return
-    with own_files.locked(tree.path(RULES)):
+    with marked_files.locked(tree.path(RULES)):
         _remove_rules(tree, removed)
         if entries(tree):
             return
         for hook in installed_hooks(tree):
-            with own_files.locked(os.path.dirname(tree.path(hook.path))):
-                own_files.remove(tree.path(hook.path))
+            with marked_files.locked(os.path.dirname(tree.path(hook.path))):
+                marked_files.remove(tree.path(hook.path))
 
 
-def entries(tree: Tree) -> list[Entry]:
+def entries(tree: Tree) -> list[PersistEntry]:
     """Return all entries, in the order of their paths.
 
     Raises:
@@ -159,13 +159,13 @@ def entries(tree: Tree) -> list[Entry]:
     found = []
     for name in names:
         if name.endswith(_SUFFIX):
-            text = own_files.read(tree.path(f"{RULES}/{name}"))
+            text = marked_files.read(tree.path(f"{RULES}/{name}"))
             if text is not None:
                 found.append(_parse(f"{RULES}/{name}", text))
     return found
 
 
-def installed_hooks(tree: Tree) -> list[Hook]:
+def installed_hooks(tree: Tree) -> list[InitramfsHook]:
     """Return the hooks whose builder of an initramfs is installed."""
     return [hook for hook in HOOKS if hook.has_builder(tree)]
 
@@ -175,7 +175,7 @@ def rebuild_commands(tree: Tree) -> list[str]:
     return [hook.rebuild for hook in installed_hooks(tree)]
 
 
-def present_at(tree: Tree, entry: Entry) -> str | None:
+def present_at(tree: Tree, entry: PersistEntry) -> str | None:
     """Return the address of the device at the entry's path if it has the entry's ids, else ``None``."""
     address = find_at(tree, entry.path)
     if address is None or read_ids(tree, address) != (entry.vendor_id, entry.device_id):
@@ -191,7 +191,7 @@ def read_ids(tree: Tree, address: str) -> tuple[int, int]:
     return vendor, device
 
 
-def rule_text(entry: Entry) -> str:
+def rule_text(entry: PersistEntry) -> str:
     """Return the rule's file. Its second line is what ``entries`` reads.
 
     The stamp keeps the shell from being started for more than the first PCI devices of a boot. Of the
@@ -201,7 +201,7 @@ def rule_text(entry: Entry) -> str:
     vendor, device = f"0x{entry.vendor_id:04x}", f"0x{entry.device_id:04x}"
     stamp = stamp_path(entry)
     return f"""\
-{own_files.MARK} persist add; 'vfiotool persist remove' takes it away.
+{marked_files.MARK} persist add; 'vfiotool persist remove' takes it away.
 # {json.dumps(asdict(entry))}
 ACTION!="add", GOTO="vfiotool_end"
 SUBSYSTEM!="pci", GOTO="vfiotool_end"
@@ -228,12 +228,12 @@ LABEL="vfiotool_end"
 """
 
 
-def stamp_path(entry: Entry) -> str:
+def stamp_path(entry: PersistEntry) -> str:
     """Return the file that says, until the machine ends, that its first event has been."""
     return f"/run/udev/vfiotool-{entry.name}"
 
 
-def entry_for(tree: Tree, address: str, driver: str) -> Entry:
+def entry_for(tree: Tree, address: str, driver: str) -> PersistEntry:
     """Return the entry for the device that is at an address now.
 
     Raises:
@@ -254,26 +254,26 @@ def entry_for(tree: Tree, address: str, driver: str) -> Entry:
             hint="make and bind VFs after each start: 'vfiotool sriov PF N --bind'",
         )
     vendor_id, device_id = read_ids(tree, address)
-    return Entry(address, path, vendor_id, device_id, driver)
+    return PersistEntry(address, path, vendor_id, device_id, driver)
 
 
-def _write_hook(tree: Tree, hook: Hook) -> None:
+def _write_hook(tree: Tree, hook: InitramfsHook) -> None:
     path = tree.path(hook.path)
-    with own_files.locked(os.path.dirname(path)):
-        own_files.write(path, hook.text, hook.mode)
+    with marked_files.locked(os.path.dirname(path)):
+        marked_files.write(path, hook.text, hook.mode)
 
 
-def _stamp(tree: Tree, entry: Entry) -> None:
+def _stamp(tree: Tree, entry: PersistEntry) -> None:
     """Have the machine's first event behind us: what comes now is no start."""
     stamp = tree.path(stamp_path(entry))
     os.makedirs(os.path.dirname(stamp), exist_ok=True)
     os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
 
-def _remove_rules(tree: Tree, removed: Sequence[Entry]) -> None:
+def _remove_rules(tree: Tree, removed: Sequence[PersistEntry]) -> None:
     try:
         for entry in removed:
-            own_files.remove(tree.path(entry.rule))
+            marked_files.remove(tree.path(entry.rule))
     finally:
         if removed and tree.is_live:
             with contextlib.suppress(VfioToolError):  # without udevd, or a sound one, none is in force
@@ -284,7 +284,7 @@ def _remove_rules(tree: Tree, removed: Sequence[Entry]) -> None:
                     os.unlink(tree.path(stamp_path(entry)))
 
 
-def _parse(path: str, text: str) -> Entry:
+def _parse(path: str, text: str) -> PersistEntry:
     try:
         entry = _from_document(json.loads(text.splitlines()[1].removeprefix("# ")))
         if entry.rule == path:
@@ -297,9 +297,9 @@ def _parse(path: str, text: str) -> Entry:
     )
 
 
-def _from_document(document: Any) -> Entry:
+def _from_document(document: Any) -> PersistEntry:
     """Take an entry from a file that anyone may have edited: each part becomes a part of a path or rule."""
-    entry = Entry(**document)
+    entry = PersistEntry(**document)
     texts, ids = (entry.address, entry.path, entry.driver), (entry.vendor_id, entry.device_id)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("not texts")

@@ -12,10 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfiotool.binding.device_record import (
+    DeviceRecord,
+    from_document,
+    parse_state,
+    state_document,
+    to_document,
+)
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.state_dir import damaged, open_own, read_own, remove_own, sync_folder, unusable
-from vfiotool.binding.stored import Stored, from_document, parse_state, state_document, to_document
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.pci.address import is_address, sort_key
@@ -33,7 +39,7 @@ class Transaction:
     """
 
     path: str
-    before: Mapping[str, Stored]
+    before: Mapping[str, DeviceRecord]
     after: Mapping[str, DeviceState]
     fresh: tuple[str, ...]
     forget: tuple[str, ...]
@@ -60,7 +66,7 @@ class TransactionLog:
         self,
         journal: Journal,
         plan: Plan,
-        before: Iterable[Stored],
+        before: Iterable[DeviceRecord],
         *,
         fresh: Iterable[str],
         forget: Iterable[str],
@@ -198,7 +204,7 @@ def _parse(path: str, header: Any, marks: list[Any]) -> Transaction:
     )
 
 
-def _known(addresses: Any, before: Mapping[str, Stored]) -> tuple[str, ...]:
+def _known(addresses: Any, before: Mapping[str, DeviceRecord]) -> tuple[str, ...]:
     for address in addresses:
         if address not in before:
             raise ValueError(f"{address!r} is none of its devices")

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from vfiotool.binding.machine import Events, Machine
+from vfiotool.binding.machine import Events, MachineControl
 from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import is_host_driver
@@ -26,10 +26,10 @@ EVENT_SECONDS = 30.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Binder:
+class PlanWriter:
     """Carries plans out on a machine. ``timeout`` bounds each write, in seconds."""
 
-    def __init__(self, machine: Machine, era: Era, timeout: float) -> None:
+    def __init__(self, machine: MachineControl, era: Era, timeout: float) -> None:
         self._machine = machine
         self._tree = machine.tree
         self._era = era

@@ -8,7 +8,6 @@ from typing import Any
 
 from vfiotool.host.device_state import DeviceState, NodeAccess
 from vfiotool.host.devices import Device
-from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_address
 
 _MOST_VFS = 0xFFFF
@@ -16,7 +15,7 @@ _POLICIES = ("on", "auto")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class DeviceRecord:
     """The state that a device was in: the one that had this address and these ids."""
 
     address: str
@@ -25,7 +24,7 @@ class Stored:
     state: DeviceState
 
     @classmethod
-    def of(cls, device: Device, state: DeviceState) -> Stored:
+    def of(cls, device: Device, state: DeviceState) -> DeviceRecord:
         """Return what to store of a device."""
         return cls(device.address, device.vendor_id, device.device_id, state)
 
@@ -34,12 +33,7 @@ class Stored:
         return (device.vendor_id, device.device_id) == (self.vendor_id, self.device_id)
 
 
-def boot_id(tree: Tree) -> str:
-    """Return what names this boot of the machine: with its end, all states are gone."""
-    return tree.find("/proc/sys/kernel/random/boot_id") or ""
-
-
-def to_document(stored: Stored) -> dict[str, Any]:
+def to_document(stored: DeviceRecord) -> dict[str, Any]:
     """Return what ``from_document`` reads."""
     state = stored.state
     return {
@@ -50,7 +44,7 @@ def to_document(stored: Stored) -> dict[str, Any]:
     }
 
 
-def from_document(document: Any) -> Stored:
+def from_document(document: Any) -> DeviceRecord:
     """Read what ``to_document`` wrote.
 
     Raises:
@@ -59,7 +53,7 @@ def from_document(document: Any) -> Stored:
     address = document["address"]
     if not isinstance(address, str) or not is_address(address):
         raise ValueError(f"{address!r} is not an address")
-    return Stored(
+    return DeviceRecord(
         address=address,
         vendor_id=_number(document["vendor_id"], 0xFFFF),
         device_id=_number(document["device_id"], 0xFFFF),

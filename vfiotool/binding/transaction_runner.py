@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from vfiotool.binding.binder import Binder
+from vfiotool.binding.device_record import DeviceRecord
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.locks import lock_keys, locked
-from vfiotool.binding.machine import Machine
+from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.scene import Scene
-from vfiotool.binding.stored import Stored
-from vfiotool.binding.transaction import TransactionLog, unfinished
+from vfiotool.binding.plan_context import PlanContext
+from vfiotool.binding.plan_writer import PlanWriter
+from vfiotool.binding.transaction_log import TransactionLog, unfinished
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import read_states
@@ -21,30 +21,30 @@ from vfiotool.host.pending_unbinds import pending_writer
 from vfiotool.host.tree import Tree
 
 
-class Executor:
+class TransactionRunner:
     """Carries plans out on a machine; ``timeout`` bounds each write, in seconds."""
 
-    def __init__(self, machine: Machine, journal: Journal, timeout: float) -> None:
+    def __init__(self, machine: MachineControl, journal: Journal, timeout: float) -> None:
         self._machine, self._journal, self._timeout = machine, journal, timeout
         self._tree = machine.tree
 
-    def carry_out(self, plan: Plan, scene: Scene, *, forget: Iterable[str]) -> None:
+    def carry_out(self, plan: Plan, context: PlanContext, *, forget: Iterable[str]) -> None:
         """Execute a plan, from the first line of its transaction to the last; the locks must be held.
 
-        The records of the devices in ``forget`` end with it. Raises as ``Binder.execute`` does.
+        The records of the devices in ``forget`` end with it. Raises as ``PlanWriter.execute`` does.
         """
         forget = [*dict.fromkeys([*forget, *plan.removed, *self._as_recorded(plan)])]
         if not plan.steps:
             self.forget(forget)
             return
-        before = [Stored.of(scene.devices[address], state) for address, state in plan.before.items()]
+        before = [DeviceRecord.of(context.devices[address], state) for address, state in plan.before.items()]
         fresh = [stored.address for stored in before if not self._is_recorded(stored)]
-        log = TransactionLog(self._journal, plan, before, fresh=fresh, forget=forget, allowed=scene.allowed)
+        log = TransactionLog(self._journal, plan, before, fresh=fresh, forget=forget, allowed=context.allowed)
         try:
             for stored in before:
                 if stored.address in fresh:
                     self._journal.record(stored)
-            self.execute(plan, scene, log.about_to)
+            self.execute(plan, context, log.about_to)
         except BaseException:
             self._leave(log, plan, fresh)
             raise
@@ -52,9 +52,9 @@ class Executor:
         self.forget(forget)
         log.end()
 
-    def execute(self, plan: Plan, scene: Scene, about_to: Callable[[int], None]) -> None:
-        """Do the steps of a plan, or none; raises as ``Binder.execute`` does."""
-        Binder(self._machine, scene.era, self._timeout).execute(plan, about_to, _holders(scene))
+    def execute(self, plan: Plan, context: PlanContext, about_to: Callable[[int], None]) -> None:
+        """Do the steps of a plan, or none; raises as ``PlanWriter.execute`` does."""
+        PlanWriter(self._machine, context.era, self._timeout).execute(plan, about_to, _holders(context))
 
     def _leave(self, log: TransactionLog, plan: Plan, fresh: Iterable[str]) -> None:
         """After a failure: end the transaction where all is as it was, else leave it for ``recover``."""
@@ -109,7 +109,7 @@ class Executor:
         records = {address: self._journal.find(address) for address in plan.before}
         return [one for one, record in records.items() if record and record.state == plan.after[one]]
 
-    def _is_recorded(self, stored: Stored) -> bool:
+    def _is_recorded(self, stored: DeviceRecord) -> bool:
         record = self._journal.find(stored.address)
         ids = (stored.vendor_id, stored.device_id)
         return record is not None and (record.vendor_id, record.device_id) == ids
@@ -121,6 +121,6 @@ def pfs_of(tree: Tree, wanted: Iterable[str]) -> set[str]:
     return {pf for pf in links if pf is not None}
 
 
-def _holders(scene: Scene) -> Mapping[str, Sequence[Holder]]:
-    groups = {address: scene.group_of(address) for address in scene.devices}
+def _holders(context: PlanContext) -> Mapping[str, Sequence[Holder]]:
+    groups = {address: context.group_of(address) for address in context.devices}
     return {address: group.holders for address, group in groups.items() if group is not None}

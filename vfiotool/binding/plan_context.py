@@ -16,7 +16,7 @@ from vfiotool.host.usage.openers import is_group_open
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class PlanContext:
     """One moment of the machine, and what the user allows.
 
     ``groups`` has those of the devices that may be touched; up to kernel 5.18 all, for a driver that is
@@ -40,9 +40,9 @@ class Scene:
         return None if number is None else self.groups.get(number)
 
 
-def read_scene(
+def read_plan_context(
     tree: Tree, devices: Iterable[Device], wanted: Iterable[str], *, allowed: Collection[str] = ()
-) -> Scene:
+) -> PlanContext:
     """Look at all that binding these addresses may touch; ``devices`` are all of the machine.
 
     Raises:
@@ -56,7 +56,7 @@ def read_scene(
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
     looked_at = dict.fromkeys([*(device.address for device in chosen), *members])
-    return Scene(
+    return PlanContext(
         devices=by_address,
         groups=groups,
         usage=read_usage(tree, looked_at, groups.values()),
