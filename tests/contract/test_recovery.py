@@ -19,7 +19,7 @@ from vfiotool.binding.machine import GO
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import DRIVERS, Step
-from vfiotool.cli.signals import unwind_when_told_to_end
+from vfiotool.cli.signals import exit_on_signals
 from vfiotool.errors import BindError, BlockedError, VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
@@ -403,7 +403,7 @@ def test_being_told_to_end_puts_all_back(bench: Bench) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             bench.machine.on_write = be_told
-            unwind_when_told_to_end()
+            exit_on_signals()
             try:
                 bench.binding().bind(MIXED)
             except SystemExit as ended:

@@ -14,7 +14,7 @@ from tests.unit.strategies import config_spaces
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import BaseAddress, BridgeHeader, Header, Window, read_header
-from vfiotool.render.capabilities import print_config
+from vfiotool.render.config_space import print_config
 from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
 

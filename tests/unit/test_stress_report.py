@@ -1,4 +1,4 @@
-"""What a stress run leaves: its trace, its latencies, its verdict, its page, and the board while it runs."""
+"""What a stress run leaves: its trace, its latencies, its verdict, its page, and the progress that it shows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfiotool.errors import ClosedError, VfioToolError
-from vfiotool.render.board import Board, Progress
 from vfiotool.render.report_page import write_page
 from vfiotool.render.report_page.markup import duration
 from vfiotool.render.report_page.scales import LogScale, TimeScale
+from vfiotool.render.stress_progress import ProgressDisplay, RunProgress
 from vfiotool.stress.record import Call, Expectation, Outcome, Record, errno_name
 from vfiotool.stress.results.report import (
     KILLED,
@@ -680,9 +680,9 @@ def test_durations(us: float, text: str) -> None:
     assert duration(us) == text
 
 
-# The board
+# The progress of a run
 
-PROGRESS = Progress(
+PROGRESS = RunProgress(
     seconds=61,
     cycles=12_500,
     operations=100_000,
@@ -706,7 +706,7 @@ class Clock:
 
 def test_off_a_terminal_there_is_a_line_every_ten_seconds() -> None:
     stream, clock = io.StringIO(), Clock()
-    with Board([ADDRESS], ["group"], seconds=60, stream=stream, clock=clock) as board:
+    with ProgressDisplay([ADDRESS], ["group"], seconds=60, stream=stream, clock=clock) as board:
         for _ in range(250):
             clock.seconds += 0.1
             board.update(PROGRESS)
@@ -741,7 +741,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable
 
 def test_on_a_terminal_texts_are_shown_as_they_are(terminal: tuple[TextIO, Callable[[], str]]) -> None:
     stream, written = terminal
-    with Board([ADDRESS], ["group", "dma"], cycles=25_000, stream=stream, clock=Clock()) as board:
+    with ProgressDisplay([ADDRESS], ["group", "dma"], cycles=25_000, stream=stream, clock=Clock()) as board:
         board.update(PROGRESS)
         shown = written()
     texts = ("group + dma on 0000:01:00.0", "50%", "12,500", "203.5", "11/12", "unbind [bold]", "99 µs",
@@ -755,7 +755,7 @@ def test_a_terminal_is_refreshed_five_times_a_second(terminal: tuple[TextIO, Cal
     stream, written = terminal
     clock = Clock()
     refreshed = 0
-    with Board([ADDRESS], ["group"], stream=stream, clock=clock) as board:
+    with ProgressDisplay([ADDRESS], ["group"], stream=stream, clock=clock) as board:
         written()
         for _ in range(1000):
             board.update(PROGRESS)
@@ -764,13 +764,13 @@ def test_a_terminal_is_refreshed_five_times_a_second(terminal: tuple[TextIO, Cal
     assert refreshed == 5
 
 
-def test_a_board_that_ends_by_an_error_gives_the_terminal_back(
+def test_a_display_that_ends_by_an_error_gives_the_terminal_back(
     terminal: tuple[TextIO, Callable[[], str]],
 ) -> None:
     stream, written = terminal
 
     def interrupted() -> None:
-        with Board([ADDRESS], ["group"], stream=stream) as board:
+        with ProgressDisplay([ADDRESS], ["group"], stream=stream) as board:
             board.update(PROGRESS)
             raise KeyboardInterrupt
 

@@ -37,15 +37,15 @@ def run(args: list[str]) -> int:
         raise
     except VfioToolError as error:
         _show_traceback(args)
-        report(error)
+        print_error(error)
         return error.exit_status
     except OSError as error:
         _show_traceback(args)
-        report(VfioToolError(f"{error.filename or 'a file'} cannot be used: {error.strerror}"))
+        print_error(VfioToolError(f"{error.filename or 'a file'} cannot be used: {error.strerror}"))
         return VfioToolError.exit_status
     except Exception as error:
         _show_traceback(args)
-        report(
+        print_error(
             VfioToolError(
                 f"{type(error).__name__}: {error}",
                 hint="vfiotool did not expect this: report it with what 'vfiotool --debug …' prints",
@@ -85,7 +85,7 @@ def _read(verb: str, names: list[str], *, as_json: bool) -> None:
     readers[verb](Tree(), STATE_DIR, names, as_json)
 
 
-def report(error: VfioToolError) -> None:
+def print_error(error: VfioToolError) -> None:
     """Print an error as its ``error:`` line and, where it has one, its ``hint:`` line."""
     print(f"error: {_one_line(error.message)}", file=sys.stderr)
     if error.hint:

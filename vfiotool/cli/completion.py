@@ -44,7 +44,7 @@ def complete_opened(context: click.Context, parameter: click.Parameter, incomple
 def complete_region(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Complete a REGION of the device that the line has named."""
     named = context.params.get("selector")
-    return _completed(context, incomplete, lambda machine, _: _regions(machine, named))
+    return _completed(context, incomplete, lambda inventory, _: _regions(inventory, named))
 
 
 def complete_recorded(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -63,21 +63,21 @@ def complete_group(context: click.Context, parameter: click.Parameter, incomplet
 
 
 def _completed(
-    context: click.Context, incomplete: str, candidates: Callable[[Machine, str], Items]
+    context: click.Context, incomplete: str, candidates: Callable[[DeviceInventory, str], Items]
 ) -> list[CompletionItem[str]]:
     options = context.find_root().params
-    machine = Machine(Tree(options.get("sysroot") or "/"), options.get("state_dir") or STATE_DIR)
+    inventory = DeviceInventory(Tree(options.get("sysroot") or "/"), options.get("state_dir") or STATE_DIR)
     try:
         return [
             CompletionItem(value, help=what.replace(",", ""))  # click's script for fish ends it at a comma
-            for value, what in candidates(machine, incomplete)
+            for value, what in candidates(inventory, incomplete)
             if value.startswith(incomplete) and shlex.quote(value) == value
         ]
     except (OSError, ValueError, VfioToolError):
         return []
 
 
-class Machine:
+class DeviceInventory:
     """The little that completion reads of a machine, none of which waits for a lock."""
 
     def __init__(self, tree: Tree, state_dir: str) -> None:
@@ -108,68 +108,68 @@ class Machine:
         return self.number(address, "class") >> 8 in BRIDGE_CLASSES
 
 
-def _devices(machine: Machine, incomplete: str) -> Items:
-    return _forms(machine, machine.addresses, incomplete)
+def _devices(inventory: DeviceInventory, incomplete: str) -> Items:
+    return _forms(inventory, inventory.addresses, incomplete)
 
 
-def _endpoints(machine: Machine, incomplete: str) -> Items:
-    return _forms(machine, [one for one in machine.addresses if not machine.is_bridge(one)], incomplete)
+def _endpoints(inventory: DeviceInventory, incomplete: str) -> Items:
+    return _forms(inventory, [one for one in inventory.addresses if not inventory.is_bridge(one)], incomplete)
 
 
-def _on_vfio(machine: Machine, incomplete: str) -> Items:
-    chosen = [one for one in machine.addresses if is_vfio_driver(machine.driver(one))]
-    return _forms(machine, chosen, incomplete)
+def _on_vfio(inventory: DeviceInventory, incomplete: str) -> Items:
+    chosen = [one for one in inventory.addresses if is_vfio_driver(inventory.driver(one))]
+    return _forms(inventory, chosen, incomplete)
 
 
-def _regions(machine: Machine, named: str | None) -> Items:
+def _regions(inventory: DeviceInventory, named: str | None) -> Items:
     from vfiotool.host.device_details import ROM, read_bars
     from vfiotool.host.selectors import select
 
-    (address,) = select(machine.tree, [named or ""])
-    for bar in read_bars(machine.tree, address):
+    (address,) = select(inventory.tree, [named or ""])
+    for bar in read_bars(inventory.tree, address):
         yield "rom" if bar.index == ROM else f"bar{bar.index}", f"{bar.size:#x} bytes, {bar.type}"
     yield "config", "configuration space"
-    if machine.number(address, "class") >> 8 == _VGA_CLASS:
+    if inventory.number(address, "class") >> 8 == _VGA_CLASS:
         yield "vga", "the addresses of VGA"
 
 
-def _recorded(machine: Machine, incomplete: str) -> Items:
+def _recorded(inventory: DeviceInventory, incomplete: str) -> Items:
     from vfiotool.binding.journal import Journal
 
     try:
-        recorded = Journal(machine.state_dir).addresses()
+        recorded = Journal(inventory.state_dir).addresses()
     except PermissionError:  # it is root's; a shell completes before sudo runs
-        return _endpoints(machine, incomplete)
-    return ((one, machine.name(one)) for one in machine.addresses if one in recorded)
+        return _endpoints(inventory, incomplete)
+    return ((one, inventory.name(one)) for one in inventory.addresses if one in recorded)
 
 
-def _persisted(machine: Machine, incomplete: str) -> Items:
+def _persisted(inventory: DeviceInventory, incomplete: str) -> Items:
     from vfiotool.binding.persist.entries import entries
 
-    return ((entry.address, machine.name(entry.address)) for entry in entries(machine.tree))
+    return ((entry.address, inventory.name(entry.address)) for entry in entries(inventory.tree))
 
 
-def _groups(machine: Machine, incomplete: str) -> Items:
-    for number in group_ids(machine.tree):
-        members = sorted(machine.tree.find_names(f"/sys/kernel/iommu_groups/{number}/devices"))
+def _groups(inventory: DeviceInventory, incomplete: str) -> Items:
+    for number in group_ids(inventory.tree):
+        members = sorted(inventory.tree.find_names(f"/sys/kernel/iommu_groups/{number}/devices"))
         yield str(number), " ".join(members)
 
 
-def _forms(machine: Machine, chosen: Iterable[str], incomplete: str) -> Items:
+def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -> Items:
     """Yield addresses; the other forms only once something is typed that tells which is meant."""
     full = [address for address in chosen if address.startswith(incomplete)]
     for address in full:
-        yield address, machine.name(address)
+        yield address, inventory.name(address)
     if not incomplete:
         return
     if not full:
         short = [one.removeprefix(_DOMAIN) for one in chosen if one.startswith(_DOMAIN + incomplete)]
-        yield from ((address, machine.name(_DOMAIN + address)) for address in short)
-    yield from {"{:04x}:{:04x}".format(*machine.ids(one)): machine.name(one) for one in chosen}.items()
-    yield from ((f"group:{number}", members) for number, members in _groups(machine, incomplete))
+        yield from ((address, inventory.name(_DOMAIN + address)) for address in short)
+    yield from {"{:04x}:{:04x}".format(*inventory.ids(one)): inventory.name(one) for one in chosen}.items()
+    yield from ((f"group:{number}", members) for number, members in _groups(inventory, incomplete))
     for kind in _CLASSES:
-        for name in sorted(machine.tree.find_names(f"/sys/class/{kind}")):
-            if name.startswith(incomplete) and _is_on_pci(machine.tree, kind, name):
+        for name in sorted(inventory.tree.find_names(f"/sys/class/{kind}")):
+            if name.startswith(incomplete) and _is_on_pci(inventory.tree, kind, name):
                 yield name, kind
 
 

@@ -58,7 +58,7 @@ def _show_all(tree: Tree, address: str, raw: bytes | None, as_json: bool) -> Non
         value = None if header is None else to_json(header) | {"capabilities": to_json(capabilities)}
         write_document("config", {"address": address, "value": value, "unavailable": unavailable})
         return
-    from vfiotool.render.capabilities import print_config
+    from vfiotool.render.config_space import print_config
 
     print_config(f"{address} {_name(tree, address)}", header, capabilities or (), unavailable)
 

@@ -12,7 +12,7 @@ from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.cli.options import ChangeOptions, Selection
 from vfiotool.cli.settings import Settings
-from vfiotool.cli.signals import unwind_when_told_to_end
+from vfiotool.cli.signals import exit_on_signals
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 
@@ -50,7 +50,7 @@ def run_and_print(
 
     ``more`` has further fields of the document, from after the run.
     """
-    unwind_when_told_to_end()
+    exit_on_signals()
     try:
         plan = run()
     except PlanRefusedError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vfiotool.cli.settings import json_option
-from vfiotool.cli.signals import unwind_when_told_to_end
+from vfiotool.cli.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,10 +93,10 @@ def kernels(refresh: bool, as_json: bool) -> None:
 
     known = kernels.available()
     if refresh:
-        with Fetching() as fetching:
+        with FetchDisplay() as display:
             for one in known:
                 if one.cached:
-                    kernels.get(one.name, progress=fetching, refresh=True)
+                    kernels.get(one.name, progress=display, refresh=True)
         known = kernels.available()
     if as_json:
         write_document("lab.kernels", {"kernels": known})
@@ -160,13 +160,13 @@ def start(
     from vfiotool.lab import guest, kernels, machines, qemu
 
     topology = machines.get(machine)
-    with Fetching() as fetching:
-        found = kernels.get(kernel, progress=fetching)
+    with FetchDisplay() as display:
+        found = kernels.get(kernel, progress=display)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
     config = guest.GuestConfig(command, found, topology, accelerator, memory, cpus, timeout, files)
     times = guest.Times(probed=time.monotonic() - begun)
-    unwind_when_told_to_end()
+    exit_on_signals()
     try:
         return guest.run(config, times)
     finally:
@@ -174,14 +174,14 @@ def start(
             print_times(times)
 
 
-class Fetching:
+class FetchDisplay:
     """What is being fetched, on stderr: a progress bar on a terminal, else a line for each step."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._last = ""
 
-    def __enter__(self) -> Fetching:
+    def __enter__(self) -> FetchDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:

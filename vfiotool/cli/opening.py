@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TAKEN = (errno.EBUSY, errno.EINVAL, errno.EPERM)  # a group, a device of iommufd, another of its group
 
 
-def chosen(settings: Settings, selector: str) -> str:
+def select_live(settings: Settings, selector: str) -> str:
     """Return the address of the one device of this machine that an ADDRESS names.
 
     Raises:
@@ -37,7 +37,7 @@ def is_on_vfio(tree: Tree, address: str) -> bool:
     return is_vfio_driver(tree.find_link(f"{device_path(address)}/driver"))
 
 
-def open_chosen(settings: Settings, address: str, mode: str) -> Device:
+def open_selected(settings: Settings, address: str, mode: str) -> Device:
     """Open a device through VFIO; raises as ``open_device`` does, and beside:
 
     VfioToolError: no VFIO driver has it.

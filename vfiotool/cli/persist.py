@@ -61,7 +61,7 @@ def list_entries(settings: Settings, /, as_json: bool) -> None:
     if as_json:
         write_document("persist", {"entries": entries})
         return
-    from vfiotool.render.entries import print_entries
+    from vfiotool.render.persist_entries import print_entries
 
     print_entries(entries)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from vfiotool.cli.completion import complete_opened, complete_region
-from vfiotool.cli.opening import chosen, open_chosen
+from vfiotool.cli.opening import open_selected, select_live
 from vfiotool.cli.parameters import (
     WIDTH,
     iommu_option,
@@ -59,11 +59,11 @@ def peek(
     """
     width = width or WIDTH
     require_aligned(offset, width)
-    address = chosen(settings, selector)
+    address = select_live(settings, selector)
     step = width // 8
     end = offset + (count or 1) * step
     with (
-        open_chosen(settings, address, mode) as device,
+        open_selected(settings, address, mode) as device,
         _reached(device.regions[index], offset, end) as (space, start),
     ):
         read = getattr(space, f"read{width}")
@@ -105,9 +105,9 @@ def poke(
     require_aligned(offset, width)
     if value >> width:
         raise UsageError(f"{value:#x} has more than {width} bits", hint="--width takes up to 64")
-    address = chosen(settings, selector)
+    address = select_live(settings, selector)
     with (
-        open_chosen(settings, address, mode) as device,
+        open_selected(settings, address, mode) as device,
         _reached(device.regions[index], offset, offset + width // 8) as (space, start),
     ):
         getattr(space, f"write{width}")(offset - start, value)

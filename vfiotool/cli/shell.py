@@ -13,12 +13,12 @@ import click
 import vfiotool
 from vfiotool.binding.operations import Binding
 from vfiotool.cli.completion import complete_endpoint
-from vfiotool.cli.opening import chosen, is_on_vfio, open_chosen
+from vfiotool.cli.opening import is_on_vfio, open_selected, select_live
 from vfiotool.cli.options import allow_options, timeout_option
 from vfiotool.cli.parameters import iommu_option, region_name
 from vfiotool.cli.prompt import compile_script, run_prompt, run_script
 from vfiotool.cli.settings import Settings
-from vfiotool.cli.signals import unhurried, unwind_when_told_to_end
+from vfiotool.cli.signals import exit_on_signals, signals_ignored
 from vfiotool.errors import VfioToolError
 
 TYPE_CHECKING = False
@@ -43,15 +43,15 @@ def shell(
     """
     if allowed and not bind:
         raise click.UsageError("--allow-… lifts a rule of --bind, which is not given")
-    address = chosen(settings, selector)
+    address = select_live(settings, selector)
     script = _read_script()
-    unwind_when_told_to_end()
+    exit_on_signals()
     is_lent = bind and not is_on_vfio(settings.tree, address)
     with contextlib.ExitStack() as stack:
         if is_lent:
             binding = Binding(state_dir=settings.state_dir, allowed=allowed, timeout=timeout)
             stack.enter_context(_bound(binding, address))
-        device = stack.enter_context(open_chosen(settings, address, mode))
+        device = stack.enter_context(open_selected(settings, address, mode))
         device.on_request = _tell_of_request
         names = _names(device)  # which outlive the device, so that nothing of it is lost while it is open
         if script is not None:
@@ -83,7 +83,7 @@ def _bound(binding: Binding, address: str) -> Iterator[None]:
 
 
 def _restore(binding: Binding, address: str) -> None:
-    with unhurried():
+    with signals_ignored():
         if address in binding.recorded():
             binding.restore([address])
 

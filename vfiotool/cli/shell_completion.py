@@ -11,14 +11,14 @@ from vfiotool.cli.root import invoke
 
 def complete(args: list[str]) -> int:
     """Answer the shell, as the environment asks; silent where that fails, for a person is typing."""
-    add_completion_class(Bash)
+    add_completion_class(BashCompletion)
     try:
         return invoke(args)
     except Exception:
         return 1
 
 
-class Bash(BashComplete):
+class BashCompletion(BashComplete):
     """Click's completion for bash, where a word may have colons.
 
     Readline ends words at COMP_WORDBREAKS, which has the colon: it hands over an address in pieces, and puts

@@ -10,14 +10,14 @@ from typing import NoReturn
 _TOLD = (signal.SIGTERM, signal.SIGHUP)
 
 
-def unwind_when_told_to_end() -> None:
+def exit_on_signals() -> None:
     """Have SIGTERM and SIGHUP raise ``SystemExit``, as Ctrl-C raises ``KeyboardInterrupt``."""
     for number in _TOLD:
         signal.signal(number, _unwind)
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """Take no notice of being told to end, nor of Ctrl-C, for a ``with`` block: it puts things right.
 
     A mask would not do, where there are other threads: any of them takes signals for the main one.

@@ -17,13 +17,13 @@ from vfiotool.binding.operations import Binding
 from vfiotool.cli.driver_changes import select_endpoints
 from vfiotool.cli.options import Selection, allow_flags, allow_options, grouped, selection_options
 from vfiotool.cli.settings import Settings, json_option
-from vfiotool.cli.signals import unhurried
+from vfiotool.cli.signals import signals_ignored
 from vfiotool.errors import VfioToolError
 from vfiotool.host.whole_file import write_whole
 from vfiotool.render.documents import write_document
 
 if TYPE_CHECKING:
-    from vfiotool.render.board import Board
+    from vfiotool.render.stress_progress import ProgressDisplay
     from vfiotool.stress.config import RunConfig
     from vfiotool.stress.results.report import Report
     from vfiotool.stress.results.trace import Trace
@@ -210,7 +210,7 @@ def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: b
     from vfiotool.stress.reproduce.script import script
 
     units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
-    with unhurried():
+    with signals_ignored():
         finding = reduce(trace, units, settings.state_dir, list(options.allowed))
     if options.script:
         write_whole(options.script, [script(trace.header, finding)])
@@ -283,28 +283,28 @@ def _end_when_told(stop: StopRequest) -> None:
 
 @contextlib.contextmanager
 def _progress(order: RunConfig) -> Iterator[ProgressSink]:
-    """Have a board for the time of the run."""
-    from vfiotool.render.board import Board
+    """Have a display for the time of the run."""
+    from vfiotool.render.stress_progress import ProgressDisplay
 
     most = None if order.cycles is None else order.cycles * len(order.workloads) * len(order.groups)
-    with Board(order.addresses, order.workloads, seconds=order.duration, cycles=most) as board:
-        yield _Shown(board)
+    with ProgressDisplay(order.addresses, order.workloads, seconds=order.duration, cycles=most) as display:
+        yield _DisplaySink(display)
 
 
-class _Shown:
-    """A board as the run wants it."""
+class _DisplaySink:
+    """A display as the run wants it."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._board = display
 
     @property
     def due(self) -> bool:
         return self._board.due
 
     def show(self, **fields: Any) -> None:
-        from vfiotool.render.board import Progress
+        from vfiotool.render.stress_progress import RunProgress
 
-        self._board.update(Progress(**fields))
+        self._board.update(RunProgress(**fields))
 
 
 def _conclude(order: RunConfig, report: Report, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from vfiotool.cli.completion import complete_device
 from vfiotool.cli.settings import Settings, json_option
-from vfiotool.cli.signals import unhurried, unwind_when_told_to_end
+from vfiotool.cli.signals import exit_on_signals, signals_ignored
 from vfiotool.errors import VfioToolError
 from vfiotool.host.selectors import select
 
@@ -40,7 +40,7 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
 
     entry_filter = EntryFilter(tree, select(tree, selectors))
     write = write_entry if as_json else write_line
-    unwind_when_told_to_end()
+    exit_on_signals()
     stack = contextlib.ExitStack()
     try:
         timeline = Timeline(_sources(tree, stack))
@@ -50,7 +50,7 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
             _show(timeline.entries(until), entry_filter, write)
         _show(timeline.rest(), entry_filter, write)
     finally:
-        with unhurried():
+        with signals_ignored():
             stack.close()
 
 

@@ -27,7 +27,7 @@ _MOST_OPERATIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run has come. ``latencies`` has, of the operations to show, count, p50_us and p99_us;
     ``findings`` are the monitors' sentences, ``jobs`` says what each job does now."""
 
@@ -42,7 +42,7 @@ class Progress:
     jobs: Sequence[str] = ()
 
 
-class Board:
+class ProgressDisplay:
     """Shows progress on stderr, from ``with`` on; of what a terminal shows nothing stays. One thread uses it.
 
     ``seconds`` and ``cycles`` are the run's goal, where it has one. ``due`` tells whether an update would
@@ -73,7 +73,7 @@ class Board:
         """Say whether an update would be shown now: five times a second, or every ten seconds."""
         return self._clock() >= self._next
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: RunProgress) -> None:
         """Show it, unless the last was shown just before."""
         if not self.due:
             return
@@ -85,7 +85,7 @@ class Board:
             self._stream.write(printable(_line(progress)) + "\n")
             self._stream.flush()
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressDisplay:
         if self._live:
             self._live.start()
         else:
@@ -106,7 +106,7 @@ class Board:
             redirect_stderr=False,
         )
 
-    def _drawn(self, progress: Progress) -> RenderableType:
+    def _drawn(self, progress: RunProgress) -> RenderableType:
         parts: list[RenderableType] = [self._bar(progress), _numbers(progress)]
         if progress.latencies:
             parts += [Text(), _latencies(progress.latencies)]
@@ -120,7 +120,7 @@ class Board:
         title.truncate(max(self._console.width - 8, 8), overflow="ellipsis")
         return Panel(Group(*parts), title=title, title_align="left", border_style=_tone(progress))
 
-    def _bar(self, progress: Progress) -> RenderableType:
+    def _bar(self, progress: RunProgress) -> RenderableType:
         """Draw how much of the goal is reached; without a goal, only the time."""
         goals = ((self._seconds, progress.seconds), (self._cycles, progress.cycles))
         shares = [done / goal for goal, done in goals if goal]
@@ -138,7 +138,7 @@ class Board:
         return grid
 
 
-def _numbers(progress: Progress) -> Text:
+def _numbers(progress: RunProgress) -> Text:
     uevents = f"{progress.uevents_received:,}/{progress.uevents_expected:,}"
     found = len(progress.findings)
     return Text.assemble(
@@ -177,11 +177,11 @@ def _one_line(text: Text) -> Text:
     return text
 
 
-def _tone(progress: Progress) -> str:
+def _tone(progress: RunProgress) -> str:
     return "red" if progress.findings else "green"
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: RunProgress) -> str:
     last = f", the last: {progress.findings[-1]}" if progress.findings else ""
     parts = (
         f"{progress.cycles:,} cycles ({progress.rate_cycles_s:,.1f} a second)",
