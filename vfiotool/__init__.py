@@ -12,16 +12,16 @@ TYPE_CHECKING = False  # as in typing, whose import costs a quarter of Python's 
 if TYPE_CHECKING:
     from vfiotool.binding.operations import Binding as Binding
     from vfiotool.binding.operations import bound as bound
-    from vfiotool.drivers.layout import bit as bit
-    from vfiotool.drivers.layout import bits as bits
+    from vfiotool.drivers.register_layout import bit as bit
+    from vfiotool.drivers.register_layout import bits as bits
     from vfiotool.drivers.registers import Register as Register
     from vfiotool.drivers.registers import RegisterBlock as RegisterBlock
     from vfiotool.host.snapshot import snapshot as snapshot
     from vfiotool.vfio.device import Device as Device
+    from vfiotool.vfio.device import open_device as open_device
     from vfiotool.vfio.dma.mapping import Buffer as Buffer
-    from vfiotool.vfio.iommu.choosing import offered_modes as offered_modes
     from vfiotool.vfio.iommu.protocol import IommuMode as IommuMode
-    from vfiotool.vfio.opening import open_device as open_device
+    from vfiotool.vfio.iommu.selection import offered_modes as offered_modes
 
 _HOMES = {
     "Binding": "vfiotool.binding.operations",
@@ -30,11 +30,11 @@ _HOMES = {
     "IommuMode": "vfiotool.vfio.iommu.protocol",
     "Register": "vfiotool.drivers.registers",
     "RegisterBlock": "vfiotool.drivers.registers",
-    "bit": "vfiotool.drivers.layout",
-    "bits": "vfiotool.drivers.layout",
+    "bit": "vfiotool.drivers.register_layout",
+    "bits": "vfiotool.drivers.register_layout",
     "bound": "vfiotool.binding.operations",
-    "offered_modes": "vfiotool.vfio.iommu.choosing",
-    "open_device": "vfiotool.vfio.opening",
+    "offered_modes": "vfiotool.vfio.iommu.selection",
+    "open_device": "vfiotool.vfio.device",
     "snapshot": "vfiotool.host.snapshot",
 }
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import vfiotool
 from vfiotool.drivers.nvme import IoQueue, Nvme
+from vfiotool.vfio.device import open_device
 from vfiotool.vfio.dma.dma import Dma
-from vfiotool.vfio.opening import open_device
 
 ADDRESS = "0000:00:13.0"
 DEPTHS = (1, 32)

@@ -16,14 +16,13 @@ from tests.conftest import GUEST_KERNEL
 from tests.contract.bench import E1000E, EDU
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import Iommu, IommuMode, open_iommu
 from vfiotool.vfio.irqs.irqs import Vector
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.nodes import IOMMUFD
-from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.regions.mmio import Mmio
 
 PAGE = 4096
 OTHER = E1000E

@@ -40,12 +40,12 @@ from tests.contract.spaces import (
 )
 from vfiotool._shim import ffi
 from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError, UnsupportedError
+from vfiotool.vfio.device import open_device
 from vfiotool.vfio.dma.dma import Dma
-from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuMode
 from vfiotool.vfio.iommu.iommufd import Iommufd
-from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
 
 TOP = 1 << 64

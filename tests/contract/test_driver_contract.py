@@ -18,15 +18,14 @@ from tests.contract.spaces import OFFERED, open_fds, status
 from tests.lab.support import EDU, IGB, NVME, TESTDEV, driver, kernel_complaints, path, write
 from tests.lab.waiting import writing
 from tests.models import FakeIgb, FakeTestdev
-from vfiotool.drivers.contract import Driver
+from vfiotool.drivers.base import Driver
 from vfiotool.drivers.edu import CAPACITY, Edu
 from vfiotool.drivers.igb import Igb
 from vfiotool.drivers.nvme import Nvme
 from vfiotool.drivers.testdev import PciTestdev
 from vfiotool.errors import ClosedError, IrqError, UnsupportedError, UsageError
 from vfiotool.testing import FakeDevice, FakeEdu, open_fake
-from vfiotool.vfio.device import Device
-from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.device import Device, open_device
 
 SOON = 60.0
 RNG = random.Random(17)  # noqa: S311 - it is to be the same each time

@@ -13,8 +13,7 @@ from tests.contract.bench import NVME
 from tests.contract.spaces import open_fds
 from tests.lab.support import await_, kernel_complaints, path, read
 from vfiotool.errors import AccessError, KernelError, UnsupportedError
-from vfiotool.vfio.device import Device
-from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.uapi import DeviceFeature, DeviceFeatureFlags
 
 pytestmark = pytest.mark.needs_guest

@@ -12,10 +12,9 @@ import vfiotool
 from tests.contract.spaces import MODES, kernel_params, next_fault, open_fds, status
 from tests.lab.support import IGB, kernel_complaints, path
 from vfiotool.drivers.igb import Igb
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.opening import open_device
 
 pytestmark = [
     pytest.mark.needs_guest,

@@ -25,14 +25,13 @@ from tests.lab.waiting import Program, writing
 from vfiotool.errors import ClosedError, IrqError, IrqTimeoutError, UnsupportedError
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.iommu import IommuMode
+from vfiotool.vfio.irqs.device_request import REASON
 from vfiotool.vfio.irqs.irqs import Vector, Vectors
-from vfiotool.vfio.irqs.requests import REASON
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.nodes import CONTAINER
-from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.uapi import IrqInfoFlags
 
 on_a_kernel = pytest.mark.needs_guest

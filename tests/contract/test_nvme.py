@@ -29,10 +29,9 @@ from vfiotool.drivers.nvme import (
     commands,
 )
 from vfiotool.errors import ClosedError, UsageError
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.opening import open_device
 
 pytestmark = pytest.mark.needs_guest
 
@@ -377,10 +376,10 @@ def test_dma_to_what_is_not_mapped_is_a_fault_and_the_queue_goes_on(queue: IoQue
 
 
 def test_a_command_that_does_not_end_is_a_timeout_and_no_other_suffers(nvme: Nvme, queue: IoQueue) -> None:
-    ring = nvme._admin.ring
+    pair = nvme._admin.pair
     with pytest.raises(NvmeTimeoutError, match=r"event request did not complete within 0\.05 s"):
-        ring.execute("event request", commands.command(_EVENT_REQUEST), 0.05)
-    assert ring.in_flight == 1
+        pair.execute("event request", commands.command(_EVENT_REQUEST), 0.05)
+    assert pair.in_flight == 1
     assert nvme.namespaces() == [1]
     queue.write(0, bytes(BLOCK))
 

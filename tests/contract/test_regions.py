@@ -25,10 +25,9 @@ import pytest
 import vfiotool
 from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedError
 from vfiotool.pci.capabilities.standard import MsiX, PowerManagement
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.info import MmapArea
-from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.regions.region import Region
 from vfiotool.vfio.regions.register_space import RegisterSpace
 from vfiotool.vfio.uapi import PciRegion

@@ -19,10 +19,9 @@ from tests.contract.bench import BRIDGE, EDU, NVME, SIBLINGS
 from tests.contract.spaces import open_fds
 from tests.lab.support import group, kernel_complaints, path, write
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.nodes import IOMMUFD
-from vfiotool.vfio.opening import open_device
-from vfiotool.vfio.regions.mmio import Mmio
 from vfiotool.vfio.reset import hot_reset, read_hot_reset_info
 from vfiotool.vfio.uapi import DeviceIoctl, HotResetInfoFlags
 

@@ -11,8 +11,8 @@ from tests.contract.spaces import MODES, kernel_params, open_fds
 from tests.lab.support import TESTDEV
 from vfiotool.drivers.testdev import AccessTest, PciTestdev
 from vfiotool.errors import AccessError, UsageError
+from vfiotool.vfio.device import open_device
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.opening import open_device
 
 pytestmark = pytest.mark.needs_guest
 

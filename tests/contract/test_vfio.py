@@ -22,8 +22,8 @@ from vfiotool.errors import GroupNotViableError, KernelError, UnsupportedError
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.vfio import Container, Extension, Group, GroupFlags, IommuType, KernelDeviceFile
+from vfiotool.vfio.device_info import read_device_info, read_irq_info, read_region_info
 from vfiotool.vfio.features import Features
-from vfiotool.vfio.queries import read_device_info, read_irq_info, read_region_info
 from vfiotool.vfio.uapi import (
     DeviceInfoFlags,
     DmaMapFlags,

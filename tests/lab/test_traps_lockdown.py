@@ -12,7 +12,7 @@ import pytest
 
 from tests.group_device import GroupDevice
 from tests.lab.support import EDU, as_before, driver, group, needs_iommu, output, path, read, to_vfio, write
-from vfiotool.vfio.queries import read_region_info
+from vfiotool.vfio.device_info import read_region_info
 from vfiotool.vfio.uapi import PciRegion
 
 INTERRUPT_LINE = 0x3C  # means nothing to the device

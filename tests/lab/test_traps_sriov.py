@@ -31,8 +31,8 @@ from tests.lab.support import (
 from tests.lab.support import SUBSYSTEM_NVME as PF
 from tests.lab.waiting import UNBIND, await_sleep, comes_to_wait, reading, those_that_wait, writing
 from vfiotool.errors import KernelError, UnsupportedError
+from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.features import Features
-from vfiotool.vfio.queries import read_device_info
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from vfiotool.errors import KernelError
 from vfiotool.vfio.device_file import KernelDeviceFile
-from vfiotool.vfio.regions.windows import LOW_POWER
+from vfiotool.vfio.mmio.windows import LOW_POWER
 from vfiotool.vfio.uapi import DeviceIoctl
 
 # <linux/vfio.h>

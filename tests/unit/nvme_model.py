@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, cast
 
-from vfiotool.drivers.nvme.ring import Layout, Ring
+from vfiotool.drivers.nvme.queue_pair import QueuePair, QueuePairLayout
 from vfiotool.errors import IrqTimeoutError
 from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.irqs.irqs import Vector
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 
 IOVA = 0x7_0000_0000
 PAGE = 4096
@@ -76,11 +76,11 @@ class QueueModel:
         interrupts: bool = False,
         carry_out: Callable[[Command], tuple[int, int] | None] = lambda command: (0, 0),
     ) -> None:
-        layout = Layout(entries, list_entries)
+        layout = QueuePairLayout(entries, list_entries)
         self.entries = entries
         self.memory = plain_memory(layout.size)
         self.registers = Mmio.of_memory(bytearray(0x2000), name="BAR0")
-        self.ring = Ring(
+        self.pair = QueuePair(
             "queue 1", self.memory, layout, self.registers, DOORBELLS,
             nsid=1, block_size=512, vector=cast("Vector", self) if interrupts else None,
         )  # fmt: skip

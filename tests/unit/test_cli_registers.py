@@ -62,7 +62,7 @@ def edu(monkeypatch: pytest.MonkeyPatch) -> CountingEdu:
     def open_iommu(mode: str, *, address: str | None = None) -> FakeIommu:
         return FakeIommu(IommuMode.TYPE1V2 if mode == "auto" else mode, devices=[model, nic])
 
-    monkeypatch.setattr("vfiotool.vfio.opening.open_iommu", open_iommu)
+    monkeypatch.setattr("vfiotool.vfio.device.open_iommu", open_iommu)
     return model
 
 
@@ -191,9 +191,9 @@ def test_errors(
 
 
 def test_a_mode_that_is_none_is_told_by_what_opens_it(vfiotool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vfiotool.vfio.iommu import choosing
+    from vfiotool.vfio.iommu import selection
 
-    monkeypatch.setattr("vfiotool.vfio.opening.open_iommu", choosing.open_iommu)
+    monkeypatch.setattr("vfiotool.vfio.device.open_iommu", selection.open_iommu)
     result = vfiotool("peek", EDU, "bar0", "0", "--iommu", "type3")
     assert (result.status, result.stdout) == (2, "")
     assert "the modes are auto, type1, " in result.stderr
@@ -203,7 +203,7 @@ def test_who_holds_a_device_is_named(vfiotool: Run, host: FakeHost, monkeypatch:
     def is_busy(*_: object, **__: object) -> None:
         raise KernelError(errno.EBUSY, "open", "/dev/vfio/5")
 
-    monkeypatch.setattr("vfiotool.vfio.opening.open_device", is_busy)
+    monkeypatch.setattr("vfiotool.vfio.device.open_device", is_busy)
     unseen = vfiotool("peek", EDU, "bar0", "0")
     assert (unseen.status, "it is in use (EBUSY)" in unseen.stderr) == (1, True)
     host.add_process(77, "qemu", {3: "/dev/vfio/5"})

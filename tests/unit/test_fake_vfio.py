@@ -23,9 +23,8 @@ from vfiotool.errors import (
     UnsupportedError,
 )
 from vfiotool.testing import DmaFault, FakeDevice, FakeEdu, FakeIommu, config_space, open_fake
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.dma import Dma
-from vfiotool.vfio.opening import open_device
 from vfiotool.vfio.uapi import DeviceFeature, DeviceIoctl, DmaMapFlags, IrqSetFlags, PciIrq, RegionInfoFlags
 
 PAGE = mmap.PAGESIZE

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiotool.errors import AccessError, ClosedError, KernelError
-from vfiotool.vfio.regions.access import Guard
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.access import Guard
+from vfiotool.vfio.mmio.mmio import Mmio
 
 PAGE = mmap.PAGESIZE
 SIZE = 64
@@ -485,7 +485,7 @@ def test_a_device_that_is_off_kills_only_who_does_not_sleep() -> None:
     program = """if True:
         import os, sys
         from vfiotool.errors import AccessError
-        from vfiotool.vfio.regions.mmio import Mmio
+        from vfiotool.vfio.mmio.mmio import Mmio
         fd = os.memfd_create("device")
         os.truncate(fd, 4096)
         window = Mmio.of_file(fd, 0, 4096, write=True, name="bar0")

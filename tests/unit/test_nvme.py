@@ -18,9 +18,9 @@ from vfiotool._shim import ffi, lib
 from vfiotool.drivers.nvme import NamespaceInfo, NvmeError, NvmeStatusError, NvmeTimeoutError, commands
 from vfiotool.drivers.nvme.commands import READ, WRITE, Completion
 from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, parse_active
-from vfiotool.drivers.nvme.queue import IoQueue
+from vfiotool.drivers.nvme.io_queue import IoQueue
+from vfiotool.drivers.nvme.queue_pair import make_ops
 from vfiotool.drivers.nvme.registers import NvmeRegisters, doorbells
-from vfiotool.drivers.nvme.ring import make_ops
 from vfiotool.errors import ClosedError, UsageError, VfioToolError
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.dma.mapping import Buffer
@@ -136,7 +136,7 @@ def test_each_command_in_flight_has_a_list_of_its_own() -> None:
     model = QueueModel(entries=4, list_entries=8)
     places = [DATA, DATA + 8 * PAGE, DATA + 16 * PAGE]
     for place in places:
-        model.ring.submit_op(READ, 0, 64, place)  # 32 KiB: 8 pages
+        model.pair.submit_op(READ, 0, 64, place)  # 32 KiB: 8 pages
     model.fetch()
     assert len({command.prp2 for command in model.seen}) == 3
     for command, place in zip(model.seen, places, strict=True):
@@ -151,8 +151,8 @@ def test_each_command_in_flight_has_a_list_of_its_own() -> None:
 
 def test_a_read_and_a_write_say_what_the_specification_wants() -> None:
     model = QueueModel()
-    model.ring.submit_op(READ, 0x1_2345_6789, 2, DATA)
-    model.ring.submit_op(WRITE, 7, 15, DATA + 512)
+    model.pair.submit_op(READ, 0x1_2345_6789, 2, DATA)
+    model.pair.submit_op(WRITE, 7, 15, DATA + 512)
     model.fetch()
     zero = dict.fromkeys(Command._fields, 0)
     assert [command._replace(cid=0)._asdict() for command in model.seen] == [
@@ -171,7 +171,7 @@ def test_any_order_of_work_gives_each_command_its_own_completion(data: st.DataOb
     for word in range(data.draw(st.integers(0, 60))):
         step = data.draw(st.sampled_from(["submit", "submit", "complete", "complete", "poll"]))
         if step == "submit" and len(in_flight) + len(done) < model.entries - 1:
-            cid = model.ring.submit(commands.command(0x7F, nsid=word))
+            cid = model.pair.submit(commands.command(0x7F, nsid=word))
             assert cid not in in_flight
             in_flight[cid] = word
         elif step == "complete" and in_flight:
@@ -183,40 +183,40 @@ def test_any_order_of_work_gives_each_command_its_own_completion(data: st.DataOb
             done.append(Completion(cid, word & 0x7FFF, word))
         elif step == "poll":
             limit = data.draw(st.integers(1, 9))
-            assert model.ring.poll(limit, 0) == done[:limit]
+            assert model.pair.poll(limit, 0) == done[:limit]
             del done[:limit]
-        assert model.ring.in_flight == len(in_flight) + len(done)
+        assert model.pair.in_flight == len(in_flight) + len(done)
     assert [command.nsid for command in model.seen] == sorted(command.nsid for command in model.seen)
 
 
 def test_a_full_ring_refuses_and_goes_on() -> None:
     model = QueueModel(entries=4)
-    cids = [model.ring.submit(commands.flush(1)) for _ in range(3)]
+    cids = [model.pair.submit(commands.flush(1)) for _ in range(3)]
     with pytest.raises(UsageError, match="full"):
-        model.ring.submit(commands.flush(1))
+        model.pair.submit(commands.flush(1))
     with pytest.raises(UsageError, match="full"):
-        model.ring.submit_op(READ, 0, 1, DATA)
+        model.pair.submit_op(READ, 0, 1, DATA)
     model.fetch()
     model.complete(cids[1])
-    assert model.ring.poll(9, 0) == [(cids[1], 0, 0)]
-    assert model.ring.submit(commands.flush(1)) == cids[1]
+    assert model.pair.poll(9, 0) == [(cids[1], 0, 0)]
+    assert model.pair.submit(commands.flush(1)) == cids[1]
 
 
 def test_entries_of_the_last_round_are_not_taken_again() -> None:
     model = QueueModel(entries=2)
     for number in range(1, 9):
-        assert model.ring.poll(9, 0) == []
-        cid = model.ring.submit(commands.flush(1))
+        assert model.pair.poll(9, 0) == []
+        cid = model.pair.submit(commands.flush(1))
         model.fetch()
-        assert model.ring.poll(9, 0) == []
+        assert model.pair.poll(9, 0) == []
         model.complete(cid, result=number)
-        assert model.ring.poll(9, 0) == [(cid, 0, number)]
+        assert model.pair.poll(9, 0) == [(cid, 0, number)]
 
 
 def test_the_controller_is_told_late_of_what_was_taken_and_always_has_room() -> None:
     model = QueueModel(entries=8)
     with model.running():
-        model.ring.run("reads", make_ops(READ, range(100), 1, DATA), 3, 10)
+        model.pair.run("reads", make_ops(READ, range(100), 1, DATA), 3, 10)
     assert model.tellings <= 100 // (8 - 1 - 3) + 1
 
 
@@ -231,12 +231,12 @@ def test_a_job_is_done_at_depth_and_each_op_has_its_own_status() -> None:
     model = QueueModel(entries=16, interrupts=True, carry_out=carry_out)
     lbas = [*range(1000, 1150), 123, 123, *range(2000, 2048)]
     with pytest.raises(NvmeStatusError, match="number 150, the first of 2") as caught:
-        model.ring.run("reads", make_ops(READ, lbas, 1, DATA, 512, 200), 5, 10)
+        model.pair.run("reads", make_ops(READ, lbas, 1, DATA, 512, 200), 5, 10)
     assert (caught.value.index, caught.value.type, caught.value.code) == (150, 2, 0x80)
     assert [command.lba for command in model.seen] == lbas
     assert [command.prp1 for command in model.seen] == [DATA + 512 * at for at in range(200)]
     assert 1 <= most <= 5
-    assert model.ring.in_flight == 0
+    assert model.pair.in_flight == 0
 
 
 def test_a_malformed_op_keeps_all_from_the_controller() -> None:
@@ -245,25 +245,25 @@ def test_a_malformed_op_keeps_all_from_the_controller() -> None:
         ops = make_ops(READ, [1, 2, 3], 1, DATA)
         ops[2].blocks, ops[2].iova = blocks, iova
         with pytest.raises(UsageError, match="cannot take"):
-            model.ring.run("reads", ops, 2, 1)
+            model.pair.run("reads", ops, 2, 1)
         with pytest.raises(UsageError, match="cannot take"):
-            model.ring.submit_op(READ, 1, blocks, iova)
+            model.pair.submit_op(READ, 1, blocks, iova)
     with pytest.raises(UsageError, match="cannot take"):
-        model.ring.submit_op(0x7F, 1, 1, DATA)
+        model.pair.submit_op(0x7F, 1, 1, DATA)
     model.fetch()
     assert model.seen == []
 
 
 def test_a_job_must_have_the_queue_for_itself() -> None:
     model = QueueModel()
-    cid = model.ring.submit(commands.flush(1))
+    cid = model.pair.submit(commands.flush(1))
     ops = make_ops(READ, [1], 1, DATA)
     with pytest.raises(UsageError, match="1 commands already"):
-        model.ring.run("read", ops, 1, 1)
+        model.pair.run("read", ops, 1, 1)
     model.step()
     with model.running():
-        model.ring.run("read", ops, 1, 10)
-    assert model.ring.poll(9, 0) == [(cid, 0, 0)]
+        model.pair.run("read", ops, 1, 10)
+    assert model.pair.poll(9, 0) == [(cid, 0, 0)]
 
 
 # Time
@@ -271,45 +271,45 @@ def test_a_job_must_have_the_queue_for_itself() -> None:
 
 def test_nothing_in_flight_gives_nothing_in_time() -> None:
     started = time.monotonic()
-    assert QueueModel().ring.poll(1, SHORT) == []
+    assert QueueModel().pair.poll(1, SHORT) == []
     assert time.monotonic() - started >= SHORT
 
 
 def test_a_command_that_is_late_disturbs_no_other() -> None:
     model = QueueModel(carry_out=lambda command: None)
     with pytest.raises(NvmeTimeoutError, match=r"flush did not complete within 0\.002 s"):
-        model.ring.execute("flush", commands.flush(1), SHORT)
+        model.pair.execute("flush", commands.flush(1), SHORT)
     model.fetch()
-    cid = model.ring.submit(commands.flush(2))
+    cid = model.pair.submit(commands.flush(2))
     model.fetch()
     for command in tuple(model.waiting):
         model.complete(command.cid, result=command.nsid)
-    assert model.ring.poll(9, 0) == [(cid, 0, 2)]
-    assert model.ring.in_flight == 0
+    assert model.pair.poll(9, 0) == [(cid, 0, 2)]
+    assert model.pair.in_flight == 0
 
 
 def test_a_job_that_is_late_leaves_the_ring_usable_once_it_is_done() -> None:
     model = QueueModel(carry_out=lambda command: None)
     with pytest.raises(NvmeTimeoutError, match="5 of 5 commands did not complete"):
-        model.ring.run("reads", make_ops(READ, range(5), 1, DATA), 3, SHORT)
-    assert model.ring.in_flight == 3
+        model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, SHORT)
+    assert model.pair.in_flight == 3
     with pytest.raises(UsageError, match="3 commands already"):
-        model.ring.run("reads", make_ops(READ, range(5), 1, DATA), 3, SHORT)
+        model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, SHORT)
     model.fetch()
     for command in tuple(model.waiting):
         model.complete(command.cid)
     model.carry_out = lambda command: (0, 0)
     with model.running():
-        model.ring.run("reads", make_ops(READ, range(5), 1, DATA), 3, 10)
-    assert model.ring.poll(9, 0) == []
+        model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, 10)
+    assert model.pair.poll(9, 0) == []
 
 
 def test_another_commands_completion_is_kept_for_who_polls() -> None:
     model = QueueModel(interrupts=True)
-    cid = model.ring.submit(commands.flush(5))
+    cid = model.pair.submit(commands.flush(5))
     model.step()
-    model.ring.execute("flush", commands.flush(6), 10)
-    assert model.ring.poll(9, 0) == [(cid, 0, 0)]
+    model.pair.execute("flush", commands.flush(6), 10)
+    assert model.pair.poll(9, 0) == [(cid, 0, 0)]
 
 
 # Interrupts
@@ -317,12 +317,12 @@ def test_another_commands_completion_is_kept_for_who_polls() -> None:
 
 def test_with_a_vector_the_ring_sleeps_until_its_interrupt() -> None:
     model = QueueModel(interrupts=True)
-    model.ring.run("reads", make_ops(READ, range(6), 1, DATA), 2, 10)
+    model.pair.run("reads", make_ops(READ, range(6), 1, DATA), 2, 10)
     assert model.waits == 6
     assert model.registers.read32(DOORBELLS[1]) == 6, "it is told at once: else it may not interrupt again"
-    model.ring.execute("flush", commands.flush(1), 10)
+    model.pair.execute("flush", commands.flush(1), 10)
     assert model.waits == 7
-    assert model.ring.poll(1, 0) == []
+    assert model.pair.poll(1, 0) == []
     assert model.waits == 7
 
 
@@ -330,7 +330,7 @@ def test_with_a_vector_too_a_dead_controller_is_seen() -> None:
     model = QueueModel(interrupts=True, carry_out=lambda command: None)
     model.registers.write32(CSTS, 0x3)
     with pytest.raises(NvmeError, match=r"CSTS\.CFS"):
-        model.ring.execute("flush", commands.flush(1), 10)
+        model.pair.execute("flush", commands.flush(1), 10)
 
 
 # Controllers that lie, fail or go
@@ -339,39 +339,39 @@ def test_with_a_vector_too_a_dead_controller_is_seen() -> None:
 @pytest.mark.parametrize("cid", [6, 7, 8, 0x7FFF, 0xFFFF, 3])
 def test_a_completion_of_what_was_not_submitted_is_an_error(cid: int) -> None:
     model = QueueModel(entries=8)
-    model.ring.submit(commands.flush(1))  # it is 0
+    model.pair.submit(commands.flush(1))  # it is 0
     model.fetch()
     model.complete(cid)
     for _ in range(2):
         with pytest.raises(NvmeError, match="was not submitted"):
-            model.ring.poll(9, 0)
-    assert model.ring.in_flight == 1
+            model.pair.poll(9, 0)
+    assert model.pair.in_flight == 1
 
 
 def test_what_completes_twice_is_an_error() -> None:
     model = QueueModel(entries=8)
-    cid = model.ring.submit(commands.flush(1))
+    cid = model.pair.submit(commands.flush(1))
     model.fetch()
     model.complete(cid)
     model.complete(cid)
-    assert model.ring.poll(1, 0) == [(cid, 0, 0)]
+    assert model.pair.poll(1, 0) == [(cid, 0, 0)]
     with pytest.raises(NvmeError, match="was not submitted"):
-        model.ring.poll(1, 0)
+        model.pair.poll(1, 0)
 
 
 @given(st.binary(min_size=128, max_size=128), st.integers(0, 6))
 def test_no_bytes_in_the_completion_queue_do_harm(noise: bytes, count: int) -> None:
     model = QueueModel(entries=8, carry_out=lambda command: None)
-    cids = {model.ring.submit(commands.flush(1)) for _ in range(count)}
-    model.memory[model.ring.layout.completions : model.ring.layout.completions + 128] = noise
+    cids = {model.pair.submit(commands.flush(1)) for _ in range(count)}
+    model.memory[model.pair.layout.completions : model.pair.layout.completions + 128] = noise
     taken: list[Completion] = []
     try:
-        while some := model.ring.poll(3, 0):
+        while some := model.pair.poll(3, 0):
             taken += some
     except NvmeError:
         pass
     assert {one.cid for one in taken} <= cids
-    assert len(taken) == len({one.cid for one in taken}) == count - model.ring.in_flight
+    assert len(taken) == len({one.cid for one in taken}) == count - model.pair.in_flight
 
 
 @pytest.mark.parametrize("csts", [0x3, 0xFFFF_FFFF])
@@ -379,19 +379,19 @@ def test_a_controller_that_failed_or_is_gone_is_an_error_and_no_timeout(csts: in
     model = QueueModel()
     model.registers.write32(CSTS, csts)
     with pytest.raises(NvmeError, match=r"CSTS\.CFS"):
-        model.ring.run("reads", make_ops(READ, range(5), 1, DATA), 3, 10)
+        model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, 10)
 
 
 def test_a_closed_ring_says_so() -> None:
     model = QueueModel()
-    model.ring.end()
+    model.pair.end()
     for use in (
-        lambda: model.ring.submit(commands.flush(1)),
-        lambda: model.ring.submit_op(READ, 1, 1, DATA),
-        lambda: model.ring.execute("flush", commands.flush(1), 1),
-        lambda: model.ring.run("reads", make_ops(READ, [1], 1, DATA), 1, 1),
-        lambda: model.ring.poll(1, 10),
-        lambda: model.ring.poll(1, 0),
+        lambda: model.pair.submit(commands.flush(1)),
+        lambda: model.pair.submit_op(READ, 1, 1, DATA),
+        lambda: model.pair.execute("flush", commands.flush(1), 1),
+        lambda: model.pair.run("reads", make_ops(READ, [1], 1, DATA), 1, 1),
+        lambda: model.pair.poll(1, 10),
+        lambda: model.pair.poll(1, 0),
     ):
         with pytest.raises(ClosedError, match="queue 1 is closed"):
             use()
@@ -403,7 +403,7 @@ def test_a_call_that_a_close_ends_returns_when_the_controller_is_through_with_it
 
     def run() -> None:
         try:
-            model.ring.run("reads", make_ops(READ, range(9), 1, DATA), 5, 60)
+            model.pair.run("reads", make_ops(READ, range(9), 1, DATA), 5, 60)
         except BaseException as error:
             failures.append(error)
 
@@ -411,14 +411,14 @@ def test_a_call_that_a_close_ends_returns_when_the_controller_is_through_with_it
     thread.start()
     while len(model.waiting) < 5:
         model.fetch()
-    model.ring.close()
-    assert model.ring.unanswered() == 5
+    model.pair.close()
+    assert model.pair.unanswered() == 5
     for answered, command in enumerate(model.waiting, 1):
         model.complete(command.cid)
-        assert model.ring.unanswered() == 5 - answered
+        assert model.pair.unanswered() == 5 - answered
     thread.join(0.2)
     assert thread.is_alive()
-    model.ring.end()
+    model.pair.end()
     thread.join(10)
     assert [type(error) for error in failures] == [ClosedError]
 
@@ -427,27 +427,27 @@ def test_what_is_unanswered_is_counted_over_the_end_of_the_ring() -> None:
     model = QueueModel(entries=4)
     for _ in range(3):
         for _ in range(3):
-            model.ring.submit(commands.flush(1))
+            model.pair.submit(commands.flush(1))
         for left in (2, 1, 0):
             model.step()
-            assert model.ring.unanswered() == left
-        assert len(model.ring.poll(3, 10)) == 3
+            assert model.pair.unanswered() == left
+        assert len(model.pair.poll(3, 10)) == 3
 
 
 def test_a_ring_that_has_ended_awaits_nothing_and_looks_at_no_memory() -> None:
     model = QueueModel()
-    model.ring.submit(commands.flush(1))
-    assert model.ring.unanswered() == 1
-    model.ring.end()
+    model.pair.submit(commands.flush(1))
+    assert model.pair.unanswered() == 1
+    model.pair.end()
     model.memory.close()
-    assert model.ring.unanswered() == 0
+    assert model.pair.unanswered() == 0
 
 
 def test_a_revoked_device_ends_what_is_under_way() -> None:
     model = QueueModel()
-    model.ring.submit(commands.flush(1))
+    model.pair.submit(commands.flush(1))
     model.registers.revoke("somebody wants it")
-    for use in (lambda: model.ring.submit(commands.flush(1)), lambda: model.ring.poll(1, 10)):
+    for use in (lambda: model.pair.submit(commands.flush(1)), lambda: model.pair.poll(1, 10)):
         with pytest.raises(ClosedError, match="BAR0 is closed"):
             use()
 
@@ -475,7 +475,7 @@ class Disk:
         self.deleted: list[IoQueue] = []
         self.model = QueueModel(interrupts=True, carry_out=self.carry_out)
         namespace = NamespaceInfo(1, 100, 100, 100, 512, 0)
-        self.queue = IoQueue(1, self.model.ring, namespace, 4, cast("Dma", self.dma), self.deleted.append)
+        self.queue = IoQueue(1, self.model.pair, namespace, 4, cast("Dma", self.dma), self.deleted.append)
 
     def carry_out(self, command: Command) -> tuple[int, int]:
         if command.opcode == 0:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfiotool.errors import DmaRangeError
-from vfiotool.vfio.dma.ranges import Ranges
+from vfiotool.vfio.iommu.ranges import Ranges
 
 PAGE = mmap.PAGESIZE
 TOP = 1 << 64

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfiotool.drivers import Array, BoundRegister, Field, Nested, Register, RegisterBlock, bit, bits
-from vfiotool.drivers.layout import Width
+from vfiotool.drivers import DeviceRegister, Field, Nested, Register, RegisterArray, RegisterBlock, bit, bits
+from vfiotool.drivers.register_layout import Width
 from vfiotool.errors import RegisterError, RegisterTimeoutError, VfioToolError
 from vfiotool.vfio.regions.register_space import RegisterSpace
 
@@ -554,8 +554,8 @@ def test_waiting_leaves_the_cpu_to_others(monkeypatch: pytest.MonkeyPatch) -> No
         pauses.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr("vfiotool.drivers.bound.time.sleep", sleep)
-    monkeypatch.setattr("vfiotool.drivers.bound.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vfiotool.drivers.device_register.time.sleep", sleep)
+    monkeypatch.setattr("vfiotool.drivers.device_register.time.monotonic", lambda: now[0])
     space = Counting(last=1)
     with pytest.raises(RegisterTimeoutError):
         Counter(space).count.wait_until(2, timeout=1.0)
@@ -589,7 +589,7 @@ def test_fields_against_arithmetic(data: st.DataObject) -> None:
     fields: dict[str, Field] = {f"f{low}": bits(high - 1, low) for low, high in parts}
     register = Register(0, width=width, fields=fields)
     space: RegisterSpace = Space()
-    bound: BoundRegister = make_block("Any", {"any": register})(space).any
+    bound: DeviceRegister = make_block("Any", {"any": register})(space).any
     value = data.draw(st.integers(0, (1 << width) - 1))
     expected = {f"f{low}": value >> low & (1 << high - low) - 1 for low, high in parts}
     bound.write(value)
@@ -605,16 +605,16 @@ def test_fields_against_arithmetic(data: st.DataObject) -> None:
 
 def test_types(card: Card) -> None:
     """What a type checker takes these for is what they are."""
-    one: BoundRegister = card.ident
-    many: Array[BoundRegister] = card.limit
+    one: DeviceRegister = card.ident
+    many: RegisterArray[DeviceRegister] = card.limit
     block: Queue = card.spare
-    blocks: Array[Queue] = card.queue
-    declared: Register[BoundRegister] = Card.ident
+    blocks: RegisterArray[Queue] = card.queue
+    declared: Register[DeviceRegister] = Card.ident
     for found, kind in (
-        (one, BoundRegister),
-        (many, Array),
+        (one, DeviceRegister),
+        (many, RegisterArray),
         (block, Queue),
-        (blocks, Array),
+        (blocks, RegisterArray),
         (declared, Register),
     ):
         assert isinstance(found, kind)

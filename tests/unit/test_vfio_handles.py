@@ -34,12 +34,18 @@ from vfiotool.errors import (
     VfioToolError,
 )
 from vfiotool.vfio import Container, Group, GroupFlags, IommuType, KernelDeviceFile, MmapArea
-from vfiotool.vfio.answer import MAX_SIZE, Answer, ask
+from vfiotool.vfio.device_info import read_device_info, read_irq_info, read_region_info
 from vfiotool.vfio.handle import Handle
-from vfiotool.vfio.info import IovaRange, device_info, irq_info, region_info, type1_info
+from vfiotool.vfio.info import (
+    IovaRange,
+    parse_device_info,
+    parse_irq_info,
+    parse_region_info,
+    parse_type1_info,
+)
+from vfiotool.vfio.info_ioctl import MAX_SIZE, InfoReply, query_info
 from vfiotool.vfio.iommu import IommuMode
 from vfiotool.vfio.iommu.type1 import Type1
-from vfiotool.vfio.queries import read_device_info, read_irq_info, read_region_info
 from vfiotool.vfio.uapi import (
     DeviceIoctl,
     vfio_device_info,
@@ -323,11 +329,11 @@ def capability(kind: int, following: int, payload: bytes, version: int = 1) -> b
     return struct.pack("=HHI", kind, version, following) + payload
 
 
-def answer(data: bytes) -> Answer:
-    return Answer(data, "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
+def answer(data: bytes) -> InfoReply:
+    return InfoReply(data, "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
 
 
-def region(flags: int, cap_offset: int, size: int, caps: bytes = b"") -> Answer:
+def region(flags: int, cap_offset: int, size: int, caps: bytes = b"") -> InfoReply:
     return answer(struct.pack("=IIIIQQ", 32 + len(caps), flags, 2, cap_offset, size, 0x200) + caps)
 
 
@@ -347,7 +353,7 @@ def test_ask_grows_to_what_the_kernel_wants() -> None:
         assert struct.unpack_from("=I", data, 8)[0] == 2, "the question is kept"
         struct.pack_into("=I", data, 0, 100)
 
-    found = ask(kernel, vfio_region_info(index=2), "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
+    found = query_info(kernel, vfio_region_info(index=2), "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
     assert sizes == [32, 100]
     assert len(found.data) == 100
 
@@ -357,7 +363,7 @@ def test_ask_passes_the_errno_on() -> None:
         raise OSError(errno.EINVAL, "no")
 
     with pytest.raises(KernelError) as caught:
-        ask(kernel, vfio_irq_info(index=9), "VFIO_DEVICE_GET_IRQ_INFO", "0000:00:10.0")
+        query_info(kernel, vfio_irq_info(index=9), "VFIO_DEVICE_GET_IRQ_INFO", "0000:00:10.0")
     error = caught.value
     assert (error.errno, error.operation) == (errno.EINVAL, "VFIO_DEVICE_GET_IRQ_INFO")
 
@@ -370,7 +376,7 @@ def test_ask_gives_up_on_a_kernel_that_always_wants_more(grow: Callable[[int], i
         sizes.append(len(data))
         struct.pack_into("=I", data, 0, grow(len(data)))
 
-    assert_malformed(lambda: ask(kernel, vfio_irq_info(), "VFIO_DEVICE_GET_IRQ_INFO", "x"))
+    assert_malformed(lambda: query_info(kernel, vfio_irq_info(), "VFIO_DEVICE_GET_IRQ_INFO", "x"))
     assert len(sizes) <= 8
 
 
@@ -378,7 +384,7 @@ def test_a_region_with_all_its_capabilities() -> None:
     sparse = capability(1, 80, struct.pack("=II4Q", 2, 0, 0, 0x1000, 0x3000, 0x1000))
     kind = capability(2, 96, struct.pack("=II", 0x80008086, 1))
     caps = sparse + kind + capability(3, 0, b"")
-    found = region_info(region(0xF, 32, 0x4000, caps))
+    found = parse_region_info(region(0xF, 32, 0x4000, caps))
     assert (found.index, found.size, found.offset) == (2, 0x4000, 0x200)
     assert found.mmap_areas == (MmapArea(0, 0x1000), MmapArea(0x3000, 0x1000))
     assert found.type == (0x80008086, 1)
@@ -386,17 +392,17 @@ def test_a_region_with_all_its_capabilities() -> None:
 
 
 def test_a_region_is_mappable_as_a_whole_or_not_at_all() -> None:
-    assert region_info(region(7, 0, 0x4000)).mmap_areas == (MmapArea(0, 0x4000),)
-    assert region_info(region(3, 0, 0x4000)).mmap_areas == ()
+    assert parse_region_info(region(7, 0, 0x4000)).mmap_areas == (MmapArea(0, 0x4000),)
+    assert parse_region_info(region(3, 0, 0x4000)).mmap_areas == ()
 
 
 def test_an_offset_without_the_caps_flag_is_not_followed() -> None:
-    assert region_info(region(7, 0xFFFFFFFF, 0x4000)).type is None
+    assert parse_region_info(region(7, 0xFFFFFFFF, 0x4000)).type is None
 
 
 def test_a_capability_of_a_later_version_is_passed_over() -> None:
     caps = capability(2, 0, struct.pack("=II", 1, 1), version=2)
-    assert region_info(region(0xF, 32, 0x4000, caps)).type is None
+    assert parse_region_info(region(0xF, 32, 0x4000, caps)).type is None
 
 
 @pytest.mark.parametrize(
@@ -425,31 +431,31 @@ def test_a_capability_of_a_later_version_is_passed_over() -> None:
     ],
 )
 def test_a_hostile_chain_is_a_named_error(cap_offset: int, caps: bytes) -> None:
-    assert_malformed(lambda: region_info(region(0xF, cap_offset, 0x4000, caps)))
+    assert_malformed(lambda: parse_region_info(region(0xF, cap_offset, 0x4000, caps)))
 
 
 def test_a_device_with_endless_regions_is_a_named_error() -> None:
     data = struct.pack("=IIIII", 20, 2, 0xFFFFFFFF, 5, 0)
-    assert_malformed(lambda: device_info(answer(data)))
+    assert_malformed(lambda: parse_device_info(answer(data)))
 
 
 def test_atomics_of_a_device() -> None:
     caps = capability(5, 0, struct.pack("=II", 5, 0))
-    found = device_info(answer(struct.pack("=IIIII", 36, 0x82, 9, 5, 20) + caps))
+    found = parse_device_info(answer(struct.pack("=IIIII", 36, 0x82, 9, 5, 20) + caps))
     assert (found.num_regions, found.num_irqs, found.atomic_comp) == (9, 5, 5)
 
 
 def test_type1_with_all_its_capabilities() -> None:
     ranges = struct.pack("=II4Q", 2, 0, 0, 0xFEDFFFFF, 0xFEF00000, 0x7FFFFFFFFF)
     caps = capability(1, 72, ranges) + capability(3, 0, struct.pack("=I", 65535))
-    found = type1_info(answer(struct.pack("=IIQII", 24 + len(caps), 3, 0x1000, 24, 0) + caps))
+    found = parse_type1_info(answer(struct.pack("=IIQII", 24 + len(caps), 3, 0x1000, 24, 0) + caps))
     assert found.page_sizes == 0x1000
     assert found.iova_ranges == (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, 0x7FFFFFFFFF))
     assert found.dma_avail == 65535
 
 
 def test_type1_of_a_kernel_that_tells_nothing() -> None:
-    found = type1_info(answer(struct.pack("=IIQII", 24, 0, 0xFFFF, 0, 0)))
+    found = parse_type1_info(answer(struct.pack("=IIQII", 24, 0, 0xFFFF, 0, 0)))
     assert (found.page_sizes, found.iova_ranges, found.dma_avail) == (0, None, None)
 
 
@@ -462,10 +468,10 @@ hostile = st.lists(st.one_of(words, short_words), max_size=64).map(
     lambda numbers: struct.pack(f"={len(numbers)}I", *numbers)
 )
 PARSERS = [
-    (device_info, vfio_device_info),
-    (region_info, vfio_region_info),
-    (irq_info, vfio_irq_info),
-    (type1_info, vfio_iommu_type1_info),
+    (parse_device_info, vfio_device_info),
+    (parse_region_info, vfio_region_info),
+    (parse_irq_info, vfio_irq_info),
+    (parse_type1_info, vfio_iommu_type1_info),
 ]
 
 
@@ -481,7 +487,7 @@ def assert_snapshot_or_named_error(parse: Callable[[], object]) -> None:
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(writes=st.lists(hostile, min_size=1, max_size=4))
 def test_no_answer_breaks_the_parser(
-    parse: Callable[[Answer], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
+    parse: Callable[[InfoReply], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
 ) -> None:
     """Whatever a kernel writes to the buffer, time after time: a snapshot, or a named error."""
     remaining = iter(writes)
@@ -491,7 +497,7 @@ def test_no_answer_breaks_the_parser(
         data[: len(written)] = written
 
     assert_snapshot_or_named_error(
-        lambda: parse(ask(kernel, question(), "VFIO_DEVICE_GET_INFO", "0000:00:10.0"))
+        lambda: parse(query_info(kernel, question(), "VFIO_DEVICE_GET_INFO", "0000:00:10.0"))
     )
 
 
@@ -499,7 +505,7 @@ def test_no_answer_breaks_the_parser(
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(body=hostile, flags=words, cap_offset=words)
 def test_no_chain_breaks_the_parser(
-    parse: Callable[[Answer], object], body: bytes, flags: int, cap_offset: int
+    parse: Callable[[InfoReply], object], body: bytes, flags: int, cap_offset: int
 ) -> None:
     """The same with chains that are entered: flags, counts and the first offset make some sense."""
     head = struct.pack("=IIIII", 0, flags, 9, cap_offset, cap_offset)

@@ -43,7 +43,7 @@ def open_selected(settings: Settings, address: str, mode: str) -> Device:
     VfioToolError: no VFIO driver has it.
     BlockedError: another process holds it, or an unbind of it is pending.
     """
-    from vfiotool.vfio.opening import open_device
+    from vfiotool.vfio.device import open_device
 
     tree = settings.tree
     if not is_on_vfio(tree, address):

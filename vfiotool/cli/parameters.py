@@ -48,8 +48,8 @@ def region_name(index: int) -> str:
 
 
 def _modes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    from vfiotool.vfio.iommu.choosing import AUTO
     from vfiotool.vfio.iommu.protocol import IommuMode
+    from vfiotool.vfio.iommu.selection import AUTO
 
     names = [AUTO, *(mode.value for mode in IommuMode)]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vfiotool.drivers.contract import Driver
-from vfiotool.drivers.layout import bit, bits
+from vfiotool.drivers.base import Driver
+from vfiotool.drivers.register_layout import bit, bits
 from vfiotool.drivers.registers import Register, RegisterBlock
 from vfiotool.errors import ClosedError, DmaRangeError, KernelError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
 from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.irqs.irqs import Irq, Vector
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.uapi import PciIrq
 
 if TYPE_CHECKING:

@@ -21,8 +21,15 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
 
-from vfiotool.drivers.bound import Array, BoundRegister
-from vfiotool.drivers.layout import Access, Field, Layout, Width, checked_layout, contradiction
+from vfiotool.drivers.device_register import DeviceRegister, RegisterArray
+from vfiotool.drivers.register_layout import (
+    Field,
+    RegisterAccess,
+    RegisterLayout,
+    Width,
+    checked_layout,
+    contradiction,
+)
 from vfiotool.errors import RegisterError
 from vfiotool.vfio.regions.register_space import RegisterSpace
 
@@ -58,7 +65,7 @@ class _Member(Generic[P]):
     def _placed(self, space: RegisterSpace, at: int, path: str) -> object:
         if self.count is None:
             return self._one(space, at, path)
-        return Array(self.count, partial(self._element, space, at, path), path)
+        return RegisterArray(self.count, partial(self._element, space, at, path), path)
 
     def _element(self, space: RegisterSpace, at: int, path: str, index: int) -> object:
         return self._one(space, at + index * self.distance, f"{path}[{index}]")
@@ -117,28 +124,28 @@ class Register(_Member[P]):
     device, so that ``dump()`` leaves the register out; ``overlaps``, that others may share its bytes.
     """
 
-    layout: Layout
+    layout: RegisterLayout
 
     @overload
     def __init__(
-        self: Register[BoundRegister],
+        self: Register[DeviceRegister],
         offset: int,
         *,
         width: Width | None = None,
-        access: Access = "rw",
+        access: RegisterAccess = "rw",
         fields: Mapping[str, Field] | None = None,
         side_effects: bool = False,
         overlaps: bool = False,
     ) -> None: ...
     @overload
     def __init__(
-        self: Register[Array[BoundRegister]],
+        self: Register[RegisterArray[DeviceRegister]],
         offset: int,
         *,
         count: int,
         stride: int | None = None,
         width: Width | None = None,
-        access: Access = "rw",
+        access: RegisterAccess = "rw",
         fields: Mapping[str, Field] | None = None,
         side_effects: bool = False,
         overlaps: bool = False,
@@ -150,7 +157,7 @@ class Register(_Member[P]):
         count: int | None = None,
         stride: int | None = None,
         width: Width | None = None,
-        access: Access = "rw",
+        access: RegisterAccess = "rw",
         fields: Mapping[str, Field] | None = None,
         side_effects: bool = False,
         overlaps: bool = False,
@@ -165,8 +172,8 @@ class Register(_Member[P]):
         self.size = self.alignment = self.layout.size
         super().settle(block, name, width)
 
-    def _one(self, space: RegisterSpace, at: int, path: str) -> BoundRegister:
-        return BoundRegister(self.layout, space, at, path)
+    def _one(self, space: RegisterSpace, at: int, path: str) -> DeviceRegister:
+        return DeviceRegister(self.layout, space, at, path)
 
     def __repr__(self) -> str:
         return f"<Register {self.name} at {self.offset:#x}, {self.layout.width} bits, {self.layout.access}>"
@@ -183,7 +190,7 @@ class Nested(_Member[P]):
     def __init__(self: Nested[B], block: type[B], offset: int, *, overlaps: bool = False) -> None: ...
     @overload
     def __init__(
-        self: Nested[Array[B]],
+        self: Nested[RegisterArray[B]],
         block: type[B],
         offset: int,
         *,
@@ -286,13 +293,13 @@ class RegisterBlock(metaclass=_BlockType):
         skipped = len(self._name) + 1
         return {register.name[skipped:]: register.read() for register in self._harmless()}
 
-    def _harmless(self) -> Iterator[BoundRegister]:
+    def _harmless(self) -> Iterator[DeviceRegister]:
         """Yield each register that can be read without side effects."""
         for name, member in self._members.items():
             if isinstance(member, Register) and (member.side_effects or member.layout.access == "wo"):
                 continue
             found = getattr(self, name)
-            for one in found if isinstance(found, Array) else (found,):
+            for one in found if isinstance(found, RegisterArray) else (found,):
                 yield from one._harmless() if isinstance(one, RegisterBlock) else (one,)
 
     if not TYPE_CHECKING:  # to a type checker it would mean that any attribute can be set

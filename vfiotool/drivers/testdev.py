@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vfiotool.drivers.contract import Driver
+from vfiotool.drivers.base import Driver
 from vfiotool.drivers.registers import Register, RegisterBlock
 from vfiotool.errors import ClosedError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device

@@ -20,7 +20,7 @@ from vfiotool.testing.dma_space import DmaSpace
 from vfiotool.testing.fake_device import FakeDevice
 from vfiotool.testing.fake_irqs import FakeIrqs
 from vfiotool.vfio.device_file import KernelDeviceFile
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.uapi import (
     DeviceFeature,
     DeviceFeatureFlags,

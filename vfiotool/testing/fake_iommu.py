@@ -22,12 +22,12 @@ from vfiotool.testing.fake_device import FakeDevice
 from vfiotool.testing.fake_device_file import FakeDeviceFile
 from vfiotool.testing.fake_mappings import FakeMapping, FakeMappings
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuInfo, IommuMode
 from vfiotool.vfio.iommu.address_space import AddressSpace
+from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
 
 _PAGE = 4096

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from vfiotool.testing.fake_device import FakeDevice
 from vfiotool.testing.fake_iommu import FakeIommu
-from vfiotool.vfio.device import Device
+from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.iommu import IommuMode
-from vfiotool.vfio.iommu.choosing import AUTO
-from vfiotool.vfio.opening import open_device
+from vfiotool.vfio.iommu.selection import AUTO
 
 
 def open_fake(device: FakeDevice, *, iommu: str = AUTO, honour_requests: bool = True) -> Device:

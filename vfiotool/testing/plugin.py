@@ -152,7 +152,7 @@ def _opened(address: str, mode: str, fake: FakeDevice | None) -> Device:
         from vfiotool.testing.fake_opening import open_fake
 
         return open_fake(fake, iommu=mode)
-    from vfiotool.vfio.opening import open_device
+    from vfiotool.vfio.device import open_device
 
     return open_device(address, iommu=mode)
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from vfiotool._shim import lib
 from vfiotool.errors import UnsupportedError
-from vfiotool.vfio.answer import ask
 from vfiotool.vfio.handle import Handle, checked
-from vfiotool.vfio.info import Type1Info, type1_info
+from vfiotool.vfio.info import Type1Info, parse_type1_info
+from vfiotool.vfio.info_ioctl import query_info
 from vfiotool.vfio.nodes import CONTAINER, open_node
 from vfiotool.vfio.uapi import (
     VFIO_API_VERSION,
@@ -69,7 +69,7 @@ class Container(Handle):
         """
         request = ContainerIoctl.VFIO_IOMMU_GET_INFO
         call = partial(fcntl.ioctl, self.fileno(), int(request))
-        return type1_info(ask(call, vfio_iommu_type1_info(), request.name, self.name))
+        return parse_type1_info(query_info(call, vfio_iommu_type1_info(), request.name, self.name))
 
     def _require_version(self) -> None:
         version = self.api_version()

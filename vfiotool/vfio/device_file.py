@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from vfiotool.errors import ClosedError, KernelError
 from vfiotool.vfio.handle import Handle
-from vfiotool.vfio.regions.windows import LOW_POWER, Windows
+from vfiotool.vfio.mmio.windows import LOW_POWER, Windows
 
 if TYPE_CHECKING:
-    from vfiotool.vfio.regions.mmio import Mmio
+    from vfiotool.vfio.mmio.mmio import Mmio
     from vfiotool.vfio.uapi import DeviceIoctl
 
 
-class User(Protocol):
+class Revocable(Protocol):
     """What uses an open device and must know when that ends."""
 
     def revoke(self, reason: str) -> None:
@@ -57,7 +57,7 @@ class DeviceFile(Protocol):
     def map(self, offset: int, size: int, *, write: bool) -> Mmio:
         """Map whole pages into this process. KernelError, ClosedError."""
 
-    def on_close(self, user: User) -> None:
+    def on_close(self, user: Revocable) -> None:
         """Have ``user.revoke`` called once it is closed or given back; held weakly. ClosedError."""
 
     def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
@@ -87,7 +87,7 @@ class KernelDeviceFile(Handle):
         self._revoked = False
         self._revoking = threading.Lock()
         self._windows = Windows()
-        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._users: weakref.WeakSet[Revocable] = weakref.WeakSet()
         self.gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     @property
@@ -154,14 +154,14 @@ class KernelDeviceFile(Handle):
             KernelError: the kernel's errno.
             ClosedError: as for ``fileno``.
         """
-        from vfiotool.vfio.regions.mmio import Mmio
+        from vfiotool.vfio.mmio.mmio import Mmio
 
         with self._revoking:
             window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
             self._windows.add(window)
             return window
 
-    def on_close(self, user: User) -> None:
+    def on_close(self, user: Revocable) -> None:
         """Have ``user.revoke(reason)`` called, in any thread, once it is closed or given back; held weakly.
 
         Raises:

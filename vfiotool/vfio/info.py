@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import sizeof
 from dataclasses import dataclass
 
-from vfiotool.vfio.answer import Answer
+from vfiotool.vfio.info_ioctl import InfoReply
 from vfiotool.vfio.uapi import (
     AtomicCompFlags,
     DeviceInfoCap,
@@ -97,7 +97,7 @@ class Type1Info:
     dma_avail: int | None
 
 
-def device_info(answer: Answer) -> DeviceInfo:
+def parse_device_info(answer: InfoReply) -> DeviceInfo:
     """Read the answer to VFIO_DEVICE_GET_INFO.
 
     Raises:
@@ -116,7 +116,7 @@ def device_info(answer: Answer) -> DeviceInfo:
     return DeviceInfo(flags, info.num_regions, info.num_irqs, atomic_comp)
 
 
-def region_info(answer: Answer) -> RegionInfo:
+def parse_region_info(answer: InfoReply) -> RegionInfo:
     """Read the answer to VFIO_DEVICE_GET_REGION_INFO.
 
     Raises:
@@ -140,13 +140,13 @@ def region_info(answer: Answer) -> RegionInfo:
     )
 
 
-def irq_info(answer: Answer) -> IrqInfo:
+def parse_irq_info(answer: InfoReply) -> IrqInfo:
     """Read the answer to VFIO_DEVICE_GET_IRQ_INFO."""
     info = answer.read(vfio_irq_info)
     return IrqInfo(info.index, IrqInfoFlags(info.flags), info.count)
 
 
-def type1_info(answer: Answer) -> Type1Info:
+def parse_type1_info(answer: InfoReply) -> Type1Info:
     """Read the answer to VFIO_IOMMU_GET_INFO.
 
     Raises:
@@ -167,7 +167,7 @@ def type1_info(answer: Answer) -> Type1Info:
 
 
 def _mmap_areas(
-    answer: Answer, flags: RegionInfoFlags, region_size: int, sparse: int | None
+    answer: InfoReply, flags: RegionInfoFlags, region_size: int, sparse: int | None
 ) -> tuple[MmapArea, ...]:
     if RegionInfoFlags.MMAP not in flags:
         return ()
@@ -184,7 +184,7 @@ def _mmap_areas(
     return tuple(MmapArea(area.offset, area.size) for area in areas)
 
 
-def _iova_ranges(answer: Answer, at: int | None) -> tuple[IovaRange, ...] | None:
+def _iova_ranges(answer: InfoReply, at: int | None) -> tuple[IovaRange, ...] | None:
     if at is None:
         return None
     cap = answer.read(vfio_iommu_type1_info_cap_iova_range, at)

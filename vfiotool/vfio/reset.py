@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError
-from vfiotool.vfio.answer import Answer
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.queries import read_device_info
+from vfiotool.vfio.device_info import read_device_info
+from vfiotool.vfio.info_ioctl import InfoReply
 from vfiotool.vfio.uapi import (
     DeviceInfoFlags,
     DeviceIoctl,
@@ -104,7 +104,7 @@ def hot_reset(file: DeviceFile, groups: Iterable[OpenGroup] = ()) -> None:
     )
 
 
-def _ask(file: DeviceFile) -> Answer:
+def _ask(file: DeviceFile) -> InfoReply:
     """Ask, make room for as many devices as the kernel says there are, ask again."""
     request = DeviceIoctl.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO
     size = sizeof(vfio_pci_hot_reset_info)
@@ -118,12 +118,12 @@ def _ask(file: DeviceFile) -> Answer:
             if error.errno != errno.ENOSPC:
                 raise
         else:
-            return Answer(bytes(data), request.name, file.name)
-        count = Answer(bytes(data), request.name, file.name).read(vfio_pci_hot_reset_info).count
+            return InfoReply(bytes(data), request.name, file.name)
+        count = InfoReply(bytes(data), request.name, file.name).read(vfio_pci_hot_reset_info).count
         if count > _MOST_DEVICES:
             break
         size = sizeof(vfio_pci_hot_reset_info) + count * sizeof(vfio_pci_dependent_device)
-    raise Answer(bytes(data), request.name, file.name).malformed(f"{count} devices never fit")
+    raise InfoReply(bytes(data), request.name, file.name).malformed(f"{count} devices never fit")
 
 
 def _no_bridge(file: DeviceFile) -> UnsupportedError:
@@ -133,7 +133,7 @@ def _no_bridge(file: DeviceFile) -> UnsupportedError:
     )
 
 
-def _hot_reset_info(answer: Answer) -> HotResetInfo:
+def _hot_reset_info(answer: InfoReply) -> HotResetInfo:
     head = answer.read(vfio_pci_hot_reset_info)
     flags = HotResetInfoFlags(head.flags)
     found = answer.read_array(vfio_pci_dependent_device, sizeof(vfio_pci_hot_reset_info), head.count)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vfiotool.drivers.contract import Driver
+from vfiotool.drivers.base import Driver
 from vfiotool.drivers.igb.errors import IgbError, IgbTimeoutError
 from vfiotool.drivers.igb.frames import (
     DEPTH,
@@ -26,7 +26,7 @@ from vfiotool.drivers.igb.registers import IgbRegisters
 from vfiotool.errors import ClosedError, IrqTimeoutError, RegisterTimeoutError, UnsupportedError, UsageError
 from vfiotool.vfio.device import Device
 from vfiotool.vfio.irqs.irqs import Vectors
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 
 _IDS = 0x8086, 0x10C9
 _ALL = 0xFFFF_FFFF

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vfiotool.drivers.layout import bit, bits
+from vfiotool.drivers.register_layout import bit, bits
 from vfiotool.drivers.registers import Nested, Register, RegisterBlock
 
 
-class Queue(RegisterBlock, width=32):
+class QueueRegisters(RegisterBlock, width=32):
     """What receive and transmit queues have in common; their memory starts on a multiple of 128 bytes."""
 
     base_low = Register(0x00)
@@ -17,7 +17,7 @@ class Queue(RegisterBlock, width=32):
     control = Register(0x28, fields={"enable": bit(25)})  # RXDCTL, TXDCTL
 
 
-class ReceiveQueue(Queue):
+class ReceiveQueueRegisters(QueueRegisters):
     """A receive queue."""
 
     buffers = Register(0x0C, fields={"size": bits(6, 0), "kind": bits(27, 25)})  # SRRCTL; size in KiB
@@ -63,5 +63,5 @@ class IgbRegisters(RegisterBlock, width=32):
     eiac = Register(0x152C)
     eitr = Register(0x1680, count=25)
     ivar = Register(0x1700, count=8, fields={"receive": bits(7, 0), "transmit": bits(15, 8)})
-    receive = Nested(ReceiveQueue, 0xC000, count=16, stride=0x40)
-    transmit = Nested(Queue, 0xE000, count=16, stride=0x40)
+    receive = Nested(ReceiveQueueRegisters, 0xC000, count=16, stride=0x40)
+    transmit = Nested(QueueRegisters, 0xE000, count=16, stride=0x40)

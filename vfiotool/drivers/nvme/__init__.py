@@ -4,7 +4,7 @@ from vfiotool.drivers.nvme.commands import Completion
 from vfiotool.drivers.nvme.driver import Nvme
 from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError, NvmeTimeoutError
 from vfiotool.drivers.nvme.identify import ControllerInfo, NamespaceInfo
-from vfiotool.drivers.nvme.queue import IoQueue
+from vfiotool.drivers.nvme.io_queue import IoQueue
 
 __all__ = [
     "Completion",

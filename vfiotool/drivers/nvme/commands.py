@@ -1,7 +1,7 @@
 """NVMe commands: 64 bytes each, built as the specification draws them.
 
-A command's identifier is left 0: the ring gives it one. ``prp1`` is the IOVA of the page that the command
-is about. Sections are of the NVM Express Base Specification 2.0 unless another is named.
+The command identifier is 0: ``QueuePair`` sets it. ``prp1`` is the IOVA of the page that the command
+reads or writes. Sections are of the NVM Express Base Specification 2.0 unless another is named.
 """
 
 from __future__ import annotations

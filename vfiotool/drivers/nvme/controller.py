@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from vfiotool.drivers.nvme import commands
 from vfiotool.drivers.nvme.errors import NvmeError
+from vfiotool.drivers.nvme.queue_pair import QueuePair
 from vfiotool.drivers.nvme.registers import NvmeRegisters, doorbells
-from vfiotool.drivers.nvme.ring import Ring
 from vfiotool.errors import UnsupportedError
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 
 _GONE = (1 << 64) - 1
 _NVM = 1 << 0  # CAP.CSS
@@ -63,7 +63,7 @@ class Controller:
         self.registers.cc.update(en=0, shn=0)
         self.registers.csts.wait_until(rdy=0, timeout=self._timeout)
 
-    def enable(self, admin: Ring) -> None:
+    def enable(self, admin: QueuePair) -> None:
         """Have a controller that is disabled take commands from an admin queue (section 3.5.1)."""
         last = admin.layout.entries - 1
         self.registers.aqa.write(asqs=last, acqs=last)
@@ -72,13 +72,13 @@ class Controller:
         self.registers.cc.write(en=1, iosqes=commands.SIZE_SHIFT, iocqes=commands.COMPLETION_SIZE_SHIFT)
         self.registers.csts.wait_until(rdy=1, timeout=self._timeout)
 
-    def shut_down(self, rings: Sequence[Ring]) -> None:
-        """Have the controller complete what these closed rings gave it, make it last, and reset it.
+    def shut_down(self, pairs: Sequence[QueuePair]) -> None:
+        """Have the controller complete what these closed queue pairs gave it, make it last, and reset it.
 
         What takes too long the reset aborts (section 3.6.1).
         """
         if self._is_well():
-            self._await_completions(rings)
+            self._await_completions(pairs)
             self.registers.cc.update(shn=_NORMAL)
             self.registers.csts.wait_until(shst=_COMPLETE, timeout=_SHUTDOWN_TIMEOUT)
         self.disable()
@@ -86,8 +86,8 @@ class Controller:
     def _is_well(self) -> bool:
         return bool(self.registers.cc.read_field("en")) and not self.registers.csts.read_field("cfs")
 
-    def _await_completions(self, rings: Sequence[Ring]) -> None:
+    def _await_completions(self, pairs: Sequence[QueuePair]) -> None:
         """Wait before a reset: QEMU 7.2 follows a freed queue where it ends a read only then, and dies."""
         end = time.monotonic() + _SHUTDOWN_TIMEOUT
-        while any(ring.unanswered() for ring in rings) and self._is_well() and time.monotonic() < end:
+        while any(pair.unanswered() for pair in pairs) and self._is_well() and time.monotonic() < end:
             time.sleep(_GLANCE)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from vfiotool.drivers.contract import Driver
-from vfiotool.drivers.nvme.admin import Admin
+from vfiotool.drivers.base import Driver
+from vfiotool.drivers.nvme.admin_queue import AdminQueue
 from vfiotool.drivers.nvme.controller import Controller
 from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError
 from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, NamespaceInfo
-from vfiotool.drivers.nvme.queue import IoQueue
-from vfiotool.drivers.nvme.ring import PAGE_SIZE, Layout, Ring
+from vfiotool.drivers.nvme.io_queue import IoQueue
+from vfiotool.drivers.nvme.queue_pair import PAGE_SIZE, QueuePair, QueuePairLayout
 from vfiotool.errors import ClosedError, RegisterTimeoutError, UnsupportedError
 from vfiotool.vfio.device import Device
 from vfiotool.vfio.irqs.irqs import Vector
 
-_ADMIN = Layout(32)
+_ADMIN = QueuePairLayout(32)
 _WANTED_QUEUES = 64
 _LIST_SHIFT = 9  # a command's list of PRPs is one page, which has room for so many
 _MAX_BLOCKS = 1 << 16  # a command has 16 bits for their number
@@ -44,7 +44,7 @@ class Nvme(Driver):
         super().__init__(device)
         self._queues: dict[int, IoQueue] = {}
         self._controller: Controller | None = None
-        self._answering: Admin | None = None
+        self._admin_queue: AdminQueue | None = None
         self._given = 0  # how many I/O queues there may be
 
     def namespaces(self) -> list[int]:
@@ -71,11 +71,11 @@ class Nvme(Driver):
         admin = self._admin
         queue = self._new_queue(admin.namespace(nsid), entries, vector)
         self._queues[queue.number] = queue  # from now on its memory is the controller's
-        if self._answering is not admin:  # stopped meanwhile: the controller never knew of it
+        if self._admin_queue is not admin:  # stopped meanwhile: the controller never knew of it
             self._queues.pop(queue.number, None)
             queue.release()
         try:
-            admin.create_queue(queue.number, queue.ring, None if vector is None else vector.index)
+            admin.create_queue(queue.number, queue.pair, None if vector is None else vector.index)
         except NvmeStatusError:
             self._queues.pop(queue.number).release()
             raise
@@ -89,31 +89,31 @@ class Nvme(Driver):
         page = resources.enter_context(self.device.dma.alloc(SIZE))
         resources.callback(self._forget_queues)
         name = f"admin queue of {self.device.name}"
-        ring = Ring(name, memory, _ADMIN, window, controller.doorbells(0))
-        admin = self._answering = Admin(controller, ring, page)
+        pair = QueuePair(name, memory, _ADMIN, window, controller.doorbells(0))
+        admin = self._admin_queue = AdminQueue(controller, pair, page)
         self.device.bus_master = True
-        controller.enable(admin.ring)
+        controller.enable(admin.pair)
         self.info = admin.identify()
         self._given = admin.set_number_of_queues(_WANTED_QUEUES)
 
     def _quiesce(self) -> None:
-        admin, self._answering = self._answering, None
-        rings = [queue.ring for queue in self._queues.values()]
-        closing = [*rings, admin.ring] if admin else rings
-        for ring in closing:
-            ring.close()
+        admin, self._admin_queue = self._admin_queue, None
+        pairs = [queue.pair for queue in self._queues.values()]
+        closing = [*pairs, admin.pair] if admin else pairs
+        for pair in closing:
+            pair.close()
         try:
-            self._end_all_commands(rings)
+            self._end_all_commands(pairs)
         finally:
-            for ring in closing:
-                ring.end()
+            for pair in closing:
+                pair.end()
 
-    def _end_all_commands(self, rings: Sequence[Ring]) -> None:
+    def _end_all_commands(self, pairs: Sequence[QueuePair]) -> None:
         controller, self._controller = self._controller, None
         if controller is None:
             return
         try:
-            controller.shut_down(rings)
+            controller.shut_down(pairs)
         except RegisterTimeoutError:
             self.device.reset()
 
@@ -136,9 +136,9 @@ class Nvme(Driver):
                 f"this driver does not know the format of namespace {namespace.nsid} of {self.device.name}",
                 hint="format it without metadata, or with smaller blocks",
             )
-        layout = Layout(min(entries, controller.max_entries), max_transfer // PAGE_SIZE)
+        layout = QueuePairLayout(min(entries, controller.max_entries), max_transfer // PAGE_SIZE)
         with ExitStack() as undo:
-            ring = Ring(
+            pair = QueuePair(
                 f"queue {number} of {self.device.name}",
                 undo.enter_context(self.device.dma.alloc(layout.size)),
                 layout,
@@ -149,7 +149,7 @@ class Nvme(Driver):
                 vector=vector,
             )
             undo.pop_all()
-        return IoQueue(number, ring, namespace, max_blocks, self.device.dma, self._delete_queue)
+        return IoQueue(number, pair, namespace, max_blocks, self.device.dma, self._delete_queue)
 
     def _free_number(self) -> int:
         for number in range(1, self._given + 1):
@@ -158,7 +158,7 @@ class Nvme(Driver):
         raise NvmeError(f"{self.device.name} has no more than {self._given} queues", hint="close one first")
 
     @property
-    def _admin(self) -> Admin:
-        if self._answering is None:
+    def _admin(self) -> AdminQueue:
+        if self._admin_queue is None:
             raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
-        return self._answering
+        return self._admin_queue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfiotool.drivers.layout import bit, bits
+from vfiotool.drivers.register_layout import bit, bits
 from vfiotool.drivers.registers import Register, RegisterBlock
 
 _DOORBELLS = 0x1000

@@ -13,12 +13,12 @@ from vfiotool._shim import ffi
 from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError
 from vfiotool.vfio.dma.arena import Arena
 from vfiotool.vfio.dma.iova import IovaAllocator
-from vfiotool.vfio.dma.limits import is_memlock_bound, require_mappings, require_memlock
+from vfiotool.vfio.dma.limits import has_memlock_limit, require_dma_entries, require_memlock
 from vfiotool.vfio.dma.mapping import Batch, Buffer, Mapped, Mapping
 from vfiotool.vfio.dma.memory import Memory, PageKind
-from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.iommu.protocol import Iommu
+from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Dma:
         self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with how many bytes
         self._limit: int | None = None  # how many mappings the kernel takes, where it tells
         self._used = 0  # how many of them there are: to ask the kernel takes as long as to map
-        self._is_bound = is_memlock_bound()
+        self._has_memlock_limit = has_memlock_limit()
         self._shares = 0
         iommu.on_emptied = self._forget_all
 
@@ -269,7 +269,7 @@ class Dma:
     def _map(
         self, address: int, size: int, iova: int | None, iova_max: int | None, access: DmaMapFlags
     ) -> int:
-        if self._is_bound:
+        if self._has_memlock_limit:
             require_memlock(_MAP, iova or 0, size)
         place = self._take(address, size, iova, iova_max)
         try:
@@ -282,10 +282,10 @@ class Dma:
     def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> int:
         """Map them, and return how many bytes they are."""
         size = runs.size
-        if self._is_bound:
+        if self._has_memlock_limit:
             require_memlock(_MAP, 0, size)
         left = None if self._limit is None else self._limit - self._used
-        require_mappings(_MAP, left, len(runs), 0, size)
+        require_dma_entries(_MAP, left, len(runs), 0, size)
         self.iommu.map_ranges(ranges, access)
         return size
 

@@ -11,7 +11,7 @@ _CAP_IPC_LOCK = 14  # include/uapi/linux/capability.h
 _STATUS = "/proc/self/status"
 
 
-def is_memlock_bound() -> bool:
+def has_memlock_limit() -> bool:
     """Say whether a limit holds for this process at all: CAP_IPC_LOCK lifts it."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return soft != resource.RLIM_INFINITY and not _status("CapEff", 16) >> _CAP_IPC_LOCK & 1
@@ -44,7 +44,7 @@ def require_memlock(operation: str, iova: int, size: int) -> None:
     raise DmaMapError(errno.ENOMEM, operation, iova, size, hint=hint)
 
 
-def require_mappings(operation: str, available: int | None, count: int, iova: int, size: int) -> None:
+def require_dma_entries(operation: str, available: int | None, count: int, iova: int, size: int) -> None:
     """Raise the error that so many mappings would end in, where the container takes fewer.
 
     Raises:

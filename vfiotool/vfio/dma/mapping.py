@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from vfiotool.errors import ClosedError, DmaRangeError
-from vfiotool.vfio.dma.ranges import Ranges
+from vfiotool.vfio.iommu.ranges import Ranges
 
 M = TypeVar("M", bound="Mapped")
 

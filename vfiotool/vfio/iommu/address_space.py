@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import DmaMapError
-from vfiotool.vfio.dma.ranges import Ranges
+from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags, IommufdIoctl
 
 _END = 1 << 64

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Protocol
 
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.dma.ranges import Ranges
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import IovaRange
+from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import DmaMapFlags
 
 

@@ -14,9 +14,9 @@ from typing import overload
 
 from vfiotool.errors import ClosedError, IrqError, KernelError, UnsupportedError
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.device_info import read_device_info, read_irq_info
 from vfiotool.vfio.info import IrqInfo
 from vfiotool.vfio.irqs.eventfd import EventFd
-from vfiotool.vfio.queries import read_device_info, read_irq_info
 from vfiotool.vfio.uapi import DeviceInfoFlags, DeviceIoctl, IrqInfoFlags, IrqSetFlags, PciIrq, vfio_irq_set
 
 _NAMES = {PciIrq.INTX: "INTx", PciIrq.MSIX: "MSI-X"}

@@ -11,7 +11,7 @@ from vfiotool.pci.capabilities.decoding import DecodedCapability, decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, capabilities
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import RegionInfo
-from vfiotool.vfio.regions.access import Access
+from vfiotool.vfio.mmio.access import RegionAccess
 from vfiotool.vfio.regions.region import Region
 
 _COMMAND = 0x04
@@ -111,7 +111,7 @@ class ConfigSpace(Region):
             for switch in self._switches:
                 self._follow(switch)
 
-    def _put(self, access: Access, data: bytes) -> None:
+    def _put(self, access: RegionAccess, data: bytes) -> None:
         turned = [switch for switch in self._switches if access.offset <= switch.at < access.end]
         if not turned:
             super()._put(access, data)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.info import MmapArea, RegionInfo
-from vfiotool.vfio.regions.access import Access, Guard, guarded
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.access import Guard, RegionAccess, guarded
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.uapi import RegionInfoFlags
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Region:
 
     def read(self, size: int, offset: int = 0) -> bytes:
         """Return bytes, by accesses whose width the kernel chooses."""
-        return self._get(Access("read", offset, size, 0, self.name))
+        return self._get(RegionAccess("read", offset, size, 0, self.name))
 
     def write(self, data: ReadableBuffer, offset: int = 0) -> None:
         """Write bytes, by accesses whose width the kernel chooses."""
         taken = bytes(data)
-        self._put(Access("write", offset, len(taken), 0, self.name), taken)
+        self._put(RegionAccess("write", offset, len(taken), 0, self.name), taken)
 
     def read8(self, offset: int, /) -> int:
         """Return the 8 bits at an offset."""
@@ -101,7 +101,7 @@ class Region:
             KernelError: the kernel's errno from mmap(2).
         """
         count = self.size - offset if size is None else size
-        access = Access("map", offset, count, 0, self.name)
+        access = RegionAccess("map", offset, count, 0, self.name)
         self._require_mappable(access)
         write = RegionInfoFlags.WRITE in self.info.flags
         window = self._file.map(self.info.offset + offset, count, write=write)
@@ -110,7 +110,7 @@ class Region:
             window.guard(guard.moved(offset))
         return window
 
-    def _require_mappable(self, access: Access) -> None:
+    def _require_mappable(self, access: RegionAccess) -> None:
         if access.size <= 0:
             raise access.refused("has nothing in it", hint=f"the region has {self.size:#x} bytes")
         self._require_bounded(access)
@@ -126,25 +126,25 @@ class Region:
             raise access.refused(f"is not possible: only {known} can be mapped{kept}", hint=hint)
 
     def _get_number(self, offset: int, width: int) -> int:
-        return int.from_bytes(self._get(Access.single("read", offset, width, self.name)), "little")
+        return int.from_bytes(self._get(RegionAccess.single("read", offset, width, self.name)), "little")
 
     def _put_number(self, offset: int, width: int, value: int) -> None:
-        access = Access.single("write", offset, width, self.name)
+        access = RegionAccess.single("write", offset, width, self.name)
         if not 0 <= value < 1 << width:
             raise access.too_large(value)
         self._put(access, value.to_bytes(access.size, "little"))
 
-    def _get(self, access: Access) -> bytes:
+    def _get(self, access: RegionAccess) -> bytes:
         self._require_bounded(access)
         if RegionInfoFlags.READ not in self.info.flags:
             raise access.refused("is forbidden: it cannot be read", hint="the kernel lets nobody read there")
         return self._file.pread(access.size, self.info.offset + access.offset)
 
-    def _put(self, access: Access, data: bytes) -> None:
+    def _put(self, access: RegionAccess, data: bytes) -> None:
         self._require_writable(access)
         self._file.pwrite(data, self.info.offset + access.offset)
 
-    def _require_writable(self, access: Access) -> None:
+    def _require_writable(self, access: RegionAccess) -> None:
         self._require_bounded(access)
         if RegionInfoFlags.WRITE not in self.info.flags:
             raise access.unwritable()
@@ -152,7 +152,7 @@ class Region:
         if forbidden is not None:
             raise forbidden
 
-    def _require_bounded(self, access: Access) -> None:
+    def _require_bounded(self, access: RegionAccess) -> None:
         if access.offset < 0 or access.size < 0 or access.end > self.size:
             raise access.outside(self.size)
         if access.width and access.offset % access.size:

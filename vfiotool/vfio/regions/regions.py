@@ -12,9 +12,9 @@ from vfiotool.errors import KernelError, UnsupportedError
 from vfiotool.pci.capabilities import decoding
 from vfiotool.pci.capabilities.standard import MsiX
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.device_info import read_device_info, read_region_info
 from vfiotool.vfio.info import RegionInfo
-from vfiotool.vfio.queries import read_device_info, read_region_info
-from vfiotool.vfio.regions.access import Guard
+from vfiotool.vfio.mmio.access import Guard
 from vfiotool.vfio.regions.config_space import ConfigSpace
 from vfiotool.vfio.regions.region import Region
 from vfiotool.vfio.uapi import DeviceIoctl, PciRegion

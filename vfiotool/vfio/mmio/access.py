@@ -11,7 +11,7 @@ WIDTHS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class RegionAccess:
     """A ``verb`` ("read" or "write") of ``size`` bytes at ``offset`` of a ``subject``.
 
     It is done ``width`` bits at a time; 0 leaves that to the kernel.
@@ -24,7 +24,7 @@ class Access:
     subject: str
 
     @classmethod
-    def single(cls, verb: str, offset: int, width: int, subject: str) -> Access:
+    def single(cls, verb: str, offset: int, width: int, subject: str) -> RegionAccess:
         """Describe one access of a width."""
         return cls(verb, offset, width // 8, width, subject)
 
@@ -82,12 +82,12 @@ class Guard:
         """Return the same guard, its offsets counted from ``distance`` further on."""
         return Guard(self.start - distance, self.end - distance, self.why, self.hint)
 
-    def meets(self, access: Access) -> bool:
+    def meets(self, access: RegionAccess) -> bool:
         """Say whether an access would reach a guarded byte."""
         return access.offset < self.end and access.end > self.start
 
 
-def guarded(access: Access, guards: Iterable[Guard]) -> AccessError | None:
+def guarded(access: RegionAccess, guards: Iterable[Guard]) -> AccessError | None:
     """Return the error for a write that a guard forbids, or ``None``."""
     met = (access.refused(f"is forbidden: {one.why}", hint=one.hint) for one in guards if one.meets(access))
     return next(met, None)

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfiotool.vfio.regions.mmio import Mmio
+    from vfiotool.vfio.mmio.mmio import Mmio
 
 LOW_POWER = "the device sleeps", "leave its low_power() first"
 

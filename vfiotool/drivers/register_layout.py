@@ -10,7 +10,7 @@ from typing import Literal
 from vfiotool.errors import RegisterError
 
 Width = Literal[8, 16, 32, 64]
-Access = Literal["ro", "wo", "rw", "w1c"]
+RegisterAccess = Literal["ro", "wo", "rw", "w1c"]
 
 _WIDTHS = (8, 16, 32, 64)
 _ACCESSES = ("ro", "wo", "rw", "w1c")
@@ -25,7 +25,7 @@ class Field:
 
     high: int
     low: int
-    access: Access | None = None
+    access: RegisterAccess | None = None
 
     @property
     def largest(self) -> int:
@@ -42,18 +42,18 @@ class Field:
         return value >> self.low & self.largest
 
 
-def bit(number: int, access: Access | None = None) -> Field:
+def bit(number: int, access: RegisterAccess | None = None) -> Field:
     """Return a field of one bit, counted from 0."""
     return Field(number, number, access)
 
 
-def bits(high: int, low: int, access: Access | None = None) -> Field:
+def bits(high: int, low: int, access: RegisterAccess | None = None) -> Field:
     """Return a field of several bits, both ends included, in a datasheet's order: ``bits(31, 16)``."""
     return Field(high, low, access)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RegisterLayout:
     """A register's width in bits, its access, and its fields, each with its own access.
 
     ``largest`` is the largest value that fits; ``rewritable`` has the bits that may be written back as they
@@ -61,7 +61,7 @@ class Layout:
     """
 
     width: int
-    access: Access
+    access: RegisterAccess
     fields: Mapping[str, Field]
     largest: int
     rewritable: int
@@ -72,7 +72,9 @@ class Layout:
         return self.width // 8
 
 
-def checked_layout(name: str, width: int | None, access: Access, fields: Mapping[str, Field]) -> Layout:
+def checked_layout(
+    name: str, width: int | None, access: RegisterAccess, fields: Mapping[str, Field]
+) -> RegisterLayout:
     """Return the layout of the register of this name.
 
     Raises:
@@ -91,7 +93,7 @@ def checked_layout(name: str, width: int | None, access: Access, fields: Mapping
             raise contradiction(name, f"its fields {one} and {other} overlap")
     largest = (1 << width) - 1
     unkept = sum(field.mask for field in settled.values() if field.access in ("wo", "w1c"))
-    return Layout(width, access, settled, largest, largest & ~unkept)
+    return RegisterLayout(width, access, settled, largest, largest & ~unkept)
 
 
 def contradiction(name: str, why: str) -> RegisterError:
@@ -99,7 +101,7 @@ def contradiction(name: str, why: str) -> RegisterError:
     return RegisterError(f"{name}: {why}", hint="compare the definition with the device's datasheet")
 
 
-def _checked_field(name: str, field: Field, width: int, register_access: Access) -> Field:
+def _checked_field(name: str, field: Field, width: int, register_access: RegisterAccess) -> Field:
     """Return the field with the register's access, unless it has one of its own."""
     if not 0 <= field.low <= field.high < width:
         raise contradiction(name, f"{field.high} to {field.low} are not bits of a register of {width} bits")

@@ -1,4 +1,4 @@
-"""vfiotool.vfio.irqs.requests: a device that the kernel asks for is given back, after its driver was told."""
+"""vfiotool.vfio.irqs.device_request: a device is released after its driver was asked to stop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.irq_device import ADDRESS, REQ, IrqDevice
 from vfiotool.errors import ClosedError, IrqError
+from vfiotool.vfio.irqs.device_request import REASON, DeviceRequestHandler
 from vfiotool.vfio.irqs.irqs import Irqs
-from vfiotool.vfio.irqs.requests import REASON, ReleaseRequest
 
 
 class Driver:
@@ -46,8 +46,8 @@ def driver() -> Driver:
 
 
 @pytest.fixture
-def request_(device: IrqDevice, irqs: Irqs, driver: Driver) -> Iterator[ReleaseRequest]:
-    made = ReleaseRequest(device, irqs, driver.ask)
+def request_(device: IrqDevice, irqs: Irqs, driver: Driver) -> Iterator[DeviceRequestHandler]:
+    made = DeviceRequestHandler(device, irqs, driver.ask)
     yield made
     made.close()
 
@@ -74,7 +74,7 @@ def threads() -> set[threading.Thread]:
 
 
 def test_a_device_that_is_asked_for_is_given_back(
-    device: IrqDevice, irqs: Irqs, driver: Driver, request_: ReleaseRequest
+    device: IrqDevice, irqs: Irqs, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     states: list[bool] = []
     driver.does = lambda: states.append(device.closed)
@@ -90,7 +90,7 @@ def test_a_device_that_is_asked_for_is_given_back(
     assert not request_.waiting
 
 
-def test_the_driver_is_asked_once(device: IrqDevice, driver: Driver, request_: ReleaseRequest) -> None:
+def test_the_driver_is_asked_once(device: IrqDevice, driver: Driver, request_: DeviceRequestHandler) -> None:
     driver.does = lambda: device.raise_irq(REQ)  # as the kernel does every 10 s
     (thread,) = threads()
     device.raise_irq(REQ)
@@ -103,7 +103,7 @@ def test_the_driver_is_asked_once(device: IrqDevice, driver: Driver, request_: R
 def test_a_driver_that_fails_loses_its_device_and_its_error_is_logged(
     device: IrqDevice,
     driver: Driver,
-    request_: ReleaseRequest,
+    request_: DeviceRequestHandler,
     error: BaseException,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_driver_that_fails_loses_its_device_and_its_error_is_logged(
 
 
 def test_close_ends_the_thread_and_asks_no_one(
-    device: IrqDevice, driver: Driver, request_: ReleaseRequest
+    device: IrqDevice, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     assert request_.waiting
     request_.close()
@@ -134,7 +134,7 @@ def test_close_ends_the_thread_and_asks_no_one(
 
 @pytest.mark.parametrize("end", [IrqDevice.close, lambda device: device.revoke("the test")])
 def test_the_end_of_the_device_ends_the_thread(
-    device: IrqDevice, driver: Driver, request_: ReleaseRequest, end: Callable[[IrqDevice], None]
+    device: IrqDevice, driver: Driver, request_: DeviceRequestHandler, end: Callable[[IrqDevice], None]
 ) -> None:
     (thread,) = threads()
     end(device)
@@ -144,7 +144,7 @@ def test_the_end_of_the_device_ends_the_thread(
 
 
 def test_a_driver_may_close_all_when_it_is_asked(
-    device: IrqDevice, irqs: Irqs, driver: Driver, request_: ReleaseRequest
+    device: IrqDevice, irqs: Irqs, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     def close() -> None:
         irqs.close()
@@ -159,7 +159,7 @@ def test_a_driver_may_close_all_when_it_is_asked(
 
 
 def test_close_does_not_wait_for_a_driver_that_waits_for_who_closes(
-    device: IrqDevice, driver: Driver, request_: ReleaseRequest
+    device: IrqDevice, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     asked, closed = threading.Event(), threading.Event()
 
@@ -177,7 +177,7 @@ def test_close_does_not_wait_for_a_driver_that_waits_for_who_closes(
     assert not thread.is_alive()
 
 
-def test_the_user_cannot_enable_what_is_awaited_already(irqs: Irqs, request_: ReleaseRequest) -> None:
+def test_the_user_cannot_enable_what_is_awaited_already(irqs: Irqs, request_: DeviceRequestHandler) -> None:
     with pytest.raises(IrqError, match=r"REQ of .* is enabled already") as caught:
         irqs.req.enable()
     assert "honour_requests=False" in caught.value.hint
@@ -185,7 +185,7 @@ def test_the_user_cannot_enable_what_is_awaited_already(irqs: Irqs, request_: Re
 
 def test_a_device_without_the_interrupt_has_no_thread(device: IrqDevice, irqs: Irqs, driver: Driver) -> None:
     device.info_flags = 0  # not PCI
-    request = ReleaseRequest(device, irqs, driver.ask)
+    request = DeviceRequestHandler(device, irqs, driver.ask)
     assert not request.waiting
     assert device.set_irqs == []
     request.close()
@@ -193,7 +193,7 @@ def test_a_device_without_the_interrupt_has_no_thread(device: IrqDevice, irqs: I
 
 def test_the_thread_keeps_neither_device_nor_driver(device: IrqDevice, irqs: Irqs) -> None:
     driver = Driver()
-    request = ReleaseRequest(device, irqs, driver.ask)
+    request = DeviceRequestHandler(device, irqs, driver.ask)
     (thread,) = threads()
     gone = Gone(device)
     del driver
@@ -205,7 +205,7 @@ def test_the_thread_keeps_neither_device_nor_driver(device: IrqDevice, irqs: Irq
 
 
 def test_a_lost_request_ends_its_thread(device: IrqDevice, irqs: Irqs, driver: Driver) -> None:
-    request = ReleaseRequest(device, irqs, driver.ask)
+    request = DeviceRequestHandler(device, irqs, driver.ask)
     (thread,) = threads()
     del request
     thread.join(30)
@@ -213,7 +213,7 @@ def test_a_lost_request_ends_its_thread(device: IrqDevice, irqs: Irqs, driver: D
     assert driver.asked == 0
 
 
-def test_a_forked_child_has_no_thread(device: IrqDevice, request_: ReleaseRequest) -> None:
+def test_a_forked_child_has_no_thread(device: IrqDevice, request_: DeviceRequestHandler) -> None:
     pid = os.fork()
     if not pid:
         alone = not request_.waiting and not threads()

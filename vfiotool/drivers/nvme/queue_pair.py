@@ -19,7 +19,7 @@ from vfiotool.drivers.nvme.errors import NvmeError, NvmeStatusError, NvmeTimeout
 from vfiotool.errors import ClosedError, IrqTimeoutError, UsageError, VfioToolError
 from vfiotool.vfio.dma.mapping import Buffer
 from vfiotool.vfio.irqs.irqs import Vector
-from vfiotool.vfio.regions.mmio import Mmio
+from vfiotool.vfio.mmio.mmio import Mmio
 
 if TYPE_CHECKING:
     from vfiotool._shim import _NvmeCompletion, _NvmeJob, _NvmeOp, _NvmeQueue, _NvmeSlot
@@ -34,8 +34,8 @@ _MOST_SECONDS = 30.0  # until whoever has closed a queue has also ended it
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where in its memory a ring has what: submissions, completions, then a PRP list for each command."""
+class QueuePairLayout:
+    """The memory of a queue pair: submission queue, completion queue, then a PRP list for each command."""
 
     entries: int
     list_entries: int = 0
@@ -56,7 +56,7 @@ class Layout:
         return self.lists + _whole_pages(self.entries * self.list_entries * 8)
 
 
-class Ring:
+class QueuePair:
     """A queue pair. One thread at a time may use it; any may ``close()`` it, and the other gets ClosedError.
 
     All of its calls raise NvmeError where the controller has failed, is gone, or completes what it was not
@@ -67,7 +67,7 @@ class Ring:
         self,
         name: str,
         memory: Buffer,
-        layout: Layout,
+        layout: QueuePairLayout,
         registers: Mmio,
         doorbells: tuple[int, int],
         *,

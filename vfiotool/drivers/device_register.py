@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
-from vfiotool.drivers.layout import Field, Layout
+from vfiotool.drivers.register_layout import Field, RegisterLayout
 from vfiotool.errors import RegisterError, RegisterTimeoutError
 from vfiotool.vfio.regions.register_space import RegisterSpace
 
@@ -19,12 +19,12 @@ _NOT_FOR = {"read": ("wo", "write-only"), "written": ("ro", "read-only")}
 _LONGEST_PAUSE = 1e-3
 
 
-class BoundRegister:
+class DeviceRegister:
     """One register of one device. Threads may share it; ``update()`` is two accesses, and not atomic."""
 
     __slots__ = ("_at", "_largest", "_read", "_write", "layout", "name")
 
-    def __init__(self, layout: Layout, space: RegisterSpace, at: int, name: str) -> None:
+    def __init__(self, layout: RegisterLayout, space: RegisterSpace, at: int, name: str) -> None:
         self.layout = layout
         self.name = name
         self._at = at
@@ -163,7 +163,7 @@ class BoundRegister:
         return f"<{self.name} at {self._at:#x}, {self.layout.width} bits, {self.layout.access}>"
 
 
-class Array(Generic[E]):
+class RegisterArray(Generic[E]):
     """Registers, or blocks, that repeat at a fixed distance; each is made when it is first used."""
 
     __slots__ = ("_count", "_made", "_make", "name")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import ClosedError, KernelError, VfioToolError
 from vfiotool.vfio.handle import checked
-from vfiotool.vfio.regions.access import Access, Guard, guarded
+from vfiotool.vfio.mmio.access import Guard, RegionAccess, guarded
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -121,7 +121,7 @@ class Mmio:
         except OverflowError:
             value = -errno.ERANGE
         if value < 0:
-            raise self._refused(value, Access.single("read", offset, 8, self.name))
+            raise self._refused(value, RegionAccess.single("read", offset, 8, self.name))
         return value
 
     def read16(self, offset: int, /) -> int:
@@ -131,7 +131,7 @@ class Mmio:
         except OverflowError:
             value = -errno.ERANGE
         if value < 0:
-            raise self._refused(value, Access.single("read", offset, 16, self.name))
+            raise self._refused(value, RegionAccess.single("read", offset, 16, self.name))
         return value
 
     def read32(self, offset: int, /) -> int:
@@ -141,7 +141,7 @@ class Mmio:
         except OverflowError:
             value = -errno.ERANGE
         if value < 0:
-            raise self._refused(value, Access.single("read", offset, 32, self.name))
+            raise self._refused(value, RegionAccess.single("read", offset, 32, self.name))
         return value
 
     def read64(self, offset: int, /) -> int:
@@ -152,7 +152,7 @@ class Mmio:
         except OverflowError:
             result = -errno.ERANGE
         if result:
-            raise self._refused(result, Access.single("read", offset, 64, self.name))
+            raise self._refused(result, RegionAccess.single("read", offset, 64, self.name))
         return value[0]
 
     def write8(self, offset: int, value: int, /) -> None:
@@ -162,7 +162,7 @@ class Mmio:
         except OverflowError:
             result = -errno.EOVERFLOW
         if result:
-            raise self._refused(result, Access.single("write", offset, 8, self.name), value)
+            raise self._refused(result, RegionAccess.single("write", offset, 8, self.name), value)
 
     def write16(self, offset: int, value: int, /) -> None:
         """Write 16 bits at an offset."""
@@ -171,7 +171,7 @@ class Mmio:
         except OverflowError:
             result = -errno.EOVERFLOW
         if result:
-            raise self._refused(result, Access.single("write", offset, 16, self.name), value)
+            raise self._refused(result, RegionAccess.single("write", offset, 16, self.name), value)
 
     def write32(self, offset: int, value: int, /) -> None:
         """Write 32 bits at an offset."""
@@ -180,7 +180,7 @@ class Mmio:
         except OverflowError:
             result = -errno.EOVERFLOW
         if result:
-            raise self._refused(result, Access.single("write", offset, 32, self.name), value)
+            raise self._refused(result, RegionAccess.single("write", offset, 32, self.name), value)
 
     def write64(self, offset: int, value: int, /) -> None:
         """Write 64 bits at an offset."""
@@ -189,21 +189,21 @@ class Mmio:
         except OverflowError:
             result = -errno.EOVERFLOW
         if result:
-            raise self._refused(result, Access.single("write", offset, 64, self.name), value)
+            raise self._refused(result, RegionAccess.single("write", offset, 64, self.name), value)
 
     def read_block(self, offset: int, size: int, width: int = 32) -> bytes:
         """Return ``size`` bytes from an offset on, read ``width`` bits at a time, in ascending order.
 
         ``size`` is a multiple of the width: no access of another width is made for what is left.
         """
-        access = Access("read", offset, size, width, self.name)
+        access = RegionAccess("read", offset, size, width, self.name)
         if size > self.size:
             raise self._refused(-errno.ERANGE, access)
         return self._read_many(lib.vt_read_block, access)
 
     def read_fifo(self, offset: int, size: int, width: int = 32) -> bytes:
         """Return ``size`` bytes, all read at one offset, ``width`` bits at a time."""
-        return self._read_many(lib.vt_read_fifo, Access("read", offset, size, width, self.name))
+        return self._read_many(lib.vt_read_fifo, RegionAccess("read", offset, size, width, self.name))
 
     def write_block(self, offset: int, data: ReadableBuffer, width: int = 32) -> None:
         """Write bytes from an offset on, ``width`` bits at a time, in ascending order.
@@ -249,7 +249,7 @@ class Mmio:
         """
         checked(lib.vt_window_wake(self._window, fd, self._file_offset), "mmap", self.name)
 
-    def _read_many(self, read: Callable[[_Window, int, Any, int, int], int], access: Access) -> bytes:
+    def _read_many(self, read: Callable[[_Window, int, Any, int, int], int], access: RegionAccess) -> bytes:
         data = bytearray(max(access.size, 0))
         width = _BYTES.get(access.width, 0)
         try:
@@ -274,9 +274,9 @@ class Mmio:
         except OverflowError:
             result = -errno.ERANGE
         if result:
-            raise self._refused(result, Access("write", offset, size, width, self.name))
+            raise self._refused(result, RegionAccess("write", offset, size, width, self.name))
 
-    def _refused(self, code: int, access: Access, value: int = 0) -> VfioToolError:
+    def _refused(self, code: int, access: RegionAccess, value: int = 0) -> VfioToolError:
         """Say in words what an access was refused for."""
         if self.closed:
             return self._closed_error()

@@ -21,7 +21,7 @@ _ATTEMPTS = 4
 S = TypeVar("S", bound=ctypes.Structure)
 
 
-class Answer:
+class InfoReply:
     """The bytes that the kernel wrote for one question; it never reads past their end."""
 
     def __init__(self, data: bytes, operation: str, subject: str) -> None:
@@ -76,12 +76,12 @@ class Answer:
         return found
 
 
-def ask(
+def query_info(
     call: Callable[[bytearray], object],
     question: ctypes.Structure,
     operation: str,
     subject: str,
-) -> Answer:
+) -> InfoReply:
     """Ask, grow, ask again: ``call`` does the ioctl on a buffer that starts with ``question``.
 
     Raises:
@@ -98,7 +98,7 @@ def ask(
             raise KernelError(error.errno or errno.EIO, operation, subject) from None
         (needed,) = struct.unpack_from("=I", data)
         if needed <= size:
-            return Answer(bytes(data), operation, subject)
+            return InfoReply(bytes(data), operation, subject)
         if needed > MAX_SIZE:
             raise _malformed(operation, subject, f"it asks for {needed} bytes of room")
         size = needed

@@ -6,22 +6,22 @@ from vfiotool.drivers.nvme import commands
 from vfiotool.drivers.nvme.controller import Controller
 from vfiotool.drivers.nvme.errors import NvmeStatusError
 from vfiotool.drivers.nvme.identify import SIZE, ControllerInfo, NamespaceInfo, parse_active
-from vfiotool.drivers.nvme.ring import Ring
+from vfiotool.drivers.nvme.queue_pair import QueuePair
 from vfiotool.vfio.dma.mapping import Buffer
 
 _TIMEOUT = 10.0
 
 
-class Admin:
+class AdminQueue:
     """Commands of the admin queue, each of which waits for its completion.
 
     All raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not answer.
     """
 
-    def __init__(self, controller: Controller, ring: Ring, page: Buffer) -> None:
-        """Take a ring, and a page of memory for the answers."""
+    def __init__(self, controller: Controller, pair: QueuePair, page: Buffer) -> None:
+        """Take a queue pair, and a page of memory for the answers."""
         self.controller = controller
-        self.ring = ring
+        self.pair = pair
         self._page = page
 
     def identify(self) -> ControllerInfo:
@@ -49,27 +49,27 @@ class Admin:
 
     def set_number_of_queues(self, wanted: int) -> int:
         """Ask for so many queue pairs, and return how many the controller gives, more or fewer."""
-        given = self.ring.execute("set features", commands.set_number_of_queues(wanted), _TIMEOUT)
+        given = self.pair.execute("set features", commands.set_number_of_queues(wanted), _TIMEOUT)
         return min(given & 0xFFFF, given >> 16) + 1
 
-    def create_queue(self, number: int, ring: Ring, vector: int | None) -> None:
+    def create_queue(self, number: int, pair: QueuePair, vector: int | None) -> None:
         """Have the controller take a queue pair's completion queue, and then its submission queue."""
-        entries, submissions = ring.layout.entries, ring.memory.iova
-        completions = submissions + ring.layout.completions
+        entries, submissions = pair.layout.entries, pair.memory.iova
+        completions = submissions + pair.layout.completions
         create_completions = commands.create_completion_queue(number, entries, completions, vector)
-        self.ring.execute("create completion queue", create_completions, _TIMEOUT)
+        self.pair.execute("create completion queue", create_completions, _TIMEOUT)
         try:
             create_submissions = commands.create_submission_queue(number, entries, submissions)
-            self.ring.execute("create submission queue", create_submissions, _TIMEOUT)
+            self.pair.execute("create submission queue", create_submissions, _TIMEOUT)
         except NvmeStatusError:
-            self.ring.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
+            self.pair.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
             raise
 
     def delete_queue(self, number: int) -> None:
         """Have the controller give a queue pair back; its commands are complete or aborted then."""
-        self.ring.execute("delete submission queue", commands.delete_submission_queue(number), _TIMEOUT)
-        self.ring.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
+        self.pair.execute("delete submission queue", commands.delete_submission_queue(number), _TIMEOUT)
+        self.pair.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
 
     def _ask(self, command: bytes) -> bytes:
-        self.ring.execute("identify", command, _TIMEOUT)
+        self.pair.execute("identify", command, _TIMEOUT)
         return self._page[:SIZE]

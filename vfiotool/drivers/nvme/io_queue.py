@@ -14,7 +14,7 @@ from vfiotool.drivers.nvme import commands
 from vfiotool.drivers.nvme.commands import Completion
 from vfiotool.drivers.nvme.errors import NvmeStatusError
 from vfiotool.drivers.nvme.identify import NamespaceInfo
-from vfiotool.drivers.nvme.ring import Ring, make_ops
+from vfiotool.drivers.nvme.queue_pair import QueuePair, make_ops
 from vfiotool.errors import ClosedError, UsageError
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.dma.mapping import Buffer
@@ -43,21 +43,21 @@ class IoQueue:
     def __init__(
         self,
         number: int,
-        ring: Ring,
+        pair: QueuePair,
         namespace: NamespaceInfo,
         max_blocks: int,
         dma: Dma,
         delete: Callable[[IoQueue], None],
     ) -> None:
         self.number = number
-        self.ring = ring
+        self.pair = pair
         self.namespace = namespace
         self.max_blocks = max_blocks
         """How many blocks one command may have; ``read()``, ``write()`` and their like take any number."""
         self._dma = dma
         self._delete = delete
         self._resources = ExitStack()
-        self._resources.enter_context(ring.memory)
+        self._resources.enter_context(pair.memory)
         # Held while it gets memory or loses all: a thread may interrupt itself by a signal, which stops.
         self._holding = threading.RLock()
         self._spare: Buffer | None = None
@@ -66,7 +66,7 @@ class IoQueue:
     @property
     def depth(self) -> int:
         """How many commands the queue can have at a time."""
-        return self.ring.layout.entries - 1
+        return self.pair.layout.entries - 1
 
     def read(self, lba: int, blocks: int = 1, *, timeout: float = _TIMEOUT) -> bytes:
         """Read blocks, and return their bytes."""
@@ -119,17 +119,17 @@ class IoQueue:
 
     def flush(self, *, timeout: float = _TIMEOUT) -> None:
         """Make all that was written last through a loss of power."""
-        self.ring.execute("flush", commands.flush(self.namespace.nsid), timeout)
+        self.pair.execute("flush", commands.flush(self.namespace.nsid), timeout)
 
     def submit_read(self, lba: int, blocks: int, iova: int) -> int:
         """Submit a read of up to ``max_blocks`` blocks to mapped memory; return its identifier."""
         self._require_blocks(lba, blocks, self.max_blocks)
-        return self.ring.submit_op(commands.READ, lba, blocks, iova)
+        return self.pair.submit_op(commands.READ, lba, blocks, iova)
 
     def submit_write(self, lba: int, blocks: int, iova: int) -> int:
         """Submit a write of up to ``max_blocks`` blocks from mapped memory; return its identifier."""
         self._require_blocks(lba, blocks, self.max_blocks)
-        return self.ring.submit_op(commands.WRITE, lba, blocks, iova)
+        return self.pair.submit_op(commands.WRITE, lba, blocks, iova)
 
     def poll(self, limit: int = 64, *, timeout: float = 0) -> list[Completion]:
         """Take completions of what was submitted, in the controller's order.
@@ -137,7 +137,7 @@ class IoQueue:
         At least one, and up to ``limit``; none where none has come within ``timeout``. Each has the
         identifier of its command, and the ``status`` for the caller to look at.
         """
-        return self.ring.poll(limit, timeout)
+        return self.pair.poll(limit, timeout)
 
     def close(self) -> None:
         """Have the controller delete the queue, which completes or aborts what is in it; again does nothing.
@@ -147,7 +147,7 @@ class IoQueue:
         """
         if self._ended:
             return
-        self.ring.close()
+        self.pair.close()
         with contextlib.suppress(ClosedError):  # the driver was stopped meanwhile
             self._delete(self)
         self.release()
@@ -156,7 +156,7 @@ class IoQueue:
         """Free the memory of a queue that the controller has no longer."""
         with self._holding:
             self._ended = True
-            self.ring.end()
+            self.pair.end()
             self._resources.close()
 
     def _transfer(self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float) -> None:
@@ -165,7 +165,7 @@ class IoQueue:
         step = self.max_blocks * self.namespace.block_size
         ops = make_ops(opcode, lbas, self.max_blocks, buffer.iova, step, len(lbas))
         ops[len(lbas) - 1].blocks = lba + blocks - lbas[-1]
-        self.ring.run(f"{_NAMES[opcode]} of {blocks} blocks at {lba}", ops, self.depth, timeout)
+        self.pair.run(f"{_NAMES[opcode]} of {blocks} blocks at {lba}", ops, self.depth, timeout)
 
     def _run_many(
         self,
@@ -186,7 +186,7 @@ class IoQueue:
                 "the buffer holds no blocks, or the depth is 0", hint="give at least one of each"
             )
         ops = make_ops(opcode, lbas, blocks, buffer.iova, step, buffer.size // step)
-        self.ring.run(
+        self.pair.run(
             f"{_NAMES[opcode]} of {blocks} blocks", ops, min(depth or self.depth, self.depth), timeout
         )
 
@@ -199,7 +199,7 @@ class IoQueue:
     def _require_blocks(self, lba: int, blocks: int, most: int) -> None:
         if not 0 < blocks <= most or lba < 0 or lba + blocks > self.namespace.blocks:
             raise UsageError(
-                f"there are no {blocks} blocks at {lba} for a command of {self.ring.name}",
+                f"there are no {blocks} blocks at {lba} for a command of {self.pair.name}",
                 hint=f"it takes 1 to {most}; the namespace has {self.namespace.blocks}",
             )
 
@@ -239,5 +239,5 @@ class IoQueue:
 
     def __repr__(self) -> str:
         return (
-            f"<IoQueue {self.ring.name}, {'closed' if self._ended else f'{self.ring.in_flight} in flight'}>"
+            f"<IoQueue {self.pair.name}, {'closed' if self._ended else f'{self.pair.in_flight} in flight'}>"
         )

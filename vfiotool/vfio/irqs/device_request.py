@@ -17,7 +17,7 @@ REASON = "the kernel asked for it: something unbinds or removes the device"
 _log = logging.getLogger(__name__)
 
 
-class ReleaseRequest:
+class DeviceRequestHandler:
     """Waits, in a daemon thread, for the kernel's request (REQ), and then gives the device back.
 
     The driver is asked first: it may stop DMA, while the kernel waits. A device that has no REQ, as
@@ -92,7 +92,7 @@ class ReleaseRequest:
             self._vectors.close()
 
 
-def _serve(vector: Vector, request: weakref.ref[ReleaseRequest]) -> None:
+def _serve(vector: Vector, request: weakref.ref[DeviceRequestHandler]) -> None:
     with contextlib.suppress(ClosedError):
         vector.wait()
         asked = request()

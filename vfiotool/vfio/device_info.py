@@ -7,9 +7,16 @@ import errno
 from functools import partial
 
 from vfiotool.errors import KernelError
-from vfiotool.vfio.answer import Answer, ask
 from vfiotool.vfio.device_file import DeviceFile
-from vfiotool.vfio.info import DeviceInfo, IrqInfo, RegionInfo, device_info, irq_info, region_info
+from vfiotool.vfio.info import (
+    DeviceInfo,
+    IrqInfo,
+    RegionInfo,
+    parse_device_info,
+    parse_irq_info,
+    parse_region_info,
+)
+from vfiotool.vfio.info_ioctl import InfoReply, query_info
 from vfiotool.vfio.uapi import DeviceIoctl, vfio_device_info, vfio_irq_info, vfio_region_info
 
 
@@ -19,7 +26,7 @@ def read_device_info(file: DeviceFile) -> DeviceInfo:
     Raises:
         KernelError: EBADMSG for a malformed answer.
     """
-    return device_info(_ask(file, DeviceIoctl.VFIO_DEVICE_GET_INFO, vfio_device_info()))
+    return parse_device_info(_ask(file, DeviceIoctl.VFIO_DEVICE_GET_INFO, vfio_device_info()))
 
 
 def read_region_info(file: DeviceFile, index: int) -> RegionInfo:
@@ -28,7 +35,9 @@ def read_region_info(file: DeviceFile, index: int) -> RegionInfo:
     Raises:
         KernelError: EINVAL, there is no such region; EBADMSG for a malformed answer.
     """
-    return region_info(_ask_of(file, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, vfio_region_info(), index))
+    return parse_region_info(
+        _ask_of(file, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, vfio_region_info(), index)
+    )
 
 
 def read_irq_info(file: DeviceFile, index: int) -> IrqInfo:
@@ -37,17 +46,17 @@ def read_irq_info(file: DeviceFile, index: int) -> IrqInfo:
     Raises:
         KernelError: EINVAL, there is no such index.
     """
-    return irq_info(_ask_of(file, DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, vfio_irq_info(), index))
+    return parse_irq_info(_ask_of(file, DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, vfio_irq_info(), index))
 
 
 def _ask_of(
     file: DeviceFile, request: DeviceIoctl, question: vfio_region_info | vfio_irq_info, index: int
-) -> Answer:
+) -> InfoReply:
     if not 0 <= index < 1 << 32:  # ctypes would cut it to another index
         raise KernelError(errno.EINVAL, request.name, file.name)
     question.index = index
     return _ask(file, request, question)
 
 
-def _ask(file: DeviceFile, request: DeviceIoctl, question: ctypes.Structure) -> Answer:
-    return ask(partial(file.ioctl, request), question, request.name, file.name)
+def _ask(file: DeviceFile, request: DeviceIoctl, question: ctypes.Structure) -> InfoReply:
+    return query_info(partial(file.ioctl, request), question, request.name, file.name)

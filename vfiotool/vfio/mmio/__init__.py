@@ -1,0 +1,1 @@
+"""Registers of a device that are mapped into this process."""
