@@ -432,3 +432,40 @@ def test_memory_that_has_gone_faults_too(model: FakeEdu) -> None:
 def test_without_an_iommu_there_is_nothing_to_fake() -> None:
     with pytest.raises(UnsupportedError):
         FakeIommu("noiommu")
+
+
+# Mapping a file
+
+
+class FileIommu(FakeIommu):
+    """A backend that maps files by descriptor, and records the calls."""
+
+    can_map_files = True
+
+    def __init__(self, model: FakeEdu) -> None:
+        super().__init__(devices=[model])
+        self.mapped_files: list[tuple[int, int, int, DmaMapFlags]] = []
+
+    def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        self.mapped_files.append((fd, start, size, access))
+
+    def unmap(self, iova: int, size: int) -> int:
+        return size
+
+
+def test_a_file_is_mapped_by_any_backend_that_can(model: FakeEdu) -> None:
+    space = FileIommu(model)
+    with (
+        open_device(model.address, iommu=Dma(space)) as device,
+        device.dma.map_file(7, 2 * PAGE, offset=PAGE, write=False) as mapping,
+    ):
+        assert (mapping.address, mapping.size) == (0, 2 * PAGE)
+    assert space.mapped_files == [(7, PAGE, 2 * PAGE, DmaMapFlags.READ)]
+
+
+def test_a_backend_that_cannot_map_files_says_so(model: FakeEdu) -> None:
+    with FakeIommu(devices=[model]) as space:
+        assert not space.can_map_files
+        with pytest.raises(UnsupportedError, match="cannot map a file for DMA") as caught:
+            space.map_file(7, 0, IOVA, PAGE, BOTH)
+    assert "6.14" in caught.value.hint

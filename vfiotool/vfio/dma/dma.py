@@ -16,7 +16,6 @@ from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.dma.limits import has_memlock_limit, require_dma_entries, require_memlock
 from vfiotool.vfio.dma.mapping import Batch, Buffer, Mapped, Mapping
 from vfiotool.vfio.dma.memory import Memory, PageKind
-from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.iommu.protocol import Iommu
 from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
@@ -158,7 +157,7 @@ class Dma:
         Raises:
             OSError: the file cannot be mapped.
         """
-        if isinstance(self.iommu, Iommufd) and self.iommu.can_map_files:
+        if self.iommu.can_map_files:
             place = self._take(0, size, iova, iova_max)
             try:
                 self.iommu.map_file(fd, offset, place, size, _access(read, write))

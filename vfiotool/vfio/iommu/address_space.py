@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 
 from vfiotool._shim import ffi, lib
-from vfiotool.errors import DmaMapError
+from vfiotool.errors import DmaMapError, UnsupportedError
 from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags, IommufdIoctl
 
@@ -42,6 +42,19 @@ class AddressSpace:
         result = lib.vt_dma_map(self.fileno(), self.ioas, vaddr, iova, size, access)
         if result < 0:
             raise self._map_error(-result, iova, size)
+
+    @property
+    def can_map_files(self) -> bool:
+        """Return True if ``map_file`` works: only iommufd has it."""
+        return False
+
+    def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        """Let the devices reach ``size`` bytes of a file from ``start`` on: only iommufd can.
+
+        Raises:
+            UnsupportedError: this interface of the kernel cannot.
+        """
+        raise map_file_unsupported()
 
     def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
         """Map all ranges or none, in one call to the shim; neighbours become one mapping.
@@ -96,6 +109,13 @@ class AddressSpace:
     def _unmap_error(self, code: int, iova: int, size: int) -> DmaMapError:
         operation = IommufdIoctl.IOMMU_IOAS_UNMAP if self.ioas else ContainerIoctl.VFIO_IOMMU_UNMAP_DMA
         return DmaMapError(code, operation.name, iova, size)
+
+
+def map_file_unsupported() -> UnsupportedError:
+    """Return the error of ``map_file`` if the kernel has no IOMMU_IOAS_MAP_FILE."""
+    return UnsupportedError(
+        "this kernel cannot map a file for DMA", hint="it came with 6.14; map its memory instead"
+    )
 
 
 def _in_64_bits(start: int, size: int) -> bool:

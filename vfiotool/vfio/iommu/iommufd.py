@@ -18,7 +18,7 @@ from vfiotool.vfio.device_file import DeviceFile, KernelDeviceFile
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle, checked
 from vfiotool.vfio.info import IovaRange
-from vfiotool.vfio.iommu.address_space import AddressSpace
+from vfiotool.vfio.iommu.address_space import AddressSpace, map_file_unsupported
 from vfiotool.vfio.iommu.protocol import IommuInfo, IommuMode
 from vfiotool.vfio.nodes import IOMMUFD, cdev_of, group_of, open_node
 from vfiotool.vfio.uapi import (
@@ -135,9 +135,7 @@ class Iommufd(AddressSpace, Handle):
             self.ask(IommufdIoctl.IOMMU_IOAS_MAP_FILE, question)
         except KernelError as error:
             if error.errno == errno.ENOTTY:
-                raise UnsupportedError(
-                    "this kernel cannot map a file for DMA", hint="it came with 6.14; map its memory instead"
-                ) from None
+                raise map_file_unsupported() from None
             raise DmaMapError(error.errno or errno.EIO, error.operation, iova, size) from None
 
     def copy(self, source: Iommufd, source_iova: int, iova: int, size: int, access: DmaMapFlags) -> None:

@@ -75,6 +75,13 @@ class Iommu(Protocol):
     def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
         """Let the devices reach memory of this process."""
 
+    @property
+    def can_map_files(self) -> bool:
+        """Return True if ``map_file`` works: through iommufd, since Linux 6.14."""
+
+    def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
+        """Let the devices reach the memory of a file, without an address in this process."""
+
     def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
         """Map all ranges or none, neighbours by one call; the error's ``index`` is the one that failed."""
 
