@@ -9,6 +9,23 @@ from __future__ import annotations
 from ctypes import Structure, c_int32, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
+__all__ = [
+    "IoasMapFlags",
+    "IommuOption",
+    "IommuOptionOp",
+    "IommufdIoctl",
+    "iommu_destroy",
+    "iommu_ioas_alloc",
+    "iommu_ioas_allow_iovas",
+    "iommu_ioas_copy",
+    "iommu_ioas_iova_ranges",
+    "iommu_ioas_map",
+    "iommu_ioas_map_file",
+    "iommu_ioas_unmap",
+    "iommu_iova_range",
+    "iommu_option",
+]
+
 _TYPE = ord(";")
 
 
