@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from vfiotool.errors import ClosedError, KernelError
 from vfiotool.vfio.handle import Handle
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.mmio.windows import LOW_POWER, Windows
 
 if TYPE_CHECKING:
-    from vfiotool.vfio.mmio.mmio import Mmio
     from vfiotool.vfio.uapi import DeviceIoctl
 
 
@@ -154,8 +154,6 @@ class KernelDeviceFile(Handle):
             KernelError: the kernel's errno.
             ClosedError: as for ``fileno``.
         """
-        from vfiotool.vfio.mmio.mmio import Mmio
-
         with self._revoking:
             window = Mmio.of_file(self.fileno(), offset, size, write=write, name=self.name)
             self._windows.add(window)
