@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture
 def allowed() -> Iterator[None]:
-    """VFIO is told to give out what no IOMMU guards."""
+    """VFIO is told to give out what no IOMMU isolates."""
     output("modprobe", "vfio-pci")
     if not os.path.exists(UNSAFE):
         pytest.skip("this kernel was built without CONFIG_VFIO_NOIOMMU")
@@ -46,7 +46,7 @@ def test_a_device_is_not_bound_unless_the_kernel_was_told_so() -> None:
 def test_no_mode_but_the_one_of_that_name_opens_it(allowed: None) -> None:
     with vfiotool.bound(EDU):
         for mode in ("auto", "type1v2", "type1"):
-            with pytest.raises(UnsupportedError, match="no IOMMU guards") as caught:
+            with pytest.raises(UnsupportedError, match="no IOMMU isolates") as caught:
                 opened(mode)
             assert "iommu='noiommu'" in caught.value.hint
 

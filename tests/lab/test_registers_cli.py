@@ -482,7 +482,7 @@ def test_the_kernel_asks_for_the_device_while_a_person_has_it() -> None:
     terminal.await_text(f"{E1000E}: the kernel asks for it")
     terminal.type("dev.regions.bar0.read32(0)\n")
     terminal.await_text("ClosedError: ")
-    terminal.await_text("hint: the kernel asked for it")
+    terminal.await_text("hint: the kernel requested it")
     terminal.end()
     assert terminal.status() == 0
     assert driver(E1000E) == "e1000e"

@@ -196,7 +196,7 @@ def test_a_mode_that_is_none_is_told_by_what_opens_it(vfiotool: Run, monkeypatch
     monkeypatch.setattr("vfiotool.vfio.device.open_iommu", selection.open_iommu)
     result = vfiotool("peek", EDU, "bar0", "0", "--iommu", "type3")
     assert (result.status, result.stdout) == (2, "")
-    assert "the modes are auto, type1, " in result.stderr
+    assert "use one of auto, type1, " in result.stderr
 
 
 def test_who_holds_a_device_is_named(vfiotool: Run, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +527,7 @@ def test_the_prompt_tells_that_the_kernel_asks_for_the_device(
     result = vfiotool("shell", EDU)
     assert (result.status, result.stdout) == (0, "True\n")
     assert f"\n{EDU}: the kernel asks for it, because something unbinds or removes it." in result.stderr
-    assert "hint: the kernel asked for it" in result.stderr
+    assert "hint: the kernel requested it" in result.stderr
 
 
 def test_names_are_completed_without_a_look_at_the_device() -> None:

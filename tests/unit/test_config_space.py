@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.device_files import ADDRESS, MemoryDeviceFile, at, device, enabled, with_msix
@@ -75,7 +75,7 @@ def test_it_is_a_space_of_registers(file: MemoryDeviceFile, config: ConfigSpace)
     assert file.written == [(CONFIG + 0x3C, b"\x34\x12")]
     with pytest.raises(AccessError, match=f"a 32-bit read at 0x100 of config of {ADDRESS} lies outside"):
         config.read32(0x100)
-    with pytest.raises(AccessError, match="maps nothing of it"):
+    with pytest.raises(AccessError, match="cannot map this region"):
         config.map()
 
 
@@ -158,6 +158,7 @@ def test_extended_ones_have_ids_of_their_own() -> None:
         assert config.read32(0x100) == 0x20010001
 
 
+@settings(deadline=None)
 @given(config_spaces() | st.binary(min_size=1, max_size=5000))
 def test_no_configuration_space_breaks_it(data: bytes) -> None:
     with device(data) as file:
@@ -176,9 +177,9 @@ def test_no_configuration_space_breaks_it(data: bytes) -> None:
 
 
 WAYS: list[tuple[Callable[[ConfigSpace], None], Callable[[ConfigSpace], None], str]] = [
-    (lambda c: setattr(c, "memory", False), lambda c: setattr(c, "memory", True), "memory is turned off"),
-    (lambda c: c.write8(4, 0), lambda c: c.write32(4, 0x00100002), "memory is turned off"),
-    (lambda c: c.write(bytes(8)), lambda c: c.write(b"\x02", 4), "memory is turned off"),
+    (lambda c: setattr(c, "memory", False), lambda c: setattr(c, "memory", True), "memory is off"),
+    (lambda c: c.write8(4, 0), lambda c: c.write32(4, 0x00100002), "memory is off"),
+    (lambda c: c.write(bytes(8)), lambda c: c.write(b"\x02", 4), "memory is off"),
     (lambda c: c.write16(POWER_STATE_AT, 3), lambda c: c.write16(POWER_STATE_AT, 0), "in D3hot"),
     (lambda c: c.write32(POWER_STATE_AT, 0xB), lambda c: c.write8(POWER_STATE_AT, 1), "in D3hot"),
 ]
@@ -276,7 +277,7 @@ def test_a_device_whose_memory_is_off_when_it_is_opened() -> None:
     with device(config_space()) as file:
         regions = Regions(file)
         with regions.bar0.map() as window:
-            with pytest.raises(AccessError, match="memory is turned off"):
+            with pytest.raises(AccessError, match="memory is off"):
                 window.read32(0)
             regions.config.memory = True
             assert window.read32(0) == 0

@@ -192,7 +192,7 @@ def test_more_memory_than_there_is(size: int, pages: str) -> None:
 def test_pages_that_nobody_knows(pages: str) -> None:
     with pytest.raises(UsageError) as caught:
         Memory(PAGE, pages)
-    assert caught.value.hint == "ask for auto, 4K, thp, 2M, 1G"
+    assert caught.value.hint == "use auto, 4K, thp, 2M, 1G"
 
 
 @pytest.mark.parametrize(

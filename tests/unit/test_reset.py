@@ -51,7 +51,7 @@ def test_a_function_is_reset(device: IrqDevice) -> None:
 
 def test_a_function_that_has_no_reset_is_left_alone(device: IrqDevice) -> None:
     device.info_flags = INFO_PCI
-    with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no reset of its own"):
+    with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no function reset"):
         reset_function(device)
     assert device.resets == 0
 
@@ -121,7 +121,7 @@ def test_a_device_of_an_iommufd_is_hot_reset_without_groups(device: IrqDevice) -
 def test_a_device_of_another_iommufd_is_named(device: IrqDevice) -> None:
     device.hot_reset_flags = DEV_ID
     device.dependents = [(1, 0, 3, 0x08), (NOT_OWNED, 0, 3, 0x10)]
-    with pytest.raises(RefusedError, match=r"not this process's: 0000:03:02\.0"):
+    with pytest.raises(RefusedError, match=r"this process does not own: 0000:03:02\.0"):
         hot_reset(device)
     assert device.hot_resets == []
 

@@ -1,7 +1,7 @@
-"""Drive a device through VFIO: open it, map memory for its DMA, its registers, interrupts and resets.
+"""Drive a device through VFIO: its registers, DMA memory, interrupts and resets.
 
 Names are the kernel's own (Documentation/driver-api/vfio.rst, Documentation/userspace-api/iommufd.rst).
-``open_device`` is where a driver begins; the other names are what it is made of.
+A driver starts with ``open_device``; the other names are the parts of an open device.
 """
 
 from vfiotool.vfio.container import Container

@@ -1,4 +1,4 @@
-"""A VFIO container: the groups that do DMA in one IO address space."""
+"""A VFIO container: groups whose devices share an IO address space."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vfiotool.vfio.uapi import (
 
 
 class Container(Handle):
-    """An open container. Threads may share it, but see ``Handle``, and one IOVA is one thread's.
+    """An open container. Threads may share it, with the limits of ``Handle``; a single thread uses each IOVA.
 
-    The kernel frees a closed container, and its mappings with it, only when the groups that are set to
-    it, and their devices, are closed as well.
+    The kernel frees a closed container and its mappings only when all groups set to it, and the devices of
+    these groups, are closed as well.
     """
 
     def __init__(self, path: str = CONTAINER) -> None:
-        """Open a new container; ``/dev/iommu`` gives an iommufd that plays one (since 6.2).
+        """Open a new container. ``/dev/iommu`` opens an iommufd that emulates a container (since 6.2).
 
         Raises:
-            UnsupportedError: this kernel has no VFIO, or one of an unknown version.
+            UnsupportedError: this kernel has no VFIO, or a VFIO of an unknown version.
             KernelError: the node cannot be opened.
         """
         super().__init__(open_node(path), path)
@@ -47,25 +47,25 @@ class Container(Handle):
         return checked(result, ContainerIoctl.VFIO_GET_API_VERSION.name, self.name)
 
     def check_extension(self, extension: IommuType | Extension) -> bool:
-        """Say whether the kernel offers an IOMMU type or another extension to this container."""
+        """Return True if the kernel offers an IOMMU type or another extension to this container."""
         result = lib.vt_container_check_extension(self.fileno(), extension)
         return checked(result, ContainerIoctl.VFIO_CHECK_EXTENSION.name, self.name) > 0
 
     def set_iommu(self, kind: IommuType) -> None:
-        """Choose how the container's devices are translated; it must have a group.
+        """Set the IOMMU type of the container, which must have a group.
 
         Raises:
-            KernelError: EINVAL without a group or when set already, ENODEV for an unknown type,
-                EPERM where the IOMMU does not remap interrupts.
+            KernelError: EINVAL if the container has no group or its IOMMU is set already, ENODEV for an
+                unknown type, EPERM if the IOMMU does not remap interrupts.
         """
         result = lib.vt_container_set_iommu(self.fileno(), kind)
         checked(result, ContainerIoctl.VFIO_SET_IOMMU.name, self.name)
 
     def type1_info(self) -> Type1Info:
-        """Return page sizes, IOVA ranges and mappings left of a container that has its IOMMU set.
+        """Return page sizes, IOVA ranges and the number of mappings left; the container's IOMMU must be set.
 
         Raises:
-            KernelError: EINVAL without an IOMMU; EBADMSG for a malformed answer.
+            KernelError: EINVAL without an IOMMU; EBADMSG for a malformed reply.
         """
         request = ContainerIoctl.VFIO_IOMMU_GET_INFO
         call = partial(fcntl.ioctl, self.fileno(), int(request))
@@ -75,6 +75,6 @@ class Container(Handle):
         version = self.api_version()
         if version != VFIO_API_VERSION:
             raise UnsupportedError(
-                f"this kernel's VFIO has the unknown version {version}",
-                hint="use a kernel whose VFIO has version 0",
+                f"this kernel's VFIO has the unknown API version {version}",
+                hint="use a kernel with VFIO API version 0",
             )

@@ -1,4 +1,4 @@
-"""An open device: its regions, interrupts, configuration space and DMA in one place."""
+"""An open device: its regions, interrupts, configuration space and DMA."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from vfiotool.vfio.reset import hot_reset, reset_function
 class Device:
     """A device that this process drives; ``name`` is its address. A context manager.
 
-    Threads may share it. What was made from it (mapped regions, vectors, DMA memory) ends with it, and
-    may be closed before or after it. When the kernel asks for the device, because something unbinds or
-    removes it, ``on_request`` is called with it in a thread of its own; then it is given back, and all
-    that uses it raises ClosedError.
+    Threads may share it. Objects made from it (mapped regions, vectors, DMA memory) end with it, and may be
+    closed before or after it. When something unbinds or removes the device, the kernel requests it: a
+    separate thread then calls ``on_request`` with the device. After that the device is released, and every
+    use of it raises ClosedError.
     """
 
     _ended = False
     on_request: Callable[[Device], None] | None = None
-    """What a driver has to do before its device goes: stop DMA, above all. It has seconds."""
+    """Called before the device is released: the driver must stop DMA. The kernel waits for seconds."""
 
     def __init__(self, file: DeviceFile, dma: Dma, *, honour_requests: bool = True) -> None:
-        """Take over an open device and a share in its address space; ``open_device`` makes both.
+        """Own an open device and a reference to its address space; ``open_device`` makes both.
 
-        ``honour_requests=False`` leaves requests for the device to ``irqs.req``.
+        ``honour_requests=False`` leaves the kernel's requests for the device to ``irqs.req``.
         """
         self.file = file
         self.name = file.name
@@ -50,33 +50,33 @@ class Device:
 
     @property
     def config(self) -> ConfigSpace:
-        """Its configuration space."""
+        """The configuration space of the device."""
         return self.regions.config
 
     @property
     def closed(self) -> bool:
-        """Say whether it was closed or given back."""
+        """Return True if the device was closed or released."""
         return self.file.closed
 
     def fileno(self) -> int:
-        """Return its file descriptor.
+        """Return the file descriptor of the device.
 
         Raises:
-            ClosedError: it was closed or given back.
+            ClosedError: the device was closed or released.
         """
         return self.file.fileno()
 
     def info(self) -> DeviceInfo:
-        """Return what kind of device it is, and how many regions and interrupts it can have.
+        """Return the type of the device and the numbers of its regions and interrupt indexes.
 
         Raises:
-            KernelError: EBADMSG for a malformed answer.
+            KernelError: EBADMSG for a malformed reply.
         """
         return read_device_info(self.file)
 
     @property
     def bus_master(self) -> bool:
-        """Whether it may do DMA and raise MSI. It may not when it is opened: turning that on is explicit."""
+        """True if the device may do DMA and raise MSI. A device is opened with it off; a driver sets it."""
         return self.config.bus_master
 
     @bus_master.setter
@@ -84,46 +84,49 @@ class Device:
         self.config.bus_master = enabled
 
     def reset(self) -> None:
-        """Reset the function, and arm again the interrupts that were enabled.
+        """Reset the function, and enable again the interrupts that were enabled.
 
-        Its registers are as after power on; the kernel restores its configuration space, bus mastering
-        included.
+        The device's registers have their power-on values afterwards. The kernel restores configuration space,
+        bus mastering included.
 
         Raises:
-            UnsupportedError: it cannot be reset alone: see ``hot_reset``.
+            UnsupportedError: the device cannot be reset alone: see ``hot_reset``.
             KernelError: the reset failed.
         """
         reset_function(self.file)
         self.settle()
 
     def hot_reset(self) -> None:
-        """Reset the bus or slot, and with it all devices on it, which must be this process's.
+        """Reset the bus or slot, and with it all its devices, which this process must own.
 
-        For the others of them call ``settle`` afterwards.
+        Call ``settle`` for each of the other devices afterwards.
 
         Raises:
-            UnsupportedError: no bridge above it can reset its bus or slot.
-            RefusedError: a device that it would reset is not this process's.
+            UnsupportedError: no bridge above the device can reset its bus or slot.
+            RefusedError: this process does not own a device that would be reset.
             KernelError: the reset failed.
         """
         hot_reset(self.file, self.dma.iommu.groups)
         self.settle()
 
     def settle(self) -> None:
-        """After a reset that came from elsewhere: arm again the interrupts that were enabled.
+        """Enable again the interrupts that were enabled, after a reset that another device caused.
 
         Raises:
-            KernelError: the kernel has fewer interrupts to give now.
+            KernelError: the kernel has fewer interrupts available now.
         """
         self.config.settle()
         self.irqs.rearm()
 
     def close(self) -> None:
-        """Give the device back; calls after the first do nothing. The last one ends the address space."""
+        """Release the device; calls after the first do nothing.
+
+        The address space ends with its last device.
+        """
         if self._ended:
             return
         self._ended = True
-        with ExitStack() as last_first:  # whatever one of them raises, the others are done
+        with ExitStack() as last_first:  # an error in one callback does not skip the others
             last_first.callback(self.dma.release)
             if self._request is not None:
                 last_first.callback(self._request.close)
@@ -157,21 +160,21 @@ def open_device(
     vf_token: uuid.UUID | None = None,
     honour_requests: bool = True,
 ) -> Device:
-    """Open the device at an address (``0000:03:00.0``), which is on a VFIO driver.
+    """Open the device at an address (``0000:03:00.0``), which must be bound to a VFIO driver.
 
-    ``iommu`` is "auto", the value of an ``IommuMode``, or the ``dma`` of another open device, whose
-    address space it then shares. ``vf_token`` is for a VF whose PF is on vfio-pci too; there "auto" is
-    type1. ``honour_requests=False`` keeps the device when the kernel asks for it: see ``Device``.
+    ``iommu`` is "auto", the value of an ``IommuMode``, or the ``dma`` of another open device: then both
+    devices share its address space. ``vf_token`` is for a VF whose PF is on vfio-pci as well; "auto" then
+    selects type1v2. ``honour_requests=False`` keeps the device when the kernel requests it: see ``Device``.
 
     Raises:
         DeviceNotFoundError: there is no such device.
-        UnsupportedError: the kernel has no such mode, or no IOMMU guards the device.
-        GroupNotViableError: a device of its group is on a host driver.
+        UnsupportedError: the kernel does not have the mode, or no IOMMU isolates the device.
+        GroupNotViableError: a device of its group is bound to a host driver.
         UsageError: there is no such mode.
-        KernelError: the device is not on a VFIO driver, is in use, or is not this user's.
+        KernelError: the device is not bound to a VFIO driver, is in use, or this user may not open it.
     """
     dma = iommu if isinstance(iommu, Dma) else Dma(_opened(iommu, address, vf_token))
-    dma.share()  # so that what fails here ends the address space, unless another device is in it
+    dma.share()  # a failure below then ends the address space, unless another device uses it
     try:
         file = dma.iommu.open_device(address, vf_token)
         try:

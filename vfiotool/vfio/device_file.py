@@ -1,4 +1,4 @@
-"""The open file of a device: what a driver's every request goes through, and how it is given back."""
+"""The open file of a device: all requests to the kernel go through it, and it releases the device."""
 
 from __future__ import annotations
 
@@ -20,68 +20,72 @@ if TYPE_CHECKING:
 
 
 class Revocable(Protocol):
-    """What uses an open device and must know when that ends."""
+    """An object that uses an open device and must stop when the device is closed or released."""
 
     def revoke(self, reason: str) -> None:
-        """Use it no longer: it was closed or given back, for this reason."""
+        """Stop to use the device: it was closed or released, for this reason."""
 
 
 class DeviceFile(Protocol):
-    """What a ``Device`` talks to: the kernel's file, or a fake that ``vfiotool.testing`` makes.
+    """The file behind a ``Device``: the kernel's, or a fake of ``vfiotool.testing``.
 
-    Offsets are the file's own: those of ``RegionInfo.offset``, and what lies in the region.
+    Offsets are those of the file: ``RegionInfo.offset`` plus the offset in the region.
     """
 
     name: str
 
     @property
     def closed(self) -> bool:
-        """Say whether it was closed or given back."""
+        """Return True if the device was closed or released."""
 
     @property
     def gone(self) -> int:
-        """An eventfd that is readable once it is closed or given back: what waits, waits for it too."""
+        """An eventfd that is readable once the device is closed or released; waiting threads poll it too."""
 
     def fileno(self) -> int:
-        """Return the file descriptor; ClosedError once it is closed or given back."""
+        """Return the file descriptor. Raises ClosedError once the device is closed or released."""
 
     def ioctl(self, request: DeviceIoctl, data: bytearray) -> int:
-        """Ask; the answer is written into ``data``. KernelError, ClosedError."""
+        """Call an ioctl, which may write its reply into ``data``. Raises KernelError, ClosedError."""
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Read exactly so many bytes. KernelError (EIO: there were fewer), ClosedError."""
+        """Read exactly ``size`` bytes. Raises KernelError (EIO: there were fewer), ClosedError."""
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        """Write all bytes. KernelError, ClosedError."""
+        """Write all bytes. Raises KernelError, ClosedError."""
 
     def map(self, offset: int, size: int, *, write: bool) -> Mmio:
-        """Map whole pages into this process. KernelError, ClosedError."""
+        """Map whole pages into this process. Raises KernelError, ClosedError."""
 
     def on_close(self, user: Revocable) -> None:
-        """Have ``user.revoke`` called once it is closed or given back; held weakly. ClosedError."""
+        """Call ``user.revoke`` once the device is closed or released. Raises ClosedError.
+
+        ``user`` is held weakly.
+        """
 
     def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
-        """Keep accesses to what is mapped from a device that is off, or let them through. KernelError.
+        """Block accesses to mapped registers while the device is off, or allow them again.
 
-        They come through again when no reason is left; it has a hint as its second part.
+        Accesses are allowed again when no reason is left. The second part of a reason is a hint. Raises
+        KernelError.
         """
 
     def revoke(self, reason: str) -> None:
-        """Give the device back to the kernel while other threads use it; they get ClosedError."""
+        """Release the device to the kernel while other threads use it; they get ClosedError."""
 
     def close(self) -> None:
-        """Give the device back; calls after the first do nothing."""
+        """Release the device; calls after the first do nothing."""
 
 
 class KernelDeviceFile(Handle):
     """A device's file descriptor, from its group or its cdev.
 
-    Threads may share it. Any thread may ``revoke()`` it at any time: system calls that run then end as
-    if it had not, accesses to mapped registers reach plain memory, and what comes after is ClosedError.
+    Threads may share it. Any thread may ``revoke()`` it at any time: system calls that run at that moment
+    end normally, running accesses to mapped registers reach plain memory, and later uses raise ClosedError.
     """
 
     def __init__(self, fd: int, name: str, let_go: Callable[[], None] | None = None) -> None:
-        """Own a device's descriptor; ``let_go`` frees its group, or what else the device needed."""
+        """Own a device's descriptor. ``let_go`` is called after the release, to free the device's group."""
         super().__init__(fd, name)
         self._let_go = let_go
         self._revoked = False
@@ -92,21 +96,21 @@ class KernelDeviceFile(Handle):
 
     @property
     def closed(self) -> bool:
-        """Say whether it was closed or given back."""
+        """Return True if the device was closed or released."""
         return self._fd < 0 or self._revoked
 
     def fileno(self) -> int:
         """Return the file descriptor.
 
         Raises:
-            ClosedError: it is closed, or was given back; the hint says why.
+            ClosedError: the device is closed or was released; the hint says why.
         """
         if self._revoked:
-            raise ClosedError(f"{self.name} was given back", hint=self._why_closed)
+            raise ClosedError(f"{self.name} was released", hint=self._why_closed)
         return super().fileno()
 
     def ioctl(self, request: DeviceIoctl, data: bytearray) -> int:
-        """Ask the device; the kernel writes its answer into ``data``.
+        """Call an ioctl of the device; the kernel may write its reply into ``data``.
 
         Raises:
             KernelError: the kernel's errno.
@@ -122,7 +126,7 @@ class KernelDeviceFile(Handle):
         """Read ``size`` bytes of a region.
 
         Raises:
-            KernelError: the kernel's errno; EIO where it reads fewer bytes.
+            KernelError: the kernel's errno; EIO if it reads fewer bytes.
             ClosedError: as for ``fileno``.
         """
         try:
@@ -137,7 +141,7 @@ class KernelDeviceFile(Handle):
         """Write bytes to a region.
 
         Raises:
-            KernelError: the kernel's errno; EIO where it takes fewer bytes.
+            KernelError: the kernel's errno; EIO if it writes fewer bytes.
             ClosedError: as for ``fileno``.
         """
         try:
@@ -160,7 +164,9 @@ class KernelDeviceFile(Handle):
             return window
 
     def on_close(self, user: Revocable) -> None:
-        """Have ``user.revoke(reason)`` called, in any thread, once it is closed or given back; held weakly.
+        """Call ``user.revoke(reason)``, in any thread, once the device is closed or released.
+
+        ``user`` is held weakly.
 
         Raises:
             ClosedError: as for ``fileno``.
@@ -170,10 +176,10 @@ class KernelDeviceFile(Handle):
             self._users.add(user)
 
     def set_asleep(self, asleep: bool, reason: tuple[str, str] = LOW_POWER) -> None:
-        """Keep accesses to mapped registers from a device that is off, or let them through again.
+        """Block accesses to mapped registers while the device is off, or allow them again.
 
-        The kernel would end the process with SIGBUS; now they are AccessErrors, of which the reason is the
-        message and the hint. They come through again when no reason is left.
+        The kernel would end the process with SIGBUS. A blocked access raises AccessError instead, with the
+        reason as its message and hint. Accesses are allowed again when no reason is left.
 
         Raises:
             KernelError: the kernel's errno from mmap(2).
@@ -187,10 +193,10 @@ class KernelDeviceFile(Handle):
                 self._windows.wake(reason[0], fd)
 
     def revoke(self, reason: str) -> None:
-        """Give the device back to the kernel, from any thread; ``reason`` is what the others are told.
+        """Release the device to the kernel, from any thread. ``reason`` is the hint of later ClosedErrors.
 
-        The descriptor's number stays taken until ``close()``, so that a system call which another
-        thread is about to make cannot reach a file that was opened meanwhile.
+        The descriptor's number stays in use until ``close()``: a system call that another thread is about to
+        make then cannot reach a file that was opened in the meantime.
         """
         with self._revoking:
             if self.closed:
@@ -198,12 +204,12 @@ class KernelDeviceFile(Handle):
             self._why_closed = reason
             self._revoked = True
             self._end_use()
-            # An eventfd refuses whatever a device is asked; and no further descriptor is needed for it.
+            # An eventfd refuses all calls meant for a device, and dup2 needs no further descriptor.
             os.dup2(self.gone, self._fd, inheritable=False)
         self._release()
 
     def close(self) -> None:
-        """Give the device back and close the descriptor; calls after the first do nothing."""
+        """Release the device and close the descriptor; calls after the first do nothing."""
         if self._fd < 0:
             return
         with self._revoking:
@@ -228,12 +234,12 @@ class KernelDeviceFile(Handle):
     def _close_in_child(self) -> None:
         super()._close_in_child()
         self._let_go = None
-        self._revoking = threading.Lock()  # another thread of the parent may have held it
+        self._revoking = threading.Lock()  # another thread of the parent may have held the lock
         self._windows.revoke(self._why_closed)
         os.close(self.gone)
         self.gone = -1
 
     def _failed(self, code: int | None, operation: str) -> Exception:
-        if self._revoked:  # the device did not answer
-            return ClosedError(f"{self.name} was given back", hint=self._why_closed)
+        if self._revoked:  # the error came from the eventfd, not from the device
+            return ClosedError(f"{self.name} was released", hint=self._why_closed)
         return KernelError(code or errno.EIO, operation, self.name)

@@ -1,4 +1,4 @@
-"""Ask a device's file what the device has; the answers are snapshots."""
+"""The info ioctls of a device's file. Each returns a frozen snapshot."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from vfiotool.vfio.uapi import DeviceIoctl, vfio_device_info, vfio_irq_info, vfi
 
 
 def read_device_info(file: DeviceFile) -> DeviceInfo:
-    """Return what kind of device it is, and how many regions and interrupts it can have.
+    """Return the type of the device and the numbers of its regions and interrupt indexes.
 
     Raises:
-        KernelError: EBADMSG for a malformed answer.
+        KernelError: EBADMSG for a malformed reply.
     """
     return parse_device_info(_ask(file, DeviceIoctl.VFIO_DEVICE_GET_INFO, vfio_device_info()))
 
 
 def read_region_info(file: DeviceFile, index: int) -> RegionInfo:
-    """Return where a region is and what may be done with it; the index may be a ``PciRegion``.
+    """Return offset, size and access rights of a region; the index may be a ``PciRegion``.
 
     Raises:
-        KernelError: EINVAL, there is no such region; EBADMSG for a malformed answer.
+        KernelError: EINVAL, there is no such region; EBADMSG for a malformed reply.
     """
     return parse_region_info(
         _ask_of(file, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, vfio_region_info(), index)
@@ -41,7 +41,7 @@ def read_region_info(file: DeviceFile, index: int) -> RegionInfo:
 
 
 def read_irq_info(file: DeviceFile, index: int) -> IrqInfo:
-    """Return how many interrupts an index has; it may be a ``PciIrq``.
+    """Return the number of interrupts of an index, which may be a ``PciIrq``.
 
     Raises:
         KernelError: EINVAL, there is no such index.
@@ -52,7 +52,7 @@ def read_irq_info(file: DeviceFile, index: int) -> IrqInfo:
 def _ask_of(
     file: DeviceFile, request: DeviceIoctl, question: vfio_region_info | vfio_irq_info, index: int
 ) -> InfoReply:
-    if not 0 <= index < 1 << 32:  # ctypes would cut it to another index
+    if not 0 <= index < 1 << 32:  # ctypes would truncate it to another index
         raise KernelError(errno.EINVAL, request.name, file.name)
     question.index = index
     return _ask(file, request, question)

@@ -1,4 +1,4 @@
-"""What a device offers beside regions and interrupts: VFIO_DEVICE_FEATURE."""
+"""Features of a device beside regions and interrupts: VFIO_DEVICE_FEATURE."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ L = TypeVar("L", bound="LowPower")
 
 _REQUEST = DeviceIoctl.VFIO_DEVICE_FEATURE
 
-# What a device may lack, and the first kernel that had it.
+# Features that a device may lack, and the kernel that introduced each.
 _SINCE = {
     DeviceFeature.PCI_VF_TOKEN: ("VF token", "5.7; only a PF on vfio-pci has one for its VFs"),
     DeviceFeature.LOW_POWER_ENTRY: ("low power", "6.1"),
@@ -35,14 +35,14 @@ _SINCE = {
 
 
 class LowPower:
-    """A device that sleeps; a context manager that wakes it. Threads may share it.
+    """A device in a low-power state; a context manager that wakes the device. Threads may share it.
 
-    Meanwhile its mapped registers are out of reach: they raise AccessError. System calls, as reads of
-    its configuration space, wake it for their own time. See ``vfio_pci_core_pm_entry`` in the kernel.
+    Accesses to mapped registers raise AccessError meanwhile. System calls, for example reads of
+    configuration space, wake the device for their duration. See ``vfio_pci_core_pm_entry`` in the kernel.
     """
 
     def __init__(self, file: DeviceFile) -> None:
-        """Let the device sleep. See ``Features.low_power``."""
+        """Allow the device to enter low power. See ``Features.low_power``."""
         self._file = file
         self.closed = False
         file.set_asleep(True)
@@ -54,10 +54,10 @@ class LowPower:
             raise
 
     def close(self) -> None:
-        """Wake the device; calls after the first do nothing, and so they do once it is given back.
+        """Wake the device; calls after the first, or after the device was released, do nothing.
 
         Raises:
-            KernelError: it does not wake, and its registers stay out of reach.
+            KernelError: the device does not wake, and its mapped registers stay blocked.
         """
         if self.closed:
             return
@@ -82,9 +82,9 @@ class LowPower:
 
 
 class WakeableLowPower(LowPower):
-    """A device that sleeps until something wakes it, which ``wakeup`` then tells: a PME, or any system call.
+    """A device in a low-power state until a PME or any system call wakes it, which signals ``wakeup``.
 
-    Once woken it stays so; its mapped registers are out of reach until ``close()`` nevertheless.
+    A woken device stays awake. Its mapped registers stay blocked until ``close()`` nevertheless.
     """
 
     def __init__(self, file: DeviceFile) -> None:
@@ -115,10 +115,10 @@ class Features:
         self._sleeping: LowPower | None = None
 
     def probe(self, feature: DeviceFeature) -> DeviceFeatureFlags:
-        """Return whether a feature can be got (GET), set (SET), both, or neither: it is not there.
+        """Return which operations a feature has: GET, SET, both, or none if the feature is missing.
 
         Raises:
-            KernelError: the kernel's errno, where that is none of those which say so.
+            KernelError: an errno other than those that mean "missing".
         """
         found = DeviceFeatureFlags(0)
         for way in (DeviceFeatureFlags.GET, DeviceFeatureFlags.SET):
@@ -132,10 +132,10 @@ class Features:
         return found
 
     def set_vf_token(self, token: uuid.UUID) -> None:
-        """Set the secret that whoever opens a VF of this PF must show; every call replaces it.
+        """Set the VF token, the secret that is needed to open a VF of this PF; every call replaces it.
 
-        The kernel makes up one that no one knows when the PF comes to its driver, so its VFs open
-        only after this. Who opens the PF while a VF is open must show it too.
+        When the PF is bound to its driver, the kernel sets a random token that nobody knows. VFs can be
+        opened only after this call. To open the PF while a VF is open also takes the token.
 
         Raises:
             UnsupportedError: the device is not a PF.
@@ -147,19 +147,19 @@ class Features:
     @overload
     def low_power(self, *, wakeup: Literal[True]) -> WakeableLowPower: ...
     def low_power(self, *, wakeup: bool = False) -> LowPower:
-        """Let the device sleep, in the deepest state that the platform has for it, until ``close()``.
+        """Allow the device to enter the deepest low-power state of the platform, until ``close()``.
 
-        It must do no DMA, and accesses to its mapped registers that are under way reach plain memory.
-        With ``wakeup`` the result has an ``EventFd`` of this name, which tells that the device woke.
+        The device must do no DMA. Running accesses to its mapped registers reach plain memory. With
+        ``wakeup`` the result has an ``EventFd`` named ``wakeup``, which is signalled when the device wakes.
 
         Raises:
-            UnsupportedError: the kernel is older than 6.1, or the device's driver cannot.
-            KernelError: EINVAL, it sleeps already.
-            ClosedError: it was closed or given back.
+            UnsupportedError: the kernel is older than 6.1, or the device's driver does not support it.
+            KernelError: EINVAL, the device is in low power already.
+            ClosedError: the device was closed or released.
         """
         with self._lock:
             if self._sleeping is not None and not self._sleeping.closed:
-                hint = "leave the low_power() that it is in first"
+                hint = "leave the context of the earlier low_power() call first"
                 raise KernelError(errno.EINVAL, _REQUEST.name, self._file.name, hint=hint)
             self._sleeping = WakeableLowPower(self._file) if wakeup else LowPower(self._file)
             return self._sleeping

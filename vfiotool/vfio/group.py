@@ -1,4 +1,4 @@
-"""A VFIO group: the devices that the IOMMU cannot tell apart, owned by one process at a time."""
+"""A VFIO group: the devices that the IOMMU cannot isolate from each other, owned by one process at a time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vfiotool.vfio.uapi import GroupFlags, GroupIoctl
 
 
 class Group(Handle):
-    """An open group. Threads may share it, but see ``Handle``.
+    """An open group. Threads may share it, with the limits of ``Handle``.
 
-    Closing it also unsets its container, once its devices are closed too: no order of closing
-    leaves anything behind.
+    To close a group also unsets its container, once its devices are closed: any order of closing frees all
+    resources.
     """
 
     def __init__(self, group_id: int) -> None:
@@ -33,8 +33,8 @@ class Group(Handle):
 
         Raises:
             DeviceNotFoundError: there is no such group.
-            KernelError: ENOENT, none of its devices is on a VFIO driver; EBUSY, it is open already,
-                or one of its devices still is; EACCES, the node is not this user's.
+            KernelError: ENOENT, none of its devices is bound to a VFIO driver; EBUSY, the group or one of its
+                devices is open already; EACCES, this user may not open the node.
         """
         self.id = group_id
         path = group_node(group_id)
@@ -49,24 +49,24 @@ class Group(Handle):
         return GroupFlags(checked(result, GroupIoctl.VFIO_GROUP_GET_STATUS.name, self.name))
 
     def set_container(self, container: Container) -> None:
-        """Put the group into a container.
+        """Set the group's container.
 
-        Kernels up to 5.18 would take a group that is not viable, and fail later; this asks first,
-        so all kernels give the same error.
+        Kernels up to 5.18 accept a group that is not viable, and fail later. This method checks viability
+        first, so that all kernels give the same error.
 
         Raises:
-            GroupNotViableError: a device of the group is on a host driver.
-            KernelError: EINVAL, it has a container already.
+            GroupNotViableError: a device of the group is bound to a host driver.
+            KernelError: EINVAL, the group has a container already.
         """
         self._require_viable()
         result = lib.vt_group_set_container(self.fileno(), container.fileno())
         checked(result, GroupIoctl.VFIO_GROUP_SET_CONTAINER.name, self.name)
 
     def unset_container(self) -> None:
-        """Take the group out of its container.
+        """Remove the group from its container.
 
         Raises:
-            KernelError: EBUSY, a device of it is open; EINVAL, it has no container.
+            KernelError: EBUSY, a device of the group is open; EINVAL, the group has no container.
         """
         result = lib.vt_group_unset_container(self.fileno())
         checked(result, GroupIoctl.VFIO_GROUP_UNSET_CONTAINER.name, self.name)
@@ -78,22 +78,22 @@ class Group(Handle):
         *,
         let_go: Callable[[], None] | None = None,
     ) -> KernelDeviceFile:
-        """Open a device of the group; its container must have an IOMMU set.
+        """Open a device of the group, whose container must have an IOMMU set.
 
-        ``vf_token`` is for a VF whose PF is on vfio-pci too, and for such a PF while its VFs are open:
-        see ``Features.set_vf_token``. ``let_go`` is called when the device is closed or given back.
+        ``vf_token`` is for a VF whose PF is on vfio-pci as well, and for that PF while its VFs are open: see
+        ``Features.set_vf_token``. ``let_go`` is called when the device is closed or released.
 
         Raises:
-            GroupNotViableError: a device of the group came onto a host driver meanwhile (≤ 5.18).
-            DeviceNotFoundError: it is empty or has a NUL.
-            KernelError: ENODEV, it is not in the group or not on a VFIO driver; EINVAL, no
-                container or no IOMMU, or a token for a device that takes none; EBUSY, someone else
-                has it; EACCES, it wants another VF token.
+            GroupNotViableError: a device of the group was bound to a host driver meanwhile (≤ 5.18).
+            DeviceNotFoundError: the address is empty or contains a NUL.
+            KernelError: ENODEV, the device is not in the group or not on a VFIO driver; EINVAL, no
+                container or no IOMMU, or a token for a device without VF tokens; EBUSY, another process
+                uses the device; EACCES, the VF token is wrong.
         """
         name = os.fsencode(address)
         if not name or b"\0" in name:  # C would stop reading there
             raise DeviceNotFoundError(
-                f"{address!r} is not the name of a device", hint="give it like 0000:03:00.0"
+                f"{address!r} is not a device address", hint="use the form 0000:03:00.0"
             )
         if vf_token is not None:
             name += b" vf_token=%s" % str(vf_token).encode()
@@ -115,7 +115,7 @@ def _no_node(group_id: int, path: str) -> Exception:
         return DeviceNotFoundError(
             f"there is no IOMMU group {group_id}", hint="'vfiotool groups' shows all groups"
         )
-    hint = f"no device of group {group_id} is on a VFIO driver: use 'vfiotool bind'"
+    hint = f"no device of group {group_id} is bound to a VFIO driver: use 'vfiotool bind'"
     return KernelError(errno.ENOENT, "open", path, hint=hint)
 
 
@@ -126,7 +126,7 @@ def _not_viable(group_id: int) -> GroupNotViableError:
     found = blockers(devices, detect_era(tree))
     named = ", ".join(f"{one.address} ({one.driver})" for one in found)
     return GroupNotViableError(
-        f"group {group_id} is not viable: {named or 'a device of it'} is on a host driver",
+        f"group {group_id} is not viable: {named or 'a device of the group'} is bound to a host driver",
         blockers=[one.address for one in found],
-        hint=f"'vfiotool bind --group group:{group_id}' hands over all of its devices",
+        hint=f"'vfiotool bind --group group:{group_id}' binds all devices of the group to vfio-pci",
     )

@@ -1,4 +1,4 @@
-"""What every handle of this package shares: it owns one file descriptor, and closes it once."""
+"""The base of all handles: a handle owns a file descriptor and closes it exactly once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ H = TypeVar("H", bound="Handle")
 
 
 class Handle:
-    """Owns a file descriptor of the kernel's; a context manager that closes it.
+    """Owns a file descriptor of the kernel; a context manager that closes it.
 
-    Threads may share a handle, since the kernel does its own locking; only ``close()`` must not
-    run while another thread is inside a call. A forked child has none of its parent's handles: they
-    are closed in it, without a word to the kernel about what the parent has set up.
+    Threads may share a handle, since the kernel does its own locking. ``close()`` must not run while another
+    thread is inside a call. A forked child has none of its parent's handles: their descriptors are closed in
+    the child, and nothing that the parent has set up in the kernel changes.
     """
 
     _fd = -1
@@ -31,7 +31,7 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Say whether ``close()`` was called."""
+        """Return True if ``close()`` was called."""
         return self._fd < 0
 
     def fileno(self) -> int:
@@ -51,9 +51,12 @@ class Handle:
             os.close(fd)
 
     def _close_in_child(self) -> None:
-        """Close what a fork has copied, and nothing else: the rest is the parent's."""
+        """Close the copy of the descriptor that a fork made, and nothing else.
+
+        The rest belongs to the parent.
+        """
         Handle.close(self)
-        self._why_closed = "it belongs to the process that opened it: open it in this one after the fork"
+        self._why_closed = "it belongs to the parent process: open it again in this process, after the fork"
 
     def __enter__(self: H) -> H:
         self.fileno()
@@ -91,7 +94,7 @@ os.register_at_fork(after_in_child=_close_copies)
 
 
 def checked(result: int, operation: str, subject: str) -> int:
-    """Return what a function of the shim returned, or raise the error that it stands for.
+    """Return the result of a shim function, or raise its error.
 
     Raises:
         KernelError: the result is ``-errno``.

@@ -1,4 +1,4 @@
-"""What the kernel tells of a device and of a container: frozen snapshots, read from its answers."""
+"""Frozen snapshots of a device's and a container's info, parsed from the kernel's replies."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from vfiotool.vfio.uapi import (
     vfio_region_sparse_mmap_area,
 )
 
-# vfio-pci has 9 regions and those of its device; this is far above what any driver has.
+# vfio-pci has 9 regions and the device-specific regions; no driver comes near this limit.
 _MAX_INDEXES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """VFIO_DEVICE_GET_INFO. ``atomic_comp`` is ``None`` where the kernel does not tell (< 6.6)."""
+    """VFIO_DEVICE_GET_INFO. ``atomic_comp`` is ``None`` if the kernel does not report it (< 6.6)."""
 
     flags: DeviceInfoFlags
     num_regions: int
@@ -44,7 +44,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class MmapArea:
-    """Bytes of a region that may be mapped, counted from the region's start."""
+    """A part of a region that can be mapped: offset from the region's start, and size, in bytes."""
 
     offset: int
     size: int
@@ -54,8 +54,8 @@ class MmapArea:
 class RegionInfo:
     """VFIO_DEVICE_GET_REGION_INFO: ``size`` bytes at ``offset`` of the device's fd.
 
-    ``mmap_areas`` is all of the region where the kernel names no areas, and empty where it
-    cannot be mapped. ``type`` is the (type, subtype) of a device-specific region.
+    ``mmap_areas`` is the whole region if the kernel names no areas, and empty if the region cannot be
+    mapped. ``type`` is the (type, subtype) of a device-specific region.
     """
 
     index: int
@@ -69,7 +69,7 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """VFIO_DEVICE_GET_IRQ_INFO: ``count`` interrupts have this index."""
+    """VFIO_DEVICE_GET_IRQ_INFO: the index has ``count`` interrupts."""
 
     index: int
     flags: IrqInfoFlags
@@ -78,7 +78,7 @@ class IrqInfo:
 
 @dataclass(frozen=True, slots=True)
 class IovaRange:
-    """IO virtual addresses that may be mapped, both ends included."""
+    """IO virtual addresses that can be mapped, both ends included."""
 
     start: int
     end: int
@@ -89,7 +89,7 @@ class Type1Info:
     """VFIO_IOMMU_GET_INFO of a type1 container.
 
     ``page_sizes`` is a bitmap, in bytes. ``iova_ranges`` and ``dma_avail`` (how many more mappings
-    the container takes) are ``None`` where the kernel does not tell; ``dma_avail`` is told since 5.10.
+    the container accepts) are ``None`` if the kernel does not report them; ``dma_avail`` exists since 5.10.
     """
 
     page_sizes: int
@@ -98,15 +98,15 @@ class Type1Info:
 
 
 def parse_device_info(answer: InfoReply) -> DeviceInfo:
-    """Read the answer to VFIO_DEVICE_GET_INFO.
+    """Parse the reply to VFIO_DEVICE_GET_INFO.
 
     Raises:
-        KernelError: EBADMSG, the answer breaks the kernel's own format.
+        KernelError: EBADMSG, the reply breaks the kernel's own format.
     """
     info = answer.read(vfio_device_info)
     flags = DeviceInfoFlags(info.flags)
     if max(info.num_regions, info.num_irqs) > _MAX_INDEXES:
-        raise answer.malformed(f"{info.num_regions} regions and {info.num_irqs} kinds of interrupt")
+        raise answer.malformed(f"{info.num_regions} regions and {info.num_irqs} interrupt indexes")
     atomic_comp = None
     if DeviceInfoFlags.CAPS in flags:
         at = answer.capabilities(info.cap_offset).get(DeviceInfoCap.PCI_ATOMIC_COMP)
@@ -117,10 +117,10 @@ def parse_device_info(answer: InfoReply) -> DeviceInfo:
 
 
 def parse_region_info(answer: InfoReply) -> RegionInfo:
-    """Read the answer to VFIO_DEVICE_GET_REGION_INFO.
+    """Parse the reply to VFIO_DEVICE_GET_REGION_INFO.
 
     Raises:
-        KernelError: EBADMSG, the answer breaks the kernel's own format.
+        KernelError: EBADMSG, the reply breaks the kernel's own format.
     """
     info = answer.read(vfio_region_info)
     flags = RegionInfoFlags(info.flags)
@@ -141,16 +141,16 @@ def parse_region_info(answer: InfoReply) -> RegionInfo:
 
 
 def parse_irq_info(answer: InfoReply) -> IrqInfo:
-    """Read the answer to VFIO_DEVICE_GET_IRQ_INFO."""
+    """Parse the reply to VFIO_DEVICE_GET_IRQ_INFO."""
     info = answer.read(vfio_irq_info)
     return IrqInfo(info.index, IrqInfoFlags(info.flags), info.count)
 
 
 def parse_type1_info(answer: InfoReply) -> Type1Info:
-    """Read the answer to VFIO_IOMMU_GET_INFO.
+    """Parse the reply to VFIO_IOMMU_GET_INFO.
 
     Raises:
-        KernelError: EBADMSG, the answer breaks the kernel's own format.
+        KernelError: EBADMSG, the reply breaks the kernel's own format.
     """
     info = answer.read(vfio_iommu_type1_info)
     flags = Type1InfoFlags(info.flags)
@@ -180,7 +180,7 @@ def _mmap_areas(
         cap.nr_areas,
     )
     if any(area.offset + area.size > region_size for area in areas):
-        raise answer.malformed("an area that may be mapped lies outside of its region")
+        raise answer.malformed("a mappable area lies outside of its region")
     return tuple(MmapArea(area.offset, area.size) for area in areas)
 
 
@@ -191,5 +191,5 @@ def _iova_ranges(answer: InfoReply, at: int | None) -> tuple[IovaRange, ...] | N
     first = at + sizeof(vfio_iommu_type1_info_cap_iova_range)
     ranges = answer.read_array(vfio_iova_range, first, cap.nr_iovas)
     if any(r.start > r.end for r in ranges):
-        raise answer.malformed("a range of IOVAs ends before it starts")
+        raise answer.malformed("an IOVA range ends before it starts")
     return tuple(IovaRange(r.start, r.end) for r in ranges)

@@ -1,4 +1,4 @@
-"""The nodes below /dev that lead to VFIO and iommufd, and which of them is whose."""
+"""The device nodes of VFIO and iommufd below /dev."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vfiotool.vfio.handle import checked
 
 CONTAINER = "/dev/vfio/vfio"
 IOMMUFD = "/dev/iommu"
-_NOIOMMU = "vfio-noiommu"  # the name that VFIO gives to the groups it makes up
+_NOIOMMU = "vfio-noiommu"  # VFIO's name for the groups that it creates itself
 
 _HINTS = {
-    CONTAINER: "load it with 'modprobe vfio-pci'; a kernel without CONFIG_VFIO has none",
-    IOMMUFD: "load it with 'modprobe iommufd'; a kernel without CONFIG_IOMMUFD (since 6.2) has none",
+    CONTAINER: "load VFIO with 'modprobe vfio-pci'; the kernel needs CONFIG_VFIO",
+    IOMMUFD: "load iommufd with 'modprobe iommufd'; the kernel needs CONFIG_IOMMUFD (since 6.2)",
 }
 
 
@@ -30,7 +30,7 @@ def open_node(path: str) -> int:
     """
     fd = lib.vt_open(path.encode())
     if fd in (-errno.ENOENT, -errno.ENODEV, -errno.ENXIO):
-        raise UnsupportedError(f"this kernel has no VFIO: nothing answers at {path}", hint=_HINTS[path])
+        raise UnsupportedError(f"this kernel has no VFIO: no driver is behind {path}", hint=_HINTS[path])
     return checked(fd, "open", path)
 
 
@@ -39,7 +39,7 @@ def group_of(address: str) -> int:
 
     Raises:
         DeviceNotFoundError: there is no such device.
-        UnsupportedError: it has no group.
+        UnsupportedError: the device has no group.
     """
     tree = Tree()
     number = find_group(tree, address)
@@ -50,24 +50,27 @@ def group_of(address: str) -> int:
             )
         raise UnsupportedError(
             f"{address} is in no IOMMU group",
-            hint="'vfiotool doctor' tells how to turn the IOMMU on; without one, VFIO gives a device only in "
-            "its no-IOMMU mode (iommu='noiommu')",
+            hint="'vfiotool doctor' shows how to turn the IOMMU on; without an IOMMU, VFIO opens a device "
+            "only in its no-IOMMU mode (iommu='noiommu')",
         )
     return number
 
 
 def is_noiommu(group_id: int) -> bool:
-    """Say whether VFIO made the group up, for a device that no IOMMU guards."""
+    """Return True if VFIO created the group itself, for a device that no IOMMU isolates."""
     return Tree().find(f"{GROUPS}/{group_id}/name") == _NOIOMMU
 
 
 def group_node(group_id: int) -> str:
-    """Return the path of a group's node, which is there once a device of it is on a VFIO driver."""
+    """Return the path of a group's node, which exists once a device of it is bound to a VFIO driver."""
     prefix = "noiommu-" if is_noiommu(group_id) else ""
     return f"/dev/vfio/{prefix}{group_id}"
 
 
 def cdev_of(address: str) -> str | None:
-    """Return the path of a device's own node, or None: it is not on a VFIO driver, or the kernel has none."""
+    """Return the path of a device's cdev.
+
+    None if the device is not on a VFIO driver, or the kernel has no cdevs.
+    """
     names = Tree().find_names(f"{device_path(address)}/vfio-dev")
     return f"/dev/vfio/devices/{names[0]}" if names and Tree().exists("/dev/vfio/devices") else None

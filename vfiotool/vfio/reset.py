@@ -1,4 +1,4 @@
-"""Resetting a device: its function alone, or all that hangs on its bus or slot."""
+"""Reset of a device: its function alone, or all devices on its bus or slot."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from vfiotool.vfio.uapi import (
 )
 
 _NOT_OWNED = (1 << 32) - 1  # VFIO_PCI_DEVID_NOT_OWNED
-_MOST_DEVICES = 1 << 16  # a PCI segment has no more functions
+_MOST_DEVICES = 1 << 16  # the most functions that a PCI segment can have
 _ATTEMPTS = 4
 
 
 class OpenGroup(Protocol):
-    """A group that this process has open, as ``Group`` is."""
+    """A group that this process has open, for example a ``Group``."""
 
     id: int
 
     def fileno(self) -> int:
-        """Return its file descriptor."""
+        """Return the file descriptor of the group."""
 
 
 @dataclass(frozen=True, slots=True)
 class DependentDevice:
-    """A device that a hot reset resets too: ``group`` is its IOMMU group.
+    """A device that a hot reset also resets; ``group`` is its IOMMU group.
 
-    For a device that was opened by its own node (since 6.6) ``group`` is None, and ``owned`` says
-    whether it may be reset: it is this iommufd's, or no one's.
+    If the hot reset device was opened by its cdev (since 6.6), ``group`` is None, and ``owned`` is True if
+    the reset may include this device: it belongs to the same iommufd, or to nobody.
     """
 
     address: str
@@ -51,7 +51,7 @@ class DependentDevice:
 
 @dataclass(frozen=True, slots=True)
 class HotResetInfo:
-    """VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: what a hot reset resets, the device itself included."""
+    """VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: the devices that a hot reset resets, the device itself included."""
 
     flags: HotResetInfoFlags
     devices: tuple[DependentDevice, ...]
@@ -61,35 +61,35 @@ def reset_function(file: DeviceFile) -> None:
     """Reset the function alone. The kernel restores its configuration space, but not its registers.
 
     Raises:
-        UnsupportedError: the device has no reset of its own.
-        KernelError: EAGAIN, another reset is under way; else the reset failed.
+        UnsupportedError: the device has no function reset.
+        KernelError: EAGAIN, another reset is running; any other errno, the reset failed.
     """
     if DeviceInfoFlags.RESET not in read_device_info(file).flags:
         raise UnsupportedError(
-            f"{file.name} has no reset of its own", hint="a hot reset takes all devices of its bus with it"
+            f"{file.name} has no function reset", hint="hot_reset() resets all devices of its bus or slot"
         )
     file.ioctl(DeviceIoctl.VFIO_DEVICE_RESET, bytearray())
 
 
 def read_hot_reset_info(file: DeviceFile) -> HotResetInfo:
-    """Return which devices a hot reset takes with it.
+    """Return the devices that a hot reset would reset.
 
     Raises:
-        UnsupportedError: the device has no bridge above it that could reset its bus or slot.
-        KernelError: EBADMSG for a malformed answer.
+        UnsupportedError: no bridge above the device can reset its bus or slot.
+        KernelError: EBADMSG for a malformed reply.
     """
     return _hot_reset_info(_ask(file))
 
 
 def hot_reset(file: DeviceFile, groups: Iterable[OpenGroup] = ()) -> None:
-    """Reset the bus or slot of the device, and so all devices on it.
+    """Reset the bus or slot of the device, and with it all devices there.
 
-    ``groups`` are those that this process has open: they must hold all of these devices. For a device
-    that was opened by its own node there are none: its iommufd must have all of them.
+    ``groups`` are the groups that this process has open; they must contain all of these devices. A device
+    that was opened by its cdev needs no groups: its iommufd must own all of these devices.
 
     Raises:
         UnsupportedError: as for ``read_hot_reset_info``.
-        RefusedError: a device is not this process's: ``reasons`` names each, and its group.
+        RefusedError: this process does not own a device: ``reasons`` names each such device and its group.
         KernelError: the reset failed.
     """
     info = read_hot_reset_info(file)
@@ -105,10 +105,10 @@ def hot_reset(file: DeviceFile, groups: Iterable[OpenGroup] = ()) -> None:
 
 
 def _ask(file: DeviceFile) -> InfoReply:
-    """Ask, make room for as many devices as the kernel says there are, ask again."""
+    """Query the devices of a hot reset, with a larger buffer if there are more."""
     request = DeviceIoctl.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO
     size = sizeof(vfio_pci_hot_reset_info)
-    for _ in range(_ATTEMPTS):  # more than twice only where devices come meanwhile
+    for _ in range(_ATTEMPTS):  # more than two only if devices appear meanwhile
         data = bytearray(bytes(vfio_pci_hot_reset_info(argsz=size)).ljust(size, b"\0"))
         try:
             file.ioctl(request, data)
@@ -129,7 +129,7 @@ def _ask(file: DeviceFile) -> InfoReply:
 def _no_bridge(file: DeviceFile) -> UnsupportedError:
     return UnsupportedError(
         f"{file.name} cannot be hot reset: no bridge above it can reset its bus or slot",
-        hint="a device on a root bus has only its own reset",
+        hint="a device on a root bus can only be reset alone, with reset()",
     )
 
 
@@ -157,7 +157,8 @@ def _require_owned(file: DeviceFile, info: HotResetInfo, groups: frozenset[int])
     ]
     if reasons:
         raise RefusedError(
-            f"a hot reset of {file.name} would reset what is not this process's: {', '.join(reasons)}",
+            f"a hot reset of {file.name} would reset devices that this process does not own: "
+            f"{', '.join(reasons)}",
             reasons=reasons,
-            hint="bind these devices to vfio-pci too, and open and pass their groups",
+            hint="bind these devices to vfio-pci as well, and open and pass their groups",
         )

@@ -1,1 +1,1 @@
-"""Memory that devices reach: where it comes from, where they reach it, and many pieces at once."""
+"""Memory for DMA: allocation, IOVAs, and mappings of single buffers and of batches."""

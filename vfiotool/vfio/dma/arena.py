@@ -14,7 +14,7 @@ _GRANULE = 64  # a cache line: two buffers never share one
 
 
 class Arena(Mapped):
-    """Memory that is mapped once, to be given out in buffers. Threads may share it.
+    """Memory that is mapped once and split into buffers. Threads may share it.
 
     ``size`` bytes at ``address`` of this process, which devices reach at ``iova``.
     """
@@ -31,11 +31,11 @@ class Arena(Mapped):
     def alloc(self, size: int, *, align: int = _GRANULE) -> Buffer:
         """Return a buffer of ``size`` bytes whose IOVA is a multiple of ``align``, a power of two.
 
-        It is not cleared. Closing it gives its place back to the arena; devices reach it until the arena
-        is closed.
+        The buffer is not cleared. To close it returns its memory to the arena; devices reach that memory
+        until the arena is closed.
 
         Raises:
-            IovaExhaustedError: there is no room for it.
+            IovaExhaustedError: the arena has no free memory of that size.
             ClosedError: the arena is closed.
         """
         self.require_open()
@@ -48,12 +48,12 @@ class Arena(Mapped):
         return buffer
 
     def forget(self, why: str) -> None:
-        """Take note that the kernel has undone the mapping, and with it all buffers."""
+        """Mark the arena and all its buffers as closed: the kernel has removed the mapping."""
         super().forget(why)
         self._end(why)
 
     def close(self) -> None:
-        """Undo the mapping, and with it all buffers; calls after the first do nothing."""
+        """Remove the mapping and close all buffers; calls after the first do nothing."""
         super().close()
         self._end("its arena was closed")
 

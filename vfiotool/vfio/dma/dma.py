@@ -1,4 +1,4 @@
-"""The memory that the devices of an IO address space reach: whose it is, and where they reach it."""
+"""DMA mappings of an IO address space, with their IOVAs and their owners."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _LARGE = 2 << 20
-_LARGE_PAGES = (1 << 30, _LARGE)  # what IOMMUs have beside their smallest page
+_LARGE_PAGES = (1 << 30, _LARGE)  # page sizes of IOMMUs beside the smallest
 _MAP = ContainerIoctl.VFIO_IOMMU_MAP_DMA.name
-_GONE = "its last device was closed or given back, which undid all mappings"
+_GONE = "its last device was closed or released, which removed all mappings"
 
-# To join flags takes longer than to take an IOVA.
+# To combine flags takes longer than to allocate an IOVA.
 _ACCESS = {
     (read, write): DmaMapFlags(DmaMapFlags.READ * read | DmaMapFlags.WRITE * write)
     for read in (False, True)
@@ -39,34 +39,35 @@ M = TypeVar("M", bound=Mapped)
 
 
 class Addressed(Protocol):
-    """Memory that knows where it is in this process: a ``Mmio``, a ``Memory``, a ``Buffer``."""
+    """Memory with a known address in this process: a ``Mmio``, a ``Memory``, a ``Buffer``."""
 
     @property
     def address(self) -> int:
-        """Its first byte."""
+        """The address of the first byte."""
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """The number of bytes."""
 
 
 class Dma:
-    """What devices of one address space reach. Threads may share it: disjoint calls run side by side.
+    """DMA mappings of one address space. Threads may share it: disjoint calls run in parallel.
 
-    Sizes, addresses and IOVAs are bytes. ``read`` and ``write`` say what a device may do. Without
-    ``iova`` one is chosen, up to ``iova_max`` where that is given: the highest IOVA that the device
-    can reach, ``(1 << bits) - 1``. What is mapped stays so until it is closed, or the last device is.
+    Sizes, addresses and IOVAs are in bytes. ``read`` and ``write`` are the device's rights. Without ``iova``
+    an IOVA is chosen, up to ``iova_max`` if given: the highest IOVA that the device can reach,
+    ``(1 << bits) - 1``. A mapping lasts until it is closed, or until the last device is.
 
-    All that map raise DmaMapError (see ``Iommu.map``), IovaExhaustedError, and ClosedError after the end.
+    All methods that map raise DmaMapError (see ``Iommu.map``), IovaExhaustedError, and ClosedError after the
+    address space has ended.
     """
 
     def __init__(self, iommu: Iommu) -> None:
         self.iommu = iommu
         self._lock = threading.Lock()
         self._known: IovaAllocator | None = None
-        self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with how many bytes
-        self._limit: int | None = None  # how many mappings the kernel takes, where it tells
-        self._used = 0  # how many of them there are: to ask the kernel takes as long as to map
+        self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with the number of bytes
+        self._limit: int | None = None  # how many mappings the kernel accepts, if it reports that
+        self._used = 0  # mappings in use, counted here: to ask the kernel takes as long as to map
         self._has_memlock_limit = has_memlock_limit()
         self._shares = 0
         iommu.on_emptied = self._forget_all
@@ -81,7 +82,7 @@ class Dma:
         read: bool = True,
         write: bool = True,
     ) -> Buffer:
-        """Allocate memory and map it; it is zero. ``pages`` is as for ``Memory``.
+        """Allocate zeroed memory and map it. ``pages`` is as for ``Memory``.
 
         Raises:
             UnsupportedError: there are no such pages.
@@ -100,7 +101,7 @@ class Dma:
         read: bool = True,
         write: bool = True,
     ) -> Arena:
-        """Allocate memory and map it, by one call to the kernel, for many small buffers.
+        """Allocate memory for many small buffers, and map it in one call to the kernel.
 
         Raises:
             UnsupportedError: there are no such pages.
@@ -120,21 +121,21 @@ class Dma:
         read: bool = True,
         write: bool = True,
     ) -> Mapping:
-        """Map the caller's own memory: anything with the buffer protocol, a mapped BAR, or an address.
+        """Map the caller's own memory: an object with the buffer protocol, a mapped BAR, or an address.
 
-        ``size`` bytes from ``offset`` on; all of it without a size. Address and size must be whole pages:
-        an ``mmap.mmap`` is made of them. A buffer is held until it is closed; memory that is given by its
-        address must stay where it is. A BAR is another device's, for DMA from device to device.
+        ``size`` bytes from ``offset`` on; all of the memory without a size. Address and size must be whole
+        pages, as those of an ``mmap.mmap`` are. A buffer is held until the mapping is closed; memory that is
+        passed by address must stay in place. A BAR belongs to another device, for DMA between devices.
 
         Raises:
-            DmaRangeError: the memory does not reach so far, or an address comes without a size.
+            DmaRangeError: the memory is too small, or an address comes without a size.
         """
         address, length, owner = _located(memory, size, offset, write=write)
         try:
             place = self._map(address, length, iova, iova_max, _access(read, write))
         except BaseException:
             if owner is not None:
-                owner.release()  # else the traceback would keep the buffer from being closed
+                owner.release()  # the traceback would otherwise hold the buffer open
             raise
         return self._keep(Mapping(address, place, length, owner), [place], length)
 
@@ -149,10 +150,10 @@ class Dma:
         read: bool = True,
         write: bool = True,
     ) -> Mapping:
-        """Map a file's memory, a memfd's above all, which other processes may have mapped too.
+        """Map a file's memory, usually a memfd's, which other processes may have mapped too.
 
-        iommufd pins whole folios of it where the kernel can (since 6.14): then it is not mapped into this
-        process, and has no ``address`` (0). Else it is mapped here first.
+        If the kernel can (iommufd, since 6.14), it pins whole folios of the file: the file is then not mapped
+        into this process, and ``address`` is 0. Otherwise the file is mapped into this process first.
 
         Raises:
             OSError: the file cannot be mapped.
@@ -176,13 +177,14 @@ class Dma:
         read: bool = True,
         write: bool = True,
     ) -> Batch:
-        """Map many (address, iova, size), all of them or none, in one call to the shim.
+        """Map many (address, iova, size), all or none, in one call to the shim.
 
-        Neighbours in memory and in IOVA become one mapping. The memory must stay where it is. A failure
-        says by its ``index`` which range it is. See ``Ranges.of`` for what is taken without a copy.
+        Ranges that are adjacent in memory and in IOVA space become one mapping. The memory must stay in
+        place. ``index`` of an error is the index of the failed range. See ``Ranges.of`` for input without a
+        copy.
 
         Raises:
-            DmaRangeError: the ranges are not made of 64-bit numbers.
+            DmaRangeError: the ranges do not consist of 64-bit numbers.
         """
         given = ranges if isinstance(ranges, Ranges) else Ranges.of(ranges)
         runs = given.merged()
@@ -205,11 +207,11 @@ class Dma:
     ) -> Batch:
         """Map many pieces of memory of one size by their addresses, an array of 64-bit words.
 
-        Their IOVAs are chosen so that pieces which are neighbours in memory, in whatever order they come,
-        become one mapping: ``Batch.iova_of`` tells where each is. The memory must stay where it is.
+        IOVAs are chosen so that pieces that are adjacent in memory, in whatever order they are given, become
+        one mapping. ``Batch.iova_of`` returns the IOVA of an address. The memory must stay in place.
 
         Raises:
-            DmaRangeError: they leave the 64 bits.
+            DmaRangeError: the pieces exceed 64 bits.
         """
         ranges, span = Ranges.laid_out(addresses, size, _LARGE)
         place = self._take(0, span, None, iova_max)
@@ -223,7 +225,7 @@ class Dma:
         return self._keep(Batch(runs), [place], size)
 
     def unmap_all(self) -> int:
-        """Undo all mappings at once, and return how many bytes they had.
+        """Remove all mappings at once, and return the number of bytes that they had.
 
         Raises:
             DmaMapError: the kernel had another number of bytes mapped.
@@ -236,12 +238,12 @@ class Dma:
         return unmapped
 
     def share(self) -> None:
-        """Take note that one more device is in the address space."""
+        """Count a further device in the address space."""
         with self._lock:
             self._shares += 1
 
     def release(self) -> None:
-        """Take note that a device has left; with the last one the address space ends, and all mappings."""
+        """Count a device that has left; the address space and all its mappings end with the last."""
         with self._lock:
             self._shares -= 1
             is_last = self._shares <= 0
@@ -250,10 +252,10 @@ class Dma:
             self._forget_all()
 
     def refresh(self) -> None:
-        """Read again which IOVAs are valid: each further device may narrow them.
+        """Read the valid IOVA ranges again: each further device may narrow them.
 
         Raises:
-            DmaMapError: what is mapped lies outside of them.
+            DmaMapError: a mapping lies outside of them.
         """
         with self._lock:
             if self._known is not None:
@@ -261,7 +263,7 @@ class Dma:
 
     @property
     def mapped(self) -> tuple[Mapped, ...]:
-        """What is mapped now."""
+        """All current mappings."""
         with self._lock:
             return tuple(mapped for mapped, _size in self._mapped.values())
 
@@ -279,7 +281,7 @@ class Dma:
         return place
 
     def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> int:
-        """Map them, and return how many bytes they are."""
+        """Map the ranges, and return their number of bytes."""
         size = runs.size
         if self._has_memlock_limit:
             require_memlock(_MAP, 0, size)
@@ -289,7 +291,7 @@ class Dma:
         return size
 
     def _take(self, address: int, size: int, iova: int | None, iova_max: int | None) -> int:
-        """Take the IOVAs that are asked for, or such that large pages of the memory stay large."""
+        """Reserve ``iova``, or allocate IOVAs at which large pages of the memory stay large."""
         with self._lock:
             allocator = self._allocator
             if iova is not None:
@@ -299,12 +301,12 @@ class Dma:
             return allocator.allocate(size, align=align, offset=address % align, iova_max=iova_max)
 
     def _take_all(self, ranges: Ranges, runs: Ranges) -> list[int]:
-        """Take the IOVAs of all ranges, or of none; an error's ``index`` is that of the first refused."""
+        """Reserve the IOVAs of all ranges or of none; ``index`` of an error is the first refused range."""
         with self._lock:
             try:
                 return self._reserve_all(runs.spans())
             except DmaMapError:
-                return self._reserve_all(ranges)  # one by one, to find out which it is
+                return self._reserve_all(ranges)  # one by one, to find the refused range
 
     def _reserve_all(self, ranges: Ranges) -> list[int]:
         taken: list[int] = []
@@ -320,17 +322,20 @@ class Dma:
 
     def _give_back(self, places: list[int]) -> None:
         with self._lock:
-            if self._known is not None:  # else all was forgotten meanwhile
+            if self._known is not None:  # all IOVAs may have been freed meanwhile
                 for iova in places:
                     self._known.free(iova)
 
     @property
     def _allocator(self) -> IovaAllocator:
-        """The allocator, over what is valid once there is a device. The caller holds the lock."""
+        """The allocator over the valid ranges, which the kernel has once a device is open.
+
+        The caller holds the lock.
+        """
         if self._known is None:
             if not self.iommu.closed and not self.iommu.attached:
                 raise ClosedError(
-                    f"no device is open in {self.iommu.name}", hint="open one there before memory is mapped"
+                    f"no device is open in {self.iommu.name}", hint="open a device before memory is mapped"
                 )
             info = self.iommu.info()
             self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
@@ -360,7 +365,7 @@ class Dma:
             raise _miscounted(places[0], size, unmapped)
 
     def _unmap(self, mapped: Mapped, places: list[int], size: int) -> int:
-        """Undo it in the kernel, and only then give its IOVAs to others."""
+        """Remove the mapping in the kernel before its IOVAs are free for others."""
         if isinstance(mapped, Batch):
             unmapped = self.iommu.unmap_ranges(mapped.runs)
         else:
@@ -369,7 +374,7 @@ class Dma:
         return unmapped
 
     def _forget_all(self, why: str = _GONE) -> None:
-        """Take note that the kernel has undone all mappings."""
+        """Mark all mappings as closed: the kernel has removed them."""
         with self._lock:
             mapped, self._mapped = self._mapped, {}
             self._known = None
@@ -389,10 +394,10 @@ def _count(mapped: Mapped) -> int:
 def _located(
     memory: ReadableBuffer | Addressed | int, size: int | None, offset: int, *, write: bool
 ) -> tuple[int, int, memoryview | None]:
-    """Return address and size of what is to be mapped, and the hold on a buffer."""
+    """Return address and size of the memory to map, and the view that holds a buffer."""
     if isinstance(memory, int):
         if size is None:
-            raise DmaRangeError("an address alone has no size", hint="pass size=, in bytes")
+            raise DmaRangeError("an address needs a size", hint="pass size=, in bytes")
         return memory + offset, size, None
     if hasattr(memory, "address") and hasattr(memory, "size"):
         length = _within(memory.size, size, offset)
@@ -400,8 +405,8 @@ def _located(
     view = memoryview(memory)
     try:
         if not view.c_contiguous or (view.readonly and write):
-            why = "is read-only, and the device may write" if view.readonly else "is not contiguous"
-            raise DmaRangeError(f"the buffer {why}", hint="pass write=False, or a buffer of one piece")
+            why = "is read-only, but the device may write" if view.readonly else "is not contiguous"
+            raise DmaRangeError(f"the buffer {why}", hint="pass write=False, or a contiguous buffer")
         length = _within(view.nbytes, size, offset)
         return int(ffi.cast("uintptr_t", ffi.from_buffer(view))) + offset, length, view
     except BaseException:
@@ -413,12 +418,12 @@ def _within(available: int, size: int | None, offset: int) -> int:
     length = available - offset if size is None else size
     if offset < 0 or length <= 0 or offset + length > available:
         raise DmaRangeError(
-            f"{length:#x} bytes from {offset:#x} on are not in memory of {available:#x} bytes",
-            hint="map at most what is there",
+            f"{length:#x} bytes at offset {offset:#x} exceed memory of {available:#x} bytes",
+            hint="map at most the size of the memory",
         )
     return length
 
 
 def _miscounted(iova: int, expected: int, unmapped: int) -> DmaMapError:
-    hint = f"{expected:#x} bytes were mapped and the kernel has undone {unmapped:#x}: report it"
+    hint = f"{expected:#x} bytes were mapped and the kernel unmapped {unmapped:#x}: please report this bug"
     return DmaMapError(errno.EIO, "unmap", iova, expected, hint=hint)

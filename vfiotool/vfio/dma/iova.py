@@ -1,4 +1,4 @@
-"""Which IO virtual addresses are free, and which of them a mapping gets."""
+"""Allocation of IO virtual addresses."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ _FOUR_GIB = 1 << 32
 
 
 class IovaAllocator:
-    """Gives out the IOVAs of one address space, in whole pages.
+    """Allocates the IOVAs of one address space, in whole pages.
 
-    What a mapping gets lies above 4 GiB, in the smallest free range that has room for it, and as low
-    there as it can: the IOVAs below are left to devices that reach no others, few ranges are broken
-    up, and the IOMMU's tables stay small (some have more levels the higher the IOVAs go). A driver
-    that forgot to give its device's mask thus faults at once, and not only when low IOVAs are used up.
-    Where a mapping must lie below 4 GiB, it lies as high as it can, since the lowest IOVAs are what
-    the most limited device needs.
+    A mapping lies above 4 GiB by default, at the lowest place of the smallest free range that is large
+    enough. This leaves the IOVAs below to devices that reach no others, breaks up few ranges, and keeps the
+    IOMMU's tables small (some need more levels for higher IOVAs). A driver that omits its device's DMA mask
+    faults at once this way, and not only when low IOVAs are used up. A mapping that must lie below 4 GiB lies
+    as high as possible there, since the most limited device needs the lowest IOVAs.
 
-    IOVA 0 is only for those who reserve it: devices, and drivers, take it for "no address".
+    IOVA 0 is only for callers that reserve it: devices and drivers use 0 for "no address".
 
-    A call takes microseconds however many ranges are free, unless they are of hundreds of sizes below
-    4 GiB, or few of them are aligned as asked. Not for several threads at once: who shares it holds a
-    lock around each call.
+    A call takes microseconds, however many ranges are free, unless the free ranges below 4 GiB have hundreds
+    of sizes, or few of them have the alignment. Not thread-safe: threads that share it hold a lock around
+    each call.
     """
 
     def __init__(self, ranges: Iterable[IovaRange], page_size: int) -> None:
-        """Start with all of the kernel's valid ranges free, which leave out what it reserves.
+        """Start with all valid ranges of the kernel free; these ranges exclude what the kernel reserves.
 
-        ``page_size`` is the smallest of the IOMMU, in bytes; what is less than a page at the ends of
-        a range is left out.
+        ``page_size`` is the smallest page of the IOMMU, in bytes. Parts of a page at the ends of a range are
+        left out.
         """
         self.page_size = page_size
         self._allocated: dict[int, int] = {}
@@ -42,29 +41,29 @@ class IovaAllocator:
 
     @property
     def free_ranges(self) -> tuple[IovaRange, ...]:
-        """Return what is free, lowest first; no two of the ranges are neighbours."""
+        """The free ranges, lowest first; no two of them are adjacent."""
         return tuple(IovaRange(start, end) for start, end in self._free)
 
     def allocate(
         self, size: int, *, align: int | None = None, offset: int = 0, iova_max: int | None = None
     ) -> int:
-        """Return the first of ``size`` bytes of IOVAs that are free, and take them.
+        """Allocate ``size`` bytes of IOVAs, and return the first IOVA.
 
-        Sizes are bytes, and whole pages: none is rounded up, since a device would then reach beyond
-        the memory that the caller has. ``IOVA % align == offset``; ``align`` is a power of two, and a
-        page unless given. (For 2M or 1G entries IOVAs must be congruent to the virtual addresses.)
-        ``iova_max`` is the highest IOVA that any of the bytes may have.
+        Sizes are bytes, in whole pages. No size is rounded up, since a device would then reach beyond the
+        caller's memory. ``IOVA % align == offset``; ``align`` is a power of two, by default a page. (2M and
+        1G entries need IOVAs that are congruent to the virtual addresses.) ``iova_max`` is the highest IOVA
+        that any of the bytes may have.
 
         Raises:
             IovaExhaustedError: no such IOVAs are free.
-            DmaRangeError: the numbers are not as said here.
+            DmaRangeError: an argument breaks the rules above.
         """
         page = self.page_size
         align = page if align is None else align
         if size <= 0 or (size | align | offset) % page or align & (align - 1) or not 0 <= offset < align:
             raise DmaRangeError(
-                f"no IOVAs can be {size:#x} bytes at a multiple of {align:#x} plus {offset:#x}",
-                hint=f"ask for whole pages of {page:#x} bytes, and for a power of two above the offset",
+                f"{size:#x} bytes cannot be allocated at a multiple of {align:#x} plus {offset:#x}",
+                hint=f"use whole pages of {page:#x} bytes, and a power of two above the offset as alignment",
             )
         last = _TOP - 1 if iova_max is None else iova_max
         found = self._free.best_fit(size, _FOUR_GIB, last, align, offset)
@@ -78,11 +77,11 @@ class IovaAllocator:
         return iova
 
     def reserve(self, iova: int, size: int) -> None:
-        """Take these IOVAs, whole pages that the caller has chosen.
+        """Reserve these IOVAs, whole pages that the caller has chosen.
 
         Raises:
-            DmaMapError: EEXIST a part of them is taken, EOVERFLOW they do not fit in 64 bits, EINVAL
-                they are not whole pages inside of one of the ranges.
+            DmaMapError: EEXIST a part of them is in use, EOVERFLOW they exceed 64 bits, EINVAL they are not
+                whole pages inside of one valid range.
         """
         if size <= 0 or (iova | size) % self.page_size:
             raise DmaMapError(errno.EINVAL, "reserve", iova, size)
@@ -94,10 +93,10 @@ class IovaAllocator:
         self._allocated[iova] = size
 
     def free(self, iova: int, size: int | None = None) -> int:
-        """Give back what was allocated or reserved at an IOVA, all of it; return its size.
+        """Free all IOVAs that were allocated or reserved at ``iova``, and return their size.
 
         Raises:
-            DmaMapError: ENOENT nothing was, EINVAL it has another size than ``size``.
+            DmaMapError: ENOENT there is no such allocation, EINVAL its size is not ``size``.
         """
         had = self._allocated.get(iova)
         if had is None:
@@ -109,10 +108,10 @@ class IovaAllocator:
         return had
 
     def set_ranges(self, ranges: Iterable[IovaRange]) -> None:
-        """Go on with other ranges, as the kernel has them once a further device is attached.
+        """Use other valid ranges, as the kernel reports them once a further device is attached.
 
         Raises:
-            DmaMapError: EINVAL, what is allocated at ``iova`` lies outside of them; nothing changed.
+            DmaMapError: EINVAL, the allocation at ``iova`` lies outside of them; nothing changed.
         """
         free = _free_ranges(ranges, self.page_size)
         for iova, size in self._allocated.items():
@@ -138,13 +137,13 @@ class IovaAllocator:
             f"the largest free range there has {max(largest, 0):#x} bytes",
             size=size,
             iova_max=iova_max,
-            hint="unmap what is no longer used, or map less at a time"
-            + ("" if iova_max is None else "; give an iova_max only for a device that reaches no further"),
+            hint="unmap memory that is no longer used, or map less at a time"
+            + ("" if iova_max is None else "; pass iova_max only for a device that reaches no higher IOVAs"),
         )
 
 
 class _FreeRanges:
-    """Ranges of which no two overlap or are neighbours, found by either end and by size."""
+    """Ranges that neither overlap nor touch, found by either end and by size."""
 
     def __init__(self) -> None:
         self._end_at: dict[int, int] = {}
@@ -157,7 +156,7 @@ class _FreeRanges:
         return iter(sorted(self._end_at.items()))
 
     def add(self, start: int, end: int) -> None:
-        """Add what is not in it, and join it with its neighbours."""
+        """Add a range that is not in the set, and join it with adjacent ranges."""
         before = self._start_at.get(start - 1)
         if before is not None:
             self._remove(before, start - 1)
@@ -169,7 +168,7 @@ class _FreeRanges:
         self._insert(start, end)
 
     def cut(self, whole: int, start: int, end: int) -> None:
-        """Take a part out of the range that starts at ``whole``."""
+        """Remove a part of the range that starts at ``whole``."""
         last = self._end_at[whole]
         self._remove(whole, last)
         if whole < start:
@@ -178,7 +177,7 @@ class _FreeRanges:
             self._insert(end + 1, last)
 
     def holding(self, start: int, end: int) -> int | None:
-        """Return where the range starts that has all of these, or ``None``."""
+        """Return the start of the range that contains all of these, or ``None``."""
         for size in self._sizes[bisect_left(self._sizes, end - start + 1) :]:
             starts = self._starts[size]
             at = bisect_right(starts, start) - 1
@@ -187,10 +186,10 @@ class _FreeRanges:
         return None
 
     def best_fit(self, size: int, first: int, last: int, align: int, offset: int) -> tuple[int, int] | None:
-        """Return the smallest range with room between ``first`` and ``last``, and the lowest place in it."""
+        """Return the smallest range with room between ``first`` and ``last``, and its lowest place."""
         for held in self._sizes[bisect_left(self._sizes, size) :]:
             starts = self._starts[held]
-            at = bisect_right(starts, first)  # but the range before it may reach beyond first
+            at = bisect_right(starts, first)  # the range before may reach beyond first
             for whole in map(starts.__getitem__, range(at - 1 if at else 0, len(starts))):
                 start = whole if whole > first else first
                 place = start + (offset - start) % align
@@ -201,7 +200,7 @@ class _FreeRanges:
         return None
 
     def highest(self, size: int, first: int, last: int, align: int, offset: int) -> tuple[int, int] | None:
-        """Return the highest place between ``first`` and ``last``, after the range that it is in."""
+        """Return the range of the highest place between ``first`` and ``last``, and that place."""
         found = None
         for held in self._sizes[bisect_left(self._sizes, size) :]:
             starts = self._starts[held]

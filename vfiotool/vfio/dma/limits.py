@@ -1,4 +1,4 @@
-"""What the kernel will refuse, known before it is asked, so that the error can say what to raise."""
+"""The kernel's limits on DMA, checked before a call, so that the error can say what to raise."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _STATUS = "/proc/self/status"
 
 
 def has_memlock_limit() -> bool:
-    """Say whether a limit holds for this process at all: CAP_IPC_LOCK lifts it."""
+    """Return True if RLIMIT_MEMLOCK applies to this process: CAP_IPC_LOCK lifts it."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return soft != resource.RLIM_INFINITY and not _status("CapEff", 16) >> _CAP_IPC_LOCK & 1
 
 
 def require_memlock(operation: str, iova: int, size: int) -> None:
-    """Raise the error that pinning ``size`` more bytes would end in, for a process that has a limit.
+    """Raise the error that the kernel would return for pinning ``size`` more bytes.
 
-    type1 and iommufd count what they pin against RLIMIT_MEMLOCK, together with what is locked.
+    type1 and iommufd charge pinned memory to RLIMIT_MEMLOCK, together with locked memory.
 
     Raises:
-        DmaMapError: ENOMEM, with the limit, what is used of it, and what it must be.
+        DmaMapError: ENOMEM, with the limit, its current use, and the limit that is needed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
@@ -40,21 +40,21 @@ def require_memlock(operation: str, iova: int, size: int) -> None:
             "/etc/security/limits.d"
         )
     )
-    hint = f"{used} bytes are locked and pinned, {soft} are allowed, {used + size} are needed: {way}"
+    hint = f"{used} bytes are locked or pinned, {soft} are allowed, {used + size} are needed: {way}"
     raise DmaMapError(errno.ENOMEM, operation, iova, size, hint=hint)
 
 
 def require_dma_entries(operation: str, available: int | None, count: int, iova: int, size: int) -> None:
-    """Raise the error that so many mappings would end in, where the container takes fewer.
+    """Raise the error that the kernel would return for ``count`` more mappings.
 
     Raises:
-        DmaMapError: ENOSPC, with what is left and how to get more.
+        DmaMapError: ENOSPC, with the number that is left and how to raise it.
     """
     if available is None or count <= available:
         return
     hint = (
-        f"{count} mappings are needed and {available} are left: map ranges that follow each other in memory "
-        "and in IOVA, or, as root, raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+        f"{count} mappings are needed and {available} are left: map ranges that are adjacent in memory and "
+        "in IOVA, or, as root, raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
     )
     raise DmaMapError(errno.ENOSPC, operation, iova, size, hint=hint)
 

@@ -1,4 +1,4 @@
-"""What is mapped: a piece of memory, many pieces at once, or memory that was allocated for a device."""
+"""Mappings: of one piece of memory, of many pieces at once, and of memory that was allocated for a device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ M = TypeVar("M", bound="Mapped")
 
 
 class Mapped:
-    """Something that devices reach until ``close()``; a context manager.
+    """Memory that devices reach until ``close()``; a context manager.
 
-    It stays mapped while nothing closes it, even where nobody refers to it any more: a device may
-    still write there. Closing it twice, or after its device, does nothing.
+    The mapping lasts until it is closed, even if nothing refers to it any more: a device may still write to
+    the memory. To close it twice, or after its device, does nothing.
     """
 
     _unmap: Callable[[], None] | None = None
@@ -27,16 +27,16 @@ class Mapped:
     _why_closed = "map it again"
 
     def on_close(self, unmap: Callable[[], None]) -> None:
-        """Have what undoes it; for ``Dma``, and for an ``Arena``."""
+        """Set the callback that removes the mapping; for ``Dma`` and ``Arena``."""
         self._unmap = unmap
 
     @property
     def closed(self) -> bool:
-        """Say whether devices can no longer reach it."""
+        """Return True if devices can no longer reach the memory."""
         return self._unmap is None
 
     def close(self) -> None:
-        """Undo it; calls after the first do nothing.
+        """Remove the mapping; calls after the first do nothing.
 
         Raises:
             DmaMapError: the kernel had another number of bytes mapped there.
@@ -49,20 +49,20 @@ class Mapped:
                 self._let_go()
 
     def forget(self, why: str) -> None:
-        """Take note that the kernel has undone it."""
+        """Mark the mapping as closed: the kernel has removed it."""
         if self._unmap is not None:
             self._unmap = None
             self._why_closed = why
             self._let_go()
 
     def _let_go(self) -> None:
-        """Let go of the caller's buffer, which could not be closed or resized meanwhile."""
+        """Release the caller's buffer, which cannot be closed or resized while it is mapped."""
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.release()
 
     def require_open(self) -> None:
-        """Raise ClosedError where devices can no longer reach it."""
+        """Raise ClosedError if devices can no longer reach the memory."""
         if self._unmap is None:
             raise ClosedError(f"{self!r} is no longer mapped", hint=self._why_closed)
 
@@ -93,14 +93,14 @@ class Mapping(Mapped):
 
 
 class Batch(Mapped):
-    """Many pieces of memory that were mapped at once: ``runs`` are those that the kernel has."""
+    """Many pieces of memory that were mapped at once; ``runs`` are the mappings in the kernel."""
 
     def __init__(self, runs: Ranges) -> None:
         self.runs = runs
 
     @property
     def size(self) -> int:
-        """How many bytes are mapped."""
+        """The number of mapped bytes."""
         return self.runs.size
 
     @cached_property
@@ -108,10 +108,10 @@ class Batch(Mapped):
         return sorted(self.runs)
 
     def iova_of(self, address: int) -> int:
-        """Return where devices reach the byte at an address of this process.
+        """Return the IOVA of an address of this process.
 
         Raises:
-            DmaRangeError: the batch does not have it.
+            DmaRangeError: the batch does not contain the address.
         """
         at = bisect_right(self._by_address, (address, 1 << 64, 0)) - 1
         if at >= 0:
@@ -119,7 +119,7 @@ class Batch(Mapped):
             if address < vaddr + size:
                 return iova + address - vaddr
         raise DmaRangeError(
-            f"the batch has no memory at {address:#x}", hint="ask for what was mapped with it"
+            f"the batch has no memory at {address:#x}", hint="pass an address that was mapped with it"
         )
 
     def __repr__(self) -> str:
@@ -129,16 +129,16 @@ class Batch(Mapped):
 class Buffer(Mapped):
     """Memory that devices reach at ``iova``, and this process as an array of bytes.
 
-    It has the buffer protocol (``bytes``, ``memoryview``, ``numpy.frombuffer`` and all else take it
-    without a copy), and slices like a ``bytearray`` of fixed length. ``address`` is where it is in this
-    process. What refers to its memory may outlive it: the memory is freed with the last of them.
+    It has the buffer protocol (``bytes``, ``memoryview``, ``numpy.frombuffer`` and others take it without
+    a copy), and slices like a ``bytearray`` of fixed length. ``address`` is its address in this process.
+    Objects that refer to the memory may outlive the buffer: the memory is freed with the last of them.
     """
 
     iova: int
     address: int
     size: int
     view: memoryview
-    """All of its bytes; a slice of it is no copy."""
+    """All bytes of the buffer; a slice of the view is not a copy."""
 
     if TYPE_CHECKING:
 
@@ -146,12 +146,12 @@ class Buffer(Mapped):
 
     @staticmethod
     def over(memory: Any, offset: int, iova: int, size: int) -> Buffer:
-        """Make one over ``size`` bytes of an object with the buffer protocol, from ``offset`` on."""
+        """Make a buffer over ``size`` bytes of an object with the buffer protocol, from ``offset`` on."""
         buffer = cast("Any", _array_type(size)).from_buffer(memory, offset)
         buffer.address = ctypes.addressof(buffer)
         buffer.iova = iova
         buffer.size = size
-        buffer.view = memoryview(memory)[offset : offset + size]  # not of itself, which would be a cycle
+        buffer.view = memoryview(memory)[offset : offset + size]  # a view of the buffer would be a cycle
         return cast("Buffer", buffer)
 
     @overload
@@ -172,5 +172,5 @@ class Buffer(Mapped):
 
 @lru_cache(maxsize=256)
 def _array_type(size: int) -> type[Buffer]:
-    """Return the type of buffers of one size: only a type in C has the buffer protocol before Python 3.12."""
+    """Return the type for buffers of one size: before Python 3.12 only C types have the buffer protocol."""
     return type("Buffer", (Buffer, ctypes.c_ubyte * size), {"__module__": __name__})

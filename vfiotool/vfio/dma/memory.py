@@ -1,4 +1,4 @@
-"""Memory that is made for devices to reach: of large pages where there are any, and all present."""
+"""Memory for DMA: backed by large pages if there are any, and fully present."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vfiotool.host.checks.memory import POOLS, THP
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.handle import checked
 
-_THP_SIZE = mmap.PAGESIZE * (mmap.PAGESIZE // 8)  # what one table of 8-byte entries maps
+_THP_SIZE = mmap.PAGESIZE * (mmap.PAGESIZE // 8)  # the memory that one table of 8-byte entries maps
 
-# What the mmap module does not name (include/uapi/asm-generic/mman-common.h, hugetlb_encode.h).
+# Missing in the mmap module (include/uapi/asm-generic/mman-common.h, hugetlb_encode.h).
 _MADV_WIPEONFORK = 18
 _MAP_HUGETLB = 0x40000
 _MAP_HUGE_SHIFT = 26
 
 
 class PageKind(str, Enum):
-    """The pages that memory is made of: the processor's own, transparent huge pages, those of a pool."""
+    """Kinds of pages: the processor's small pages, transparent huge pages, and pages of a hugetlb pool."""
 
     SMALL = "4K"
     THP = "thp"
@@ -38,32 +38,32 @@ _POOLED = {PageKind.HUGE_1G: 1 << 30, PageKind.HUGE_2M: 1 << 21}
 class Memory:
     """Anonymous memory, zeroed and present, so that a map has only to pin it; a context manager.
 
-    ``size`` is what was asked for, rounded up to whole pages of its ``kind``, and ``page_size`` is
-    what they have; both are bytes. Of transparent huge pages the memory has as many as fit and the
-    kernel finds, from its first byte on, and small pages otherwise: its size is whole small pages.
+    ``size`` is the requested size, rounded up to whole pages of its ``kind``, and ``page_size`` is the size
+    of these pages; both are in bytes. With transparent huge pages the memory has as many as fit and the
+    kernel finds, from its first byte on, and small pages otherwise; its size is whole small pages.
 
-    ``source`` has the buffer protocol, and the memory starts ``offset`` bytes into it. What refers to
-    it (a memoryview, a ctypes array, a NumPy array) may outlive ``close()``: memory is never unmapped
-    below it, but freed with the last of them. Threads may share it as they may share a ``bytearray``.
+    ``source`` has the buffer protocol, and the memory starts ``offset`` bytes into it. Objects that refer to
+    it (a memoryview, a ctypes array, a NumPy array) may outlive ``close()``: the memory is not unmapped
+    under them, but freed with the last of them. Threads may share it as they may share a ``bytearray``.
 
-    A forked child must not make the kernel copy a page that a device writes to, for the copy may be
-    what the parent gets. So it sees zeros (MADV_WIPEONFORK, since 4.14) in place of small and
-    transparent pages, and shares those of a pool.
+    A forked child must not make the kernel copy a page that a device writes to, since the parent could get
+    the copy. Therefore the child sees zeros (MADV_WIPEONFORK, since 4.14) in place of small and transparent
+    huge pages, and shares those of a pool.
     """
 
     def __init__(self, size: int, pages: PageKind | str = "auto") -> None:
-        """Allocate ``size`` bytes or more.
+        """Allocate at least ``size`` bytes.
 
-        ``"auto"`` takes the largest pages that there are, by which no more than an eighth is wasted.
+        ``"auto"`` takes the largest available pages that waste at most an eighth of the memory.
 
         Raises:
-            DmaRangeError: no memory has that size.
+            DmaRangeError: the size is not positive.
             UsageError: there is no such kind of pages.
             UnsupportedError: this machine has no such pages, or not enough of them.
-            KernelError: ENOMEM, there is not so much memory.
+            KernelError: ENOMEM, there is not enough memory.
         """
         if size <= 0:
-            raise DmaRangeError(f"there is no memory of {size} bytes", hint="ask for one byte or more")
+            raise DmaRangeError(f"memory cannot have {size} bytes", hint="allocate at least 1 byte")
         block = _best(size) if pages == "auto" else _block(size, _kind(pages))
         self.kind = block.kind
         self.page_size = block.page_size
@@ -74,15 +74,15 @@ class Memory:
 
     @property
     def closed(self) -> bool:
-        """Say whether ``close()`` was called."""
+        """Return True if ``close()`` was called."""
         return self._source is None
 
     @property
     def source(self) -> mmap.mmap:
-        """What has the buffer protocol, writable; the memory is ``size`` bytes from ``offset`` on.
+        """The writable object with the buffer protocol; the memory is ``size`` bytes from ``offset`` on.
 
         Raises:
-            ClosedError: it is closed.
+            ClosedError: the memory is closed.
         """
         if self._source is None:
             raise ClosedError("the memory is closed", hint="allocate it again")
@@ -90,16 +90,16 @@ class Memory:
 
     @property
     def address(self) -> int:
-        """Where the memory is in this process.
+        """The address of the memory in this process.
 
         Raises:
-            ClosedError: it is closed.
+            ClosedError: the memory is closed.
         """
         _ = self.source
         return self._address
 
     def close(self) -> None:
-        """Free it, now or with the last that refers to it; calls after the first do nothing."""
+        """Free the memory, now or with the last object that refers to it; later calls do nothing."""
         source, self._source = self._source, None
         if source is not None:
             with contextlib.suppress(BufferError):
@@ -123,7 +123,7 @@ class Memory:
 
 
 class _Block(NamedTuple):
-    """What was allocated: ``size`` bytes at ``address``, ``offset`` bytes into ``source``."""
+    """An allocation: ``size`` bytes at ``address``, ``offset`` bytes into ``source``."""
 
     kind: PageKind
     page_size: int
@@ -134,7 +134,7 @@ class _Block(NamedTuple):
 
 
 def _best(size: int) -> _Block:
-    """Allocate memory of the largest pages that there are, and that waste no more than an eighth."""
+    """Allocate memory of the largest available pages that waste at most an eighth."""
     kinds = [kind for kind, page in _POOLED.items() if size >= page and -size % page <= size // 8]
     if size >= _THP_SIZE:
         kinds.append(PageKind.THP)
@@ -145,7 +145,7 @@ def _best(size: int) -> _Block:
 
 
 def _block(size: int, kind: PageKind) -> _Block:
-    """Allocate memory of these pages, and have it present."""
+    """Allocate memory of these pages, and make it present."""
     if kind in _POOLED:
         return _pooled(size, kind, _POOLED[kind])
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -157,15 +157,15 @@ def _block(size: int, kind: PageKind) -> _Block:
             "this machine has no transparent huge pages, or they are turned off",
             hint=f"echo madvise > {THP}, or use small pages",
         )
-    # Not every kernel places memory where a huge page can start. What does not belong to one is kept:
-    # to the mmap object it is a part of what it unmaps one day.
+    # Not every kernel aligns memory to huge pages. The unaligned rest stays mapped: the mmap object
+    # unmaps all of it at the end.
     source = _mapped(size + _THP_SIZE - mmap.PAGESIZE, mmap.MAP_PRIVATE)
     offset = -_address(source) % _THP_SIZE
     return _present(_Block(kind, _THP_SIZE, size, source, offset, _address(source) + offset))
 
 
 def _pooled(size: int, kind: PageKind, page: int) -> _Block:
-    """Allocate memory of a pool's pages, which the kernel reserves at once, or refuses."""
+    """Allocate memory of a hugetlb pool, whose pages the kernel reserves at once, or refuses."""
     size = -(-size // page) * page
     flags = mmap.MAP_SHARED | _MAP_HUGETLB | (page.bit_length() - 1) << _MAP_HUGE_SHIFT
     try:
@@ -177,14 +177,14 @@ def _pooled(size: int, kind: PageKind, page: int) -> _Block:
 
 
 def _require_pool(size: int, kind: PageKind, page: int) -> None:
-    """Raise the error that says what to write where, if it is for the pool's pages that there are too few."""
+    """Raise an error with the value to write to nr_hugepages, if the pool has too few pages."""
     tree = Tree()
     pool = f"{POOLS}/hugepages-{page >> 10}kB"
     counts = [tree.find(f"{pool}/{name}_hugepages") for name in ("nr", "free", "resv")]
     if None in counts:
         raise UnsupportedError(
             f"this machine has no {kind.value} pages",
-            hint="use smaller ones: pages='auto' takes what is there",
+            hint="use smaller pages: pages='auto' takes the largest available",
         )
     total, free, reserved = (int(count or 0) for count in counts)
     available, needed = free - reserved, size // page
@@ -200,12 +200,12 @@ def _mapped(size: int, flags: int) -> mmap.mmap:
     try:
         return mmap.mmap(-1, size, flags=flags | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        code = getattr(error, "errno", errno.ENOMEM)  # what overflows is more than any machine has
+        code = getattr(error, "errno", errno.ENOMEM)  # an overflow is more memory than any machine has
         raise KernelError(code, "mmap", f"{size:#x} bytes of memory") from None
 
 
 def _present(block: _Block) -> _Block:
-    """Set how the memory is backed and forked, and have all of it present; free it on failure."""
+    """Set backing and fork behaviour of the memory, and make all of it present; free it on failure."""
     try:
         if block.kind not in _POOLED:
             _advise(block, mmap.MADV_HUGEPAGE if block.kind is PageKind.THP else mmap.MADV_NOHUGEPAGE)
@@ -229,7 +229,7 @@ def _kind(pages: PageKind | str) -> PageKind:
         return PageKind(pages)
     except ValueError:
         known = ", ".join(kind.value for kind in PageKind)
-        raise UsageError(f"there are no pages called {pages!r}", hint=f"ask for auto, {known}") from None
+        raise UsageError(f"there is no kind of pages {pages!r}", hint=f"use auto, {known}") from None
 
 
 def _address(source: mmap.mmap) -> int:

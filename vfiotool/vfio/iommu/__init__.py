@@ -1,4 +1,4 @@
-"""IO address spaces: one protocol, and behind it the kernel's interfaces that make them."""
+"""IO address spaces: a protocol, and a backend for each of the kernel's interfaces."""
 
 from vfiotool.vfio.iommu.protocol import Iommu, IommuInfo, IommuMode
 from vfiotool.vfio.iommu.selection import offered_modes, open_iommu

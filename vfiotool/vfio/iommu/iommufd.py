@@ -1,4 +1,4 @@
-"""iommufd: IO address spaces, and devices that join them by nodes of their own (since 6.6)."""
+"""iommufd: IO address spaces, and devices that are attached to them by cdevs (since 6.6)."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ Q = TypeVar(
     iommu_ioas_map_file,
 )
 
-_MAX_RANGES = 4096  # far above what any machine reserves
+_MAX_RANGES = 4096  # no machine comes near this limit
 
 
 class Iommufd(AddressSpace, Handle):
-    """An iommufd with one IOAS: see ``Iommu``. Threads may share it, but see ``Handle``."""
+    """An iommufd with one IOAS: see ``Iommu``. Threads may share it, with the limits of ``Handle``."""
 
     mode = IommuMode.IOMMUFD
 
     def __init__(self, fd: int | None = None) -> None:
-        """Make an IO address space in a new iommufd, or in the given one, whose descriptor is then owned.
+        """Create an IO address space in a new iommufd, or in ``fd``, which it then owns.
 
         Raises:
             UnsupportedError: this kernel has no iommufd.
@@ -69,31 +69,31 @@ class Iommufd(AddressSpace, Handle):
 
     @property
     def attached(self) -> bool:
-        """Say whether the kernel keeps mappings: an IOAS has them whatever is attached to it."""
+        """Return True if the kernel keeps mappings: an IOAS keeps them without an attached device."""
         return not self.closed
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """None: devices are opened by nodes of their own."""
+        """Empty: devices are opened by cdevs."""
         return ()
 
     def fileno(self) -> int:
-        """Return the iommufd; ClosedError once it is closed."""
+        """Return the iommufd. Raises ClosedError once it is closed."""
         return Handle.fileno(self)
 
     def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
-        """Open a device's own node, bind it to the iommufd and attach it to the address space.
+        """Open a device's cdev, bind it to the iommufd and attach it to the address space.
 
         Raises:
-            UnsupportedError: the kernel has no such nodes; a VF token is given, which they do not take.
+            UnsupportedError: the kernel has no cdevs; a VF token is given, which cdevs do not take.
             DeviceNotFoundError: there is no such device.
-            KernelError: ENODEV, it is not on a VFIO driver; EBUSY, someone else has it or its group;
-                EPERM, another device of its group is not ours, or the IOMMU does not remap interrupts;
-                EINVAL, what is mapped lies in what the device's IOMMU reserves.
+            KernelError: ENODEV, the device is not on a VFIO driver; EBUSY, another process has the device or
+                its group; EPERM, another device of its group has another owner, or the IOMMU does not remap
+                interrupts; EINVAL, a mapping lies in IOVAs that the device's IOMMU reserves.
         """
         if vf_token is not None:
             raise UnsupportedError(
-                "a device's own node takes no VF token", hint="open the VF with iommu='type1v2'"
+                "a VFIO device cdev takes no VF token", hint="open the VF with iommu='type1v2'"
             )
         file = _open_cdev(address)
         try:
@@ -105,13 +105,13 @@ class Iommufd(AddressSpace, Handle):
         return file
 
     def info(self) -> IommuInfo:
-        """Return what the address space takes now."""
+        """Return page sizes and IOVA ranges that are valid now."""
         ranges, alignment = self._iova_ranges()
         return IommuInfo(alignment, ranges, None)
 
     @cached_property
     def can_map_files(self) -> bool:
-        """Say whether the kernel has IOMMU_IOAS_MAP_FILE (since 6.14)."""
+        """Return True if the kernel has IOMMU_IOAS_MAP_FILE (since 6.14)."""
         question = iommu_ioas_map_file(flags=_flags(DmaMapFlags.READ), ioas_id=self.ioas, fd=-1, length=1)
         try:
             self.ask(IommufdIoctl.IOMMU_IOAS_MAP_FILE, question)
@@ -120,12 +120,12 @@ class Iommufd(AddressSpace, Handle):
         return True
 
     def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
-        """Let the devices reach ``size`` bytes of a file's memory, a memfd's, from ``start`` on (since 6.14).
+        """Map ``size`` bytes of a memfd, from ``start`` on, to ``iova`` (since 6.14).
 
-        The kernel pins whole folios, which is faster than by address.
+        The kernel pins whole folios, which is faster than to pin memory by its address.
 
         Raises:
-            UnsupportedError: this kernel cannot.
+            UnsupportedError: this kernel does not support it.
             DmaMapError: as for ``map``.
         """
         question = iommu_ioas_map_file(
@@ -139,7 +139,7 @@ class Iommufd(AddressSpace, Handle):
             raise DmaMapError(error.errno or errno.EIO, error.operation, iova, size) from None
 
     def copy(self, source: Iommufd, source_iova: int, iova: int, size: int, access: DmaMapFlags) -> None:
-        """Map here what another address space of the same iommufd has mapped; nothing is pinned again.
+        """Map here what another address space of the same iommufd has mapped, without pinning it again.
 
         Raises:
             DmaMapError: ENOENT, nothing is mapped there; else as for ``map``.
@@ -158,10 +158,10 @@ class Iommufd(AddressSpace, Handle):
             raise DmaMapError(error.errno or errno.EIO, error.operation, iova, size) from None
 
     def allow_iovas(self, *ranges: IovaRange) -> None:
-        """Have the kernel keep these ranges valid: a device that would narrow them is then refused.
+        """Keep these ranges valid: the kernel then refuses a device that would narrow them.
 
         Raises:
-            DmaRangeError: they overlap, or a part of them is not valid already.
+            DmaRangeError: the ranges overlap, or a part of them is not valid now.
         """
         array = (iommu_iova_range * len(ranges))(*[iommu_iova_range(r.start, r.end) for r in ranges])
         question = iommu_ioas_allow_iovas(
@@ -173,16 +173,16 @@ class Iommufd(AddressSpace, Handle):
             if error.errno not in (errno.EINVAL, errno.EADDRINUSE):
                 raise
             raise DmaRangeError(
-                "these IOVAs cannot be kept valid: they overlap, or a device has reserved some of them",
-                hint="info().iova_ranges has what is valid now",
+                "these IOVAs cannot be kept valid: they overlap, or a device reserves some of them",
+                hint="info().iova_ranges has the ranges that are valid now",
             ) from None
 
     def another(self) -> Iommufd:
-        """Make a further IO address space in the same iommufd, for ``copy`` between the two."""
+        """Create a further IO address space in the same iommufd, for ``copy`` between the two."""
         return Iommufd(os.dup(self.fileno()))
 
     def ask(self, request: IommufdIoctl, question: Q) -> Q:
-        """Ask the iommufd; the answer is written into the question.
+        """Call an ioctl of the iommufd; the reply is written into ``question``.
 
         Raises:
             KernelError: the kernel's errno.
@@ -195,7 +195,7 @@ class Iommufd(AddressSpace, Handle):
         return question
 
     def _iova_ranges(self) -> tuple[tuple[IovaRange, ...], int]:
-        """Return the ranges that are valid now, and what IOVAs must be multiples of."""
+        """Return the ranges that are valid now, and the alignment of IOVAs."""
         room = 16
         while True:
             array = (iommu_iova_range * room)()
@@ -231,7 +231,7 @@ def _ask_device(
 
 
 def _open_cdev(address: str) -> KernelDeviceFile:
-    group_of(address)  # names what is missing, where the device has no IOMMU or is not there
+    group_of(address)  # raises the error for a missing device or IOMMU
     path = cdev_of(address)
     if path is None:
         raise _no_cdev(address)
@@ -242,11 +242,11 @@ def _no_cdev(address: str) -> Exception:
     tree = Tree()
     if tree.exists(f"{device_path(address)}/vfio-dev"):
         return UnsupportedError(
-            "this kernel has no nodes for single devices",
-            hint="they take CONFIG_VFIO_DEVICE_CDEV (since 6.6); use iommu='type1v2'",
+            "this kernel has no VFIO device cdevs",
+            hint="they need CONFIG_VFIO_DEVICE_CDEV (since 6.6); use iommu='type1v2'",
         )
-    hint = f"{address} is not on a VFIO driver: use 'vfiotool bind {address}'"
-    return KernelError(errno.ENODEV, "open", f"the node of {address}", hint=hint)
+    hint = f"{address} is not bound to a VFIO driver: use 'vfiotool bind {address}'"
+    return KernelError(errno.ENODEV, "open", f"the cdev of {address}", hint=hint)
 
 
 def _flags(access: DmaMapFlags) -> IoasMapFlags:

@@ -1,4 +1,4 @@
-"""What an IO address space is to the rest of this package, whichever of the kernel's interfaces makes it."""
+"""The interface of an IO address space, which is the same for each of the kernel's IOMMU interfaces."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vfiotool.vfio.uapi import DmaMapFlags
 
 
 class IommuMode(str, Enum):
-    """The interfaces through which the kernel gives out an IOMMU.
+    """The kernel's interfaces to an IOMMU.
 
-    The two ``compat`` modes are type1 as iommufd plays it: containers that are iommufds.
+    The two ``compat`` modes are type1 emulated by iommufd: their containers are iommufds.
     ``NOIOMMU`` has no IOMMU at all: a device reaches all memory, and the kernel is tainted.
     """
 
@@ -32,10 +32,10 @@ class IommuMode(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class IommuInfo:
-    """What an address space takes: ``page_sizes`` is a bitmap of bytes.
+    """Properties of an address space; ``page_sizes`` is a bitmap, in bytes.
 
-    ``iova_ranges`` leaves out what the kernel reserves; ``dma_avail`` is how many more mappings there
-    may be, ``None`` where there is no limit or the kernel does not tell.
+    ``iova_ranges`` excludes the IOVAs that the kernel reserves. ``dma_avail`` is how many more mappings
+    are possible, ``None`` if there is no limit or the kernel does not report it.
     """
 
     page_sizes: int
@@ -44,55 +44,55 @@ class IommuInfo:
 
 
 class Iommu(Protocol):
-    """An IO address space and the devices in it. Threads may share it, but see ``Handle``.
+    """An IO address space and its devices. Threads may share it, with the limits of ``Handle``.
 
-    Errors are the same in all modes: DmaMapError with the errno that type1v2 has for the cause.
+    Errors are the same in all modes: DmaMapError with the errno that type1v2 returns for the cause.
     """
 
     mode: IommuMode
     name: str
     on_emptied: Callable[[], None]
-    """Called when the kernel has undone all mappings because the last device left."""
+    """Called when the kernel has removed all mappings with the last device."""
 
     @property
     def attached(self) -> bool:
-        """Say whether the kernel keeps mappings now: type1 does while a device is open."""
+        """Return True if the kernel keeps mappings now: type1 keeps them while a device is open."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups that are open, for a hot reset: none where devices are opened by nodes of their own."""
+        """The open groups, for a hot reset; empty if devices are opened by cdevs."""
 
     @property
     def closed(self) -> bool:
-        """Say whether ``close()`` was called."""
+        """Return True if ``close()`` was called."""
 
     def open_device(self, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
-        """Bring a device into the address space and open it."""
+        """Attach a device to the address space and open it."""
 
     def info(self) -> IommuInfo:
-        """Return what the address space takes now; each further device may narrow it."""
+        """Return page sizes, IOVA ranges and limits as they are now; each further device may narrow them."""
 
     def map(self, vaddr: int, iova: int, size: int, access: DmaMapFlags) -> None:
-        """Let the devices reach memory of this process."""
+        """Map memory of this process for the devices."""
 
     @property
     def can_map_files(self) -> bool:
-        """Return True if ``map_file`` works: through iommufd, since Linux 6.14."""
+        """Return True if ``map_file`` works: with iommufd, since Linux 6.14."""
 
     def map_file(self, fd: int, start: int, iova: int, size: int, access: DmaMapFlags) -> None:
-        """Let the devices reach the memory of a file, without an address in this process."""
+        """Map the memory of a file for the devices, without an address in this process."""
 
     def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
-        """Map all ranges or none, neighbours by one call; the error's ``index`` is the one that failed."""
+        """Map all ranges or none, adjacent ranges in one call; ``index`` of the error is the failed range."""
 
     def unmap(self, iova: int, size: int) -> int:
-        """Undo the mappings inside a range, and return the bytes that were mapped; none is ENOENT."""
+        """Remove the mappings inside a range, and return their bytes; ENOENT if there are none."""
 
     def unmap_ranges(self, ranges: Ranges) -> int:
-        """Undo what ``map_ranges`` did, and return the bytes that were mapped."""
+        """Remove the mappings of ``map_ranges``, and return the number of bytes that were mapped."""
 
     def unmap_all(self) -> int:
-        """Undo all mappings, and return the bytes that were mapped, 0 for none."""
+        """Remove all mappings, and return the number of bytes that were mapped; 0 if there were none."""
 
     def close(self) -> None:
-        """Close it; the kernel ends it with its last device."""
+        """Close the address space; the kernel frees it with its last device."""

@@ -1,4 +1,4 @@
-"""Many ranges to map at once, in the form that the shim takes: 24 bytes a range, nothing copied in Python."""
+"""Many ranges to map in one call, in the shim's own form: 24 bytes per range, without copies in Python."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 _WORD = 8
 _RANGE = 3 * _WORD
-_room = ffi.new_allocator(should_clear_after_alloc=False)  # memory that is not touched before it is written
+_room = ffi.new_allocator(should_clear_after_alloc=False)  # the memory is not touched before it is written
 
 
 class Ranges:
-    """An array of (vaddr, iova, size), each in bytes. It does not change, so any thread may read it."""
+    """An array of (vaddr, iova, size), each in bytes. It is immutable, so any thread may read it."""
 
     __slots__ = ("_owner", "array", "count")
 
     def __init__(self, array: Any, count: int, owner: object = None) -> None:
-        """Wrap ``count`` ``struct vt_range``; ``owner`` is what their memory belongs to."""
+        """Wrap ``count`` ``struct vt_range``; ``owner`` is the object that holds their memory."""
         self.array = array
         self.count = count
         self._owner = owner
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int, int]] | ReadableBuffer) -> Ranges:
-        """Take (vaddr, iova, size) tuples, or a buffer of such triples as 64-bit words.
+        """Make ranges from (vaddr, iova, size) tuples, or from a buffer of such triples of 64-bit words.
 
-        A NumPy array of shape (n, 3) and type uint64 is taken without a copy; it must not change
-        while the ranges are in use.
+        A NumPy array of shape (n, 3) and type uint64 is used without a copy; it must not change while the
+        ranges are in use.
 
         Raises:
-            DmaRangeError: a number does not fit in 64 bits, or the buffer is not made of triples.
+            DmaRangeError: a number does not fit in 64 bits, or the buffer does not consist of triples.
         """
         try:
             view = memoryview(cast("ReadableBuffer", ranges))
@@ -45,19 +45,19 @@ class Ranges:
             return cls.of(_words(cast("Iterable[tuple[int, int, int]]", ranges)))
         if not view.c_contiguous or view.nbytes % _RANGE or (view.itemsize != _WORD and view.itemsize != 1):
             raise DmaRangeError(
-                "the buffer is not made of (vaddr, iova, size) triples of 64-bit words",
+                "the buffer does not consist of (vaddr, iova, size) triples of 64-bit words",
                 hint="pass a contiguous array of uint64 whose length is a multiple of three",
             )
-        # Keep the view alone: the collector would crash over a view that has a buffer of cffi's over it.
+        # Keep only the view: the garbage collector crashes on a view under a cffi buffer.
         return cls(ffi.cast("struct vt_range *", ffi.from_buffer(view)), view.nbytes // _RANGE, view)
 
     @classmethod
     def laid_out(cls, addresses: ReadableBuffer, size: int, align: int) -> tuple[Ranges, int]:
-        """Describe pieces of memory of one size by their addresses, with IOVAs that count from 0.
+        """Make ranges of ``size`` bytes from their addresses, with IOVAs that start at 0.
 
-        Neighbours in memory are neighbours in IOVA, in whatever order they come. Runs of ``align`` bytes
-        and more start congruent to their address modulo ``align``. Returns the ranges, ordered by
-        address, and how many bytes of IOVA space they take.
+        Ranges that are adjacent in memory are adjacent in IOVA space, in whatever order they are given. A
+        run of at least ``align`` bytes starts at an IOVA that is congruent to its address modulo ``align``.
+        Returns the ranges, ordered by address, and how many bytes of IOVA space they take.
         """
         words = ffi.from_buffer("uint64_t[]", addresses)
         ranges = cls(ffi.new("struct vt_range[]", len(words)), len(words))
@@ -65,22 +65,25 @@ class Ranges:
         return ranges, ranges.place(0, align)
 
     def place(self, iova: int, align: int) -> int:
-        """Give all ranges IOVAs from ``iova`` on; only for who has made them with ``laid_out``.
+        """Set the IOVAs of all ranges, from ``iova`` on; only for the caller of ``laid_out``.
 
         Raises:
-            DmaRangeError: the ranges leave the 64 bits.
+            DmaRangeError: the ranges exceed 64 bits.
         """
         span = lib.vt_ranges_lay_out(self.array, self.count, iova, align)
         if span < 0:
-            raise DmaRangeError("the ranges do not fit in 64 bits", hint="see their addresses and sizes")
+            raise DmaRangeError("the ranges do not fit in 64 bits", hint="check their addresses and sizes")
         return span
 
     def merged(self) -> Ranges:
-        """Return the runs: ranges that follow each other in memory and in IOVA become one."""
+        """Return the runs: ranges that are adjacent in memory and in IOVA space become one."""
         return self._joined(lib.vt_ranges_merge)
 
     def spans(self) -> Ranges:
-        """Return the IOVAs alone: ranges that follow each other there become one, whatever their memory."""
+        """Return the IOVAs alone: ranges that are adjacent in IOVA space become one span.
+
+        The addresses of a span have no meaning.
+        """
         return self._joined(lib.vt_ranges_spans)
 
     def _joined(self, join: Callable[[Any, int, Any], int]) -> Ranges:
@@ -106,14 +109,14 @@ class Ranges:
 
     @property
     def size(self) -> int:
-        """How many bytes they are together.
+        """The total number of bytes.
 
         Raises:
-            DmaRangeError: more than 63 bits hold.
+            DmaRangeError: the total exceeds 63 bits.
         """
         size = lib.vt_ranges_size(self.array, self.count)
         if size < 0:
-            raise DmaRangeError("the ranges do not fit in 64 bits", hint="see their sizes")
+            raise DmaRangeError("the ranges do not fit in 64 bits", hint="check their sizes")
         return size
 
 
@@ -124,7 +127,7 @@ def _words(ranges: Iterable[tuple[int, int, int]]) -> array.array[int]:
     except (OverflowError, TypeError) as error:
         raise _not_triples(str(error)) from None
     if len(words) != 3 * len(tuples):
-        raise _not_triples("some have more or fewer than three numbers")
+        raise _not_triples("some do not have three numbers")
     return words
 
 

@@ -1,4 +1,4 @@
-"""Which of the kernel's IOMMU interfaces to use."""
+"""Select the kernel's IOMMU interface for a device."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ AUTO = "auto"
 def open_iommu(mode: str = AUTO, *, address: str | None = None) -> Iommu:
     """Open an IO address space of a mode: the value of an ``IommuMode``, or "auto".
 
-    "auto" is the best that the kernel offers, for a device where its ``address`` is given: iommufd where
-    the device has a node of its own, else type1v2, else type1. Never without an IOMMU.
+    "auto" selects the best mode that the kernel offers, for a device if its ``address`` is given: iommufd if
+    the device has a cdev, else type1v2, else type1. It never selects no-IOMMU mode.
 
     Raises:
         UsageError: there is no such mode.
-        UnsupportedError: this kernel does not have it, or has none at all.
-        KernelError: its node cannot be opened.
+        UnsupportedError: this kernel does not have the mode, or no mode at all.
+        KernelError: the node of the mode cannot be opened.
     """
     chosen = _best(address) if mode == AUTO else _named(mode)
     return Iommufd() if chosen is IommuMode.IOMMUFD else Type1(chosen)
 
 
 def offered_modes(address: str) -> tuple[IommuMode, ...]:
-    """Return the modes in which a device on a VFIO driver can be opened here, the best first.
+    """Return the modes in which a device on a VFIO driver can be opened on this machine, the best first.
 
     No-IOMMU mode is never among them.
     """
@@ -63,4 +63,4 @@ def _named(mode: str) -> IommuMode:
         return IommuMode(mode)
     except ValueError:
         names = ", ".join([AUTO, *(one.value for one in IommuMode)])
-        raise UsageError(f"there is no IOMMU mode '{mode}'", hint=f"the modes are {names}") from None
+        raise UsageError(f"there is no IOMMU mode '{mode}'", hint=f"use one of {names}") from None

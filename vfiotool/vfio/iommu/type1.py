@@ -1,4 +1,4 @@
-"""VFIO's own IOMMU interface: containers and groups. iommufd can play it, and so can no IOMMU at all."""
+"""VFIO's own IOMMU interface: containers and groups, of VFIO, of iommufd, or without an IOMMU."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Type1(AddressSpace):
     """
 
     def __init__(self, mode: IommuMode) -> None:
-        """Open a container of a mode; its IOMMU is set with its first group.
+        """Open a container of a mode; its IOMMU is set with the first group.
 
         Raises:
-            UnsupportedError: this kernel does not have that mode.
+            UnsupportedError: this kernel does not have the mode.
             KernelError: the container cannot be opened.
         """
         self.mode = mode
@@ -45,7 +45,7 @@ class Type1(AddressSpace):
         self.name = self._path
         self.container = Container(self._path)
         self._lock = threading.Lock()
-        self._groups: dict[int, tuple[Group, int]] = {}  # with how many devices of it are open
+        self._groups: dict[int, tuple[Group, int]] = {}  # each with the number of its open devices
         self._ready = False
         if not self.container.check_extension(self._kind):
             self.container.close()
@@ -53,16 +53,16 @@ class Type1(AddressSpace):
 
     @property
     def closed(self) -> bool:
-        """Say whether ``close()`` was called."""
+        """Return True if ``close()`` was called."""
         return self.container.closed
 
     @property
     def attached(self) -> bool:
-        """Say whether the kernel keeps mappings: type1 does while a group is there, iommufd always."""
+        """Return True if the kernel keeps mappings: VFIO keeps them while it has a group, iommufd always."""
         return bool(self._groups) or (self._path == IOMMUFD and not self.closed)
 
     def fileno(self) -> int:
-        """Return the container's descriptor; ClosedError once it is closed."""
+        """Return the container's descriptor. Raises ClosedError once it is closed."""
         return self.container.fileno()
 
     @property
@@ -74,8 +74,8 @@ class Type1(AddressSpace):
         """Open a device through its group.
 
         Raises:
-            UnsupportedError, DeviceNotFoundError, GroupNotViableError, KernelError: as ``Group`` and
-                ``Group.open_device`` have them. Nothing more than before is open then.
+            UnsupportedError, DeviceNotFoundError, GroupNotViableError, KernelError: as for ``Group`` and
+                ``Group.open_device``. A failed call leaves nothing more open than before.
         """
         group_id = group_of(address)
         self._require_guard(address, group_id)
@@ -88,34 +88,34 @@ class Type1(AddressSpace):
                 raise
 
     def info(self) -> IommuInfo:
-        """Return what the container takes; it must have a device, or have had one.
+        """Return page sizes, IOVA ranges and limits of the container, which must have, or have had, a device.
 
         Raises:
-            UnsupportedError: in no-IOMMU mode, where there is nothing to map.
-            KernelError: EINVAL without an IOMMU; EBADMSG for a malformed answer.
+            UnsupportedError: in no-IOMMU mode, which has no mappings.
+            KernelError: EINVAL without an IOMMU; EBADMSG for a malformed reply.
         """
         if self.mode is IommuMode.NOIOMMU:
             raise UnsupportedError(
-                "without an IOMMU no memory can be mapped: a device reaches all of it by physical addresses",
-                hint="use registers and interrupts alone, or turn the IOMMU on",
+                "without an IOMMU no memory can be mapped: a device reaches all memory by physical addresses",
+                hint="use only registers and interrupts, or turn the IOMMU on",
             )
         answer = self.container.type1_info()
         ranges = _ALL_IOVAS if answer.iova_ranges is None else answer.iova_ranges
-        has_limit = self._path == CONTAINER  # iommufd says 2^32 - 1, whatever is mapped
+        has_limit = self._path == CONTAINER  # iommufd always reports 2^32 - 1
         return IommuInfo(answer.page_sizes, ranges, answer.dma_avail if has_limit else None)
 
     def unmap_all(self) -> int:
-        """Undo all mappings, and return how many bytes were mapped."""
+        """Remove all mappings, and return the number of bytes that were mapped."""
         if self.container.check_extension(Extension.UNMAP_ALL):
             return super().unmap_all()
-        # Up to 5.11 there is no flag for it; the last page of the 64 bits is in no IOMMU's range.
+        # Kernels up to 5.11 have no flag for this. No IOMMU maps the last page of the 64-bit range.
         unmapped = lib.vt_dma_unmap(self.fileno(), 0, 0, (1 << 64) - 4096)
         if unmapped < 0:
             raise self._unmap_error(-unmapped, 0, 0)
         return unmapped
 
     def close(self) -> None:
-        """Close the container, and its groups; the kernel ends it with the last device."""
+        """Close the container and its groups; the kernel frees it with the last device."""
         with self._lock:
             groups, self._groups = self._groups, {}
         for group, _ in groups.values():
@@ -123,16 +123,16 @@ class Type1(AddressSpace):
         self.container.close()
 
     def _require_guard(self, address: str, group_id: int) -> None:
-        """Give out a device that no IOMMU guards only to who asked for that by its name."""
+        """Refuse a device without an IOMMU, unless the caller selected no-IOMMU mode by name."""
         unguarded = is_noiommu(group_id)
         if unguarded and self.mode is not IommuMode.NOIOMMU:
             raise UnsupportedError(
-                f"no IOMMU guards {address}: its DMA reaches all of this machine's memory",
-                hint="'vfiotool doctor' tells how to turn the IOMMU on; iommu='noiommu' takes it as it is",
+                f"no IOMMU isolates {address}: its DMA reaches all memory of this machine",
+                hint="'vfiotool doctor' shows how to turn the IOMMU on; iommu='noiommu' opens it without",
             )
         if not unguarded and self.mode is IommuMode.NOIOMMU:
             raise UnsupportedError(
-                f"an IOMMU guards {address}, so VFIO does not give it without", hint="use iommu='auto'"
+                f"an IOMMU isolates {address}: VFIO has no no-IOMMU mode for it", hint="use iommu='auto'"
             )
 
     def _take(self, group_id: int) -> Group:
@@ -163,14 +163,14 @@ class Type1(AddressSpace):
             self._groups[group_id] = (group, users - 1)
             return
         group.close()
-        if not self._groups:  # the kernel has taken the IOMMU from a container without groups
+        if not self._groups:  # the kernel unsets the IOMMU of a container without groups
             self._ready = False
 
 
 def _hint(mode: IommuMode) -> str:
     if mode is IommuMode.NOIOMMU:
         return (
-            "it takes a kernel with CONFIG_VFIO_NOIOMMU and, as root, "
+            "it needs a kernel with CONFIG_VFIO_NOIOMMU and, as root, "
             "'echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode'"
         )
-    return "load it with 'modprobe vfio_iommu_type1'; 'vfiotool doctor' tells whether the IOMMU is on"
+    return "load it with 'modprobe vfio_iommu_type1'; 'vfiotool doctor' shows whether the IOMMU is on"

@@ -1,1 +1,1 @@
-"""What a device, or the kernel, tells: interrupts, and requests to give the device back."""
+"""Interrupts of a device, and the kernel's requests to release it."""

@@ -1,4 +1,4 @@
-"""Giving a device back when the kernel asks for it, because something unbinds or removes it."""
+"""Release of a device when the kernel requests it, because something unbinds or removes the device."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from vfiotool.errors import ClosedError
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.irqs.irqs import Irqs, Vector, Vectors
 
-REASON = "the kernel asked for it: something unbinds or removes the device"
+REASON = "the kernel requested it: something unbinds or removes the device"
 
 _log = logging.getLogger(__name__)
 
 
 class DeviceRequestHandler:
-    """Waits, in a daemon thread, for the kernel's request (REQ), and then gives the device back.
+    """Waits in a daemon thread for the kernel's request (REQ), and then releases the device.
 
-    The driver is asked first: it may stop DMA, while the kernel waits. A device that has no REQ, as
-    one that is not PCI, has no thread. Neither has a forked child.
+    The driver is called first, to stop DMA while the kernel waits. There is no thread for a device without
+    REQ, for example one that is not PCI, and none in a forked child.
     """
 
     _vectors: Vectors | None = None
     _thread: threading.Thread | None = None
 
     def __init__(self, file: DeviceFile, irqs: Irqs, ask: Callable[[], None]) -> None:
-        """Enable REQ, and start to wait; ``ask`` is a bound method, held weakly, that tells the driver.
+        """Enable REQ, and start to wait; ``ask`` is a bound method, held weakly, that calls the driver.
 
         Raises:
             IrqError: REQ is enabled already.
             KernelError: as for ``Irq.enable``.
-            ClosedError: the device was closed or given back.
+            ClosedError: the device was closed or released.
         """
         self._file = file
         self._ask = weakref.WeakMethod(ask)
@@ -45,12 +45,13 @@ class DeviceRequestHandler:
 
     @property
     def waiting(self) -> bool:
-        """Say whether the thread is there."""
+        """Return True if the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """Wait no longer; calls after the first do nothing. The thread has ended then, unless the driver is
-        being asked in it.
+        """Stop to wait; calls after the first do nothing.
+
+        The thread has ended afterwards, unless it is calling the driver.
         """
         with self._lock:
             self._is_closed = True
@@ -61,7 +62,7 @@ class DeviceRequestHandler:
             self._thread.join()
 
     def _start(self, vectors: Vectors) -> None:
-        # The thread holds neither this nor the device: one that is lost must still be found to be so.
+        # The thread holds no reference to this object or the device: both must be collectable if lost.
         arguments = (vectors[0], weakref.ref(self))
         self._vectors = vectors
         self._thread = threading.Thread(
@@ -82,8 +83,8 @@ class DeviceRequestHandler:
         try:
             if ask is not None:
                 ask()
-        except BaseException:  # whatever it is, the kernel waits
-            _log.exception("%s: the driver failed when it was asked to let go", self._file.name)
+        except BaseException:  # the device must be released after any error: the kernel waits
+            _log.exception("%s: the driver failed when the kernel requested the device", self._file.name)
         finally:
             self._file.revoke(REASON)
 

@@ -1,4 +1,4 @@
-"""What the kernel tells by an eventfd, counted; threads, select loops and asyncio may wait for it."""
+"""Eventfds that the kernel signals; threads, select loops and asyncio may wait for them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LONGEST = 1 << 32  # seconds; a deadline in nanoseconds must fit in 63 bits
 
 
 class EventFd(Handle):
-    """Counts what happens to a device; ``name`` says what. Each event is counted once, and none is lost.
+    """Counts events of a device; ``name`` says which. Each event is counted once, and none is lost.
 
-    Any number of threads and asyncio tasks may wait at once: each event is given to one of them. Whatever
-    ends it, ``close()`` in another thread or the end of its device, wakes all of them with ClosedError.
+    Any number of threads and asyncio tasks may wait at once: each event is returned to one of them. If
+    another thread calls ``close()``, or the device ends, all of them are woken with ClosedError.
     """
 
     _ended = False
@@ -36,14 +36,14 @@ class EventFd(Handle):
     _hint_if_silent = ""
 
     def __init__(self, file: DeviceFile, name: str) -> None:
-        """Make one that ends with an open device.
+        """Create an eventfd that ends with an open device.
 
         Raises:
-            ClosedError: the device was closed or given back.
+            ClosedError: the device was closed or released.
             KernelError: EMFILE, too many files are open.
         """
-        self._lock = threading.RLock()  # a signal handler may close what its thread is about to await
-        self._inside = 0  # threads in a call with the descriptor, which must stay open for them
+        self._lock = threading.RLock()  # a signal handler may close the eventfd that its own thread waits for
+        self._inside = 0  # threads in a call with the descriptor: it must stay open for them
         super().__init__(_new_eventfd(name), name)
         try:
             file.on_close(self)
@@ -53,30 +53,30 @@ class EventFd(Handle):
 
     @property
     def closed(self) -> bool:
-        """Say whether it was closed, or its device was."""
+        """Return True if the eventfd or its device was closed."""
         return self._ended or super().closed
 
     def fileno(self) -> int:
-        """Return the eventfd, which is non-blocking: readable when something has happened, for ``select``.
+        """Return the eventfd, which is non-blocking and readable after an event, for ``select``.
 
-        It is readable too once the device has ended: then ``read()`` raises ClosedError. ``close()`` while
-        a ``select`` watches the descriptor is for the caller to avoid.
+        It is also readable once the device has ended: ``read()`` then raises ClosedError. The caller must not
+        ``close()`` the eventfd while a ``select`` watches its descriptor.
 
         Raises:
-            ClosedError: it was closed, or its device was.
+            ClosedError: the eventfd or its device was closed.
         """
         if self._ended:
             raise self._closed_error()
         return super().fileno()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until something has happened, and return how often since it was last asked for, at least 1.
+        """Wait for an event, and return the number of events since the last call, at least 1.
 
-        ``timeout`` is in seconds; None waits for ever, 0 not at all. Signal handlers run meanwhile.
+        ``timeout`` is in seconds; None waits without a limit, 0 does not wait. Signal handlers run meanwhile.
 
         Raises:
-            IrqTimeoutError: nothing has happened by then.
-            ClosedError: it was closed, or its device was, before or meanwhile.
+            IrqTimeoutError: there was no event in time.
+            ClosedError: the eventfd or its device was closed, before or during the wait.
         """
         count = self._take(_FOREVER if timeout is None else _deadline(timeout))
         if not count:
@@ -84,19 +84,19 @@ class EventFd(Handle):
         return count
 
     def read(self) -> int:
-        """Return how often it has happened since it was last asked for, 0 for never; does not wait.
+        """Return the number of events since the last call, 0 for none; does not wait.
 
         Raises:
-            ClosedError: it was closed, or its device was.
+            ClosedError: the eventfd or its device was closed.
         """
         return self._take(0)
 
     async def wait_async(self, timeout: float | None = None) -> int:
-        """Wait as ``wait()`` does, in a task of asyncio; a task that is cancelled takes nothing away.
+        """Wait like ``wait()``, in an asyncio task; a cancelled task consumes no event.
 
         Raises:
-            IrqTimeoutError: nothing has happened by then.
-            ClosedError: it was closed, or its device was, before or meanwhile.
+            IrqTimeoutError: there was no event in time.
+            ClosedError: the eventfd or its device was closed, before or during the wait.
         """
         deadline = _FOREVER if timeout is None else _deadline(timeout)
         while not (count := self.read()):
@@ -106,7 +106,7 @@ class EventFd(Handle):
         return count
 
     def revoke(self, reason: str) -> None:
-        """End it, from any thread: who waits, or uses it later, gets a ClosedError with this reason.
+        """End the eventfd, from any thread: waiting and later callers get a ClosedError with this reason.
 
         The descriptor stays open, and readable from now on, for those that watch it.
         """
@@ -114,7 +114,7 @@ class EventFd(Handle):
             self._end(reason)
 
     def close(self) -> None:
-        """End it and close the descriptor; calls after the first do nothing."""
+        """End the eventfd and close its descriptor; calls after the first do nothing."""
         with self._lock:
             self._end(self._why_closed)
             self._closing = True
@@ -127,11 +127,11 @@ class EventFd(Handle):
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full, so readable
+        with contextlib.suppress(BlockingIOError):  # the counter is full, so the eventfd is readable
             os.eventfd_write(self._fd, 1)
 
     def _take(self, deadline: int) -> int:
-        """Return the count, or 0 where the deadline has passed. The time that this takes is latency."""
+        """Return the count, or 0 if the deadline has passed. The time spent here is interrupt latency."""
         with self._lock:
             fd = self._fd
             if self._ended or fd < 0:
@@ -139,13 +139,13 @@ class EventFd(Handle):
             self._inside += 1
         try:
             result = _wait(fd, deadline)
-            while result == _INTERRUPTED:  # Python has run its signal handlers since
+            while result == _INTERRUPTED:  # Python has run its signal handlers meanwhile
                 result = _wait(fd, deadline)
         finally:
             with self._lock:
                 self._inside -= 1
                 if self._ended:
-                    self._wake()  # the others: who leaves may have taken the count that was to wake all
+                    self._wake()  # this thread may have consumed the count that was to wake all
                     self._close_if_unused()
         if self._ended:
             raise self._closed_error()
@@ -158,12 +158,12 @@ class EventFd(Handle):
             super().close()
 
     async def _readable(self, deadline: int) -> None:
-        """Return when it may be readable, or the deadline has passed."""
+        """Return when the eventfd may be readable, or the deadline has passed."""
         import asyncio
 
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        fd = self._duplicate()  # a loop has one reader for a descriptor, and several tasks may wait
+        fd = self._duplicate()  # a loop has one reader per descriptor, but several tasks may wait
         try:
             loop.add_reader(fd, _set, woken)
             timeout = None if deadline == _FOREVER else max(deadline - time.monotonic_ns(), 0) / 1e9
@@ -180,7 +180,7 @@ class EventFd(Handle):
                 raise KernelError(error.errno or errno.EIO, "eventfd", self.name) from None
 
     def _close_in_child(self) -> None:
-        self._lock = threading.RLock()  # another thread of the parent may have held it
+        self._lock = threading.RLock()  # another thread of the parent may have held the lock
         super()._close_in_child()
 
     def _closed_error(self) -> ClosedError:
@@ -198,7 +198,7 @@ def _new_eventfd(name: str) -> int:
 
 
 def _deadline(timeout: float) -> int:
-    """Return when the monotonic clock ends a wait, in nanoseconds."""
+    """Return the end of a wait on the monotonic clock, in nanoseconds."""
     return time.monotonic_ns() + int(max(0, min(timeout, _LONGEST)) * 1e9)
 
 

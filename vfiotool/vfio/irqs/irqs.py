@@ -1,4 +1,4 @@
-"""A device's interrupts: what it has, enabling them, and the eventfds that count them."""
+"""A device's interrupts: their numbers, how they are enabled, and the eventfds that count them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _CLOSED = "enable it again"
 
 
 class Vector(EventFd):
-    """An interrupt that is enabled: each time that it is raised, or triggered, counts once.
+    """An enabled interrupt: each time the device raises it, or ``trigger()`` is called, counts once.
 
-    See ``EventFd`` for what threads, ``select`` and asyncio may do with it.
+    See ``EventFd`` for its use with threads, ``select`` and asyncio.
     """
 
     _why_closed = _CLOSED
-    _hint_if_silent = "is it enabled in the device, and (for MSI and MSI-X) the device's bus mastering on?"
+    _hint_if_silent = "enable the interrupt in the device and, for MSI and MSI-X, the device's bus mastering"
 
     def __init__(self, file: DeviceFile, info: IrqInfo, index: int) -> None:
         self._file = file
@@ -40,32 +40,32 @@ class Vector(EventFd):
         super().__init__(file, f"{_name(info.index)} {index} of {file.name}")
 
     def trigger(self) -> None:
-        """Raise it from software: the kernel signals the eventfd, and the device has no part in it.
+        """Raise the interrupt from software: the kernel signals the eventfd, without the device.
 
         Raises:
-            ClosedError: it was closed, or its device was.
+            ClosedError: the vector or its device was closed.
         """
         self._do(IrqSetFlags.ACTION_TRIGGER)
 
     def mask(self) -> None:
-        """Have the kernel hold back an INTx; one that is raised meanwhile comes after ``unmask()``.
+        """Mask an INTx in the kernel; an interrupt that is raised meanwhile arrives after ``unmask()``.
 
         Raises:
-            UnsupportedError: it is not INTx; others are masked in the device, if at all.
-            ClosedError: it was closed, or its device was.
+            UnsupportedError: the interrupt is not INTx; others can only be masked in the device.
+            ClosedError: the vector or its device was closed.
         """
         self._require_maskable()
         self._do(IrqSetFlags.ACTION_MASK)
 
     def unmask(self) -> None:
-        """Let INTx come again: the kernel masks it each time that the device raises it.
+        """Unmask INTx: the kernel masks it each time the device raises it.
 
-        Make the device stop raising it before this, else it comes again at once. One that is not masked
-        stays so.
+        Make the device lower the interrupt first, otherwise it arrives again at once. To unmask an interrupt
+        that is not masked does nothing.
 
         Raises:
-            UnsupportedError: it is not INTx.
-            ClosedError: it was closed, or its device was.
+            UnsupportedError: the interrupt is not INTx.
+            ClosedError: the vector or its device was closed.
         """
         self._require_maskable()
         self._do(IrqSetFlags.ACTION_UNMASK)
@@ -78,12 +78,12 @@ class Vector(EventFd):
         if IrqInfoFlags.MASKABLE not in self._info.flags:
             raise UnsupportedError(
                 f"the kernel cannot mask {self.name}",
-                hint="only INTx is masked by it; tell the device instead",
+                hint="the kernel masks only INTx; mask other interrupts in the device",
             )
 
 
 class Vectors(Sequence[Vector]):
-    """The vectors of one kind that are enabled, by number; a context manager that disables them.
+    """The enabled vectors of one kind, by number; a context manager that disables them.
 
     Threads may share it. It ends with its device.
     """
@@ -99,40 +99,40 @@ class Vectors(Sequence[Vector]):
 
     @property
     def closed(self) -> bool:
-        """Say whether they were disabled, or their device closed."""
+        """Return True if the vectors were disabled, or their device closed."""
         return self._closed or self._file.closed
 
     def grow(self, count: int) -> tuple[Vector, ...]:
-        """Enable more vectors, so that there are ``count``, and return the new ones; the others go on.
+        """Enable more vectors, up to ``count`` in total, and return the new ones; the others stay enabled.
 
         Raises:
-            UnsupportedError: the kernel can resize only MSI-X, and that since 6.5.
-            IrqError: the device has not so many, or ``count`` is fewer than there are.
-            KernelError: the kernel has no more to give, or EMFILE: too many files are open. Nothing changed.
-            ClosedError: they were disabled, or their device closed.
+            UnsupportedError: the kernel can resize only MSI-X, since 6.5.
+            IrqError: the device has fewer vectors, or more than ``count`` are enabled.
+            KernelError: the kernel has no more vectors, or EMFILE: too many files are open. Nothing changed.
+            ClosedError: the vectors were disabled, or their device closed.
         """
         with self._lock:
             self._require_open()
             name = _name(self._info.index)
             if IrqInfoFlags.NORESIZE in self._info.flags:
                 raise UnsupportedError(
-                    f"{name} of {self._file.name} cannot grow while enabled: the kernel says NORESIZE",
-                    hint="enable as many as will be needed at once; Linux 6.5 and later can let MSI-X grow",
+                    f"{name} of {self._file.name} cannot grow while enabled: the kernel reports NORESIZE",
+                    hint="enable all vectors that you need at once; Linux 6.5 and later can grow MSI-X",
                 )
             _require_count(self._file, self._info, count)
             if count < len(self._vectors):
                 raise IrqError(
                     f"{name} of {self._file.name} has {len(self._vectors)} vectors enabled already",
-                    hint=f"for {count}, disable them and enable anew",
+                    hint=f"to have {count}, close the vectors and enable {count}",
                 )
             return self._add(count - len(self._vectors))
 
     def rearm(self) -> None:
-        """Disable and enable them anew with the same eventfds, whose counts go on.
+        """Disable the vectors and enable them again with the same eventfds, whose counts continue.
 
         Raises:
-            KernelError: the kernel has fewer to give now; then all of them are closed.
-            ClosedError: they were disabled, or their device closed.
+            KernelError: the kernel has fewer vectors now; all of them are closed then.
+            ClosedError: the vectors were disabled, or their device closed.
         """
         with self._lock:
             self._require_open()
@@ -144,13 +144,13 @@ class Vectors(Sequence[Vector]):
                 raise
 
     def close(self) -> None:
-        """Disable them and close the eventfds; calls after the first do nothing.
+        """Disable the vectors and close their eventfds; calls after the first do nothing.
 
         Raises:
-            KernelError: the kernel did not disable them; the eventfds are closed nevertheless.
+            KernelError: the kernel did not disable the vectors; the eventfds are closed nevertheless.
         """
         try:
-            if not self.closed:  # a closed device has none enabled, nor has a forked child
+            if not self.closed:  # a closed device has no enabled vector, nor has a forked child
                 self._disable()
         finally:
             for vector in self._vectors:
@@ -212,12 +212,12 @@ class Vectors(Sequence[Vector]):
 
 
 class Irq:
-    """A kind of interrupt that a device may have. Threads may share it."""
+    """An interrupt index of a device, for example MSI. Threads may share it."""
 
     def __init__(
         self, file: DeviceFile, index: PciIrq, enabled: dict[PciIrq, Vectors], lock: threading.RLock
     ) -> None:
-        """Describe an index; ``enabled``, under ``lock``, is what the device has enabled of any kind."""
+        """Describe an index; ``enabled``, under ``lock``, has the enabled vectors of all indexes."""
         self._file = file
         self._enabled = enabled
         self._lock = lock
@@ -225,14 +225,14 @@ class Irq:
 
     @cached_property
     def info(self) -> IrqInfo:
-        """What the kernel tells of it; its ``count`` is 0 where the device has none.
+        """The kernel's info on the index; its ``count`` is 0 if the device has no such interrupts.
 
         Raises:
-            KernelError: EBADMSG for a malformed answer.
+            KernelError: EBADMSG for a malformed reply.
         """
         absent = IrqInfo(self.index, IrqInfoFlags(0), 0)
         device = read_device_info(self._file)
-        # The indexes of a device that is not PCI mean something else.
+        # The indexes of a device that is not PCI have another meaning.
         if DeviceInfoFlags.PCI not in device.flags or self.index >= device.num_irqs:
             return absent
         try:
@@ -245,24 +245,24 @@ class Irq:
 
     @property
     def count(self) -> int:
-        """Return how many vectors the device has of it."""
+        """The number of vectors that the device has."""
         return self.info.count
 
     @property
     def enabled(self) -> bool:
-        """Say whether it is enabled now."""
+        """Return True if the index is enabled now."""
         vectors = self._enabled.get(self.index)
         return vectors is not None and not vectors.closed
 
     def enable(self, count: int = 1) -> Vectors:
-        """Enable the first ``count`` vectors, each with an eventfd; on failure nothing of them is left.
+        """Enable the first ``count`` vectors, each with an eventfd; a failure leaves none of them enabled.
 
         Raises:
-            UnsupportedError: the device has none.
-            IrqError: it has fewer, this kind is enabled already, or another one is: the kernel enables one of
-                INTx, MSI and MSI-X at a time.
-            KernelError: ENOSPC, the kernel has fewer to give; EMFILE, too many files are open.
-            ClosedError: the device was closed or given back.
+            UnsupportedError: the device has no such interrupts.
+            IrqError: the device has fewer vectors, or this index or an excluded one is enabled: the kernel
+                enables one of INTx, MSI and MSI-X at a time.
+            KernelError: ENOSPC, the kernel has fewer vectors; EMFILE, too many files are open.
+            ClosedError: the device was closed or released.
         """
         self._file.fileno()
         with self._lock:
@@ -280,9 +280,9 @@ class Irq:
             if vectors is None or vectors.closed:
                 continue
             if index == self.index:
-                hint = "use the vectors that it gave, or close them first"
+                hint = "use the vectors of the earlier enable() call, or close them first"
                 if index is PciIrq.REQ:
-                    hint = "open the device with honour_requests=False to be asked yourself"
+                    hint = "open the device with honour_requests=False to handle its requests yourself"
                 raise IrqError(f"{name} of {self._file.name} is enabled already", hint=hint)
             raise IrqError(
                 f"{_name(index)} of {self._file.name} is enabled, so {name} cannot be",
@@ -297,28 +297,28 @@ class Irqs:
         self._enabled: dict[PciIrq, Vectors] = {}
         self._lock = threading.RLock()
         self.intx = Irq(file, PciIrq.INTX, self._enabled, self._lock)
-        """The interrupt line: level-triggered, and masked by the kernel each time that it is raised."""
+        """The interrupt line: level-triggered, and masked by the kernel each time the device raises it."""
         self.msi = Irq(file, PciIrq.MSI, self._enabled, self._lock)
         self.msix = Irq(file, PciIrq.MSIX, self._enabled, self._lock)
         self.err = Irq(file, PciIrq.ERR, self._enabled, self._lock)
         """An uncorrectable error of a PCIe device (AER)."""
         self.req = Irq(file, PciIrq.REQ, self._enabled, self._lock)
-        """The kernel asks for the device back."""
+        """The kernel's request to release the device."""
 
     def rearm(self) -> None:
-        """After a reset, enable again what was enabled; the eventfds and their counts stay.
+        """Enable all enabled interrupts again, after a reset; the eventfds and their counts stay.
 
         Raises:
             KernelError, ClosedError: as for ``Vectors.rearm``.
         """
         with self._lock:
-            for index in _EXCLUSIVE:  # the kernel keeps ERR and REQ apart from the device's state
+            for index in _EXCLUSIVE:  # ERR and REQ do not depend on the device's state
                 vectors = self._enabled.get(index)
                 if vectors is not None and not vectors.closed:
                     vectors.rearm()
 
     def close(self) -> None:
-        """Disable all of them; calls after the first do nothing.
+        """Disable all interrupts; calls after the first do nothing.
 
         Raises:
             KernelError: as for ``Vectors.close``.
@@ -337,13 +337,13 @@ def _require_count(file: DeviceFile, info: IrqInfo, count: int) -> None:
     name = _name(info.index)
     if not info.count:
         raise UnsupportedError(
-            f"{file.name} has no {name}", hint="'vfiotool show' tells which interrupts a device has"
+            f"{file.name} has no {name}", hint="'vfiotool show' lists the interrupts of a device"
         )
     if not 1 <= count <= info.count:
         vectors = "vector" if info.count == 1 else "vectors"
         raise IrqError(
-            f"{file.name} has {info.count} {vectors} of {name}, and {count} were asked for",
-            hint=f"ask for 1 to {info.count}",
+            f"{file.name} has {info.count} {vectors} of {name}, and {count} were requested",
+            hint=f"enable 1 to {info.count}",
         )
 
 
@@ -351,12 +351,12 @@ def _enable(file: DeviceFile, index: int, vectors: Sequence[Vector], start: int)
     fds = struct.pack(f"={len(vectors)}i", *(vector.fileno() for vector in vectors))
     flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
     granted = _set(file, index, flags, start, len(vectors), fds)
-    if granted > 0:  # how many there would have been; none is enabled
+    if granted > 0:  # the number that is available; none is enabled
         raise KernelError(
             errno.ENOSPC,
             DeviceIoctl.VFIO_DEVICE_SET_IRQS.name,
             f"{len(vectors)} vectors of {_name(index)} of {file.name}",
-            hint=f"the kernel has only {granted}: enable at most as many",
+            hint=f"the kernel has only {granted}: enable at most {granted}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Why an access to a region is refused, in words: the same whether its registers are mapped or not."""
+"""Errors of refused accesses to a region, with the same text for mapped and for unmapped registers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ WIDTHS = (8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class RegionAccess:
-    """A ``verb`` ("read" or "write") of ``size`` bytes at ``offset`` of a ``subject``.
+    """A ``verb`` ("read", "write" or "map") of ``size`` bytes at ``offset`` of a ``subject``.
 
-    It is done ``width`` bits at a time; 0 leaves that to the kernel.
+    The access is split into units of ``width`` bits; a width of 0 leaves the width to the kernel.
     """
 
     verb: str
@@ -25,16 +25,16 @@ class RegionAccess:
 
     @classmethod
     def single(cls, verb: str, offset: int, width: int, subject: str) -> RegionAccess:
-        """Describe one access of a width."""
+        """Describe a single access of a width."""
         return cls(verb, offset, width // 8, width, subject)
 
     @property
     def end(self) -> int:
-        """Return the first offset behind it."""
+        """The first offset behind the access."""
         return self.offset + self.size
 
     def refused(self, why: str, *, hint: str = "") -> AccessError:
-        """Return the error that says so."""
+        """Return the error for this access and this reason."""
         return AccessError(f"{self} {why}", hint=hint)
 
     def outside(self, limit: int) -> AccessError:
@@ -42,25 +42,25 @@ class RegionAccess:
         return self.refused(f"lies outside: it has {limit:#x} bytes", hint="offsets count from its start")
 
     def misfit(self) -> AccessError:
-        """Return the error for an offset, a size or a width that do not go together."""
+        """Return the error for an offset, a size or a width that do not fit together."""
         if self.width not in WIDTHS:
-            return self.refused("has no such width", hint="a width is 8, 16, 32 or 64 bits")
+            return self.refused("has an invalid width", hint="a width is 8, 16, 32 or 64 bits")
         step = self.width // 8
         if self.size % step:
             return self.refused(
-                f"is no multiple of {step} bytes", hint="access the rest on its own, with a smaller width"
+                f"is no multiple of {step} bytes", hint="access the rest separately, with a smaller width"
             )
         return self.refused("is misaligned", hint=f"an offset is a multiple of the width, {step} bytes")
 
     def too_large(self, value: int) -> AccessError:
-        """Return the error for a value that the width has no room for."""
+        """Return the error for a value that does not fit in the width."""
         return self.refused(
-            f"has no room for {value:#x}", hint=f"values are from 0 to {(1 << self.width) - 1:#x}"
+            f"cannot hold {value:#x}", hint=f"values are from 0 to {(1 << self.width) - 1:#x}"
         )
 
     def unwritable(self) -> AccessError:
-        """Return the error for a write to what is only read."""
-        return self.refused("is forbidden: it is read-only", hint="the kernel lets nobody write there")
+        """Return the error for a write to read-only bytes."""
+        return self.refused("is forbidden: it is read-only", hint="the kernel allows no write there")
 
     def __str__(self) -> str:
         if self.width and self.size * 8 == self.width:
@@ -71,7 +71,7 @@ class RegionAccess:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Bytes from ``start`` to before ``end`` that no write may reach, and why."""
+    """Bytes from ``start`` to before ``end`` that no write may reach, and the reason."""
 
     start: int
     end: int
@@ -79,11 +79,11 @@ class Guard:
     hint: str
 
     def moved(self, distance: int) -> Guard:
-        """Return the same guard, its offsets counted from ``distance`` further on."""
+        """Return the same guard with offsets that count from ``distance`` further on."""
         return Guard(self.start - distance, self.end - distance, self.why, self.hint)
 
     def meets(self, access: RegionAccess) -> bool:
-        """Say whether an access would reach a guarded byte."""
+        """Return True if an access would reach a guarded byte."""
         return access.offset < self.end and access.end > self.start
 
 

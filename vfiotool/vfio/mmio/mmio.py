@@ -1,4 +1,4 @@
-"""A part of a region that is mapped into this process: registers by exact width, blocks and fifos."""
+"""A mapped part of a region: registers by exact width, blocks and FIFOs."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _ASLEEP = lib.VT_WINDOW_ASLEEP
 class Mmio:
     """Bytes of a region at an ``address`` of this process, as a ``RegisterSpace``; a context manager.
 
-    Each method is as many accesses as its name says, each of its exact width, in program order. What was
-    written to memory before a register is written is there for the device by then; what is read from memory
-    after a register was read is what the device had written. The device sees nothing of a call that fails:
+    Each method makes as many accesses as its name says, each of its exact width, in program order. Memory
+    that was written before a register is written is visible to the device by then. Memory that is read after
+    a register was read has what the device had written before. The device sees nothing of a call that fails:
 
-    AccessError: it lies outside, is misaligned, has no such right, or the device sleeps.
-    ClosedError: the window was closed, or its device given back.
+    AccessError: the access lies outside, is misaligned, is not allowed, or the device is in low power.
+    ClosedError: the window was closed, or its device released.
 
-    Threads may share it. Any of them may ``close()`` or ``revoke()`` it at any time: accesses that are under
-    way then reach plain memory, not the device. The addresses stay taken until the object is gone.
+    Threads may share it. Any of them may ``close()`` or ``revoke()`` it at any time: running accesses then
+    reach plain memory, not the device. The addresses stay in use until the object is freed.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Mmio:
     )
 
     def __init__(self, window: _Window, name: str, *, file_offset: int = 0, memory: object = None) -> None:
-        """Take over a window; ``memory`` is what its bytes belong to. See ``of_file`` and ``of_memory``."""
+        """Own a window; ``memory`` is the object that holds its bytes. See ``of_file`` and ``of_memory``."""
         self._window = window
         self._file_offset = file_offset
         self._memory = memory
@@ -80,7 +80,7 @@ class Mmio:
 
     @classmethod
     def of_memory(cls, memory: ReadableBuffer, *, write: bool = True, name: str = "memory") -> Mmio:
-        """Play a device by plain memory: a buffer, which may be written where ``write`` says so."""
+        """Use a buffer in place of a device's registers; ``write`` allows writes."""
         view = memoryview(memory)
         window = _new_window()
         window.base = int(ffi.cast("uintptr_t", ffi.from_buffer(view, require_writable=write)))  # type: ignore[call-overload]
@@ -90,17 +90,17 @@ class Mmio:
 
     @property
     def window(self) -> _Window:
-        """Return what the shim's own loops access the registers by; hold this object while they may."""
+        """The window for the shim's own loops. Hold this object while they may use the window."""
         return self._window
 
     @property
     def size(self) -> int:
-        """Return how many bytes there are."""
+        """The number of bytes."""
         return self._window.size
 
     @property
     def address(self) -> int:
-        """Return where they are in this process, for a DMA map of the region to other devices.
+        """The address of the bytes in this process, for a DMA map of the region to other devices.
 
         Raises:
             ClosedError: the window is closed.
@@ -111,7 +111,7 @@ class Mmio:
 
     @property
     def closed(self) -> bool:
-        """Say whether it was closed, or its device given back."""
+        """Return True if the window was closed, or its device released."""
         return bool(self._window.flags & _CLOSED)
 
     def read8(self, offset: int, /) -> int:
@@ -146,7 +146,7 @@ class Mmio:
 
     def read64(self, offset: int, /) -> int:
         """Return the 64 bits at an offset."""
-        value = _word()  # all of its values are used, so errors come apart from it
+        value = _word()  # all 64-bit values are valid, so errors are returned separately
         try:
             result = _read64(self._window, offset, value)
         except OverflowError:
@@ -194,7 +194,7 @@ class Mmio:
     def read_block(self, offset: int, size: int, width: int = 32) -> bytes:
         """Return ``size`` bytes from an offset on, read ``width`` bits at a time, in ascending order.
 
-        ``size`` is a multiple of the width: no access of another width is made for what is left.
+        ``size`` is a multiple of the width: there is no access of another width for a rest.
         """
         access = RegionAccess("read", offset, size, width, self.name)
         if size > self.size:
@@ -208,44 +208,44 @@ class Mmio:
     def write_block(self, offset: int, data: ReadableBuffer, width: int = 32) -> None:
         """Write bytes from an offset on, ``width`` bits at a time, in ascending order.
 
-        Their number is a multiple of the width: no access of another width is made for what is left.
+        Their number is a multiple of the width: there is no access of another width for a rest.
         """
         self._write_many(lib.vt_write_block, offset, data, width)
 
     def write_fifo(self, offset: int, data: ReadableBuffer, width: int = 32) -> None:
-        """Write bytes, all of them at one offset, ``width`` bits at a time."""
+        """Write bytes, all at one offset, ``width`` bits at a time."""
         self._write_many(lib.vt_write_fifo, offset, data, width)
 
     def guard(self, guard: Guard) -> None:
-        """Let no write reach some bytes; there is room for two guards."""
+        """Forbid writes to some bytes; a window has at most two guards."""
         place = self._window.guards[len(self._guards)]
         self._guards.append(guard)
         place.start, place.end = max(guard.start, 0), max(guard.end, 0)
 
     def revoke(self, reason: str) -> None:
-        """Close it, from any thread; ``reason`` is what those are told who use it afterwards."""
+        """Close the window, from any thread; ``reason`` is the hint of later ClosedErrors."""
         if not self.closed:
             self._why_closed = reason
         checked(lib.vt_window_revoke(self._window), "mmap", self.name)
 
     def close(self) -> None:
-        """Close it; calls after the first do nothing."""
+        """Close the window; calls after the first do nothing."""
         if not self.closed:
             self.revoke("map it again")
 
     def sleep(self, why: str, hint: str) -> None:
-        """Keep accesses from a device that is off: the kernel would end the process with SIGBUS.
+        """Block accesses while the device is off: the kernel would end the process with SIGBUS.
 
-        ``why`` and ``hint`` are for the AccessError that they get.
+        ``why`` and ``hint`` are those of the AccessError for blocked accesses.
         """
         self._asleep = (why, hint)
         checked(lib.vt_window_sleep(self._window), "mmap", self.name)
 
     def wake(self, fd: int) -> None:
-        """Let accesses through again to the file that it was mapped from.
+        """Allow accesses again to the file that the window was mapped from.
 
         Raises:
-            KernelError: the kernel's errno from mmap(2); it sleeps on.
+            KernelError: the kernel's errno from mmap(2); accesses stay blocked.
         """
         checked(lib.vt_window_wake(self._window, fd, self._file_offset), "mmap", self.name)
 
@@ -269,7 +269,7 @@ class Mmio:
     ) -> None:
         size = memoryview(data).nbytes
         try:
-            # No variable keeps cffi's buffer: the collector crashes where a view has one, as in a traceback.
+            # No variable holds cffi's buffer: the collector crashes on a view with it, as in a traceback.
             result = write(self._window, offset, ffi.from_buffer(data), size, _BYTES.get(width, 0))
         except OverflowError:
             result = -errno.ERANGE
@@ -277,7 +277,7 @@ class Mmio:
             raise self._refused(result, RegionAccess("write", offset, size, width, self.name))
 
     def _refused(self, code: int, access: RegionAccess, value: int = 0) -> VfioToolError:
-        """Say in words what an access was refused for."""
+        """Return the error for a refused access, from the shim's errno."""
         if self.closed:
             return self._closed_error()
         if code == -errno.EAGAIN:
@@ -319,5 +319,5 @@ class Mmio:
 
 
 def _new_window() -> _Window:
-    """Make a window whose addresses are freed with it: no access can be under way then."""
+    """Make a window whose addresses are freed with it: no access can run at that time."""
     return cast("_Window", ffi.gc(ffi.new("struct vt_window *"), lib.vt_window_unmap))

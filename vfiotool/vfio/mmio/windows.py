@@ -1,4 +1,4 @@
-"""All that is mapped of a device: put to sleep, woken and ended together."""
+"""All mapped windows of a device, which are blocked, allowed and closed together."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vfiotool.vfio.mmio.mmio import Mmio
 
-LOW_POWER = "the device sleeps", "leave its low_power() first"
+LOW_POWER = "the device is in low power", "leave its low_power() context first"
 
 
 class Windows:
-    """What is mapped of a device, held weakly, and the reasons for which it sleeps.
+    """The mapped windows of a device, held weakly, and the reasons why accesses to them are blocked.
 
-    The kernel answers accesses to a device that is off with SIGBUS, which would end the process; there can be
-    more reasons than one. For one thread at a time: a ``DeviceFile`` sees to that.
+    The kernel answers accesses to a device that is off with SIGBUS, which would end the process. There can
+    be several reasons. For one thread at a time: a ``DeviceFile`` holds a lock.
     """
 
     def __init__(self) -> None:
@@ -23,19 +23,19 @@ class Windows:
         self._reasons: dict[str, str] = {}
 
     def add(self, window: Mmio) -> None:
-        """Take in what was mapped just now; it sleeps if the others do."""
+        """Add a new window; its accesses are blocked if those of the others are."""
         self._all.add(window)
         for reason in self._reasons.items():
             window.sleep(*reason)
 
     def sleep(self, why: str, hint: str) -> None:
-        """Keep accesses from the device; ``hint`` tells what ends this reason."""
+        """Block accesses to the device; ``hint`` says how to end this reason."""
         self._reasons[why] = hint
         for window in tuple(self._all):
             window.sleep(why, hint)
 
     def wake(self, why: str, fd: int) -> None:
-        """End a reason; with the last one, accesses reach the device's file again.
+        """End a reason; without any reason left, accesses reach the device's file again.
 
         Raises:
             KernelError: the kernel's errno from mmap(2); the reason stays.
@@ -49,6 +49,6 @@ class Windows:
         self._reasons = left
 
     def revoke(self, reason: str) -> None:
-        """Close them all."""
+        """Close all windows."""
         for window in tuple(self._all):
             window.revoke(reason)

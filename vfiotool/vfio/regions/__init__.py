@@ -1,1 +1,1 @@
-"""What a device shows of itself: registers by exact width, mapped or not, and configuration space."""
+"""Regions of a device: registers by exact width, and configuration space."""

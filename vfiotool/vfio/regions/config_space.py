@@ -1,4 +1,4 @@
-"""Configuration space of an open device: its command register, and its capabilities decoded."""
+"""Configuration space of an open device: its command register, and its decoded capabilities."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BUS_MASTER = 1 << 2
 _POWER_MANAGEMENT = 0x01
 _POWER_STATE_AT = 4
 _D3HOT = 3
-_MEMORY_OFF = "the device's memory is turned off", "set memory to True in its configuration space"
+_MEMORY_OFF = "the device's memory is off", "set memory to True in its configuration space"
 _POWERED_DOWN = "the device is in D3hot", "write 0 to the power state of its Power Management capability"
 
 
 @dataclass(frozen=True, slots=True)
 class _Switch:
-    """A byte that turns the device's memory off: then the kernel answers a mapped access with SIGBUS."""
+    """A byte that turns the device's memory off: the kernel then answers a mapped access with SIGBUS."""
 
     at: int
     is_off: Callable[[int], bool]
@@ -34,10 +34,10 @@ class _Switch:
 
 
 class ConfigSpace(Region):
-    """Configuration space, as the kernel shows it to a device's owner: parts of it are the kernel's own.
+    """Configuration space as the kernel shows it to a device's owner: the kernel emulates parts of it.
 
-    A write that turns the device's memory off, or puts it into D3hot, first puts to sleep what is mapped of
-    the device; the write that undoes it wakes that. Threads may share it.
+    Before a write turns the device's memory off, or puts the device into D3hot, accesses to its mapped
+    registers are blocked. The write that reverts this allows them again. Threads may share it.
 
     Source: PCI Local Bus 3.0 section 6.2; Linux drivers/vfio/pci/vfio_pci_config.c.
     """
@@ -50,12 +50,12 @@ class ConfigSpace(Region):
 
     @property
     def vendor_id(self) -> int:
-        """Return the vendor's number."""
+        """The vendor ID."""
         return self.read16(0)
 
     @property
     def device_id(self) -> int:
-        """Return the device's number."""
+        """The device ID."""
         return self.read16(2)
 
     @property
@@ -69,9 +69,9 @@ class ConfigSpace(Region):
 
     @property
     def bus_master(self) -> bool:
-        """Whether the device may do DMA and send message-signalled interrupts; it may not when it is opened.
+        """True if the device may do DMA and send message-signalled interrupts; off when the device is opened.
 
-        To set it raises UnsupportedError where the device does not take it.
+        To set it raises UnsupportedError if the device does not accept it.
         """
         return bool(self.command & _BUS_MASTER)
 
@@ -81,9 +81,9 @@ class ConfigSpace(Region):
 
     @property
     def memory(self) -> bool:
-        """Whether the device answers accesses to its memory; it does when it is opened.
+        """True if the device responds to accesses to its memory; on when the device is opened.
 
-        To set it raises UnsupportedError where the device does not take it.
+        To set it raises UnsupportedError if the device does not accept it.
         """
         return bool(self.command & _MEMORY)
 
@@ -92,21 +92,21 @@ class ConfigSpace(Region):
         self._set_command(_MEMORY, on, "memory")
 
     def raw(self) -> bytes:
-        """Return all of it, 256 or 4096 bytes."""
+        """Return all bytes, 256 or 4096 of them."""
         return self.read(min(self.size, EXTENDED_SIZE))
 
     def capabilities(self) -> tuple[DecodedCapability, ...]:
-        """Return all capabilities, with what they say now, as their chains have them; standard ones first."""
+        """Return all capabilities with their current contents, standard ones first, in chain order."""
         return decode(self.raw())
 
     def find(self, number: int, *, extended: bool = False) -> DecodedCapability | None:
-        """Return the first capability of an id, or ``None``; extended ones have ids of their own."""
+        """Return the first capability of an id, or ``None``; extended capabilities have separate ids."""
         found = (one for one in self.capabilities() if (one.id, one.extended) == (number, extended))
         return next(found, None)
 
     def settle(self) -> None:
-        """Let what is mapped sleep or wake as the registers say: for when something else has changed them."""
-        self._file.fileno()  # a forked child must not wait for the lock, which nobody may be left to free
+        """Block or allow accesses to mapped registers by the current registers, after an external change."""
+        self._file.fileno()  # a forked child must not wait for the lock: its holder may not exist there
         with self._changing:
             for switch in self._switches:
                 self._follow(switch)
@@ -147,5 +147,5 @@ class ConfigSpace(Region):
             if bool(self.command & bit) != on:
                 raise UnsupportedError(
                     f"{self.name}: {what} does not turn {'on' if on else 'off'}",
-                    hint="the device does not implement it, or it is gone",
+                    hint="the device does not implement it, or was removed",
                 )

@@ -1,4 +1,4 @@
-"""One region of an open device: accessed through system calls, or mapped."""
+"""A region of an open device: accessed through system calls, or mapped."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Region:
-    """A region of a device, as ``info`` has it; ``areas`` are the parts that can be mapped.
+    """A region of a device, described by ``info``; ``areas`` are the parts that can be mapped.
 
-    It is a ``RegisterSpace`` by system calls, one for each access of 8, 16 or 32 bits: for what cannot be
-    mapped, as I/O ports. An access of 64 bits can reach the device as two of 32 (kernels before 6.12 do that
-    to a BAR, all of them to configuration space): map the region where that matters. Of the MSI-X table
-    the kernel shows ones here; the device's own bytes are seen where it is mapped.
+    It is a ``RegisterSpace`` through system calls, one for each access of 8, 16 or 32 bits: for regions that
+    cannot be mapped, for example I/O ports. An access of 64 bits can reach the device as two of 32 (for a BAR
+    with kernels before 6.12, for configuration space with all kernels): map the region if that matters. The
+    kernel returns ones for the MSI-X table here; the device's own bytes are visible in a mapping.
 
-    Every access is bounded before the device sees any of it:
+    Every access is checked before the device sees any of it:
 
-    AccessError: it lies outside, is misaligned, has no such right, or is a write to what is the kernel's.
-    KernelError: the kernel's errno; EIO where the device's memory is turned off.
-    ClosedError: the device is closed, or was given back.
+    AccessError: the access lies outside, is misaligned, is not allowed, or writes to bytes of the kernel.
+    KernelError: the kernel's errno; EIO if the device's memory is off.
+    ClosedError: the device is closed or was released.
 
     Threads may share it.
     """
@@ -41,12 +41,12 @@ class Region:
 
     @property
     def index(self) -> int:
-        """Return the kernel's number for it."""
+        """The kernel's index of the region."""
         return self.info.index
 
     @property
     def size(self) -> int:
-        """Return how many bytes there are."""
+        """The number of bytes."""
         return self.info.size
 
     def read(self, size: int, offset: int = 0) -> bytes:
@@ -91,13 +91,14 @@ class Region:
         self._put_number(offset, 64, value)
 
     def map(self, offset: int = 0, size: int | None = None) -> Mmio:
-        """Map bytes into this process: all from an offset on, or as many as ``size`` says.
+        """Map ``size`` bytes from an offset on into this process, or all bytes from there.
 
-        They may start and end anywhere. Where the kernel maps parts of the region only, they must lie in
-        one of ``areas``. No write reaches the MSI-X table or its pending bits: they are the kernel's.
+        Offset and size need no alignment. If the kernel maps only parts of the region, the bytes must lie in
+        one of ``areas``. Writes to the MSI-X table and its pending bits are refused: they belong to the
+        kernel.
 
         Raises:
-            AccessError: they lie outside, or cannot be mapped; the message has the areas that can.
+            AccessError: the bytes lie outside, or cannot be mapped; the message has the areas that can.
             KernelError: the kernel's errno from mmap(2).
         """
         count = self.size - offset if size is None else size
@@ -112,17 +113,17 @@ class Region:
 
     def _require_mappable(self, access: RegionAccess) -> None:
         if access.size <= 0:
-            raise access.refused("has nothing in it", hint=f"the region has {self.size:#x} bytes")
+            raise access.refused("is empty", hint=f"the region has {self.size:#x} bytes")
         self._require_bounded(access)
         if not self.areas:
-            hint = "use its own methods, as read32() and write32(), which are system calls"
-            raise access.refused("is not possible: the kernel maps nothing of it", hint=hint)
+            hint = "use the region's own methods, for example read32(), which are system calls"
+            raise access.refused("is not possible: the kernel cannot map this region", hint=hint)
         if not any(
             area.offset <= access.offset and access.end <= area.offset + area.size for area in self.areas
         ):
             known = ", ".join(f"{area.offset:#x} to {area.offset + area.size - 1:#x}" for area in self.areas)
             kept = "".join(f"; {guard.why}" for guard in self._guards if guard.meets(access))
-            hint = "map each of its areas, and use its own methods, as read32(), for the rest"
+            hint = "map the areas one by one, and use the region's own methods, as read32(), for the rest"
             raise access.refused(f"is not possible: only {known} can be mapped{kept}", hint=hint)
 
     def _get_number(self, offset: int, width: int) -> int:
@@ -137,7 +138,7 @@ class Region:
     def _get(self, access: RegionAccess) -> bytes:
         self._require_bounded(access)
         if RegionInfoFlags.READ not in self.info.flags:
-            raise access.refused("is forbidden: it cannot be read", hint="the kernel lets nobody read there")
+            raise access.refused("is forbidden: it cannot be read", hint="the kernel allows no read there")
         return self._file.pread(access.size, self.info.offset + access.offset)
 
     def _put(self, access: RegionAccess, data: bytes) -> None:
@@ -163,7 +164,7 @@ class Region:
 
 
 def _merged(areas: Iterable[MmapArea]) -> tuple[MmapArea, ...]:
-    """Join areas that touch, in ascending order: a map may span them."""
+    """Join adjacent areas, in ascending order: a map may span them."""
     joined: list[MmapArea] = []
     for area in sorted((area for area in areas if area.size), key=lambda area: area.offset):
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""The regions that an open device has: BARs, ROM, configuration space, and what else its driver shows."""
+"""The regions of an open device: BARs, ROM, configuration space, and device-specific regions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAST_OFFSET = (1 << 63) - 1
 
 
 class _Named:
-    """An attribute that is the region of an index."""
+    """An attribute that returns the region of an index."""
 
     def __init__(self, index: PciRegion) -> None:
         self._index = index
@@ -37,9 +37,9 @@ class _Named:
 
 
 class Regions:
-    """A device's regions by index, which may be a ``PciRegion``, or by name; iterates over those it has.
+    """A device's regions by index, which may be a ``PciRegion``, or by name; iterates over existing regions.
 
-    One that is not there, or is empty, is an UnsupportedError that says what is. Threads may share it.
+    A missing or empty region is an UnsupportedError that lists the existing regions. Threads may share it.
     """
 
     bar0 = _Named(PciRegion.BAR0)
@@ -57,15 +57,15 @@ class Regions:
 
     @property
     def config(self) -> ConfigSpace:
-        """Return configuration space."""
+        """The configuration space."""
         return cast("ConfigSpace", self[PciRegion.CONFIG])
 
     def __getitem__(self, index: int) -> Region:
         """Return the region of an index.
 
         Raises:
-            UnsupportedError: the device has none.
-            KernelError: EBADMSG for a malformed answer.
+            UnsupportedError: the device has no such region.
+            KernelError: EBADMSG for a malformed reply.
         """
         region = self._find(index)
         if region is None:
@@ -101,7 +101,7 @@ class Regions:
     def _make(self, info: RegionInfo) -> Region:
         if info.offset + info.size - 1 > _LAST_OFFSET:
             operation = DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO.name
-            hint = f"{_name(info.index)} ends beyond what a file has; this is an error of the VFIO driver"
+            hint = f"{_name(info.index)} ends beyond the largest offset of a file; a bug in the VFIO driver"
             raise KernelError(errno.EBADMSG, operation, self._file.name, hint=hint)
         name = f"{_name(info.index)} of {self._file.name}"
         if info.index == PciRegion.CONFIG:
@@ -112,13 +112,13 @@ class Regions:
         msix = self._msix
         if msix is None or index > PciRegion.BAR5:
             return
-        hint = "interrupts are set up through the device's irqs"
+        hint = "set interrupts up with the device's irqs"
         if msix.table_bar == index:
             end = msix.table_offset + msix.table_size
-            yield Guard(msix.table_offset, end, "the MSI-X table is the kernel's", hint)
+            yield Guard(msix.table_offset, end, "the MSI-X table belongs to the kernel", hint)
         if msix.pba_bar == index:
             end = msix.pba_offset + msix.pba_size
-            yield Guard(msix.pba_offset, end, "the MSI-X pending bits are the device's", hint)
+            yield Guard(msix.pba_offset, end, "the MSI-X pending bits belong to the device", hint)
 
     @cached_property
     def _msix(self) -> MsiX | None:

@@ -1,4 +1,4 @@
-"""What registers stand on: anything whose bytes are read and written by exact width."""
+"""The interface of register spaces: bytes that are read and written by exact width."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 class RegisterSpace(Protocol):
     """Bytes of a device that are accessed 8, 16, 32 or 64 bits at a time, each with one access of that width.
 
-    Offsets count bytes from the space's start and are multiples of the width; values are unsigned, in the
-    byte order of PCI (little endian). What lies outside, is misaligned or does not fit in the width
-    is an error that leaves the device alone.
+    Offsets count bytes from the start of the space and are multiples of the width. Values are unsigned, in
+    the byte order of PCI (little endian). An access that lies outside, is misaligned or does not fit in the
+    width is an error, and does not reach the device.
     """
 
     @property
     def size(self) -> int:
-        """Return how many bytes there are."""
+        """The number of bytes."""
 
     def read8(self, offset: int, /) -> int:
         """Return the 8 bits at an offset."""

@@ -1,7 +1,7 @@
 # ruff: noqa: N801 - a structure has the kernel's own name, so that one search finds both
 """iommufd: IO address spaces without containers and groups.
 
-Source: <linux/iommufd.h>, and <linux/vfio.h> for what is asked of a device's cdev (both since 6.6).
+Source: <linux/iommufd.h>, and <linux/vfio.h> for the ioctls of a device's cdev (both since 6.6).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _io(number: int) -> int:
 
 
 class IommufdIoctl(IntEnum):
-    """What an iommufd is asked."""
+    """Ioctls of an iommufd."""
 
     IOMMU_DESTROY = _io(0x80)
     IOMMU_IOAS_ALLOC = _io(0x81)
@@ -57,14 +57,14 @@ class IoasMapFlags(IntFlag):
 
 
 class IommuOption(IntEnum):
-    """IOMMU_OPTION: which option."""
+    """IOMMU_OPTION: the option."""
 
     RLIMIT_MODE = 0
     HUGE_PAGES = 1
 
 
 class IommuOptionOp(IntEnum):
-    """IOMMU_OPTION: what to do with it."""
+    """IOMMU_OPTION: the operation on the option."""
 
     SET = 0
     GET = 1
@@ -128,7 +128,7 @@ class iommu_ioas_map(Structure):
 
 
 class iommu_ioas_map_file(Structure):
-    """IOMMU_IOAS_MAP_FILE (since 6.14): memory by its file, a memfd's above all."""
+    """IOMMU_IOAS_MAP_FILE (since 6.14): memory of a file, usually a memfd."""
 
     _fields_ = (
         ("size", c_uint32),
@@ -156,7 +156,7 @@ class iommu_ioas_copy(Structure):
 
 
 class iommu_ioas_unmap(Structure):
-    """IOMMU_IOAS_UNMAP; the kernel writes the bytes that it unmapped to ``length``."""
+    """IOMMU_IOAS_UNMAP; the kernel writes the number of unmapped bytes to ``length``."""
 
     _fields_ = (("size", c_uint32), ("ioas_id", c_uint32), ("iova", c_uint64), ("length", c_uint64))
 

@@ -72,7 +72,7 @@ def _io(number: int) -> int:
 
 
 class ContainerIoctl(IntEnum):
-    """What a container's fd is asked."""
+    """Ioctls of a container."""
 
     VFIO_GET_API_VERSION = _io(0)
     VFIO_CHECK_EXTENSION = _io(1)
@@ -83,7 +83,7 @@ class ContainerIoctl(IntEnum):
 
 
 class GroupIoctl(IntEnum):
-    """What a group's fd is asked."""
+    """Ioctls of a group."""
 
     VFIO_GROUP_GET_STATUS = _io(3)
     VFIO_GROUP_SET_CONTAINER = _io(4)
@@ -92,7 +92,7 @@ class GroupIoctl(IntEnum):
 
 
 class DeviceIoctl(IntEnum):
-    """What a device's fd is asked; some numbers mean something else to a container."""
+    """Ioctls of a device; some numbers are other ioctls of a container."""
 
     VFIO_DEVICE_GET_INFO = _io(7)
     VFIO_DEVICE_GET_REGION_INFO = _io(8)
@@ -175,7 +175,7 @@ class HotResetInfoFlags(IntFlag):
 
 
 class DeviceFeatureFlags(IntFlag):
-    """VFIO_DEVICE_FEATURE: what to do with the feature whose number is in the low 16 bits."""
+    """VFIO_DEVICE_FEATURE: the operation on the feature whose number is in the low 16 bits."""
 
     GET = 1 << 16
     SET = 1 << 17
@@ -183,7 +183,7 @@ class DeviceFeatureFlags(IntFlag):
 
 
 class DeviceFeature(IntEnum):
-    """Numbers of features, for VFIO_DEVICE_FEATURE."""
+    """Feature numbers of VFIO_DEVICE_FEATURE."""
 
     PCI_VF_TOKEN = 0
     MIGRATION = 1
@@ -215,7 +215,7 @@ class Type1InfoFlags(IntFlag):
 
 
 class DmaMapFlags(IntFlag):
-    """VFIO_IOMMU_MAP_DMA: what the device may do."""
+    """VFIO_IOMMU_MAP_DMA: the rights of the device."""
 
     READ = 1 << 0
     WRITE = 1 << 1
@@ -228,7 +228,7 @@ class DmaUnmapFlags(IntFlag):
 
 
 class PciRegion(IntEnum):
-    """Region indexes of a vfio-pci device; later indexes are described by a TYPE capability."""
+    """Region indexes of a vfio-pci device; a TYPE capability describes regions with higher indexes."""
 
     BAR0 = 0
     BAR1 = 1
@@ -274,7 +274,7 @@ class Type1InfoCap(IntEnum):
 
 
 class vfio_info_cap_header(Structure):
-    """Starts every capability; ``next`` counts from the start of the whole answer, 0 ends."""
+    """Header of every capability; ``next`` counts from the start of the whole reply, 0 ends the chain."""
 
     _fields_ = (("id", c_uint16), ("version", c_uint16), ("next", c_uint32))
 
@@ -317,7 +317,7 @@ class vfio_region_info(Structure):
 
 
 class vfio_region_sparse_mmap_area(Structure):
-    """A part of a region that may be mapped; bytes from the region's start."""
+    """A mappable part of a region; bytes from the region's start."""
 
     _fields_ = (("offset", c_uint64), ("size", c_uint64))
 
@@ -329,7 +329,7 @@ class vfio_region_info_cap_sparse_mmap(Structure):
 
 
 class vfio_region_info_cap_type(Structure):
-    """TYPE: what a device-specific region is."""
+    """TYPE: the type of a device-specific region."""
 
     _fields_ = (("header", vfio_info_cap_header), ("type", c_uint32), ("subtype", c_uint32))
 
@@ -358,7 +358,7 @@ class vfio_irq_set(Structure):
 
 
 class vfio_pci_dependent_device(Structure):
-    """A device that a hot reset would reset too."""
+    """A device that a hot reset also resets."""
 
     _fields_ = (
         ("group_id", c_uint32),
@@ -381,7 +381,7 @@ class vfio_pci_hot_reset(Structure):
 
 
 class vfio_device_feature(Structure):
-    """VFIO_DEVICE_FEATURE; the feature's own data follow."""
+    """VFIO_DEVICE_FEATURE; the data of the feature follow."""
 
     _fields_ = (("argsz", c_uint32), ("flags", c_uint32))
 
@@ -398,7 +398,7 @@ class vfio_iommu_type1_info(Structure):
 
 
 class vfio_iova_range(Structure):
-    """IOVAs that may be mapped, both ends included."""
+    """IOVAs that can be mapped, both ends included."""
 
     _fields_ = (("start", c_uint64), ("end", c_uint64))
 
@@ -421,7 +421,7 @@ class vfio_iommu_type1_info_cap_migration(Structure):
 
 
 class vfio_iommu_type1_info_dma_avail(Structure):
-    """DMA_AVAIL: how many more mappings the container takes."""
+    """DMA_AVAIL: how many more mappings the container accepts."""
 
     _fields_ = (("header", vfio_info_cap_header), ("avail", c_uint32))
 
@@ -439,7 +439,7 @@ class vfio_iommu_type1_dma_map(Structure):
 
 
 class vfio_iommu_type1_dma_unmap(Structure):
-    """VFIO_IOMMU_UNMAP_DMA; the kernel writes the bytes that it unmapped to ``size``."""
+    """VFIO_IOMMU_UNMAP_DMA; the kernel writes the number of unmapped bytes to ``size``."""
 
     _fields_ = (
         ("argsz", c_uint32),
@@ -450,7 +450,7 @@ class vfio_iommu_type1_dma_unmap(Structure):
 
 
 class vfio_device_low_power_entry_with_wakeup(Structure):
-    """LOW_POWER_ENTRY_WITH_WAKEUP (since 6.1): ``wakeup_eventfd`` tells that the device woke."""
+    """LOW_POWER_ENTRY_WITH_WAKEUP (since 6.1): ``wakeup_eventfd`` is signalled when the device wakes."""
 
     _fields_ = (("wakeup_eventfd", c_int32), ("reserved", c_uint32))
 
