@@ -16,11 +16,11 @@ from vfiotool.binding.ownership import Owner
 from vfiotool.binding.state_dir import unusable
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
 from vfiotool.events.udev import DeviceEvents
-from vfiotool.host.child import start_child
 from vfiotool.host.device_state import NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending_unbinds import pending_dir, pending_writer, process_start
 from vfiotool.host.tree import Tree
+from vfiotool.util.child import start_child
 
 _RESULT = struct.Struct("=i")
 GO = b"\n"

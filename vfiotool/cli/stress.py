@@ -19,8 +19,8 @@ from vfiotool.cli.options import Selection, allow_flags, allow_options, grouped,
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import signals_ignored
 from vfiotool.errors import VfioToolError
-from vfiotool.host.whole_file import write_whole
 from vfiotool.render.documents import write_document
+from vfiotool.util.files import write_whole
 
 if TYPE_CHECKING:
     from vfiotool.render.stress_progress import ProgressDisplay

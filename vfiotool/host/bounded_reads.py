@@ -15,8 +15,8 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 
-from vfiotool.host.child import start_child
 from vfiotool.host.tree import Tree
+from vfiotool.util.child import start_child
 
 STALL_SECONDS = 0.25
 MAX_STALLS = 4

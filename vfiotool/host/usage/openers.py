@@ -8,8 +8,8 @@ import os
 import select
 from collections.abc import Collection, Mapping
 
-from vfiotool.host.child import start_child
 from vfiotool.host.tree import Tree
+from vfiotool.util.child import start_child
 
 _SECONDS = 1.0
 _FREE, _BUSY, _UNKNOWN = b"f", b"b", b"u"

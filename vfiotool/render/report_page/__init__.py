@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from vfiotool.host.whole_file import write_whole
 from vfiotool.render.report_page import operations, timeline
 from vfiotool.render.report_page.markup import Markup, duration, element, joined, plain
+from vfiotool.util.files import write_whole
 
 _MOST_ITEMS = 200
 _HEAD = Markup(

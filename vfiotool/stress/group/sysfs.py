@@ -9,8 +9,8 @@ import re
 import select
 import time
 
-from vfiotool.host.child import start_child
 from vfiotool.stress.record import Outcome
+from vfiotool.util.child import start_child
 
 RESCAN_FILE = "/sys/bus/pci/rescan"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.whole_file import cannot_write, temporary_name, write_whole
+from vfiotool.util.files import cannot_write, temporary_name, write_whole
 
 SCHEMA = "vfiotool.stress/1"
 REPORT, TRACE, PAGE = "report.json", "trace.jsonl", "report.html"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from vfiotool.errors import ClosedError, VfioToolError
-from vfiotool.host.whole_file import cannot_write
 from vfiotool.stress.record import Call
 from vfiotool.stress.results.trace_schema import (
     SCHEMA,
@@ -26,6 +25,7 @@ from vfiotool.stress.results.trace_schema import (
     clean,
     parse,
 )
+from vfiotool.util.files import cannot_write
 
 _MOST_HEADER_BYTES = 1 << 20
 _MOST_LINE_BYTES = 1 << 17
