@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import rtnetlink
-from vfiotool.host.usage.claim import Claim, printable, some
+from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.network import CAPTURED, Network, read_network
 from vfiotool.host.usage.ssh import connected_address
 from vfiotool.testing import FakeHost
+from vfiotool.util.text import printable
 
 NIC, NVME, VGA, VMD, BEHIND = "0000:00:12.0", "0000:00:13.0", "0000:00:02.0", "0000:5d:05.5", "10000:e1:00.0"
 BLOCK = "/sys/class/block"

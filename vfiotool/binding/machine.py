@@ -20,6 +20,7 @@ from vfiotool.host.device_state import NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending_unbinds import pending_dir, pending_writer, process_start
 from vfiotool.host.tree import Tree
+from vfiotool.util import kernel_files
 from vfiotool.util.child import start_child
 
 _RESULT = struct.Struct("=i")
@@ -164,17 +165,7 @@ class LiveMachine:
 def _write_when_told(parent: int, path: str, content: bytes) -> None:
     """Write, unless the parent is killed before it has left word of it."""
     if os.read(parent, len(GO)) == GO:
-        os.write(parent, _RESULT.pack(_write(path, content)))
-
-
-def _write(path: str, content: bytes) -> int:
-    """Write in one system call, as sysfs wants it; return 0 or the errno."""
-    try:
-        fd = os.open(path, os.O_WRONLY)
-        os.write(fd, content)
-    except OSError as error:
-        return error.errno or -1
-    return 0
+        os.write(parent, _RESULT.pack(kernel_files.write(path, content)))
 
 
 def _await_result(fd: int, timeout: float) -> int | None:

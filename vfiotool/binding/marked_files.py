@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from vfiotool.errors import VfioToolError
+from vfiotool.util.files import replace_file, temporary_name
 
 MARK = "# Written by vfiotool"
 _MOST_BYTES = 1 << 16
@@ -66,16 +67,8 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     if read(path) == text and stat.S_IMODE(os.stat(path).st_mode) == mode:
         return
     with _explained(path):
-        new = _temporary(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        os.replace(new, path)
+        # Neither udev nor the builder of an initramfs reads a hidden file, the temporary one.
+        replace_file(path, [text.encode()], mode=mode)
 
 
 def remove(path: str) -> bool:
@@ -88,16 +81,10 @@ def remove(path: str) -> bool:
     """
     was_there = read(path) is not None
     with _explained(path):
-        for one in (path, _temporary(path)):
+        for one in (path, temporary_name(path)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(one)
     return was_there
-
-
-def _temporary(path: str) -> str:
-    """A name that neither udev nor what builds an initramfs reads."""
-    folder, name = os.path.split(path)
-    return f"{folder}/.{name}.new"
 
 
 @contextlib.contextmanager

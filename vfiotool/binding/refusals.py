@@ -14,8 +14,9 @@ from vfiotool.errors import RefusedError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
 from vfiotool.host.groups import IommuGroup, is_bridge, is_vfio_driver
-from vfiotool.host.usage.claim import printable, some
+from vfiotool.host.usage.claim import some
 from vfiotool.host.usage.device_usage import Usage
+from vfiotool.util.text import printable
 
 RULES: Mapping[str, str] = {
     "mounted": "Take a disk that has a mounted file system.",

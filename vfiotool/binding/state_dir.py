@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 
 from vfiotool.errors import VfioToolError
+from vfiotool.util.files import replace_file, sync_folder
 
 SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OTHERS_WRITE = 0o022
@@ -63,12 +64,8 @@ def read_own(path: str) -> str:
 
 def replace_own(path: str, text: str) -> None:
     """Write a file as a whole: whoever is killed meanwhile leaves the former one. OSError as it comes."""
-    with open(open_own(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
-    sync_folder(os.path.dirname(path))
+    # ``journal.debris`` finds the temporary file of a killed process by this name.
+    replace_file(path, [text.encode()], mode=0o600, temporary=f"{path}.new", fsync_folder=True)
 
 
 def remove_own(path: str) -> None:
@@ -76,15 +73,6 @@ def remove_own(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
         sync_folder(os.path.dirname(path))
-
-
-def sync_folder(folder: str) -> None:
-    """Have a folder's entries survive a loss of power."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

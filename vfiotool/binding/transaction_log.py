@@ -6,6 +6,7 @@ a crash cut off at the end is passed over; the step that it told of was not begu
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from vfiotool.binding.device_record import (
 )
 from vfiotool.binding.journal import Journal
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.state_dir import damaged, open_own, read_own, remove_own, sync_folder, unusable
+from vfiotool.binding.state_dir import damaged, open_own, read_own, remove_own, replace_own, unusable
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.pci.address import is_address, sort_key
@@ -93,10 +94,8 @@ class TransactionLog:
         }
         self.touched: set[str] = set()
         with unusable(self._dir):
-            self._fd = open_own(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-            self._append(header)
-            os.replace(f"{self._path}.new", self._path)
-            sync_folder(self._dir)
+            replace_own(self._path, f"{json.dumps(header)}\n")
+            self._fd = open_own(self._path, os.O_WRONLY | os.O_APPEND)
 
     def about_to(self, number: int) -> None:
         """Tell which step of the plan is begun now.
@@ -132,7 +131,7 @@ class TransactionLog:
     def _append(self, line: Mapping[str, Any]) -> None:
         content = json.dumps(line).encode() + b"\n"
         if os.write(self._fd, content) != len(content):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._fd)
 
 

@@ -87,16 +87,13 @@ def _read(verb: str, names: list[str], *, as_json: bool) -> None:
 
 def print_error(error: VfioToolError) -> None:
     """Print an error as its ``error:`` line and, where it has one, its ``hint:`` line."""
-    print(f"error: {_one_line(error.message)}", file=sys.stderr)
+    from vfiotool.util.text import printable
+
+    print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
     if isinstance(error, GuestLostError) and error.console:
         print(error.console, file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    """Names in a message can hold anything, such as what moves the cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _show_traceback(args: list[str]) -> None:

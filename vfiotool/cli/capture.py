@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from vfiotool.cli.settings import Settings
+from vfiotool.errors import VfioToolError
 from vfiotool.host.capture.recording import capture as capture_machine
-from vfiotool.host.capture.recording import write_capture
+from vfiotool.util.files import create_file
 
 
 @click.command("capture")
@@ -20,5 +21,16 @@ def capture(settings: Settings, /, file: str) -> None:
     """
     captured = capture_machine(settings.require_live(), state_dir=settings.state_dir)
     archive = captured.archive()
-    write_capture(file, archive)
+    _write(file, archive)
     print(f"{file}: {captured.entries} entries in {len(archive)} bytes")
+
+
+def _write(path: str, archive: bytes) -> None:
+    """Write an archive as a new file that only this user can read: as a whole, or not at all."""
+    try:
+        create_file(path, [archive], mode=0o600)
+    except OSError as error:
+        raise VfioToolError(
+            f"{path} cannot be written: {error.strerror} ({error.filename})",
+            hint="name a file that does not exist yet, in a folder that you can write",
+        ) from error

@@ -17,6 +17,7 @@ from vfiotool.errors import UnsupportedError
 from vfiotool.events.entry import now
 from vfiotool.host.pending_unbinds import process_start
 from vfiotool.host.tree import Tree
+from vfiotool.util import kernel_files
 
 MOUNT = "/sys/kernel/tracing"
 _NAME = re.compile(r"vfiotool_(\d+)_(\d+)")
@@ -143,8 +144,7 @@ class TraceInstance:
         return begun, time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
 
     def _write(self, name: str, text: str) -> None:
-        with open(f"{self.path}/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+        _write(f"{self.path}/{name}", text)
 
 
 def parse_line(line: str) -> tuple[float, str, str] | None:
@@ -167,8 +167,8 @@ def remove_stale(mount: str = MOUNT) -> list[str]:
 
 def _remove(mount: str, name: str) -> None:
     path = f"{mount}/instances/{name}"
-    with contextlib.suppress(FileNotFoundError), open(f"{path}/events/enable", "w", encoding="ascii") as file:
-        file.write("0")
+    with contextlib.suppress(FileNotFoundError):
+        _write(f"{path}/events/enable", "0")
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(path)
     for group, event in _kprobes(mount):
@@ -186,12 +186,14 @@ def _kprobes(mount: str) -> list[tuple[str, str]]:
 
 
 def _append(mount: str, line: str) -> None:
-    """Change one kprobe event: to open the file for writing alone would clear those of others."""
-    fd = os.open(f"{mount}/kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
-        os.write(fd, f"{line}\n".encode("ascii"))
-    finally:
-        os.close(fd)
+    """Change a kprobe event. Without O_APPEND, the open would clear the events of other programs."""
+    _write(f"{mount}/kprobe_events", f"{line}\n", append=True)
+
+
+def _write(path: str, text: str, *, append: bool = False) -> None:
+    code = kernel_files.write(path, text.encode("ascii"), append=append)
+    if code:
+        raise OSError(code, os.strerror(code), path)
 
 
 def _name(pid: int) -> str:

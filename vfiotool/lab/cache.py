@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vfiotool.util.files import replace_file
+
 
 def directory(*parts: str) -> str:
     """Return a path in ``${XDG_CACHE_HOME:-~/.cache}/vfiotool``; it is not created."""
@@ -52,11 +54,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 def write_json(path: str, value: dict[str, Any]) -> None:
     """Replace a JSON file in one step. Its writer must hold a lock: the temporary name is fixed."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-    os.replace(temporary, path)
+    replace_file(path, [json.dumps(value, indent=2, sort_keys=True).encode(), b"\n"])
 
 
 def remove(path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfiotool.host.doctor import Check
+from vfiotool.util.text import printable
 
 _WORDS = {True: "ok", False: "FAIL", None: "?"}
 
@@ -12,11 +13,6 @@ _WORDS = {True: "ok", False: "FAIL", None: "?"}
 def print_checks(checks: Iterable[Check]) -> None:
     """Print each check; lines are left whole, so that a remedy can be copied."""
     for check in checks:
-        print(f"{_WORDS[check.ok]:<5} {check.name:<20} {_printable(check.detail)}")
+        print(f"{_WORDS[check.ok]:<5} {check.name:<20} {printable(check.detail)}")
         if check.remedy is not None:
-            print(f"{'':5} {'remedy:':<20} {_printable(check.remedy)}")
-
-
-def _printable(text: str) -> str:
-    """What a capture of another machine says must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+            print(f"{'':5} {'remedy:':<20} {printable(check.remedy)}")

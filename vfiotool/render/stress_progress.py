@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vfiotool.host.usage.claim import printable
 from vfiotool.render.report_page.markup import duration
 from vfiotool.render.terminal import literal
+from vfiotool.util.text import printable
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 10.0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vfiotool.host.usage.claim import printable
+from vfiotool.util.text import printable
 
 _PIPE_WIDTH = 200
 

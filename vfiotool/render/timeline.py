@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from vfiotool.events.entry import TimelineEntry
-from vfiotool.host.usage.claim import printable
 from vfiotool.render.documents import write_document
+from vfiotool.util.text import printable
 
 
 def write_entry(entry: TimelineEntry) -> None:

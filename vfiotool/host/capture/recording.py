@@ -18,7 +18,6 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from vfiotool.errors import VfioToolError
 from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import addresses
 from vfiotool.host.capture.captured_tree import NOTES, SCHEMA
@@ -96,35 +95,6 @@ def capture(tree: Tree, *, state_dir: str = STATE_DIR) -> Capture:
     copier.copy(seen)
     copier.capture.files[CAPTURED] = _network(tree)
     return copier.capture
-
-
-def write_capture(path: str, archive: bytes) -> None:
-    """Write an archive as a new file of this user alone: as a whole, or not at all.
-
-    Raises:
-        VfioToolError: there is such a file already, or it cannot be written.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    made: list[str] = []
-    try:
-        for name in (path, f"{path}.new"):  # the first keeps the name for us
-            fd = os.open(name, flags, 0o600)
-            made.append(name)
-            with open(fd, "wb") as file:
-                if name != path:
-                    file.write(archive)
-                    file.flush()
-                    os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
-    except BaseException as error:
-        for name in made:
-            os.unlink(name)
-        if not isinstance(error, OSError):
-            raise
-        raise VfioToolError(
-            f"{path} cannot be written: {error.strerror} ({error.filename})",
-            hint="name a file that is not there yet, in a folder that you can write",
-        ) from error
 
 
 def _network(tree: Tree) -> bytes:

@@ -21,9 +21,3 @@ def some(names: Sequence[str]) -> str:
     """Name a few of what may be many."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def printable(text: str) -> str:
-    """Return text that is fit for one line of a terminal: names of processes, volumes and mount points
-    can hold anything."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from vfiotool.host.groups import IommuGroup
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage.claim import Claim, printable, some
+from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.consoles import display_claims
 from vfiotool.host.usage.disks import disk_claims, is_hidden
 from vfiotool.host.usage.network import interface_claims
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
+from vfiotool.util.text import printable
 
 # Kind, which is the name of a class in sysfs -> where its nodes are; those of VFIO are the groups' own.
 _NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vfiotool.host.usage.claim import printable
+from vfiotool.util.text import printable
 
 _MOST_TEXT = 20_000
 NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell

@@ -14,6 +14,7 @@ from vfiotool.stress.reproduce import script_runtime
 from vfiotool.stress.reproduce.excerpt import excerpt
 from vfiotool.stress.reproduce.replay import Finding
 from vfiotool.stress.reproduce.script_steps import Steps, as_tuple, literal
+from vfiotool.util.text import printable
 
 _WIDTH = 100
 _START = "#!/usr/bin/env python3\n"
@@ -101,4 +102,4 @@ def _indent(line: str) -> str:
 
 def _harmless(text: str) -> str:
     """Return a text without what could end a docstring: a trace may come from anywhere."""
-    return "".join(char if char.isprintable() and char not in '"\\' else "?" for char in text)
+    return re.sub(r'["\\]', "?", printable(text))

@@ -1,0 +1,23 @@
+"""Write to files of sysfs and other file systems of the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def write(path: str, content: bytes, *, append: bool = False) -> int:
+    """Write in a single system call, as sysfs requires, and return 0 or the errno.
+
+    ``append`` opens with O_APPEND: some files of tracefs are cleared if they are opened without it.
+    """
+    flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_APPEND if append else 0)
+    try:
+        fd = os.open(path, flags)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
