@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -86,7 +87,7 @@ def test_a_full_disk_is_an_error_of_ours(
     journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(VfioToolError, match="No space left"):
