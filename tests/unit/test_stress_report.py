@@ -1,4 +1,4 @@
-"""What a stress run leaves: its trace, its latencies, its verdict, its page, and the progress that it shows."""
+"""What a stress run leaves (trace, latencies, verdict, page), and the progress that it shows."""
 
 from __future__ import annotations
 
