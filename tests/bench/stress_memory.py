@@ -14,6 +14,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.config import RunConfig
 from vfiotool.stress.groups import find_groups
 from vfiotool.stress.runner import StopRequest, run
+from vfiotool.util.tasks import children
 
 DEVICE = "0000:00:10.0"
 WORKLOADS = ("dma", "irq", "group")
@@ -42,7 +43,7 @@ class Samples:
         """Write down operations, and the kB of the run and of those that it has started."""
         self._next = time.monotonic() + 1
         operations = int(fields["operations"])
-        self.taken.append((operations, resident(os.getpid()), sum(map(resident, children(os.getpid())))))
+        self.taken.append((operations, resident(os.getpid()), sum(map(resident, children([os.getpid()])))))
         if operations >= OPERATIONS:
             self._stop.by = "enough"
 
@@ -54,12 +55,6 @@ def resident(pid: int) -> int:
             return next((int(line.split()[1]) for line in file if line.startswith("VmRSS:")), 0)
     except OSError:
         return 0
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that one has started."""
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return [int(child) for child in file.read().split()]
 
 
 def main() -> int:

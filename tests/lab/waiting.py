@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 
 from tests.lab.support import await_
+from vfiotool.util import tasks
+from vfiotool.util.tasks import task_state
 
 Program = subprocess.Popen[bytes]
 
@@ -24,8 +26,9 @@ def reading(file: str) -> Program:
 
 def state(program: Program) -> str:
     """Return the letter of a program's state: S can be woken by signals, D cannot."""
-    with open(f"/proc/{program.pid}/stat", encoding="ascii") as file:
-        return file.read().rpartition(") ")[2][0]
+    found = task_state(program.pid)
+    assert found is not None
+    return found
 
 
 def pending_signals(program: Program) -> int:
@@ -36,10 +39,8 @@ def pending_signals(program: Program) -> int:
 
 
 def sleeps_in(program: Program, function: str) -> bool:
-    """Say whether a program sleeps now in a function of the kernel's."""
-    with open(f"/proc/{program.pid}/stack", encoding="ascii") as file:
-        frame = file.readline()
-    return state(program) in "SD" and f" {function}+" in frame
+    """Return True if a program sleeps in a function of the kernel."""
+    return tasks.sleeps_in(program.pid, (function,))
 
 
 def await_sleep(program: Program, function: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from vfiotool.host.tree import Tree
 from vfiotool.util.child import start_child
+from vfiotool.util.tasks import task_state
 
 STALL_SECONDS = 0.25
 MAX_STALLS = 4
@@ -115,15 +116,9 @@ def _receive(pid: int, fd: int, size: int) -> bytes | None:
             if not chunk:
                 return None
             content += chunk
-        elif time.monotonic() > give_up or not (_is_running(pid) or poll.poll(0)):
+        elif time.monotonic() > give_up or not (task_state(pid) == "R" or poll.poll(0)):
             return None
     return content
-
-
-def _is_running(pid: int) -> bool:
-    """Say whether a child has, or waits for, a processor (proc(5), field 3 of ``stat``)."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"R"
 
 
 def _reap() -> None:

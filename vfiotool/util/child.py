@@ -1,36 +1,75 @@
-"""A child process for a system call that may never return, to be left behind where it does not.
+"""Start child processes by fork.
 
-A thread that is stuck in the kernel would keep its whole process from ever ending.
+A system call that never returns needs a child process: a thread that is stuck in the kernel would keep its
+whole process from exiting.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end the processes of a terminal or a service."""
 
 _MAX_FD = 1 << 20
 
 
-def start_child(work: Callable[[int], None]) -> tuple[int, int]:
-    """Run ``work`` in a child; return its pid, and one of the two ends of a socket between both.
+def fork_child(
+    run: Callable[[], object],
+    *,
+    new_session: bool = False,
+    ignored_signals: Collection[signal.Signals] = (),
+    kept_fds: Collection[int] | None = None,
+) -> int:
+    """Run a function in a child process, and return the child's pid.
 
-    ``work`` is given the other. The child is in a session of its own, so that no Ctrl-C reaches it,
-    and has nothing else open: a child that is stuck must not hold its parent's pipes, whose readers
-    would wait as well. What ``work`` does must be system calls alone, for its parent may have threads.
+    The child exits with status 0 when the function returns, or 1 if it raises, without the exit handlers of
+    this process. ``new_session`` keeps signals of the terminal and of this process's group away from the
+    child. The child ignores ``ignored_signals``. Only the file descriptors in ``kept_fds`` stay open; by
+    default all do. If this process has other threads, the function may only make system calls.
     """
-    ours, theirs = socket.socketpair()
-    with ours, theirs, warnings.catch_warnings():
-        # Python 3.12 warns of forks in threaded processes, which is safe with system calls alone.
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork in a process with threads; a child that only makes system calls is safe.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
         if pid:
-            return pid, ours.detach()
+            return pid
+        status = 1
         try:
-            os.setsid()
-            os.dup2(theirs.fileno(), 0)
-            os.closerange(1, _MAX_FD)
-            work(0)
+            if new_session:
+                os.setsid()
+            for number in ignored_signals:
+                signal.signal(number, signal.SIG_IGN)
+            if kept_fds is not None:
+                _close_all_but(kept_fds)
+            run()
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
+
+
+def start_child(run: Callable[[int], object]) -> tuple[int, int]:
+    """Run a function of system calls in a child process; return its pid and one end of a socket.
+
+    The function gets the other end. The child has a session of its own, so that no Ctrl-C reaches it, and no
+    other file descriptor: a child that is stuck must not hold the pipes of its parent open, because their
+    readers would wait too.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = theirs.fileno()
+        pid = fork_child(lambda: run(fd), new_session=True, kept_fds={fd})
+        return pid, ours.detach()
+
+
+def _close_all_but(fds: Collection[int]) -> None:
+    start = 0
+    for fd in sorted(fds):
+        if start < fd:  # closerange(0, 0) would close everything, by an underflow
+            os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, _MAX_FD)

@@ -1,0 +1,137 @@
+"""Child processes, and tasks as the kernel shows them: the texts are of real kernels."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vfiotool.util.child import TERMINAL_SIGNALS, fork_child, start_child
+from vfiotool.util.tasks import children
+
+UNBIND = ("vfio_unregister_group_dev", "vfio_del_group_dev")
+PID = 12
+
+
+def ended(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def await_(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+def descriptors() -> bytes:
+    """The open file descriptors of this process, without the one that lists them."""
+    names = os.listdir("/proc/self/fd")
+    return " ".join(sorted(name for name in names if os.path.exists(f"/proc/self/fd/{name}"))).encode()
+
+
+# Children
+
+
+def test_a_child_exits_when_its_function_returns_or_raises() -> None:
+    assert ended(fork_child(lambda: None)) == 0
+    assert ended(fork_child(lambda: 1 // 0)) == 1
+    assert ended(fork_child(sys.exit)) == 1
+
+
+def test_a_child_stays_in_the_session_of_its_parent(pipe: tuple[int, int]) -> None:
+    pid = fork_child(lambda: os.write(pipe[1], str(os.getsid(0)).encode()))
+    assert ended(pid) == 0
+    assert int(os.read(pipe[0], 100)) == os.getsid(0)
+
+
+def test_a_child_has_a_session_of_its_own_if_asked(pipe: tuple[int, int]) -> None:
+    pid = fork_child(lambda: os.write(pipe[1], str(os.getsid(0)).encode()), new_session=True)
+    assert ended(pid) == 0
+    assert int(os.read(pipe[0], 100)) == pid
+
+
+def test_a_child_ignores_signals_if_asked(pipe: tuple[int, int]) -> None:
+    def run() -> None:
+        os.write(pipe[1], b"ready")
+        signal.pause()
+
+    pid = fork_child(run, ignored_signals=TERMINAL_SIGNALS)
+    assert os.read(pipe[0], 100) == b"ready"
+    for number in TERMINAL_SIGNALS:
+        os.kill(pid, number)
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+
+
+def test_a_child_keeps_the_descriptors_that_are_named(pipe: tuple[int, int]) -> None:
+    pid = fork_child(lambda: os.write(pipe[1], descriptors()), kept_fds={0, 1, 2, pipe[1]})
+    assert ended(pid) == 0
+    assert set(os.read(pipe[0], 1000).split()) <= {b"0", b"1", b"2", str(pipe[1]).encode()}
+
+
+def test_a_child_for_a_system_call_has_a_socket_and_nothing_else() -> None:
+    pid, fd = start_child(lambda line: os.write(line, descriptors()))
+    try:
+        assert ended(pid) == 0
+        assert len(os.read(fd, 1000).split()) == 1
+    finally:
+        os.close(fd)
+
+
+def test_the_end_of_a_child_is_seen_at_its_socket() -> None:
+    pid, fd = start_child(lambda line: None)
+    try:
+        assert os.read(fd, 1) == b""
+    finally:
+        os.close(fd)
+    assert ended(pid) == 0
+
+
+# Lists of children
+
+
+def test_the_children_of_a_process() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60 & wait"]) as shell:
+        try:
+            await_(lambda: len(children([shell.pid])) == 2)
+            found = children([shell.pid])
+            assert shell.pid in children([os.getpid()])
+            assert children(found) == []
+            assert set(children([os.getpid(), shell.pid])) >= {shell.pid, *found}
+            for pid in found:
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            shell.kill()
+
+
+def test_children_are_found_without_config_proc_children(tmp_path: Path) -> None:
+    """Their parent is in ``stat``, behind a name that can hold anything."""
+    for pid, text in (
+        (7, "7 (sh) S 1 7"),
+        (9, "9 (a) R 8 (\n) S 7 9"),
+        (8, "8 (x) Z 7 7"),
+        (10, "10 (y) S 9 7"),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(text)
+    (tmp_path / "11").mkdir()  # exits while the list is read
+    (tmp_path / "stat").write_text("cpu 1 2 3")
+    assert children([7], str(tmp_path)) == [8, 9]
+    assert children([7, 9], str(tmp_path)) == [8, 9, 10]
+    assert children([8], str(tmp_path)) == []
