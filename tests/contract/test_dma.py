@@ -747,7 +747,7 @@ def test_a_limit_on_locked_memory_is_named_with_what_to_raise(mode: str, vfio_de
     predicted, batch, kernels = done.stdout.splitlines()
     for line in (predicted, batch):
         assert line.startswith(
-            f"{errno.ENOMEM} 0 bytes are locked and pinned, 65536 are allowed, 131072 are needed"
+            f"{errno.ENOMEM} 0 bytes are locked or pinned, 65536 are allowed, 131072 are needed"
         )
         assert "prlimit --memlock=131072" in line
     assert kernels.startswith(f"{errno.ENOMEM} ")

@@ -215,8 +215,8 @@ def test_a_block_comes_from_any_buffer(window: Mmio, memory: bytearray, data: by
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_write_touches_a_guarded_byte(window: Mmio, memory: bytearray, width: int) -> None:
     guarded = (*range(13, 22), *range(40, 41))
-    window.guard(Guard(13, 22, "the MSI-X table is the kernel's", "use irqs"))
-    window.guard(Guard(40, 41, "the pending bits are the kernel's", "use irqs"))
+    window.guard(Guard(13, 22, "the MSI-X table belongs to the kernel", "use irqs"))
+    window.guard(Guard(40, 41, "the pending bits belong to the kernel", "use irqs"))
     size = width // 8
     for offset in range(0, SIZE, size):
         if any(offset <= byte < offset + size for byte in guarded):
@@ -232,7 +232,7 @@ def test_no_write_touches_a_guarded_byte(window: Mmio, memory: bytearray, width:
 
 
 def test_a_block_that_meets_a_guard_is_refused_as_a_whole(window: Mmio, memory: bytearray) -> None:
-    window.guard(Guard(32, 36, "the MSI-X table is the kernel's", "use irqs"))
+    window.guard(Guard(32, 36, "the MSI-X table belongs to the kernel", "use irqs"))
     with pytest.raises(AccessError, match="is forbidden: the MSI-X table") as caught:
         window.write_block(0, bytes(SIZE))
     assert caught.value.hint == "use irqs"

@@ -627,7 +627,7 @@ def test_an_inactive_namespace_is_an_error() -> None:
 def test_the_list_of_namespaces_must_rise() -> None:
     assert parse_active(array("I", [3, 9, 0, 1]).tobytes(), 2) == [3, 9]
     for numbers, above in (([3, 3], 0), ([3, 2], 0), ([3], 3)):
-        with pytest.raises(NvmeError, match="does not rise"):
+        with pytest.raises(NvmeError, match="does not ascend"):
             parse_active(array("I", numbers).tobytes(), above)
 
 

@@ -232,10 +232,10 @@ def test_a_subclass_has_the_registers_of_its_base_too(space: Space) -> None:
 REFUSED: dict[str, tuple[Callable[[Card], object], str]] = {
     "too wide": (
         lambda c: c.control.write(1 << 32),
-        "Card.control takes 0 to 0xffffffff, and not 0x100000000",
+        "Card.control takes 0 to 0xffffffff, not 0x100000000",
     ),
-    "negative": (lambda c: c.byte.write(-1), "Card.byte takes 0 to 0xff, and not -0x1"),
-    "nothing": (lambda c: c.control.write(), "Card.control was given neither a value nor a field"),
+    "negative": (lambda c: c.byte.write(-1), "Card.byte takes 0 to 0xff, not -0x1"),
+    "nothing": (lambda c: c.control.write(), "Card.control needs a value or a field"),
     "read-only": (lambda c: c.ident.write(1), "Card.ident is read-only, and cannot be written"),
     "write-only": (lambda c: c.ack.read(), "Card.ack is write-only, and cannot be read"),
     "fields of what is write-only": (
@@ -246,15 +246,15 @@ REFUSED: dict[str, tuple[Callable[[Card], object], str]] = {
     "no fields": (lambda c: c.ident.read_field("a"), "Card.ident has no field a"),
     "field too wide": (
         lambda c: c.control.write(mode=16),
-        "Card.control, field mode, takes 0 to 0xf, and not 0x10",
+        "Card.control, field mode, takes 0 to 0xf, not 0x10",
     ),
     "field negative": (
         lambda c: c.control.update(enable=-1),
-        "Card.control, field enable, takes 0 to 0x1, and not -0x1",
+        "Card.control, field enable, takes 0 to 0x1, not -0x1",
     ),
     "value too wide under a field": (
         lambda c: c.control.write(1 << 40, enable=1),
-        "Card.control takes 0 to 0xffffffff, and not 0x10000000000",
+        "Card.control takes 0 to 0xffffffff, not 0x10000000000",
     ),
     "field read-only": (
         lambda c: c.status.write(ready=1),
@@ -280,16 +280,16 @@ REFUSED: dict[str, tuple[Callable[[Card], object], str]] = {
         lambda c: c.cause.update(rx=1),
         "Card.cause cannot be updated: its access is w1c, not rw",
     ),
-    "update of nothing": (lambda c: c.control.update(), "Card.control was given neither a value nor a field"),
-    "beyond an array": (lambda c: c.limit[4], "Card.limit has elements 0 to 3, and no 4"),
-    "before an array": (lambda c: c.limit[-1], "Card.limit has elements 0 to 3, and no -1"),
+    "update of nothing": (lambda c: c.control.update(), "Card.control needs a value or a field"),
+    "beyond an array": (lambda c: c.limit[4], "Card.limit has elements 0 to 3, not 4"),
+    "before an array": (lambda c: c.limit[-1], "Card.limit has elements 0 to 3, not -1"),
     "in an element": (
         lambda c: c.queue[1].head.write(0),
         "Card.queue[1].head is read-only, and cannot be written",
     ),
     "assignment": (
         lambda c: setattr(c, "control", 1),
-        "Card.control is a register, and no value can be put in its place",
+        "Card.control is a register, and cannot be replaced by a value",
     ),
     "wait for what is write-only": (
         lambda c: c.status.wait_until(kick=1, timeout=0),
@@ -297,11 +297,11 @@ REFUSED: dict[str, tuple[Callable[[Card], object], str]] = {
     ),
     "wait for what cannot be": (
         lambda c: c.byte.wait_until(0x100, timeout=0),
-        "Card.byte takes 0 to 0xff, and not 0x100",
+        "Card.byte takes 0 to 0xff, not 0x100",
     ),
     "wait for nothing": (
         lambda c: c.byte.wait_until(timeout=0),
-        "Card.byte was given neither a value nor a field",
+        "Card.byte needs a value or a field",
     ),
     "wait without end": (
         lambda c: c.byte.wait_until(1, timeout=float("inf")),
@@ -335,12 +335,12 @@ def test_an_unknown_field_comes_with_those_there_are(card: Card) -> None:
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "width": ({"a": Register(0, width=24)}, "Bad.a: its width is 24, and neither 8, 16, 32 nor 64"),  # type: ignore[call-overload]
-    "access": ({"a": Register(0, access="rx")}, "Bad.a: its access is 'rx', and none of ro, wo, rw, w1c"),  # type: ignore[call-overload]
+    "width": ({"a": Register(0, width=24)}, "Bad.a: its width is 24, not 8, 16, 32 or 64"),  # type: ignore[call-overload]
+    "access": ({"a": Register(0, access="rx")}, "Bad.a: its access is 'rx', not one of ro, wo, rw, w1c"),  # type: ignore[call-overload]
     "misaligned": ({"a": Register(2)}, "Bad.a: offset 0x2 is no multiple of 4 bytes"),
     "negative offset": ({"a": Register(-4)}, "Bad.a: offset -0x4 is no multiple of 4 bytes"),
     "no element": ({"a": Register(0, count=0)}, "Bad.a: its count is 0"),
-    "stride alone": ({"a": Register(0, stride=4)}, "Bad.a: it has a stride, and no count"),  # type: ignore[call-overload]
+    "stride alone": ({"a": Register(0, stride=4)}, "Bad.a: it has a stride, but no count"),  # type: ignore[call-overload]
     "stride too small": (
         {"a": Register(0, width=64, count=2, stride=4)},
         "Bad.a: stride 0x4 is too small, or no multiple of 8 bytes",
@@ -375,26 +375,26 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "overlap": (
         {"a": Register(0, width=64), "b": Register(4)},
-        "Bad: a and b overlap, and neither is declared to",
+        "Bad: a and b overlap, and neither has overlaps=True",
     ),
     "overlap with an element": (
         {"a": Register(0, count=4, stride=8), "b": Register(0x14), "c": Register(0x18, width=8)},
-        "Bad: c and a[3] overlap, and neither is declared to",
+        "Bad: c and a[3] overlap, and neither has overlaps=True",
     ),
     "overlap within blocks": (
         {"a": Nested(Queue, 0, count=2, stride=0x20), "b": Register(0x28)},
-        "Bad: a[1].head and b overlap, and neither is declared to",
+        "Bad: a[1].head and b overlap, and neither has overlaps=True",
     ),
     "blocks too close": (
         {"a": Nested(Queue, 0, count=2, stride=8)},
         "Bad.a: stride 0x8 is too small, or no multiple of 8 bytes",
     ),
     "block misaligned": ({"a": Nested(Queue, 4)}, "Bad.a: offset 0x4 is no multiple of 8 bytes"),
-    "a name of every block's": ({"dump": Register(0)}, "Bad.dump: the name is taken by every block"),
-    "a private name": ({"_space": Register(0)}, "Bad._space: the name is taken by every block"),
+    "a name of every block's": ({"dump": Register(0)}, "Bad.dump: every block uses this name itself"),
+    "a private name": ({"_space": Register(0)}, "Bad._space: every block uses this name itself"),
     "one for two names": (
         dict.fromkeys(("a", "b"), Register(0)),
-        "Bad.b: it is a already: each name takes a definition of its own",
+        "Bad.b: it is a already: each name needs a separate definition",
     ),
 }
 
@@ -416,7 +416,7 @@ def test_a_name_used_twice_makes_no_class() -> None:
 
 
 def test_a_register_without_a_width_makes_no_class() -> None:
-    with pytest.raises(RegisterError, match=r"^Wide\.a: its width is None, and neither 8, 16, 32 nor 64$"):
+    with pytest.raises(RegisterError, match=r"^Wide\.a: its width is None, not 8, 16, 32 or 64$"):
 
         class Wide(RegisterBlock):
             a = Register(0)
@@ -530,7 +530,7 @@ def test_waiting_in_vain() -> None:
 def test_no_time_to_wait_is_one_look() -> None:
     space = Counting(last=3)
     with pytest.raises(
-        RegisterTimeoutError, match="did not show what was awaited within 0 s: it last read 0x1"
+        RegisterTimeoutError, match="did not show the awaited value within 0 s: it last read 0x1"
     ):
         Counter(space).count.wait_for(lambda value: value == 2, timeout=0)
     assert len(space.seen) == 1

@@ -1,4 +1,4 @@
-"""Drivers in Python: registers by name, and drivers that show how a device is driven by its datasheet."""
+"""Drivers in Python: named registers, and example drivers that follow their device's datasheet."""
 
 from vfiotool.drivers.device_register import DeviceRegister, RegisterArray
 from vfiotool.drivers.register_layout import Field, bit, bits

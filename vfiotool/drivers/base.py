@@ -1,4 +1,4 @@
-"""What every driver here promises: what is true of its device when a call of it has returned."""
+"""The base of all drivers here, and the guarantees that each of its calls gives."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ class Driver(ABC):
     """A driver of one open device, from ``start()`` to ``stop()``; a context manager of the two.
 
     ``__init__``
-        has touched nothing: no register, no interrupt, no memory.
+        touches nothing: no register, no interrupt, no memory.
     ``start()``
-        has reset the device, whatever state it was in, and the device is ready. It reaches only memory
-        that the driver has mapped, through ``device.dma``: any mode of the IOMMU will do. Bus mastering
-        is on, if the device does DMA at all. A start that fails has undone what it did, as ``stop()``
-        would.
-    Any call of a driver's own
-        has done what it says, by the device's own word: data that was to come is in memory, data that
-        was to go has left it. A call ends in bounded time. Where it ends with a TimeoutError the device
-        may still be at it: memory that it was given is the device's until ``stop()``.
+        resets the device, whatever state it is in, and makes it ready. The device reaches only memory that
+        the driver has mapped, through ``device.dma``: every mode of the IOMMU works. Bus mastering is on if
+        the device does DMA at all. A start that fails undoes its changes, like ``stop()``.
+    Calls of the driver
+        return when the device has reported that the operation is complete: data to receive is in memory,
+        data to send has left it. A call ends in bounded time. After a TimeoutError the device may still
+        be working: memory that it was given belongs to the device until ``stop()``.
     ``stop()``
-        has ended all DMA: what was in flight is complete or aborted, and the device starts nothing any
-        more. It raises no interrupt, bus mastering is off, and what the driver mapped is unmapped. Any
-        thread may call it, any number of times; calls that other threads are in end with ClosedError.
-        The driver can be started again.
+        ends all DMA: operations in flight are complete or aborted, and the device starts no others. It
+        raises no interrupt, bus mastering is off, and the driver's memory is unmapped. Any thread may call
+        it, any number of times; running calls of other threads end with ClosedError. The driver can be
+        started again.
 
-    When the kernel asks for the device, the driver stops before the device is given back. Unless a
-    driver says more, one thread at a time may use it.
+    When the kernel requests the device, the driver stops before the device is released. One thread at a time
+    may use a driver, unless its class says otherwise.
     """
 
     def __init__(self, device: Device) -> None:
@@ -46,27 +45,27 @@ class Driver(ABC):
 
     @abstractmethod
     def _start(self, resources: ExitStack) -> None:
-        """Make the device ready; what is put on the stack is closed once the device is quiet."""
+        """Make the device ready. Objects on the stack are closed once the device is quiet."""
 
     @abstractmethod
     def _quiesce(self) -> None:
-        """Have the device end its DMA and its interrupts, whatever state it is in; return when it has."""
+        """Make the device end its DMA and its interrupts, whatever state it is in, and wait for that."""
 
     @property
     def started(self) -> bool:
-        """Say whether the device is this driver's now."""
+        """Return True if the driver runs the device now."""
         return self._resources is not None
 
     def start(self) -> None:
         """Reset the device and make it ready.
 
         Raises:
-            UsageError: it was started already.
-            ClosedError: the device was closed, or given back.
+            UsageError: the driver is started already.
+            ClosedError: the device was closed or released.
         """
         with self._changing:
             if self.started:
-                raise UsageError(f"{self.device.name} was started already", hint="stop its driver first")
+                raise UsageError(f"the driver of {self.device.name} is started already", hint="stop it first")
             self._resources = resources = ExitStack()
             self.device.on_request = self._give_back
             try:
@@ -76,13 +75,13 @@ class Driver(ABC):
                 raise
 
     def stop(self) -> None:
-        """End all DMA and leave the device quiet; does nothing where that has been done."""
+        """End all DMA and leave the device quiet; does nothing if the driver is stopped."""
         with self._changing:
             if self._resources is not None:
                 self._end(self._resources)
 
     def _end(self, resources: ExitStack) -> None:
-        """Stop the device first, then take away what it used. A device that is gone has stopped."""
+        """Quiesce the device first, then free its resources. A device that was released is quiet already."""
         self._resources = None
         with resources:
             self.device.on_request = None

@@ -1,4 +1,4 @@
-"""Registers of a device that is there: what a block's attributes are, once the block stands on a space."""
+"""Registers of an open device: the attributes of a register block that was made for a register space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_PAUSE = 1e-3
 
 
 class DeviceRegister:
-    """One register of one device. Threads may share it; ``update()`` is two accesses, and not atomic."""
+    """A register of a device. Threads may share it; ``update()`` is two accesses, and not atomic."""
 
     __slots__ = ("_at", "_largest", "_read", "_write", "layout", "name")
 
@@ -40,15 +40,15 @@ class DeviceRegister:
         """Read the register.
 
         Raises:
-            RegisterError: it is write-only.
+            RegisterError: the register is write-only.
         """
         return self._read(self._at)
 
     def read_fields(self) -> dict[str, int]:
-        """Read the register once, and return all its fields that can be read.
+        """Read the register once, and return all fields that can be read.
 
         Raises:
-            RegisterError: it is write-only.
+            RegisterError: the register is write-only.
         """
         value = self.read()
         return {name: field.of(value) for name, field in self.layout.fields.items() if field.access != "wo"}
@@ -62,19 +62,19 @@ class DeviceRegister:
         return self._field(name, "read").of(self.read())
 
     def write(self, value: int | None = None, /, **fields: int) -> None:
-        """Write a value, or fields and 0 in all other bits, or a value with fields put into it.
+        """Write a value, or fields with all other bits 0, or a value with some fields replaced.
 
         Raises:
-            RegisterError: the register or a field is read-only, or unknown, or what is given does not fit.
+            RegisterError: the register or a field is read-only or unknown, or a number does not fit.
         """
         if fields or value is None or not 0 <= value <= self._largest:
             value = self._composed(value, fields, "written")
         self._write(self._at, value)
 
     def update(self, /, **fields: int) -> None:
-        """Read the register, and write it back with fields put into it.
+        """Read the register, and write it back with some fields replaced.
 
-        Fields that are write-only, or that writing 1 clears, are written as 0 unless they are named.
+        Fields that are write-only, or that a 1 clears, are written as 0 unless they are named.
 
         Raises:
             RegisterError: the register's access is not ``rw``, or as for ``write()``.
@@ -82,21 +82,21 @@ class DeviceRegister:
         if self.layout.access != "rw":
             raise RegisterError(
                 f"{self.name} cannot be updated: its access is {self.layout.access}, not rw",
-                hint="write the whole of it with write()",
+                hint="write the whole register with write()",
             )
         put = self._composed(None, fields, "written")
         kept = self.layout.rewritable & ~self._mask(fields)
         self._write(self._at, self.read() & kept | put)
 
     def wait_until(self, value: int | None = None, /, *, timeout: float, **fields: int) -> int:
-        """Read until the register has this value, or its fields have theirs; return the value read.
+        """Read the register until it, or its fields, have the given values; return the value that was read.
 
-        It is read at once, then at growing intervals of at most 1 ms in which the CPU is others', and a
-        last time after ``timeout`` seconds.
+        The first read is at once. Further reads follow at growing intervals of at most 1 ms, in which other
+        threads may run. The last read is after ``timeout`` seconds.
 
         Raises:
-            RegisterError: the register or a field is write-only, or unknown, or what is given does not fit.
-            RegisterTimeoutError: it did not come in time.
+            RegisterError: the register or a field is write-only or unknown, or a number does not fit.
+            RegisterTimeoutError: the register did not have the values in time.
         """
         wanted = self._composed(value, fields, "read")
         compared = self._mask(fields) if value is None else self._largest
@@ -107,21 +107,21 @@ class DeviceRegister:
         )
 
     def wait_for(
-        self, condition: Callable[[int], bool], /, *, timeout: float, awaited: str = "what was awaited"
+        self, condition: Callable[[int], bool], /, *, timeout: float, awaited: str = "the awaited value"
     ) -> int:
-        """Read, as ``wait_until()`` does, until the condition holds for the value; return the value.
+        """Read, like ``wait_until()``, until a condition holds for the value; return the value.
 
-        ``awaited`` says in the error what did not come.
+        ``awaited`` describes the condition in the error.
 
         Raises:
             RegisterError: the register is write-only.
             RegisterTimeoutError: the condition did not hold in time.
         """
         if not 0 <= timeout < math.inf:
-            raise RegisterError(f"{self.name} cannot be awaited for {timeout} s", hint="give a finite time")
+            raise RegisterError(f"{self.name} cannot be awaited for {timeout} s", hint="pass a finite time")
         end, pause = time.monotonic() + timeout, 0.0
         while True:
-            is_last = time.monotonic() >= end  # asked before the read: a process that was stopped looks again
+            is_last = time.monotonic() >= end  # before the read: a process that was stopped reads once more
             value = self.read()
             if condition(value):
                 return value
@@ -136,9 +136,9 @@ class DeviceRegister:
         return RegisterTimeoutError(message, last=last, hint=gone)
 
     def _composed(self, value: int | None, fields: Mapping[str, int], use: str) -> int:
-        """Return the value with the fields put into it, all of it checked."""
+        """Return the value with the fields replaced, after all checks."""
         if value is None and not fields:
-            raise RegisterError(f"{self.name} was given neither a value nor a field", hint="give one of them")
+            raise RegisterError(f"{self.name} needs a value or a field", hint="pass a value or a field")
         composed = _fitting(value or 0, self._largest, self.name)
         for name, number in fields.items():
             field = self._field(name, use)
@@ -152,7 +152,7 @@ class DeviceRegister:
     def _field(self, name: str, use: str) -> Field:
         field = self.layout.fields.get(name)
         if field is None:
-            known = ", ".join(self.layout.fields) or "none at all"
+            known = ", ".join(self.layout.fields) or "none"
             raise RegisterError(f"{self.name} has no field {name}", hint=f"its fields: {known}")
         refused, why = _NOT_FOR[use]
         if field.access == refused:
@@ -164,7 +164,7 @@ class DeviceRegister:
 
 
 class RegisterArray(Generic[E]):
-    """Registers, or blocks, that repeat at a fixed distance; each is made when it is first used."""
+    """Registers or blocks that repeat at a fixed distance; each is made when it is first used."""
 
     __slots__ = ("_count", "_made", "_make", "name")
 
@@ -186,7 +186,7 @@ class RegisterArray(Generic[E]):
         found = self._made.get(index)
         if found is None:
             if not 0 <= index < self._count:
-                raise RegisterError(f"{self.name} has elements 0 to {self._count - 1}, and no {index}")
+                raise RegisterError(f"{self.name} has elements 0 to {self._count - 1}, not {index}")
             found = self._made[index] = self._make(index)
         return found
 
@@ -203,5 +203,5 @@ def _refuse(message: str, *_: int) -> NoReturn:
 
 def _fitting(value: int, largest: int, name: str) -> int:
     if not 0 <= value <= largest:
-        raise RegisterError(f"{name} takes 0 to {largest:#x}, and not {value:#x}")
+        raise RegisterError(f"{name} takes 0 to {largest:#x}, not {value:#x}")
     return operator.index(value)

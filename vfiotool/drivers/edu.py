@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 DMA_MASK = (1 << 28) - 1
-"""The highest IOVA that the device reaches, unless QEMU's ``dma_mask`` says otherwise."""
+"""The highest IOVA that the device reaches, unless QEMU's ``dma_mask`` sets another."""
 CAPACITY = 4095
-"""How many bytes of its buffer can be used: not the last, for a copy that touches it ends QEMU 7.2."""
+"""The usable bytes of its buffer: not the last, since a copy that touches it ends QEMU 7.2."""
 
 _EDU = 0x00ED
-_BUFFER = 0x40000  # where the device has its own buffer, as DMA addresses go
+_BUFFER = 0x40000  # the DMA address of the device's own buffer
 _ALL = 0xFFFF_FFFF
 _FACTORIAL_DONE, _DMA_DONE = 0x001, 0x100  # causes of an interrupt
 
@@ -35,7 +35,7 @@ _LONGEST_FACTORIAL = 60.0
 
 
 class EduRegisters(RegisterBlock, width=32):
-    """BAR0: accesses of 32 bits, and of 64 from 0x80 on."""
+    """BAR0: accesses of 32 bits, and of 64 bits from 0x80 on."""
 
     identification = Register(
         0x00, access="ro", fields={"major": bits(31, 24), "minor": bits(23, 16), "edu": bits(15, 0)}
@@ -53,15 +53,15 @@ class EduRegisters(RegisterBlock, width=32):
 
 
 class Edu(Driver):
-    """A driver of edu; see ``Driver`` for what holds when its calls have returned.
+    """A driver of edu; see ``Driver`` for the guarantees of its calls.
 
         with Edu(device, irq=device.irqs.msi) as edu:
             edu.copy_to_device(0, b"ping")
             assert edu.copy_from_device(0, 4) == b"ping"
 
-    What takes the device some time is awaited by ``irq``, which is the device's MSI or INTx, or else by
-    looking. ``timeout`` is in seconds: after it comes a TimeoutError. The device has a buffer, of which
-    ``CAPACITY`` bytes can be used. It does not tell when the IOMMU refuses its DMA: nothing is copied then.
+    Operations that take time are awaited by ``irq``, the device's MSI or INTx, or else by polling.
+    ``timeout`` is in seconds, and ends in a TimeoutError. The device has a buffer, of which ``CAPACITY``
+    bytes can be used. It does not report a DMA that the IOMMU refuses: nothing is copied then.
     """
 
     def __init__(self, device: Device, *, irq: Irq | None = None) -> None:
@@ -85,7 +85,7 @@ class Edu(Driver):
         return found["major"], found["minor"]
 
     def invert(self, number: int) -> int:
-        """Have the device invert the bits of a 32-bit number: it is alive where that is done."""
+        """Have the device invert the bits of a 32-bit number, which shows that it is alive."""
         register = self.registers.inversion
         register.write(number)
         return register.read()
@@ -105,7 +105,7 @@ class Edu(Driver):
         """Copy bytes to an offset of the device's buffer.
 
         Raises:
-            DmaRangeError: they do not fit there.
+            DmaRangeError: the bytes do not fit there.
         """
         taken = bytes(data)
         buffer = self._running.buffer
@@ -117,39 +117,39 @@ class Edu(Driver):
         """Return bytes from an offset of the device's buffer on.
 
         Raises:
-            DmaRangeError: they are not all there.
+            DmaRangeError: the bytes exceed the buffer.
         """
         buffer = self._running.buffer
         self.store(buffer.iova, offset, size, timeout=timeout)
         return buffer[:size]
 
     def fetch(self, iova: int, offset: int, size: int, *, timeout: float = _TIMEOUT) -> None:
-        """Have the device read memory that is mapped, to an offset of its buffer.
+        """Have the device read mapped memory into an offset of its buffer.
 
         Raises:
-            DmaRangeError: they do not fit there, or the device does not reach the memory.
+            DmaRangeError: the bytes do not fit there, or the device does not reach the memory.
         """
         _require_reachable(iova, offset, size)
         self._copy(iova, _BUFFER + offset, size, timeout, to_memory=False)
 
     def store(self, iova: int, offset: int, size: int, *, timeout: float = _TIMEOUT) -> None:
-        """Have the device write memory that is mapped, from an offset of its buffer on.
+        """Have the device write mapped memory, from an offset of its buffer on.
 
         Raises:
-            DmaRangeError: they are not all there, or the device does not reach the memory.
+            DmaRangeError: the bytes exceed the buffer, or the device does not reach the memory.
         """
         _require_reachable(iova, offset, size)
         self._copy(_BUFFER + offset, iova, size, timeout, to_memory=True)
 
     def interrupt(self, causes: int = 1, *, timeout: float = _TIMEOUT) -> int:
-        """Have the device raise its interrupt, for causes of which each is a bit; return how often it came.
+        """Have the device raise its interrupt, with causes as a bit mask; return the number of interrupts.
 
         Raises:
             UsageError: there are no causes, or the driver has no interrupt.
         """
         running = self._running
         if running.vector is None or not causes:
-            raise UsageError(f"{self.device.name} has no interrupt to raise", hint="give an irq, and a cause")
+            raise UsageError(f"{self.device.name} has no interrupt to raise", hint="pass an irq and a cause")
         running.registers.irq_raise.write(causes)
         count = running.vector.wait(timeout)
         running.acknowledge()
@@ -159,7 +159,7 @@ class Edu(Driver):
         window = resources.enter_context(self.device.regions.bar0.map())
         registers = EduRegisters(window, name=f"{self.device.name}: edu")
         if registers.identification.read_field("edu") != _EDU:
-            raise UnsupportedError(f"{self.device.name} is not edu", hint="'vfiotool show' tells what it is")
+            raise UnsupportedError(f"{self.device.name} is not edu", hint="'vfiotool show' names the device")
         _settle(registers)
         registers.status.wait_until(computing=0, timeout=_LONGEST_FACTORIAL)
         buffer = resources.enter_context(self.device.dma.alloc(CAPACITY, iova_max=DMA_MASK))
@@ -173,21 +173,21 @@ class Edu(Driver):
         state, self._state = self._state, None
         if state is None:
             return
-        state.window.revoke("its driver was stopped")  # what other threads are at ends before all else
+        state.window.revoke("its driver was stopped")  # ends the calls of other threads first
         with self.device.regions.bar0.map() as window:
             _settle(EduRegisters(window))
 
     @property
     def _running(self) -> _State:
         if self._state is None:
-            raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
+            raise ClosedError(f"the driver of {self.device.name} is not started", hint="call start() first")
         return self._state
 
     def _copy(self, source: int, destination: int, size: int, timeout: float, *, to_memory: bool) -> None:
         running = self._running
         registers = running.registers
         if not size:
-            return  # QEMU 7.2 takes no bytes for all bytes, and ends itself
+            return  # QEMU 7.2 takes 0 bytes as all bytes, and aborts
         registers.dma_command.wait_until(start=0, timeout=timeout)
         running.forget_interrupts()
         registers.dma_source.write(source)
@@ -200,21 +200,21 @@ class Edu(Driver):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What a started driver has."""
+    """The state of a started driver."""
 
     window: Mmio
     registers: EduRegisters
     buffer: Buffer
     vector: Vector | None
-    is_line: bool  # INTx, which the kernel masks each time that it comes
+    is_line: bool  # INTx, which the kernel masks at each interrupt
 
     def forget_interrupts(self) -> None:
-        """Take those that came after the calls which awaited them had timed out."""
+        """Consume interrupts that arrived after their calls had timed out."""
         if self.vector is not None and self.vector.read():
             self.acknowledge()
 
     def await_interrupt(self, cause: int, timeout: float) -> None:
-        """Wait for an interrupt with this cause, if there are interrupts at all."""
+        """Wait for an interrupt with this cause, if the driver uses interrupts."""
         if self.vector is None:
             return
         end = time.monotonic() + timeout
@@ -223,7 +223,7 @@ class _State:
             self.vector.wait(end - time.monotonic())
 
     def acknowledge(self) -> int:
-        """Tell the device that its interrupt has come; return the causes."""
+        """Acknowledge the interrupt to the device; return its causes."""
         causes = self.registers.irq_status.read()
         self.registers.irq_acknowledge.write(causes)
         if self.vector is not None and self.is_line:
@@ -231,16 +231,16 @@ class _State:
         return causes
 
     def _unmask(self, vector: Vector) -> None:
-        """Let INTx come again, now that the device does not raise it."""
+        """Unmask INTx, now that the device does not raise it."""
         try:
             vector.unmask()
         except KernelError:
-            self.registers.irq_status.read()  # ClosedError where the driver was stopped meanwhile
+            self.registers.irq_status.read()  # raises ClosedError if the driver was stopped meanwhile
             raise
 
 
 def _settle(registers: EduRegisters) -> None:
-    """Have the device end its DMA and its interrupts: it has no reset."""
+    """Make the device end its DMA and its interrupts: it has no reset."""
     registers.status.write(interrupt=0)
     registers.dma_command.wait_until(start=0, timeout=_TIMEOUT)
     registers.irq_acknowledge.write(_ALL)
@@ -249,8 +249,8 @@ def _settle(registers: EduRegisters) -> None:
 def _require_in_buffer(offset: int, size: int) -> None:
     if offset < 0 or size < 0 or offset + size > CAPACITY:
         raise DmaRangeError(
-            f"{size:#x} bytes at {offset:#x} are not in edu's buffer",
-            hint=f"{CAPACITY} bytes of it can be used",
+            f"{size:#x} bytes at {offset:#x} exceed edu's buffer",
+            hint=f"{CAPACITY} bytes of the buffer can be used",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a register is made of: width, access rights, fields. Checked once, when its definition is."""
+"""Width, access rights and fields of a register, checked once, when the register is defined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ACCESSES = ("ro", "wo", "rw", "w1c")
 class Field:
     """Bits ``high`` to ``low`` of a register, both included; made by ``bit`` and ``bits``.
 
-    ``access`` is the register's own where it is ``None``.
+    ``access`` is the register's if it is ``None``.
     """
 
     high: int
@@ -29,16 +29,16 @@ class Field:
 
     @property
     def largest(self) -> int:
-        """Return the largest value that fits."""
+        """The largest value that fits."""
         return (1 << self.high - self.low + 1) - 1
 
     @property
     def mask(self) -> int:
-        """Return the field's bits, at their place in the register."""
+        """The field's bits, at their place in the register."""
         return self.largest << self.low
 
     def of(self, value: int) -> int:
-        """Return the field's value within a register's."""
+        """Return the field's value within a register's value."""
         return value >> self.low & self.largest
 
 
@@ -56,8 +56,8 @@ def bits(high: int, low: int, access: RegisterAccess | None = None) -> Field:
 class RegisterLayout:
     """A register's width in bits, its access, and its fields, each with its own access.
 
-    ``largest`` is the largest value that fits; ``rewritable`` has the bits that may be written back as they
-    were read, for writing them does nothing but keep them.
+    ``largest`` is the largest value that fits. ``rewritable`` are the bits that may be written back as they
+    were read: to write them keeps their value and has no other effect.
     """
 
     width: int
@@ -68,7 +68,7 @@ class RegisterLayout:
 
     @property
     def size(self) -> int:
-        """Return the width in bytes."""
+        """The width in bytes."""
         return self.width // 8
 
 
@@ -78,12 +78,12 @@ def checked_layout(
     """Return the layout of the register of this name.
 
     Raises:
-        RegisterError: it contradicts itself.
+        RegisterError: the definition contradicts itself.
     """
     if width not in _WIDTHS:
-        raise contradiction(name, f"its width is {width}, and neither 8, 16, 32 nor 64")
+        raise contradiction(name, f"its width is {width}, not 8, 16, 32 or 64")
     if access not in _ACCESSES:
-        raise contradiction(name, f"its access is '{access}', and none of {', '.join(_ACCESSES)}")
+        raise contradiction(name, f"its access is '{access}', not one of {', '.join(_ACCESSES)}")
     settled = {
         field_name: _checked_field(f"{name}, field {field_name}", field, width, access)
         for field_name, field in fields.items()
@@ -102,7 +102,7 @@ def contradiction(name: str, why: str) -> RegisterError:
 
 
 def _checked_field(name: str, field: Field, width: int, register_access: RegisterAccess) -> Field:
-    """Return the field with the register's access, unless it has one of its own."""
+    """Return the field with the register's access, unless it has its own."""
     if not 0 <= field.low <= field.high < width:
         raise contradiction(name, f"{field.high} to {field.low} are not bits of a register of {width} bits")
     access = field.access or register_access

@@ -1,4 +1,4 @@
-"""A device's registers, declared as its datasheet lists them, and used by name.
+"""A device's registers, declared as in its datasheet, and used by name.
 
     class Uart(RegisterBlock, width=32):
         data = Register(0x00)
@@ -10,8 +10,8 @@
     uart.data.write(uart.threshold[2].read())
 
 Each ``read()`` and each ``write()`` is one access of the register's exact width. A definition that
-contradicts itself is an error when its class is made; a use that contradicts the definition is one before
-anything reaches the device.
+contradicts itself is an error when its class is made. A use that contradicts the definition is an error
+before anything reaches the device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ B = TypeVar("B", bound="RegisterBlock")
 
 
 class _Member(Generic[P]):
-    """A part of a block, alone or repeated; ``P`` is what an instance of the block has in its place."""
+    """A part of a block, single or repeated; ``P`` is the type of the attribute of a block's instance."""
 
     name = ""
     size = 0
@@ -59,7 +59,7 @@ class _Member(Generic[P]):
         if block is None:
             return self
         made = self._placed(block._space, block._offset + self.offset, f"{block._name}.{self.name}")
-        vars(block)[self.name] = made  # where Python finds it from now on, without asking here
+        vars(block)[self.name] = made  # later lookups find it in the instance
         return cast("P", made)
 
     def _placed(self, space: RegisterSpace, at: int, path: str) -> object:
@@ -75,26 +75,26 @@ class _Member(Generic[P]):
 
     @property
     def distance(self) -> int:
-        """Return how many bytes lie between the starts of two elements."""
+        """The number of bytes between the starts of two elements."""
         return self.size if self.stride is None else self.stride
 
     @property
     def end(self) -> int:
-        """Return the first byte behind the last element."""
+        """The first byte behind the last element."""
         return self.offset + ((self.count or 1) - 1) * self.distance + self.size
 
     def settle(self, block: str, name: str, width: Width | None) -> None:
-        """Take a place in a block, and the block's width.
+        """Take name and width from the block that defines the member.
 
         Raises:
             RegisterError: the definition contradicts itself.
         """
         path = f"{block}.{name}"
         if self.name:
-            raise contradiction(path, f"it is {self.name} already: each name takes a definition of its own")
+            raise contradiction(path, f"it is {self.name} already: each name needs a separate definition")
         self.name = name
         if self.count is None and self.stride is not None:
-            raise contradiction(path, "it has a stride, and no count")
+            raise contradiction(path, "it has a stride, but no count")
         if self.count is not None and self.count < 1:
             raise contradiction(path, f"its count is {self.count}")
         if self.offset < 0 or self.offset % self.alignment:
@@ -104,7 +104,7 @@ class _Member(Generic[P]):
             raise contradiction(path, why)
 
     def spans(self, at: int, prefix: str) -> Iterator[tuple[int, int, str]]:
-        """Yield (start, end, name) for each register that must have its bytes for itself."""
+        """Yield (start, end, name) for each register that must not share its bytes."""
         if self.overlaps:
             return
         for index in range(self.count or 1):
@@ -118,10 +118,10 @@ class _Member(Generic[P]):
 class Register(_Member[P]):
     """The definition of a register, ``offset`` bytes from its block's start.
 
-    ``access`` is ``ro``, ``wo``, ``rw``, or ``w1c`` (it can be read, and writing 1 to a bit clears it).
-    ``fields`` are made by ``bit`` and ``bits``. With a ``count`` there are so many, ``stride`` bytes from
-    start to start, or without a gap: ``block.name[3].read()``. ``side_effects`` says that a read changes the
-    device, so that ``dump()`` leaves the register out; ``overlaps``, that others may share its bytes.
+    ``access`` is ``ro``, ``wo``, ``rw``, or ``w1c`` (readable, and writing 1 to a bit clears it). ``fields``
+    are made by ``bit`` and ``bits``. With ``count`` the register repeats, ``stride`` bytes from start to
+    start, or without a gap: ``block.name[3].read()``. ``side_effects`` means that a read changes the device:
+    ``dump()`` leaves the register out. ``overlaps`` means that other registers may share its bytes.
     """
 
     layout: RegisterLayout
@@ -182,8 +182,8 @@ class Register(_Member[P]):
 class Nested(_Member[P]):
     """The definition of a block within a block, ``offset`` bytes from its start.
 
-    With a ``count`` there are so many, ``stride`` bytes from start to start: ``block.name[3].head.read()``.
-    ``overlaps`` says that other registers may share its bytes.
+    With ``count`` the block repeats, ``stride`` bytes from start to start: ``block.name[3].head.read()``.
+    ``overlaps`` means that other registers may share its bytes.
     """
 
     @overload
@@ -224,7 +224,7 @@ class Nested(_Member[P]):
 
 
 class _Body(dict[str, object]):
-    """A block's body while Python runs it: no register takes another's name."""
+    """A block's body while Python runs it: refuses a name that a register has already."""
 
     def __init__(self, block: str) -> None:
         super().__init__()
@@ -243,10 +243,10 @@ class _BlockType(type):
 
 
 class RegisterBlock(metaclass=_BlockType):
-    """Registers that lie together on a space, ``offset`` bytes from its start.
+    """Registers that lie together in a register space, ``offset`` bytes from its start.
 
-    A subclass names the registers, and has as ``width`` that of all which do not give their own. ``name`` is
-    what errors call the block, if not by its class's name.
+    A subclass names the registers; its ``width`` is that of all registers without their own. ``name`` is the
+    block's name in errors, by default the name of its class.
 
     Raises:
         RegisterError: the block does not fit in the space, or is not aligned there.
@@ -263,7 +263,7 @@ class RegisterBlock(metaclass=_BlockType):
         for name, member in vars(cls).items():
             if isinstance(member, _Member):
                 if name.startswith("_") or hasattr(RegisterBlock, name):
-                    raise contradiction(f"{cls.__name__}.{name}", "the name is taken by every block")
+                    raise contradiction(f"{cls.__name__}.{name}", "every block uses this name itself")
                 member.settle(cls.__name__, name, cls._width)
         lineage = [vars(base).items() for base in reversed(cls.__mro__)]
         cls._members = {n: member for items in lineage for n, member in items if isinstance(member, _Member)}
@@ -278,7 +278,7 @@ class RegisterBlock(metaclass=_BlockType):
         if offset < 0 or offset + self._size > space.size:
             raise RegisterError(
                 f"{self._name} does not fit: {self._size:#x} bytes at {offset:#x} of {space.size:#x}",
-                hint="see whether it is the right BAR of the right device, and mapped whole",
+                hint="check that it is the right BAR of the right device, and mapped completely",
             )
         if offset % self._alignment:
             raise RegisterError(
@@ -286,7 +286,7 @@ class RegisterBlock(metaclass=_BlockType):
             )
 
     def dump(self) -> dict[str, int]:
-        """Read all registers whose reading changes nothing, and return their values.
+        """Read all registers that can be read without side effects, and return their values.
 
         They are in the order of definition, named ``status``, ``threshold[2]``, ``queue[1].head``.
         """
@@ -302,13 +302,13 @@ class RegisterBlock(metaclass=_BlockType):
             for one in found if isinstance(found, RegisterArray) else (found,):
                 yield from one._harmless() if isinstance(one, RegisterBlock) else (one,)
 
-    if not TYPE_CHECKING:  # to a type checker it would mean that any attribute can be set
+    if not TYPE_CHECKING:  # type checkers would allow to set any attribute
 
         def __setattr__(self, name: str, value: object) -> None:
             if name in self._members:
                 raise RegisterError(
-                    f"{self._name}.{name} is a register, and no value can be put in its place",
-                    hint=f"write to it with {name}.write()",
+                    f"{self._name}.{name} is a register, and cannot be replaced by a value",
+                    hint=f"write the value with {name}.write()",
                 )
             super().__setattr__(name, value)
 
@@ -320,4 +320,4 @@ def _refuse_overlaps(block: str, members: Iterable[_Member[Any]]) -> None:
     spans = sorted(span for member in members for span in member.spans(0, ""))
     for (_, end, one), (start, _, other) in pairwise(spans):
         if start < end:
-            raise contradiction(block, f"{one} and {other} overlap, and neither is declared to")
+            raise contradiction(block, f"{one} and {other} overlap, and neither has overlaps=True")

@@ -15,14 +15,14 @@ from vfiotool.vfio.regions.register_space import RegisterSpace
 
 _IDS = 0x1B36, 0x0005
 _BARS = (0, 1)
-_WIDTHS = (1, 2, 4)  # bytes; any other means that there is no such test
+_WIDTHS = (1, 2, 4)  # bytes; any other width means that there is no such test
 _NO_TEST = 0xFF
 _MOST_TESTS = _NO_TEST
 _LONGEST_NAME = 64
 
 
 class PciTestdevRegisters(RegisterBlock, width=32):
-    """The header that both BARs start with: all but ``test`` tell of the test that was started last."""
+    """The header at the start of both BARs: all registers but ``test`` describe the last started test."""
 
     test = Register(0x00, width=8, access="wo")
     width_type = Register(0x01, width=8, access="ro")
@@ -36,7 +36,7 @@ class PciTestdevRegisters(RegisterBlock, width=32):
 class AccessTest:
     """A test that the device offers: to write ``data``, of ``width`` bits, at an ``offset`` of a BAR.
 
-    All of it is what the device says; what is no printable ASCII in its name reads as ``?``.
+    All of it comes from the device; bytes of its name that are not printable ASCII read as ``?``.
     """
 
     bar: int
@@ -48,15 +48,15 @@ class AccessTest:
 
 
 class PciTestdev(Driver):
-    """A driver of pci-testdev; see ``Driver`` for what holds when its calls have returned.
+    """A driver of pci-testdev; see ``Driver`` for the guarantees of its calls.
 
         with PciTestdev(device) as testdev:
             for test in testdev.tests(0):
                 print(test.name, testdev.run(test, 10))
 
-    The device does no DMA and raises no interrupts: its bus mastering stays off. It has no reset either; the
-    test that was started last is ended instead. BAR0 is memory, which is mapped, and BAR1 are I/O ports,
-    which are reached through the kernel.
+    The device does no DMA and raises no interrupts: its bus mastering stays off. It has no reset; ``start()``
+    ends the last started test instead. BAR0 is memory, which is mapped. BAR1 has I/O ports, which are
+    accessed through the kernel.
     """
 
     def __init__(self, device: Device) -> None:
@@ -64,7 +64,7 @@ class PciTestdev(Driver):
         self._spaces: Mapping[int, RegisterSpace] = {}
 
     def tests(self, bar: int) -> list[AccessTest]:
-        """Return the tests that a BAR offers, 0 or 1; the device ends its list by a width that is none.
+        """Return the tests of a BAR, 0 or 1; the device ends its list with an invalid width.
 
         Raises:
             ClosedError: the driver is not started.
@@ -80,14 +80,14 @@ class PciTestdev(Driver):
         return found
 
     def run(self, test: AccessTest, times: int = 1) -> int:
-        """Start a test, do its write so many times, and return how many the device has counted.
+        """Start a test, make its write ``times`` times, and return how many writes the device has counted.
 
-        Those of which QEMU makes a signal of an eventfd (``wildcard-eventfd``, ``datamatch-eventfd``) do not
-        come through to the device, and are not counted.
+        Writes that QEMU turns into a signal of an eventfd (``wildcard-eventfd``, ``datamatch-eventfd``) do
+        not reach the device, and are not counted.
 
         Raises:
             ClosedError: the driver is not started.
-            AccessError: what the device says of the test leads outside of the BAR, or does not fit.
+            AccessError: offset or width of the test, which come from the device, do not fit in the BAR.
         """
         registers = self._registers(test.bar)
         registers.test.write(test.number)
@@ -101,7 +101,7 @@ class PciTestdev(Driver):
         config = self.device.config
         if (config.vendor_id, config.device_id) != _IDS:
             raise UnsupportedError(
-                f"{self.device.name} is not pci-testdev", hint="'vfiotool show' tells what it is"
+                f"{self.device.name} is not pci-testdev", hint="'vfiotool show' names the device"
             )
         regions = (self.device.regions[bar] for bar in _BARS if bar in self.device.regions)
         self._spaces = {region.index: _space(region, resources) for region in regions}
@@ -131,10 +131,10 @@ class PciTestdev(Driver):
 
     def _space(self, bar: int) -> RegisterSpace:
         if not self._spaces:
-            raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
+            raise ClosedError(f"the driver of {self.device.name} is not started", hint="call start() first")
         if bar not in self._spaces:
             known = " and ".join(map(str, self._spaces))
-            raise UsageError(f"{self.device.name} has no tests in bar{bar}", hint=f"it has them in {known}")
+            raise UsageError(f"{self.device.name} has no tests in bar{bar}", hint=f"it has tests in {known}")
         return self._spaces[bar]
 
 
@@ -143,7 +143,7 @@ def _space(region: Region, resources: ExitStack) -> RegisterSpace:
 
 
 def _name(registers: PciTestdevRegisters) -> str:
-    """Return the test's name, however long the device says that it is."""
+    """Return the test's name; its length is bounded, whatever the device says."""
     name = ""
     for register in registers.name:
         byte = register.read()

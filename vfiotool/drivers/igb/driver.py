@@ -1,4 +1,4 @@
-"""The driver of an 82576. Sections are of Intel's datasheet of the 82576EB."""
+"""The driver of an 82576. Section numbers refer to Intel's 82576EB datasheet."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from vfiotool.vfio.mmio.mmio import Mmio
 _IDS = 0x8086, 0x10C9
 _ALL = 0xFFFF_FFFF
 _TIMEOUT = 10.0
-_SOON = 5.0  # what comes within microseconds, and the link within half a second
+_SOON = 5.0  # most events take microseconds, the link half a second
 _LONGEST_PAUSE = 1e-3
 
 _PHY, _PHY_WRITE = 1, 0b01
-_PHY_CONTROL = 0  # a PHY's register (IEEE 802.3, 22.2.4.1), and what is in it:
+_PHY_CONTROL = 0  # a PHY register (IEEE 802.3, 22.2.4.1), and its bits:
 _GIGABIT, _FULL_DUPLEX, _RESTART, _NEGOTIATE, _LOOPBACK = 1 << 6, 1 << 8, 1 << 9, 1 << 12, 1 << 14
 _SPEED_1000 = 0b10
 _ONE_BUFFER = 0b001
@@ -43,22 +43,22 @@ _VALID = 1 << 7
 
 
 class Igb(Driver):
-    """A driver of an 82576, for what it can do without a network: copy memory, and raise interrupts.
+    """A driver of an 82576 for uses without a network: to copy memory and raise interrupts.
 
         with Igb(device, vectors=1) as igb:
             igb.copy(source.iova, destination.iova, source.size)
 
-    See ``Driver`` for what holds when its calls have returned. It enables as many vectors of MSI-X as
-    ``vectors`` says. Copies raise the first one, and are awaited by it; without any, by looking.
+    See ``Driver`` for the guarantees of its calls. It enables ``vectors`` vectors of MSI-X. Copies raise
+    the first vector and wait for it; without vectors they poll.
 
-    A copy travels in frames, each up to a page, which the device sends and receives itself. Where one is
-    lost the call ends with IgbTimeoutError: then nobody knows what is in the destinations of that call, and
-    the driver copies nothing more until it is stopped and started.
+    A copy consists of frames of up to a page, which the device sends and receives itself. If a frame is lost,
+    the call ends with IgbTimeoutError. The contents of the call's destinations are unknown then, and the
+    driver copies nothing more until it is stopped and started.
 
-    The device does not tell when the IOMMU refuses it memory: what it may not write is written nowhere; in
-    place of what it may not read QEMU's sends other bytes, and a real one may lose the frame.
+    The device does not report memory that the IOMMU refuses. Refused writes are lost. In place of refused
+    reads QEMU's device sends other bytes, and a real device may lose the frame.
 
-    It was tried on QEMU's igb, from version 8 on, and on no other.
+    It was tested only with QEMU's igb, from version 8 on.
     """
 
     def __init__(self, device: Device, *, vectors: int = 0) -> None:
@@ -76,19 +76,19 @@ class Igb(Driver):
         return self._running.registers
 
     def copy(self, source: int, destination: int, size: int, *, timeout: float = _TIMEOUT) -> None:
-        """Copy bytes from an IOVA to another, as ``copy_many()`` does."""
+        """Copy bytes from an IOVA to another, like ``copy_many()``."""
         self.copy_many([(source, destination, size)], timeout=timeout)
 
     def copy_many(self, copies: Iterable[tuple[int, int, int]], *, timeout: float = _TIMEOUT) -> None:
-        """Make many copies: of each the IOVA of source and destination, and the size in bytes.
+        """Make many copies of (source IOVA, destination IOVA, size in bytes).
 
-        As many frames as the rings have room for are under way at a time. ``timeout`` is for how many
-        seconds none may come back.
+        As many frames as fit in the rings are in flight at a time. ``timeout`` is the longest time, in
+        seconds, in which no frame returns.
 
         Raises:
-            DmaRangeError: a copy leaves the 64 bits; none was made.
-            IgbTimeoutError: a frame did not come back.
-            IgbError: what came back is not what was sent, or an earlier call lost a frame.
+            DmaRangeError: a copy exceeds 64 bits; none was made.
+            IgbTimeoutError: a frame did not return.
+            IgbError: a received frame differs from the sent frame, or an earlier call lost a frame.
             ClosedError: the driver is not started, or was stopped meanwhile.
         """
         wanted = list(copies)
@@ -105,13 +105,13 @@ class Igb(Driver):
             running.await_frame(timeout)
 
     def interrupt(self, vectors: Iterable[int] = (0,), *, timeout: float = _TIMEOUT) -> list[int]:
-        """Have the device raise vectors, all at once; return how often each has come, in ascending order.
+        """Have the device raise vectors, all at once; return the count of each, in ascending order.
 
-        Each counts from when it was last asked for.
+        Each count starts at the last call that returned it.
 
         Raises:
-            UsageError: the driver has enabled no such vector.
-            IrqTimeoutError: one did not come.
+            UsageError: the driver has not enabled one of the vectors.
+            IrqTimeoutError: a vector was not signalled.
             ClosedError: the driver is not started, or was stopped meanwhile.
         """
         running, raised = self._running, sorted(set(vectors))
@@ -126,7 +126,7 @@ class Igb(Driver):
     def _start(self, resources: ExitStack) -> None:
         config = self.device.config
         if (config.vendor_id, config.device_id) != _IDS:
-            raise UnsupportedError(f"{self.device.name} is not an 82576", hint="this driver knows no other")
+            raise UnsupportedError(f"{self.device.name} is not an 82576", hint="use another driver")
         window = resources.enter_context(self.device.regions.bar0.map())
         registers = IgbRegisters(window, name=f"{self.device.name}: igb")
         self._reset(registers)
@@ -146,12 +146,12 @@ class Igb(Driver):
         state, self._state = self._state, None
         if state is None:
             return
-        state.window.revoke("its driver was stopped")  # what other threads are at ends before all else
+        state.window.revoke("its driver was stopped")  # ends the calls of other threads first
         with self.device.regions.bar0.map() as window:
             self._reset(IgbRegisters(window))
 
     def _reset(self, registers: IgbRegisters) -> None:
-        """Have the device end its DMA, and then forget all (5.2.3.3, 4.2.1.6.1)."""
+        """Make the device end its DMA, and reset it (5.2.3.3, 4.2.1.6.1)."""
         _mask_interrupts(registers)
         registers.ctrl.update(master_disable=1)
         try:
@@ -159,20 +159,20 @@ class Igb(Driver):
         except RegisterTimeoutError:
             self.device.reset()
         registers.ctrl.update(reset=1)
-        time.sleep(1e-3)  # before that it must be left alone
+        time.sleep(1e-3)  # the device must not be accessed before
         registers.ctrl.wait_until(reset=0, timeout=_SOON)
         _mask_interrupts(registers)
 
     @property
     def _running(self) -> _State:
         if self._state is None:
-            raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
+            raise ClosedError(f"the driver of {self.device.name} is not started", hint="call start() first")
         return self._state
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What a started driver has."""
+    """The state of a started driver."""
 
     name: str
     window: Mmio
@@ -181,12 +181,12 @@ class _State:
     vectors: Vectors | None
 
     def forget_interrupts(self) -> None:
-        """Take what vector 0 has counted."""
+        """Consume the count of vector 0."""
         if self.vectors is not None:
             self.vectors[0].read()
 
     def send(self, parts: Iterator[tuple[int, int, int]]) -> int:
-        """Send as many parts as there is room for, and return how many frames are under way."""
+        """Send as many parts as there is room for, and return how many frames are in flight."""
         while self.frames.under_way < DEPTH:
             part = next(parts, None)
             if part is None:
@@ -197,14 +197,14 @@ class _State:
         return self.frames.under_way
 
     def await_frame(self, timeout: float) -> None:
-        """Wait for the frame that was sent first, and take all that have come back."""
+        """Wait for the first sent frame, and take all frames that have returned."""
         end, pause = time.monotonic() + timeout, 0.0
         while not self.frames.take():
             left = end - time.monotonic()
             if left <= 0:
                 raise IgbTimeoutError(
-                    f"a frame of {self.name} did not come back within {timeout:g} s",
-                    hint="is all of the memory mapped? The kernel's log tells what the IOMMU refused",
+                    f"a frame of {self.name} did not return within {timeout:g} s",
+                    hint="is all of the memory mapped? The kernel's log shows what the IOMMU refused",
                 )
             self._pause(left, pause)
             pause = min(2 * pause + 1e-6, _LONGEST_PAUSE)
@@ -213,10 +213,10 @@ class _State:
 
     def _pause(self, longest: float, pause: float) -> None:
         if self.vectors is None:
-            self.registers.status.read()  # by which one hears that the device was taken away
+            self.registers.status.read()  # raises ClosedError if the device was released
             time.sleep(pause)
             return
-        with contextlib.suppress(IrqTimeoutError):  # it is looked at a last time
+        with contextlib.suppress(IrqTimeoutError):  # the caller looks a last time
             self.vectors[0].wait(longest)
 
 
@@ -226,9 +226,9 @@ def _mask_interrupts(registers: IgbRegisters) -> None:
 
 
 def _loop_back(registers: IgbRegisters) -> None:
-    """Have the PHY hand back what it is given to send, at a speed that is forced (3.5.6.3.1)."""
+    """Enable the PHY's loopback at a forced speed (3.5.6.3.1)."""
     control = _GIGABIT | _FULL_DUPLEX
-    # QEMU's igb has a link when negotiation ends, and only then; on a real one the next write ends it.
+    # QEMU's igb has a link only after negotiation; on a real device the next write ends negotiation.
     _write_phy(registers, _PHY_CONTROL, control | _NEGOTIATE | _RESTART)
     _write_phy(registers, _PHY_CONTROL, control | _LOOPBACK)
     registers.ctrl.update(
@@ -241,11 +241,11 @@ def _write_phy(registers: IgbRegisters, register: int, data: int) -> None:
     registers.mdic.write(data=data, register=register, phy=_PHY, operation=_PHY_WRITE)
     registers.mdic.wait_until(ready=1, timeout=_SOON)
     if registers.mdic.read_field("error"):
-        raise IgbError(f"the PHY does not take {data:#x} in its register {register}")
+        raise IgbError(f"the PHY refuses {data:#x} in its register {register}")
 
 
 def _set_up_rings(registers: IgbRegisters, iova: int) -> None:
-    """Have both rings in memory, and empty (4.5.9, 4.5.10)."""
+    """Set both rings up in memory, empty (4.5.9, 4.5.10)."""
     receive, transmit = registers.receive[0], registers.transmit[0]
     for queue, at in ((receive, RECEIVE), (transmit, TRANSMIT)):
         queue.base_low.write(iova + at & _ALL)
@@ -262,7 +262,7 @@ def _set_up_rings(registers: IgbRegisters, iova: int) -> None:
 
 
 def _set_up_interrupts(registers: IgbRegisters, count: int) -> None:
-    """Raise vector 0 for what is received, without delay; what a vector was raised for is cleared (7.3)."""
+    """Raise vector 0 for received frames without delay; a raised vector clears its causes (7.3)."""
     every = (1 << count) - 1
     registers.gpie.write(multiple_msix=1)
     for number in range(count):

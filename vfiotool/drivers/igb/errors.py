@@ -1,4 +1,4 @@
-"""What can go wrong with an 82576."""
+"""Errors of the 82576 driver."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from vfiotool.errors import VfioToolError
 
 
 class IgbError(VfioToolError):
-    """The device did not do what it was told."""
+    """The device did not do what the driver requested."""
 
 
 class IgbTimeoutError(IgbError, TimeoutError):
-    """A frame did not come back in time. Memory that is part of the copy is the device's until ``stop()``."""
+    """A frame did not return in time. Memory of the copy belongs to the device until ``stop()``."""

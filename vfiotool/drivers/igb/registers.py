@@ -7,7 +7,7 @@ from vfiotool.drivers.registers import Nested, Register, RegisterBlock
 
 
 class QueueRegisters(RegisterBlock, width=32):
-    """What receive and transmit queues have in common; their memory starts on a multiple of 128 bytes."""
+    """Registers of receive and transmit queues; their memory starts at a multiple of 128 bytes."""
 
     base_low = Register(0x00)
     base_high = Register(0x04)
@@ -18,13 +18,13 @@ class QueueRegisters(RegisterBlock, width=32):
 
 
 class ReceiveQueueRegisters(QueueRegisters):
-    """A receive queue."""
+    """Registers of a receive queue."""
 
     buffers = Register(0x0C, fields={"size": bits(6, 0), "kind": bits(27, 25)})  # SRRCTL; size in KiB
 
 
 class IgbRegisters(RegisterBlock, width=32):
-    """Of the device as a whole, by the datasheet's names; and its queues."""
+    """Registers of the whole device, by the datasheet's names, and of its queues."""
 
     ctrl = Register(
         0x0000,

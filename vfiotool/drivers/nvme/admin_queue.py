@@ -1,4 +1,4 @@
-"""The admin queue: what a controller is, and the making of queues (NVM Express Base Specification 2.0)."""
+"""The admin queue: identify data, and creation of I/O queues (NVM Express Base Specification 2.0)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ _TIMEOUT = 10.0
 
 
 class AdminQueue:
-    """Commands of the admin queue, each of which waits for its completion.
+    """Commands of the admin queue; each call waits for the completion of its command.
 
-    All raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not answer.
+    All raise NvmeStatusError if the controller refuses a command, NvmeTimeoutError if it does not respond.
     """
 
     def __init__(self, controller: Controller, pair: QueuePair, page: Buffer) -> None:
-        """Take a queue pair, and a page of memory for the answers."""
+        """Use a queue pair, and a page of memory for identify data."""
         self.controller = controller
         self.pair = pair
         self._page = page
 
     def identify(self) -> ControllerInfo:
-        """Return what the controller is."""
+        """Return the Identify data of the controller."""
         return ControllerInfo.parse(self._ask(commands.identify_controller(self._page.iova)))
 
     def namespace(self, nsid: int) -> NamespaceInfo:
-        """Return what a namespace is.
+        """Return the Identify data of a namespace.
 
         Raises:
-            NvmeError: it is not active, or what the controller says of it cannot be.
+            NvmeError: the namespace is not active, or its data are invalid.
         """
         return NamespaceInfo.parse(nsid, self._ask(commands.identify_namespace(nsid, self._page.iova)))
 
@@ -48,12 +48,12 @@ class AdminQueue:
                 return found
 
     def set_number_of_queues(self, wanted: int) -> int:
-        """Ask for so many queue pairs, and return how many the controller gives, more or fewer."""
+        """Request ``wanted`` queue pairs, and return how many the controller grants, more or fewer."""
         given = self.pair.execute("set features", commands.set_number_of_queues(wanted), _TIMEOUT)
         return min(given & 0xFFFF, given >> 16) + 1
 
     def create_queue(self, number: int, pair: QueuePair, vector: int | None) -> None:
-        """Have the controller take a queue pair's completion queue, and then its submission queue."""
+        """Create the completion queue of a queue pair, and then its submission queue."""
         entries, submissions = pair.layout.entries, pair.memory.iova
         completions = submissions + pair.layout.completions
         create_completions = commands.create_completion_queue(number, entries, completions, vector)
@@ -66,7 +66,7 @@ class AdminQueue:
             raise
 
     def delete_queue(self, number: int) -> None:
-        """Have the controller give a queue pair back; its commands are complete or aborted then."""
+        """Delete a queue pair; its commands are complete or aborted then."""
         self.pair.execute("delete submission queue", commands.delete_submission_queue(number), _TIMEOUT)
         self.pair.execute("delete completion queue", commands.delete_completion_queue(number), _TIMEOUT)
 

@@ -1,4 +1,4 @@
-"""NVMe commands: 64 bytes each, built as the specification draws them.
+"""NVMe commands: 64 bytes each, in the layout of the specification.
 
 The command identifier is 0: ``QueuePair`` sets it. ``prp1`` is the IOVA of the page that the command
 reads or writes. Sections are of the NVM Express Base Specification 2.0 unless another is named.
@@ -30,7 +30,7 @@ _CONTIGUOUS, _INTERRUPTS = 1 << 0, 1 << 1
 
 
 class Completion(NamedTuple):
-    """What a controller said of a command: ``status`` is 0 where it was carried out."""
+    """A completion of a command; ``status`` is 0 for success."""
 
     cid: int
     status: int
@@ -46,46 +46,46 @@ def command(
 
 
 def identify_controller(prp1: int) -> bytes:
-    """Return a command that writes what the controller is to a page (section 5.17)."""
+    """Return a command that writes the controller's identify data to a page (section 5.17)."""
     return command(_IDENTIFY, prp1=prp1, words=(_IDENTIFY_CONTROLLER,))
 
 
 def identify_namespace(nsid: int, prp1: int) -> bytes:
-    """Return a command that writes what a namespace is to a page (section 5.17)."""
+    """Return a command that writes a namespace's identify data to a page (section 5.17)."""
     return command(_IDENTIFY, nsid=nsid, prp1=prp1, words=(_IDENTIFY_NAMESPACE,))
 
 
 def identify_active_namespaces(above: int, prp1: int) -> bytes:
-    """Return a command that lists the active namespaces of higher numbers (section 5.17)."""
+    """Return a command that lists the active namespaces with numbers above ``above`` (section 5.17)."""
     return command(_IDENTIFY, nsid=above, prp1=prp1, words=(_IDENTIFY_ACTIVE,))
 
 
 def set_number_of_queues(count: int) -> bytes:
-    """Return a command that asks for so many queues of each kind (section 5.27.1.5)."""
+    """Return a command that requests ``count`` queues of each kind (section 5.27.1.5)."""
     return command(_SET_FEATURES, words=(_NUMBER_OF_QUEUES, count - 1 << 16 | count - 1))
 
 
 def create_completion_queue(queue: int, entries: int, prp1: int, vector: int | None) -> bytes:
-    """Return a command that makes a queue, with the interrupt vector of a number, or none (section 5.4)."""
+    """Return a command that creates a completion queue, with an interrupt vector or none (section 5.4)."""
     flags = _CONTIGUOUS if vector is None else vector << 16 | _INTERRUPTS | _CONTIGUOUS
     return command(_CREATE_CQ, prp1=prp1, words=(entries - 1 << 16 | queue, flags))
 
 
 def create_submission_queue(queue: int, entries: int, prp1: int) -> bytes:
-    """Return a command that makes a queue; its completions go to that of the same number (section 5.5)."""
+    """Return a command that creates the submission queue for a completion queue (section 5.5)."""
     return command(_CREATE_SQ, prp1=prp1, words=(entries - 1 << 16 | queue, queue << 16 | _CONTIGUOUS))
 
 
 def delete_completion_queue(queue: int) -> bytes:
-    """Return a command that ends a completion queue (section 5.6)."""
+    """Return a command that deletes a completion queue (section 5.6)."""
     return command(_DELETE_CQ, words=(queue,))
 
 
 def delete_submission_queue(queue: int) -> bytes:
-    """Return a command that ends a submission queue; all in it completes or is aborted (section 5.7)."""
+    """Return a command that deletes a submission queue and completes or aborts its commands (section 5.7)."""
     return command(_DELETE_SQ, words=(queue,))
 
 
 def flush(nsid: int) -> bytes:
-    """Return a command that makes all that was written last (section 7.1)."""
+    """Return a command that makes all completed writes durable (section 7.1)."""
     return command(_FLUSH, nsid=nsid)

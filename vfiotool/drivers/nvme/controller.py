@@ -1,4 +1,4 @@
-"""A controller's registers put to use: reset, enable, shut down (NVM Express Base Specification 2.0)."""
+"""Reset, enabling and shutdown of a controller (NVM Express Base Specification 2.0)."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _GLANCE = 0.001
 
 
 class Controller:
-    """What the registers of a mapped BAR0 say and do; ``name`` is the device's address.
+    """The controller behind a mapped BAR0; ``name`` is the device's address.
 
-    What is awaited and does not come is a RegisterTimeoutError.
+    A state that is not reached in time is a RegisterTimeoutError.
     """
 
     def __init__(self, window: Mmio, name: str) -> None:
-        """Read what the controller can do.
+        """Read the controller's capabilities.
 
         Raises:
-            NvmeError: it is gone.
-            UnsupportedError: it is one that this driver does not know.
+            NvmeError: the controller is gone.
+            UnsupportedError: this driver does not support the controller.
         """
         self.window = window
         self.name = name
         self.registers = NvmeRegisters(window, name=f"{name}: NVMe")
         if self.registers.cap.read() == _GONE:
-            raise NvmeError(f"{name} does not answer: its registers read all ones", hint="is it powered?")
+            raise NvmeError(f"{name} does not respond: its registers read all ones", hint="check its power")
         cap = self.registers.cap.read_fields()
         if cap["mpsmin"] or not cap["css"] & _NVM:
             raise UnsupportedError(
-                f"{name} takes no pages of 4 KiB, or has no NVM command set",
-                hint="this driver knows no other controllers",
+                f"{name} does not support pages of 4 KiB, or has no NVM command set",
+                hint="this driver needs both",
             )
         self.max_entries = cap["mqes"] + 1
         self._stride = cap["dstrd"]
         self._timeout = max(cap["to"], 1) * 0.5
 
     def doorbells(self, queue: int) -> tuple[int, int]:
-        """Return where the doorbells of a queue pair are.
+        """Return the offsets of the doorbells of a queue pair.
 
         Raises:
             NvmeError: they are outside of the BAR.
@@ -59,12 +59,12 @@ class Controller:
         return submission, completion
 
     def disable(self) -> None:
-        """Reset the controller: it ends all that it does, and forgets all queues (section 3.7.2)."""
+        """Reset the controller: it ends all its operations, and forgets all queues (section 3.7.2)."""
         self.registers.cc.update(en=0, shn=0)
         self.registers.csts.wait_until(rdy=0, timeout=self._timeout)
 
     def enable(self, admin: QueuePair) -> None:
-        """Have a controller that is disabled take commands from an admin queue (section 3.5.1)."""
+        """Enable a disabled controller with an admin queue (section 3.5.1)."""
         last = admin.layout.entries - 1
         self.registers.aqa.write(asqs=last, acqs=last)
         self.registers.asq.write(admin.memory.iova)
@@ -73,9 +73,9 @@ class Controller:
         self.registers.csts.wait_until(rdy=1, timeout=self._timeout)
 
     def shut_down(self, pairs: Sequence[QueuePair]) -> None:
-        """Have the controller complete what these closed queue pairs gave it, make it last, and reset it.
+        """Wait for the commands of these closed queue pairs, shut the controller down, and reset it.
 
-        What takes too long the reset aborts (section 3.6.1).
+        The shutdown makes all writes durable. The reset aborts commands that take too long (section 3.6.1).
         """
         if self._is_well():
             self._await_completions(pairs)
@@ -87,7 +87,7 @@ class Controller:
         return bool(self.registers.cc.read_field("en")) and not self.registers.csts.read_field("cfs")
 
     def _await_completions(self, pairs: Sequence[QueuePair]) -> None:
-        """Wait before a reset: QEMU 7.2 follows a freed queue where it ends a read only then, and dies."""
+        """Wait before the reset: QEMU 7.2 uses a freed queue and crashes if a read ends after the reset."""
         end = time.monotonic() + _SHUTDOWN_TIMEOUT
         while any(pair.unanswered() for pair in pairs) and self._is_well() and time.monotonic() < end:
             time.sleep(_GLANCE)

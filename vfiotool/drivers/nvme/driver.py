@@ -18,60 +18,61 @@ from vfiotool.vfio.irqs.irqs import Vector
 
 _ADMIN = QueuePairLayout(32)
 _WANTED_QUEUES = 64
-_LIST_SHIFT = 9  # a command's list of PRPs is one page, which has room for so many
-_MAX_BLOCKS = 1 << 16  # a command has 16 bits for their number
+_LIST_SHIFT = 9  # log2 of the entries of a command's PRP list, which is one page
+_MAX_BLOCKS = 1 << 16  # a command has 16 bits for the number of blocks
 
 
 class Nvme(Driver):
-    """A driver of an NVMe controller; see ``Driver`` for what holds when its calls have returned.
+    """A driver of an NVMe controller; see ``Driver`` for the guarantees of its calls.
 
         with Nvme(device) as nvme, nvme.create_queue() as queue:
             queue.write(0, b"hello".ljust(queue.namespace.block_size))
             assert queue.read(0).startswith(b"hello")
 
-    ``start()`` resets the controller; ``stop()`` lets it complete what it was given, and shuts it down, so
-    that what was written lasts. One thread
-    at a time may ask, make queues and close them; each queue may have a thread of its own.
+    ``start()`` resets the controller. ``stop()`` waits for its commands and shuts it down, so that all writes
+    are durable. One thread at a time may call methods, create queues and close them; each queue may have
+    a thread of its own.
 
-    All methods raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not
-    answer, and ClosedError where the driver is not started.
+    All methods raise NvmeStatusError if the controller refuses a command, NvmeTimeoutError if it does not
+    respond, and ClosedError if the driver is not started.
     """
 
     info: ControllerInfo
-    """What the controller is; there from the first start on."""
+    """The controller's identify data; set by the first start."""
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
         self._queues: dict[int, IoQueue] = {}
         self._controller: Controller | None = None
         self._admin_queue: AdminQueue | None = None
-        self._given = 0  # how many I/O queues there may be
+        self._given = 0  # how many I/O queues the controller grants
 
     def namespaces(self) -> list[int]:
         """Return the numbers of the active namespaces."""
         return self._admin.namespaces()
 
     def namespace(self, nsid: int = 1) -> NamespaceInfo:
-        """Return what a namespace is.
+        """Return the identify data of a namespace.
 
         Raises:
-            NvmeError: it is not active, or what the controller says of it cannot be.
+            NvmeError: the namespace is not active, or its data are invalid.
         """
         return self._admin.namespace(nsid)
 
     def create_queue(self, nsid: int = 1, *, entries: int = 256, vector: Vector | None = None) -> IoQueue:
-        """Make a queue for a namespace, of so many entries, or as many as the controller can have.
+        """Create a queue for a namespace, with ``entries`` entries, or as many as the controller supports.
 
-        With a vector of ``device.irqs.msix`` completions are awaited by interrupt, else by looking at memory.
+        A vector of ``device.irqs.msix`` makes the queue wait for completions by interrupt, otherwise it
+        polls.
 
         Raises:
             UnsupportedError: the namespace has metadata, or blocks that are larger than a command may be.
-            NvmeError: it is not active, or the controller has no more queues.
+            NvmeError: the namespace is not active, or the controller has no more queues.
         """
         admin = self._admin
         queue = self._new_queue(admin.namespace(nsid), entries, vector)
-        self._queues[queue.number] = queue  # from now on its memory is the controller's
-        if self._admin_queue is not admin:  # stopped meanwhile: the controller never knew of it
+        self._queues[queue.number] = queue  # from now on the controller owns its memory
+        if self._admin_queue is not admin:  # stopped meanwhile: the controller has no such queue
             self._queues.pop(queue.number, None)
             queue.release()
         try:
@@ -127,13 +128,13 @@ class Nvme(Driver):
         del self._queues[queue.number]
 
     def _new_queue(self, namespace: NamespaceInfo, entries: int, vector: Vector | None) -> IoQueue:
-        """Lay out a queue that the controller does not know of yet."""
+        """Make a queue that the controller does not have yet."""
         controller, number = self._admin.controller, self._free_number()
         max_transfer = PAGE_SIZE << min(self.info.max_transfer_shift or _LIST_SHIFT, _LIST_SHIFT)
         max_blocks = min(max_transfer // namespace.block_size, _MAX_BLOCKS)
         if namespace.metadata_size or not max_blocks:
             raise UnsupportedError(
-                f"this driver does not know the format of namespace {namespace.nsid} of {self.device.name}",
+                f"this driver cannot use the format of namespace {namespace.nsid} of {self.device.name}",
                 hint="format it without metadata, or with smaller blocks",
             )
         layout = QueuePairLayout(min(entries, controller.max_entries), max_transfer // PAGE_SIZE)
@@ -160,5 +161,5 @@ class Nvme(Driver):
     @property
     def _admin(self) -> AdminQueue:
         if self._admin_queue is None:
-            raise ClosedError(f"the driver of {self.device.name} is not started", hint="start it")
+            raise ClosedError(f"the driver of {self.device.name} is not started", hint="call start() first")
         return self._admin_queue

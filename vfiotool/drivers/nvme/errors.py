@@ -1,4 +1,4 @@
-"""What can go wrong with an NVMe controller, and what its status codes mean."""
+"""Errors of the NVMe driver, and the meanings of status codes."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ _MEANINGS = {
 
 
 class NvmeError(VfioToolError):
-    """A controller has failed, or what it says contradicts itself."""
+    """A controller has failed, or its data are invalid."""
 
 
 class NvmeTimeoutError(NvmeError, TimeoutError):
-    """A controller did not answer in time. Memory that it was given for the answer is still its own."""
+    """A controller did not respond in time. It still owns the memory that it was given for the reply."""
 
 
 class NvmeStatusError(NvmeError):
-    """A command failed: ``type`` and ``code`` are those of its status, ``text`` says what they mean.
+    """A command failed: ``type`` and ``code`` are those of its status, ``text`` is their meaning.
 
-    ``permanent`` says that the controller would fail it again (DNR). ``index`` tells which of many commands
-    it was, where many were given at once.
+    ``permanent`` is True if the controller would fail the command again (DNR). ``index`` is the index of the
+    command if many were submitted at once.
     """
 
     def __init__(self, command: str, status: int, *, index: int | None = None, failed: int = 1) -> None:
@@ -72,6 +72,6 @@ class NvmeStatusError(NvmeError):
 
 
 def meaning(kind: int, code: int) -> str:
-    """Return what a status means."""
+    """Return the meaning of a status."""
     known = _MEANINGS.get((kind, code))
     return known or f"{_TYPES.get(kind, 'unknown')} error {code:#x}"

@@ -1,4 +1,4 @@
-"""What a controller says of itself and its namespaces; all of it comes from the device."""
+"""Identify data of a controller and its namespaces; all of it comes from the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK_SHIFTS = range(9, 17)  # 512 bytes to 64 KiB
 class ControllerInfo:
     """The Identify Controller data structure (NVM Express Base Specification 2.0, figure 275).
 
-    ``max_transfer_shift`` is MDTS: a command moves up to so many times two of the smallest pages; 0 sets no
+    ``max_transfer_shift`` is MDTS: a command transfers at most 2^MDTS of the smallest pages; 0 means no
     limit. ``entry_sizes`` are the bytes SQES and CQES.
     """
 
@@ -34,7 +34,7 @@ class ControllerInfo:
 
     @classmethod
     def parse(cls, data: bytes) -> ControllerInfo:
-        """Take what the controller wrote, 4096 bytes."""
+        """Parse the controller's data, 4096 bytes."""
         return cls(
             vendor_id=int.from_bytes(data[0:2], "little"),
             subsystem_vendor_id=int.from_bytes(data[2:4], "little"),
@@ -54,8 +54,8 @@ class ControllerInfo:
 class NamespaceInfo:
     """The Identify Namespace data structure (NVM Command Set Specification 1.0, figure 97).
 
-    ``blocks``, ``capacity`` and ``used`` are in blocks of ``block_size`` bytes, to each of which belong
-    ``metadata_size`` bytes more.
+    ``blocks``, ``capacity`` and ``used`` are in blocks of ``block_size`` bytes; each block has
+    ``metadata_size`` further bytes.
     """
 
     nsid: int
@@ -67,10 +67,10 @@ class NamespaceInfo:
 
     @classmethod
     def parse(cls, nsid: int, data: bytes) -> NamespaceInfo:
-        """Take what the controller wrote, 4096 bytes.
+        """Parse the controller's data, 4096 bytes.
 
         Raises:
-            NvmeError: there is no such namespace, or its block size is none that there is.
+            NvmeError: there is no such namespace, or its block size is invalid.
         """
         blocks, capacity, used = struct.unpack_from("<QQQ", data, 0)
         if not blocks:
@@ -78,26 +78,26 @@ class NamespaceInfo:
         index = data[26] & 0xF | data[26] >> 1 & 0x30
         metadata_size, shift, _ = struct.unpack_from("<HBB", data, 128 + 4 * index)
         if shift not in _BLOCK_SHIFTS:
-            raise NvmeError(f"namespace {nsid} claims blocks of 2^{shift} bytes: its controller is at fault")
+            raise NvmeError(f"namespace {nsid} has blocks of 2^{shift} bytes: its controller is at fault")
         return cls(nsid, blocks, capacity, used, 1 << shift, metadata_size)
 
 
 def parse_active(data: bytes, above: int) -> list[int]:
-    """Return the namespaces of a list of active ones (figure 284), which rise from more than ``above``.
+    """Return the numbers in a list of active namespaces (figure 284), which ascend from above ``above``.
 
     Raises:
-        NvmeError: they do not rise, so that asking for more might never end.
+        NvmeError: the numbers do not ascend, so that a loop over the lists might never end.
     """
     found: list[int] = []
     for (nsid,) in struct.iter_unpack("<I", data):
         if not nsid:
             break
         if nsid <= (found[-1] if found else above):
-            raise NvmeError("the list of namespaces does not rise: the controller is at fault")
+            raise NvmeError("the list of namespaces does not ascend: the controller is at fault")
         found.append(nsid)
     return found
 
 
 def _text(data: bytes) -> str:
-    """Return a field of ASCII, which is padded with spaces."""
+    """Return an ASCII field, which is padded with spaces."""
     return data.rstrip(b" \0").decode("ascii", "backslashreplace")

@@ -1,4 +1,4 @@
-"""An I/O queue pair: reads and writes of one namespace, one after the other or many at a time."""
+"""An I/O queue pair: reads and writes of a namespace, one at a time or many at once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _NAMES = {commands.READ: "read", commands.WRITE: "write"}
 
 
 class IoQueue:
-    """A queue of a started ``Nvme``, which makes it; a context manager that deletes it.
+    """A queue of a started ``Nvme``, which creates it; a context manager that deletes it.
 
     Blocks are the namespace's, counted from 0. When a call has returned, its data is in memory, or with the
-    controller: ``flush()`` makes it last. ``timeout`` is for how many seconds no command may complete.
+    controller: ``flush()`` makes it durable. ``timeout`` is the longest time, in seconds, in which no command
+    completes.
 
-    All calls raise NvmeStatusError for what the controller refuses, NvmeTimeoutError where it does not
-    answer, NvmeError where it failed, ClosedError after ``close()`` or ``Nvme.stop()``, and UsageError for
-    what the namespace or the queue does not have: then the controller has seen nothing.
+    All calls raise NvmeStatusError if the controller refuses a command, NvmeTimeoutError if it does not
+    respond, NvmeError if it failed, ClosedError after ``close()`` or ``Nvme.stop()``, and UsageError for
+    arguments that the namespace or the queue does not have: the controller has seen nothing then.
 
     One thread at a time may use it.
     """
@@ -53,19 +54,19 @@ class IoQueue:
         self.pair = pair
         self.namespace = namespace
         self.max_blocks = max_blocks
-        """How many blocks one command may have; ``read()``, ``write()`` and their like take any number."""
+        """The most blocks of one command; ``read()``, ``write()`` and similar methods take any number."""
         self._dma = dma
         self._delete = delete
         self._resources = ExitStack()
         self._resources.enter_context(pair.memory)
-        # Held while it gets memory or loses all: a thread may interrupt itself by a signal, which stops.
+        # Held while memory is added or all of it freed; reentrant: a signal handler may stop the driver.
         self._holding = threading.RLock()
         self._spare: Buffer | None = None
         self._ended = False
 
     @property
     def depth(self) -> int:
-        """How many commands the queue can have at a time."""
+        """The most commands that the queue can have at a time."""
         return self.pair.layout.entries - 1
 
     def read(self, lba: int, blocks: int = 1, *, timeout: float = _TIMEOUT) -> bytes:
@@ -82,11 +83,11 @@ class IoQueue:
             self._transfer(commands.WRITE, lba, self._blocks_of(view.nbytes), buffer, timeout)
 
     def read_into(self, lba: int, buffer: Buffer, *, timeout: float = _TIMEOUT) -> None:
-        """Read as many blocks as a buffer has room for, without a copy."""
+        """Read as many blocks as fit in a buffer, without a copy."""
         self._transfer(commands.READ, lba, self._blocks_of(buffer.size), buffer, timeout)
 
     def write_from(self, lba: int, buffer: Buffer, *, timeout: float = _TIMEOUT) -> None:
-        """Write all of a buffer, without a copy."""
+        """Write a whole buffer, without a copy."""
         self._transfer(commands.WRITE, lba, self._blocks_of(buffer.size), buffer, timeout)
 
     def read_many(
@@ -98,10 +99,10 @@ class IoQueue:
         depth: int | None = None,
         timeout: float = _TIMEOUT,
     ) -> None:
-        """Read ``blocks`` blocks at each LBA, ``depth`` commands at a time (as many as there can be), in C.
+        """Read ``blocks`` blocks at each LBA in C, with ``depth`` commands in flight, by default the maximum.
 
-        The data of the first LBA is at the buffer's start, that of the next one behind it, and so on, from
-        the start again where the buffer ends. An ``array("Q")`` of LBAs is taken without a copy.
+        The data of the first LBA is at the buffer's start, that of the next LBA follows, and so on; after the
+        end of the buffer it continues at the start. An ``array("Q")`` of LBAs is used without a copy.
         """
         self._run_many(commands.READ, lbas, buffer, blocks, depth, timeout)
 
@@ -114,11 +115,11 @@ class IoQueue:
         depth: int | None = None,
         timeout: float = _TIMEOUT,
     ) -> None:
-        """Write ``blocks`` blocks at each LBA, as ``read_many()`` reads them."""
+        """Write ``blocks`` blocks at each LBA, with the arguments of ``read_many()``."""
         self._run_many(commands.WRITE, lbas, buffer, blocks, depth, timeout)
 
     def flush(self, *, timeout: float = _TIMEOUT) -> None:
-        """Make all that was written last through a loss of power."""
+        """Make all completed writes durable."""
         self.pair.execute("flush", commands.flush(self.namespace.nsid), timeout)
 
     def submit_read(self, lba: int, blocks: int, iova: int) -> int:
@@ -132,18 +133,19 @@ class IoQueue:
         return self.pair.submit_op(commands.WRITE, lba, blocks, iova)
 
     def poll(self, limit: int = 64, *, timeout: float = 0) -> list[Completion]:
-        """Take completions of what was submitted, in the controller's order.
+        """Take completions of submitted commands, in the controller's order.
 
-        At least one, and up to ``limit``; none where none has come within ``timeout``. Each has the
-        identifier of its command, and the ``status`` for the caller to look at.
+        At least one, and up to ``limit``; none if there is none within ``timeout``. Each has the identifier
+        of its command, and its ``status``, which the caller must check.
         """
         return self.pair.poll(limit, timeout)
 
     def close(self) -> None:
-        """Have the controller delete the queue, which completes or aborts what is in it; again does nothing.
+        """Delete the queue in the controller: its commands complete or are aborted. Later calls do nothing.
 
         Raises:
-            NvmeError: it did not; memory of the queue's commands is the controller's until ``Nvme.stop()``.
+            NvmeError: the controller did not delete the queue, and owns the memory of its commands until
+                ``Nvme.stop()``.
         """
         if self._ended:
             return
@@ -153,7 +155,7 @@ class IoQueue:
         self.release()
 
     def release(self) -> None:
-        """Free the memory of a queue that the controller has no longer."""
+        """Free the memory of a queue that the controller no longer has."""
         with self._holding:
             self._ended = True
             self.pair.end()
@@ -182,9 +184,7 @@ class IoQueue:
         self._require_blocks(max(lbas), blocks, self.max_blocks)
         step = blocks * self.namespace.block_size
         if buffer.size < step or (depth is not None and depth < 1):
-            raise UsageError(
-                "the buffer holds no blocks, or the depth is 0", hint="give at least one of each"
-            )
+            raise UsageError("the buffer holds no blocks, or the depth is 0", hint="both must be at least 1")
         ops = make_ops(opcode, lbas, blocks, buffer.iova, step, buffer.size // step)
         self.pair.run(
             f"{_NAMES[opcode]} of {blocks} blocks", ops, min(depth or self.depth, self.depth), timeout
@@ -193,19 +193,19 @@ class IoQueue:
     def _blocks_of(self, size: int) -> int:
         blocks, rest = divmod(size, self.namespace.block_size)
         if rest:
-            raise UsageError(f"{size} bytes are no whole blocks of {self.namespace.block_size}")
+            raise UsageError(f"{size} bytes are not whole blocks of {self.namespace.block_size}")
         return blocks
 
     def _require_blocks(self, lba: int, blocks: int, most: int) -> None:
         if not 0 < blocks <= most or lba < 0 or lba + blocks > self.namespace.blocks:
             raise UsageError(
-                f"there are no {blocks} blocks at {lba} for a command of {self.pair.name}",
-                hint=f"it takes 1 to {most}; the namespace has {self.namespace.blocks}",
+                f"{blocks} blocks at {lba} are invalid for a command of {self.pair.name}",
+                hint=f"pass 1 to {most} blocks; the namespace has {self.namespace.blocks}",
             )
 
     @contextlib.contextmanager
     def _scratch(self, size: int) -> Iterator[Buffer]:
-        """Lend memory; what a command that did not end may still write to is not lent again."""
+        """Lend memory. Memory that an unfinished command may still write to is not lent again."""
         buffer, self._spare = self._spare, None
         if buffer is None or buffer.size < size:
             with buffer or contextlib.nullcontext():
@@ -220,7 +220,7 @@ class IoQueue:
         self._spare = buffer
 
     def _keep(self, buffer: Buffer) -> None:
-        """Have memory freed with the queue, which may have ended meanwhile."""
+        """Free memory with the queue, which may have ended meanwhile."""
         with self._holding:
             self._resources.enter_context(buffer)
             if self._ended:

@@ -1,4 +1,4 @@
-"""A queue pair in memory, and the shim's hand on it: what admin and I/O queues have in common."""
+"""A queue pair in memory and its calls to the shim, for admin and I/O queues."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from vfiotool._shim import _NvmeCompletion, _NvmeJob, _NvmeOp, _NvmeQueue, _NvmeSlot
 
 PAGE_SIZE = 4096
-"""The controller's pages are the smallest that there are: CC.MPS is 0."""
+"""The controller's page size, the smallest possible: CC.MPS is 0."""
 
 _CSTS, _CFS = 0x1C, 1 << 1
-_SLICE = 0.1  # seconds in C, or asleep, after which signals are handled and the controller is looked at
+_SLICE = 0.1  # seconds in C or in a wait, after which signals and the controller's state are checked
 _AT_ONCE = 64
-_MOST_SECONDS = 30.0  # until whoever has closed a queue has also ended it
+_MOST_SECONDS = 30.0  # until the thread that has closed a queue has also ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +42,25 @@ class QueuePairLayout:
 
     @property
     def completions(self) -> int:
-        """Return where the completion queue starts, on a page."""
+        """The offset of the completion queue, on a page."""
         return _whole_pages(self.entries * commands.SIZE)
 
     @property
     def lists(self) -> int:
-        """Return where the PRP lists start, on a page."""
+        """The offset of the PRP lists, on a page."""
         return self.completions + _whole_pages(self.entries * commands.COMPLETION_SIZE)
 
     @property
     def size(self) -> int:
-        """Return how many bytes there are."""
+        """The number of bytes."""
         return self.lists + _whole_pages(self.entries * self.list_entries * 8)
 
 
 class QueuePair:
-    """A queue pair. One thread at a time may use it; any may ``close()`` it, and the other gets ClosedError.
+    """A queue pair, for one thread at a time. Any thread may ``close()`` it: the user then gets ClosedError.
 
-    All of its calls raise NvmeError where the controller has failed, is gone, or completes what it was not
-    given.
+    All of its calls raise NvmeError if the controller has failed, is gone, or completes a command that it was
+    not given.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class QueuePair:
         block_size: int = 1,
         vector: Vector | None = None,
     ) -> None:
-        """Lay it out in memory that is all 0. With a vector, completions are awaited by interrupt."""
+        """Set the queue pair up in zeroed memory. With a vector, completions are awaited by interrupt."""
         self.name = name
         self.layout = layout
         self.memory = memory
@@ -83,9 +83,9 @@ class QueuePair:
         self._vector = vector
         self._slots = cast("list[_NvmeSlot]", ffi.new("struct vt_nvme_slot[]", layout.entries))
         self._done = cast("list[_NvmeCompletion]", ffi.new("struct vt_nvme_completion[]", _AT_ONCE))
-        self._kept: deque[Completion] = deque()  # what was taken while something else was awaited
-        self._late: set[int] = set()  # commands that nobody awaits any more
-        # Held while C is at work, and while another thread looks: a thread may interrupt itself by a signal.
+        self._kept: deque[Completion] = deque()  # completions that were taken while another was awaited
+        self._late: set[int] = set()  # commands whose callers no longer wait
+        # Held during calls to C and while another thread looks; reentrant for signal handlers.
         self._using = threading.RLock()
         self._ended = threading.Event()
         self._queue = queue = cast("_NvmeQueue", ffi.new("struct vt_nvme_queue *"))
@@ -97,7 +97,7 @@ class QueuePair:
         queue.page_size, queue.nsid, queue.block_shift = PAGE_SIZE, nsid, block_size.bit_length() - 1
         queue.interrupts = vector is not None
         if lib.vt_nvme_queue_init(queue):
-            raise UsageError(f"{name} cannot have {layout.entries} entries", hint="it takes 2 to 32768")
+            raise UsageError(f"{name} cannot have {layout.entries} entries", hint="use 2 to 32768 entries")
 
     @property
     def in_flight(self) -> int:
@@ -105,26 +105,26 @@ class QueuePair:
         return self._queue.in_flight
 
     def unanswered(self) -> int:
-        """Count the commands that the controller has yet to complete, from any thread, once it is closed."""
+        """Count the commands that the controller has not completed, from any thread, after ``close()``."""
         with self._using:
             return 0 if self._ended.is_set() else lib.vt_nvme_unanswered(self._queue)
 
     def close(self) -> None:
-        """Submit and take nothing any more, from any thread; the controller is another's to tell.
+        """Stop to submit and to take completions, from any thread; the caller notifies the controller.
 
-        A call of another thread waits for ``end()``: memory that it gave the controller may be freed once it
-        has returned.
+        A running call of another thread waits for ``end()``: the memory that it gave to the controller may be
+        freed once it has returned.
         """
         self._queue.closed = 1
 
     def end(self) -> None:
-        """Let calls return, now that the controller does nothing more for this queue."""
+        """Let running calls return, now that the controller no longer uses this queue pair."""
         self.close()
         with self._using:
             self._ended.set()
 
     def submit(self, command: bytes) -> int:
-        """Submit a command, and return the identifier by which its completion will name it.
+        """Submit a command, and return the identifier that its completion will have.
 
         Raises:
             UsageError: the queue is full.
@@ -134,10 +134,10 @@ class QueuePair:
         return self._checked(result)
 
     def submit_op(self, opcode: int, lba: int, blocks: int, iova: int) -> int:
-        """Submit a read or a write, as ``submit()`` does a command.
+        """Submit a read or a write, like ``submit()`` for a command.
 
         Raises:
-            UsageError: the queue is full, or the memory misaligned, or too large for one command.
+            UsageError: the queue is full, or the memory misaligned, or too large for a command.
         """
         cid = cast("list[int]", ffi.new("uint16_t[1]"))
         ops = make_ops(opcode, [lba], blocks, iova)
@@ -156,8 +156,8 @@ class QueuePair:
         """Submit a command, wait for it, and return dword 0 of its completion.
 
         Raises:
-            NvmeStatusError: it failed.
-            NvmeTimeoutError: it did not complete in time.
+            NvmeStatusError: the command failed.
+            NvmeTimeoutError: the command did not complete in time.
             UsageError: the queue is full.
         """
         cid = self.submit(command)
@@ -174,12 +174,12 @@ class QueuePair:
         return done.result
 
     def run(self, what: str, ops: list[_NvmeOp], depth: int, timeout: float) -> None:
-        """Carry out ops, ``depth`` of them at a time; ``timeout`` is for how long none may complete.
+        """Execute ops, ``depth`` at a time; ``timeout`` is the longest time in which none completes.
 
         Raises:
-            NvmeStatusError: some failed; all were carried out.
-            NvmeTimeoutError: none completed for so long.
-            UsageError: the queue has other commands, or memory is misaligned, or too large for one command.
+            NvmeStatusError: some ops failed; all were executed.
+            NvmeTimeoutError: none completed in that time.
+            UsageError: the queue has other commands, or memory is misaligned, or too large for a command.
         """
         self._require_idle()
         job = cast("_NvmeJob", ffi.new("struct vt_nvme_job *"))
@@ -211,7 +211,7 @@ class QueuePair:
         if self.in_flight:
             self._kept += self._take(_AT_ONCE, 0)
         if self.in_flight:
-            hint = "poll() them first; those that timed out end when the queue is closed"
+            hint = "poll() them first; commands that timed out end when the queue is closed"
             raise UsageError(f"{self.name} has {self.in_flight} commands already", hint=hint)
 
     def _take_one(self, cid: int, timeout: float) -> Completion | None:
@@ -223,7 +223,7 @@ class QueuePair:
         return None
 
     def _take(self, limit: int, timeout: float) -> list[Completion]:
-        """Take what somebody still awaits."""
+        """Take completions that a caller still awaits."""
         end = time.monotonic() + timeout
         while True:
             until = self._slice(end) if timeout else 0
@@ -248,20 +248,20 @@ class QueuePair:
         return True
 
     def _slice(self, end: float) -> int:
-        """Return until when C may look at memory, in nanoseconds."""
+        """Return until when C may poll, in nanoseconds."""
         return int(min(end, time.monotonic() + _SLICE) * 1e9)
 
     def _pause(self, end: float) -> None:
-        """Wait for an interrupt, if there are any; when nothing comes, see whether the controller is well."""
+        """Wait for an interrupt, if there are any; without one, check the controller's state."""
         if self._vector is not None:
             try:
                 self._vector.wait(max(min(end - time.monotonic(), _SLICE), 0))
                 return
             except IrqTimeoutError:
                 pass
-        if self._registers.read32(_CSTS) & _CFS:  # what is gone reads all ones
+        if self._registers.read32(_CSTS) & _CFS:  # a controller that is gone reads all ones
             raise NvmeError(
-                f"{self.name}: the controller says that it failed (CSTS.CFS), or is gone",
+                f"{self.name}: the controller has failed (CSTS.CFS), or is gone",
                 hint="stop its driver and start it again, which resets it",
             )
 
@@ -273,30 +273,30 @@ class QueuePair:
     def _failed(self, code: int) -> VfioToolError:
         if code == -errno.ECANCELED:
             self._ended.wait(_MOST_SECONDS)
-            hint = "make another one; after stop(), start the driver again first"
+            hint = "create another queue; after stop(), start the driver again first"
             return ClosedError(f"{self.name} is closed", hint=hint)
         if code == -errno.ENOSPC:
             return UsageError(
                 f"{self.name} is full, with {self.in_flight} commands", hint="poll() some first"
             )
         if code == -errno.EINVAL:
-            hint = "memory starts at a multiple of 4, and a command takes at most max_blocks"
-            return UsageError(f"{self.name} cannot take such a command", hint=hint)
+            hint = "memory must start at a multiple of 4, and a command has at most max_blocks"
+            return UsageError(f"{self.name} cannot take an invalid command", hint=hint)
         if code == -errno.EBADMSG:
             hint = "stop its driver and start it again, which resets it"
             return NvmeError(f"{self.name}: a command completed that was not submitted", hint=hint)
-        self._registers.read32(_CSTS)  # says why doorbells cannot be reached
+        self._registers.read32(_CSTS)  # raises the error that explains why doorbells cannot be reached
         return NvmeError(f"{self.name}: {os.strerror(-code)}")
 
     def _timed_out(self, what: str, timeout: float) -> NvmeTimeoutError:
-        hint = "close the queue, or stop the driver: until then memory of these commands is the controller's"
+        hint = "close the queue or stop the driver: until then the controller owns the commands' memory"
         return NvmeTimeoutError(f"{self.name}: {what} did not complete within {timeout:g} s", hint=hint)
 
 
 def make_ops(
     opcode: int, lbas: Sequence[int], blocks: int, iova: int, step: int = 0, places: int = 1
 ) -> list[_NvmeOp]:
-    """Describe reads or writes; the data is in turn in ``places`` pieces of memory, ``step`` bytes apart."""
+    """Make reads or writes whose data alternate between ``places`` pieces of memory, ``step`` bytes apart."""
     numbers = lbas if isinstance(lbas, array) and lbas.typecode == "Q" else array("Q", lbas)
     ops = cast("list[_NvmeOp]", ffi.new("struct vt_nvme_op[]", len(numbers)))
     pointer = ffi.from_buffer("uint64_t[]", numbers)

@@ -16,7 +16,7 @@ class NvmeRegisters(RegisterBlock, width=32):
         width=64,
         access="ro",
         fields={
-            "mqes": bits(15, 0),  # entries of the largest queue, less one
+            "mqes": bits(15, 0),  # entries of the largest queue, minus one
             "cqr": bit(16),  # queues must be contiguous
             "to": bits(31, 24),  # longest wait for csts.rdy, in units of 500 ms
             "dstrd": bits(35, 32),  # doorbells are 4 << dstrd bytes apart
@@ -49,7 +49,7 @@ class NvmeRegisters(RegisterBlock, width=32):
 
 
 def doorbells(queue: int, dstrd: int) -> tuple[int, int]:
-    """Return where the doorbells of a queue pair's submission and completion queues are.
+    """Return the offsets of the submission and the completion doorbell of a queue pair.
 
     Source: NVMe over PCIe Transport Specification 1.0, sections 3.1.2.1 and 3.1.2.2.
     """
