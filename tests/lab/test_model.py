@@ -32,7 +32,8 @@ from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.groups import running_model
-from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Model, Operation, Prediction, State, Uevent
+from vfiotool.stress.model.lifecycle import Member, Model, Prediction, State, Uevent
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]

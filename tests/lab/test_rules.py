@@ -23,7 +23,8 @@ from vfiotool.host.era import Era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.groups import GroupSpec, running_model
-from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Model, Operation, Prediction, State
+from vfiotool.stress.model.lifecycle import Member, Model, Prediction, State
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of

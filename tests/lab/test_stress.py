@@ -46,7 +46,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress import runner
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.group.sysfs import SysfsWriter
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.operations.lifecycle import LifecycleOperations
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.stress.workers import Assignment, Worker

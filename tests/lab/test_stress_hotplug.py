@@ -31,7 +31,7 @@ from tests.lab.support import (
 from vfiotool.stress.group import sysfs
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import BusLock
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.operations.hotplug import HotplugOperations
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.operations.sriov import SriovOperations

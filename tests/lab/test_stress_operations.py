@@ -33,7 +33,7 @@ from vfiotool.stress.group import sysfs
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.groups import GroupSpec, running_model
 from vfiotool.stress.model.dma_mappings import Mappings
-from vfiotool.stress.model.lifecycle import Kind, Operation
+from vfiotool.stress.model.operation import Kind, Operation
 from vfiotool.stress.operations import irq, reset
 from vfiotool.stress.operations.dma import IOVA, SLOT_BYTES, SLOTS, DmaOperations, pinned_pages
 from vfiotool.stress.operations.irq import KINDS, IrqOperations

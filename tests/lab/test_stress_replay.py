@@ -36,7 +36,8 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client_pair import PROCESSES
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.groups import GroupSpec
-from vfiotool.stress.model.lifecycle import Bound, Kind, Model
+from vfiotool.stress.model.lifecycle import Model
+from vfiotool.stress.model.operation import Bound, Kind
 from vfiotool.stress.model.walk import Walk
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.operations.race import RACE

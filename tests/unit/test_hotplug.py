@@ -12,7 +12,8 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import BusLock
 from vfiotool.stress.groups import GroupSpec
-from vfiotool.stress.model.lifecycle import Bound, Container, Member, Model, State
+from vfiotool.stress.model.lifecycle import Container, Member, Model, State
+from vfiotool.stress.model.operation import Bound
 from vfiotool.stress.operations.hotplug import HotplugOperations
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 

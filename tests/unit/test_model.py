@@ -12,17 +12,8 @@ import pytest
 
 from vfiotool.host.era import Era
 from vfiotool.stress.model.diagram import draw
-from vfiotool.stress.model.lifecycle import (
-    Bound,
-    Container,
-    Kind,
-    Member,
-    Model,
-    Operation,
-    Prediction,
-    State,
-    Uevent,
-)
+from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State, Uevent
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk, explore
 from vfiotool.vfio.uapi import GroupFlags
 

@@ -21,7 +21,7 @@ import pytest
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.operations import dma, race
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome, Record

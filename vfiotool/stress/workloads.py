@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vfiotool.host.era import Era
 from vfiotool.stress.group.client_pair import PROCESSES
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import choose
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.operations.registry import GroupOperations

@@ -13,7 +13,7 @@ from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.group.sysfs import ask, write
 from vfiotool.stress.groups import STUB, VFIO
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation
+from vfiotool.stress.model.operation import Bound, Operation
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.nodes import CONTAINER, cdev_of, group_node
 from vfiotool.vfio.uapi import (
@@ -43,9 +43,11 @@ class GroupClient:
         self._iommufd: Iommufd | None = None
 
     def do(self, operation: Operation) -> tuple[int, int]:
-        """Do it, and return its errno, or 0, and the flags of a GET_STATUS."""
-        result = self._do(operation)
-        return (-result, 0) if result < 0 else (0, result if operation.kind is Kind.GET_STATUS else 0)
+        """Execute an operation; return its errno, or 0, and its value: the flags of a GET_STATUS, else 0."""
+        result: int = getattr(self, operation.kind.method)(operation)
+        if result < 0:
+            return -result, 0
+        return 0, result if operation.kind.declaration.returns_value else 0
 
     def container(self, at: int) -> int:
         """Return the fd of a container."""
@@ -85,72 +87,84 @@ class GroupClient:
         while self._containers:
             os.close(self._containers.popitem()[1])
 
-    def _do(self, operation: Operation) -> int:
-        kind, at = operation.kind, operation.container
-        if kind is Kind.OPEN_CONTAINER:
-            return _keep(self._containers, at, lib.vt_open(CONTAINER.encode()))
-        if kind is Kind.CLOSE_CONTAINER:
-            return _closed(self._containers.pop(at))
-        if kind is Kind.SET_IOMMU:
-            return lib.vt_container_set_iommu(self._containers[at], IommuType.TYPE1v2)
-        if kind is Kind.OPEN_GROUP:
-            return self._keep_group(lib.vt_open(self._node))
-        if kind is Kind.BIND:
-            return self._bind(self.members[operation.member], operation.to)
-        if kind is Kind.UNBIND:
-            return self._unbind(self.members[operation.member])
-        if kind is Kind.CLOSE_DEVICE:
-            return _closed(self._devices[operation.member].pop())
-        if kind in (Kind.OPEN_CDEV, Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT, Kind.CLOSE_CDEV):
-            return self._do_by_cdev(operation)
-        return self._do_by_group(operation)
+    # The operations: each method is found by its kind's name, and returns what the kernel does, or -errno
 
-    def _do_by_group(self, operation: Operation) -> int:
-        group = cast("int", self._group)  # the model has it open
-        if operation.kind is Kind.CLOSE_GROUP:
-            self._group = None
-            return _closed(group)
-        if operation.kind is Kind.GET_STATUS:
-            return lib.vt_group_status(group)
-        if operation.kind is Kind.SET_CONTAINER:
-            return lib.vt_group_set_container(group, self._containers[operation.container])
-        if operation.kind is Kind.UNSET_CONTAINER:
-            return lib.vt_group_unset_container(group)
-        fd = lib.vt_group_device_fd(group, self.members[operation.member].encode("ascii"))
-        if fd >= 0:
-            self._devices[operation.member].append(fd)
-        return fd
+    def _open_container(self, operation: Operation) -> int:
+        return _keep(self._containers, operation.container, lib.vt_open(CONTAINER.encode()))
 
-    def _do_by_cdev(self, operation: Operation) -> int:
-        at = operation.member
-        if operation.kind is Kind.OPEN_CDEV:
-            path = cdev_of(self.members[at])
-            return -errno.ENOENT if path is None else _keep(self._cdevs, at, lib.vt_open(path.encode()))
-        if operation.kind is Kind.CLOSE_CDEV:
-            return _closed(self._cdevs.pop(at))
-        if self._iommufd is None:
-            self._iommufd = Iommufd()
-        if operation.kind is Kind.BIND_IOMMUFD:
-            bind = vfio_device_bind_iommufd(iommufd=self._iommufd.fileno())
-            return _ask(self._cdevs[at], DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind)
-        attach = vfio_device_attach_iommufd_pt(pt_id=self._iommufd.ioas)
-        return _ask(self._cdevs[at], DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+    def _close_container(self, operation: Operation) -> int:
+        return _closed(self._containers.pop(operation.container))
 
-    def _keep_group(self, fd: int) -> int:
-        """One that the model did not expect is closed again: the result alone tells of it."""
+    def _set_iommu(self, operation: Operation) -> int:
+        return lib.vt_container_set_iommu(self._containers[operation.container], IommuType.TYPE1v2)
+
+    def _set_container(self, operation: Operation) -> int:
+        return lib.vt_group_set_container(self._group_fd, self._containers[operation.container])
+
+    def _unset_container(self, _operation: Operation) -> int:
+        return lib.vt_group_unset_container(self._group_fd)
+
+    def _open_group(self, _operation: Operation) -> int:
+        """Keep the fd, unless the group is open: an fd that the model does not expect is closed again."""
+        fd = lib.vt_open(self._node)
         if fd >= 0 and self._group is not None:
             os.close(fd)
         elif fd >= 0:
             self._group = fd
         return fd
 
-    def _bind(self, address: str, to: Bound) -> int:
-        driver = {Bound.VFIO: VFIO, Bound.STUB: STUB, Bound.HOST: self._hosts.get(address, "")}[to]
+    def _close_group(self, _operation: Operation) -> int:
+        fd, self._group = self._group_fd, None
+        return _closed(fd)
+
+    def _get_status(self, _operation: Operation) -> int:
+        return lib.vt_group_status(self._group_fd)
+
+    def _get_device_fd(self, operation: Operation) -> int:
+        fd = lib.vt_group_device_fd(self._group_fd, self.members[operation.member].encode("ascii"))
+        if fd >= 0:
+            self._devices[operation.member].append(fd)
+        return fd
+
+    def _close_device(self, operation: Operation) -> int:
+        return _closed(self._devices[operation.member].pop())
+
+    def _open_cdev(self, operation: Operation) -> int:
+        path = cdev_of(self.members[operation.member])
+        if path is None:
+            return -errno.ENOENT
+        return _keep(self._cdevs, operation.member, lib.vt_open(path.encode()))
+
+    def _close_cdev(self, operation: Operation) -> int:
+        return _closed(self._cdevs.pop(operation.member))
+
+    def _bind_iommufd(self, operation: Operation) -> int:
+        bind = vfio_device_bind_iommufd(iommufd=self._open_iommufd().fileno())
+        return _ask(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind)
+
+    def _attach_iommufd_pt(self, operation: Operation) -> int:
+        attach = vfio_device_attach_iommufd_pt(pt_id=self._open_iommufd().ioas)
+        return _ask(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+
+    def _bind(self, operation: Operation) -> int:
+        address = self.members[operation.member]
+        drivers = {Bound.VFIO: VFIO, Bound.STUB: STUB, Bound.HOST: self._hosts.get(address, "")}
+        driver = drivers[operation.to]
         path = f"{device_path(address)}/driver_override"
         return -(write(path, driver) or write(f"{DRIVERS}/{driver}/bind", address))
 
-    def _unbind(self, address: str) -> int:
+    def _unbind(self, operation: Operation) -> int:
+        address = self.members[operation.member]
         return -write(f"{device_path(address)}/driver/unbind", address)
+
+    @property
+    def _group_fd(self) -> int:
+        return cast("int", self._group)  # the model allows these operations only while the group is open
+
+    def _open_iommufd(self) -> Iommufd:
+        if self._iommufd is None:
+            self._iommufd = Iommufd()
+        return self._iommufd
 
 
 def _keep(fds: dict[int, int], at: int, fd: int) -> int:

@@ -10,13 +10,11 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
 from vfiotool.stress.group.client import GroupClient
-from vfiotool.stress.model.lifecycle import Kind, Operation
+from vfiotool.stress.model.operation import Fd, Kind, Operation
 
 PROCESSES = 2
 
-_BY_OWNER_OF_GROUP = (Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER, Kind.GET_DEVICE_FD)
 _iommus = itertools.count(1)
-_BY_OWNER_OF_CONTAINER = (Kind.CLOSE_CONTAINER, Kind.SET_IOMMU)
 
 
 class ClientPair:
@@ -30,18 +28,17 @@ class ClientPair:
         self.client = GroupClient(group, members, hosts)
         self._arguments = (group, tuple(members), dict(hosts))
         self._other: _OtherProcess | None = None
-        self._group_owner = 0
-        self._containers: dict[int, int] = {}
+        self._owners: dict[tuple[Fd, int], list[int]] = {}
+        """The processes that have the fds of a container, the group or a member, in the order of opening."""
         self._iommus: dict[int, int] = {}
-        self._devices: dict[int, list[int]] = {}
 
     def do(self, operation: Operation, process: int = 0) -> tuple[int, int]:
-        """Do it, and return its errno, or 0, and the flags of a GET_STATUS.
+        """Execute an operation; return its errno, or 0, and the flags of a GET_STATUS.
 
-        ``process`` is who opens what is opened, and who writes to sysfs.
+        ``process`` executes it if any process can: it opens what is opened, and writes to sysfs.
         """
-        kind, owner = operation.kind, self.owner(operation, process)
-        if kind is Kind.SET_CONTAINER and self._containers[operation.container] != owner:
+        owner = self.owner(operation, process)
+        if operation.kind is Kind.SET_CONTAINER and self._owner(Fd.CONTAINER, operation) != owner:
             return self._set_foreign_container(operation, owner)
         errno, flags = self._by(owner, operation)
         if not errno:
@@ -49,27 +46,23 @@ class ClientPair:
         return errno, flags
 
     def owner(self, operation: Operation, process: int = 0) -> int:
-        """Return which process does an operation."""
-        kind = operation.kind
-        if kind in _BY_OWNER_OF_GROUP or kind is Kind.SET_CONTAINER:
-            return self._group_owner
-        if kind in _BY_OWNER_OF_CONTAINER:
-            return self._containers[operation.container]
-        if kind is Kind.CLOSE_DEVICE:
-            return self._devices[operation.member][-1]
-        return process if kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND) else 0
+        """Return the process that executes an operation."""
+        declaration = operation.kind.declaration
+        if declaration.takes_process:
+            return process
+        return 0 if declaration.by is None else self._owner(declaration.by, operation)
 
     def owns_container(self, container: int) -> bool:
-        """Say whether a container is this process's."""
-        return self._containers.get(container) == 0
+        """Return True if a container is open in this process."""
+        return self._owners.get((Fd.CONTAINER, container)) == [0]
 
     def iommu(self, container: int) -> int:
-        """Return a number that no other IOMMU of a container has, of any troupe of this process."""
+        """Return the number of a container's IOMMU, which no other IOMMU has in this process."""
         return self._iommus[container]
 
     def owns_device(self, member: int) -> bool:
-        """Say whether the last fd of a device is this process's."""
-        return self._devices.get(member, [])[-1:] == [0]
+        """Return True if the fd of a member that was opened last is open in this process."""
+        return self._owners.get((Fd.DEVICE, member), [])[-1:] == [0]
 
     def start(self, operation: Operation) -> None:
         """Have the other process do an operation, and do not wait for it: ``finish`` does."""
@@ -88,8 +81,7 @@ class ClientPair:
         if self._other is not None:
             self._other.close()
             self._other = None
-        self._containers.clear()
-        self._devices.clear()
+        self._owners.clear()
 
     def _by(self, owner: int, operation: Operation) -> tuple[int, int]:
         if owner == 0:
@@ -111,19 +103,19 @@ class ClientPair:
             self._ready().give_back(at)
         return result
 
+    def _owner(self, fd: Fd, operation: Operation) -> int:
+        """Return the process that has the fd of an operation."""
+        owners = self._owners.get((fd, operation.index(fd)))
+        return owners[-1] if owners else 0
+
     def _note(self, operation: Operation, owner: int) -> None:
-        if operation.kind is Kind.OPEN_GROUP:
-            self._group_owner = owner
-        elif operation.kind is Kind.OPEN_CONTAINER:
-            self._containers[operation.container] = owner
-        elif operation.kind is Kind.SET_IOMMU:
+        opens, closes = operation.kind.declaration.opens, operation.kind.declaration.closes
+        if opens is not None:
+            self._owners.setdefault((opens, operation.index(opens)), []).append(owner)
+        if closes is not None:
+            self._owners[closes, operation.index(closes)].remove(owner)
+        if operation.kind is Kind.SET_IOMMU:
             self._iommus[operation.container] = next(_iommus)
-        elif operation.kind is Kind.CLOSE_CONTAINER:
-            del self._containers[operation.container]
-        elif operation.kind is Kind.GET_DEVICE_FD:
-            self._devices.setdefault(operation.member, []).append(owner)
-        elif operation.kind is Kind.CLOSE_DEVICE:
-            self._devices[operation.member].remove(owner)
 
     def _ready(self) -> _OtherProcess:
         if self._other is None:

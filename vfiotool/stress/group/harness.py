@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Protocol
 
 from vfiotool.events.entry import now
 from vfiotool.host.attributes import device_path, find_group
@@ -15,7 +15,8 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client_pair import ClientPair
 from vfiotool.stress.group.sysfs import BusLock
 from vfiotool.stress.groups import STUB, VFIO, GroupSpec
-from vfiotool.stress.model.lifecycle import Bound, Member, Model, State
+from vfiotool.stress.model.lifecycle import Member, Model, State
+from vfiotool.stress.model.operation import Bound, ScriptForm
 from vfiotool.stress.record import Call, Expectation, Outcome, Record
 
 _SETTLE_SECONDS = 5.0
@@ -25,7 +26,8 @@ _POLL_SECONDS = 0.001
 class OperationFamily(Protocol):
     """A family of operations. What a run chooses, a replay repeats: all state is here and in the group."""
 
-    names: frozenset[str]
+    forms: ClassVar[Mapping[str, ScriptForm]]
+    """The names of the operations, each with its form in a script."""
 
     def expect(self, call: Call) -> Expectation | None:
         """Say what must come of an action; ``None``, it cannot be done now."""
@@ -67,7 +69,7 @@ class GroupHarness:
     def add(self, family: OperationFamily) -> None:
         """Have a family of operations, which are wound down before those that came earlier."""
         self.families.append(family)
-        self._by_name |= dict.fromkeys(family.names, family)
+        self._by_name |= dict.fromkeys(family.forms, family)
 
     def open(self) -> None:
         """Look at the group anew: after a rescan it may have another number."""

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vfiotool.stress.model.lifecycle import (
-    Bound,
-    Container,
-    Kind,
-    Member,
-    Model,
-    Operation,
-    Prediction,
-    State,
-)
+from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State
+from vfiotool.stress.model.operation import Bound, Operation
 from vfiotool.stress.model.walk import explore
-
-_DRAWN = (
-    Kind.BIND,
-    Kind.OPEN_GROUP,
-    Kind.SET_CONTAINER,
-    Kind.SET_IOMMU,
-    Kind.GET_DEVICE_FD,
-    Kind.CLOSE_DEVICE,
-    Kind.UNSET_CONTAINER,
-    Kind.CLOSE_GROUP,
-    Kind.UNBIND,
-)
 
 
 def draw(model: Model) -> str:
@@ -61,7 +41,7 @@ def _leads_on(operation: Operation, prediction: Prediction) -> bool:
 
 
 def _is_drawn(operation: Operation, prediction: Prediction) -> bool:
-    is_ours = operation.kind in _DRAWN and operation.to in (Bound.NONE, Bound.VFIO)
+    is_ours = operation.kind.declaration.is_drawn and operation.to in (Bound.NONE, Bound.VFIO)
     return is_ours and prediction.state.device_fds <= 1
 
 

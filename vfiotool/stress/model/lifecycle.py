@@ -9,66 +9,16 @@ drivers/vfio/group.c, container.c and device_cdev.c of 6.12, drivers/iommu/iommu
 
 from __future__ import annotations
 
-import enum
 import errno
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from vfiotool.host.era import Era
+from vfiotool.stress.model.operation import Bound, Fd, Kind, Operation, kinds_taking
 from vfiotool.vfio.uapi import GroupFlags
 
 _NO_FLAGS = GroupFlags(0)
-
-
-class Bound(enum.Enum):
-    """What a member's driver is to its group."""
-
-    NONE = "none"
-    HOST = "host"
-    """A driver that has the device do DMA for the kernel."""
-    VFIO = "vfio"
-    STUB = "stub"
-    """pci-stub: a driver that does nothing, and owns no DMA."""
-
-
-class Kind(enum.Enum):
-    """What can be done; the names of ioctls are the kernel's without their prefix."""
-
-    OPEN_CONTAINER = "open container"
-    CLOSE_CONTAINER = "close container"
-    SET_IOMMU = "SET_IOMMU"
-    OPEN_GROUP = "open group"
-    CLOSE_GROUP = "close group"
-    GET_STATUS = "GET_STATUS"
-    SET_CONTAINER = "SET_CONTAINER"
-    UNSET_CONTAINER = "UNSET_CONTAINER"
-    GET_DEVICE_FD = "GET_DEVICE_FD"
-    CLOSE_DEVICE = "close device"
-    OPEN_CDEV = "open cdev"
-    BIND_IOMMUFD = "BIND_IOMMUFD"
-    ATTACH_IOMMUFD_PT = "ATTACH_IOMMUFD_PT"
-    CLOSE_CDEV = "close cdev"
-    BIND = "bind"
-    UNBIND = "unbind"
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """``member`` and ``container`` are indices, ``to`` is the driver of a bind; each if the kind has it."""
-
-    kind: Kind
-    member: int = 0
-    container: int = 0
-    to: Bound = Bound.NONE
-
-    def __str__(self) -> str:
-        name = str(self.kind.value)
-        if self.kind in (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.SET_IOMMU, Kind.SET_CONTAINER):
-            return f"{name} {self.container}"
-        if self.kind is Kind.BIND:
-            return f"{name} member {self.member} to {self.to.value}"
-        of_group = (Kind.OPEN_GROUP, Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER)
-        return name if self.kind in of_group else f"{name} member {self.member}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +56,14 @@ class State:
     is_open: bool = False
     is_orphaned: bool = False
     container: int | None = None
+
+    def has(self, fd: Fd, index: int) -> bool:
+        """Return True if an fd is open. ``index`` is that of the container or of the member."""
+        if fd is Fd.GROUP:
+            return self.is_open
+        if fd is Fd.CONTAINER:
+            return self.containers[index].is_open
+        return self.members[index].fds > 0 if fd is Fd.DEVICE else self.members[index].cdev
 
     @property
     def device_fds(self) -> int:
@@ -173,22 +131,7 @@ class Model:
         self._has_owner = era.has_dma_owner
         self.has_device_class = has_device_class
         self._rules: dict[Kind, Callable[[State, Operation], Prediction]] = {
-            Kind.OPEN_CONTAINER: self._open_container,
-            Kind.CLOSE_CONTAINER: self._close_container,
-            Kind.SET_IOMMU: self._set_iommu,
-            Kind.OPEN_GROUP: self._open_group,
-            Kind.CLOSE_GROUP: self._close_group,
-            Kind.GET_STATUS: self._get_status,
-            Kind.SET_CONTAINER: self._set_container,
-            Kind.UNSET_CONTAINER: self._unset_container,
-            Kind.GET_DEVICE_FD: self._get_device_fd,
-            Kind.CLOSE_DEVICE: self._close_device,
-            Kind.OPEN_CDEV: self._open_cdev,
-            Kind.BIND_IOMMUFD: self._bind_iommufd,
-            Kind.ATTACH_IOMMUFD_PT: self._attach_iommufd_pt,
-            Kind.CLOSE_CDEV: self._close_cdev,
-            Kind.BIND: self._bind,
-            Kind.UNBIND: self._unbind,
+            kind: getattr(self, kind.method) for kind in Kind
         }
 
     def predict(self, state: State, operation: Operation) -> Prediction:
@@ -196,38 +139,27 @@ class Model:
         return self._rules[operation.kind](state, operation)
 
     def operations(self, state: State) -> Iterator[Operation]:
-        """Yield what can be done: each operation whose fd is there to do it by, be it refused or not."""
-        for index, container in enumerate(state.containers):
-            if container.is_open:
-                yield Operation(Kind.CLOSE_CONTAINER, container=index)
-                yield Operation(Kind.SET_IOMMU, container=index)
-                if state.is_open:
-                    yield Operation(Kind.SET_CONTAINER, container=index)
-            elif state.container != index:  # else it would be another one
-                yield Operation(Kind.OPEN_CONTAINER, container=index)
-        if state.is_open:
-            yield Operation(Kind.CLOSE_GROUP)
-            yield Operation(Kind.GET_STATUS)
-            yield Operation(Kind.UNSET_CONTAINER)
-        if not state.is_orphaned:
-            yield Operation(Kind.OPEN_GROUP)
-        for index, member in enumerate(state.members):
-            for kind in self._of_member(state, member):
-                yield Operation(kind, member=index)
-            if member.bound is Bound.NONE:
-                yield from (Operation(Kind.BIND, member=index, to=to) for to in Bound if to is not Bound.NONE)
+        """Yield the operations whose fd is open, including those that the kernel refuses."""
+        for operation, by, index in _all_operations(len(state.members), len(state.containers)):
+            if (by is None or state.has(by, index)) and self._is_possible(state, operation):
+                yield operation
 
-    def _of_member(self, state: State, member: Member) -> Iterator[Kind]:
-        if state.is_open:
-            yield Kind.GET_DEVICE_FD
-        if member.fds:
-            yield Kind.CLOSE_DEVICE
-        if member.bound is not Bound.NONE:
-            yield Kind.UNBIND
-        if member.cdev:
-            yield from (Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT, Kind.CLOSE_CDEV)
-        elif self.era is Era.CDEV and member.bound is Bound.VFIO:
-            yield Kind.OPEN_CDEV
+    def _is_possible(self, state: State, operation: Operation) -> bool:
+        """Return False if an operation has nothing to act on, although its fd is open or it needs none."""
+        kind = operation.kind
+        if kind is Kind.OPEN_CONTAINER:  # a group may still use a closed container: a new fd is another one
+            is_open = state.containers[operation.container].is_open
+            return not is_open and state.container != operation.container
+        if kind is Kind.SET_CONTAINER:
+            return state.containers[operation.container].is_open
+        if kind is Kind.OPEN_GROUP:
+            return not state.is_orphaned
+        member = state.members[operation.member]
+        if kind is Kind.OPEN_CDEV:
+            return self.era is Era.CDEV and member.bound is Bound.VFIO and not member.cdev
+        if kind in (Kind.BIND, Kind.UNBIND):
+            return (member.bound is Bound.NONE) == (kind is Kind.BIND)
+        return True
 
     def released(self, state: State, operation: Operation) -> list[tuple[Operation, Prediction]]:
         """Return what to do for an unbind to wait no longer, in this order, and at the end the unbind itself.
@@ -436,6 +368,29 @@ class Model:
             return ()
         put = ("vfio_group_put_bg",) if self.era is Era.DEFERRED_PUT else ()
         return tuple(name for action in actions for name in (action, *put))
+
+
+@functools.cache
+def _all_operations(members: int, containers: int) -> tuple[tuple[Operation, Fd | None, int], ...]:
+    """Return every operation on so many members and containers, in the order by which a seed decides.
+
+    Beside each is the fd that it needs, with its index.
+    """
+    found = list[tuple[Operation, Fd | None, int]]()
+    for operation in _generated(members, containers):
+        by = operation.kind.declaration.by
+        found.append((operation, by, 0 if by is None else operation.index(by)))
+    return tuple(found)
+
+
+def _generated(members: int, containers: int) -> Iterator[Operation]:
+    for at in range(containers):
+        yield from (Operation(kind, container=at) for kind in kinds_taking("container"))
+    yield from map(Operation, kinds_taking())
+    for at in range(members):
+        yield from (Operation(kind, member=at) for kind in kinds_taking("member"))
+        for kind in kinds_taking("member", "to"):
+            yield from (Operation(kind, member=at, to=to) for to in Bound if to is not Bound.NONE)
 
 
 _BINDS = ("BIND_DRIVER", "BOUND_DRIVER")

@@ -6,21 +6,11 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
-from vfiotool.stress.model.lifecycle import Bound, Kind, Model, Operation, Prediction, State
+from vfiotool.stress.model.lifecycle import Model, Prediction, State
+from vfiotool.stress.model.operation import Bound, Operation
 
 _LEADS_ON = 8
 """How many times as likely as another is an operation that opens or sets what is not yet."""
-
-_ENDS = frozenset(
-    (
-        Kind.CLOSE_CONTAINER,
-        Kind.CLOSE_GROUP,
-        Kind.UNSET_CONTAINER,
-        Kind.CLOSE_DEVICE,
-        Kind.CLOSE_CDEV,
-        Kind.UNBIND,
-    )
-)
 
 
 def explore(
@@ -62,7 +52,7 @@ def choose(
         if operation.to in drivers and is_possible(prediction := model.predict(state, operation))
     ]
     weights = [
-        _LEADS_ON if operation.kind not in _ENDS and prediction.state != state else 1
+        _LEADS_ON if operation.kind.declaration.undoes is None and prediction.state != state else 1
         for operation, prediction in choices
     ]
     return rng.choices(choices, weights)[0]

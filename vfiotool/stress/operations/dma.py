@@ -6,14 +6,15 @@ import errno
 import mmap
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import ClassVar, cast
 
 from vfiotool._shim import ffi, lib
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.model.dma_mappings import Mappings
+from vfiotool.stress.model.operation import ScriptForm
 from vfiotool.stress.operations.base import NonBlocking
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.vfio.info import IovaRange
@@ -54,7 +55,24 @@ class DmaOperations(NonBlocking):
     kernel accounts to this process, more than when this was made.
     """
 
-    names = frozenset(("map", "unmap", "unmap all", "pins"))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {
+        "map": ScriptForm(
+            "map_dma", ("space", "slot", "slots"), in_ioas=ScriptForm("map_ioas", ("slot", "slots"))
+        ),
+        "unmap": ScriptForm(
+            "unmap_dma",
+            ("space", "slot", "slots"),
+            returns_value=True,
+            in_ioas=ScriptForm("unmap_ioas", ("slot", "slots"), returns_value=True),
+        ),
+        "unmap all": ScriptForm(
+            "unmap_dma_all",
+            ("space",),
+            returns_value=True,
+            in_ioas=ScriptForm("unmap_ioas_all", returns_value=True),
+        ),
+        "pins": ScriptForm("pins", returns_value=True),
+    }
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import RESCAN_FILE, write
-from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Operation, State
+from vfiotool.stress.model.lifecycle import Member, State
+from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.base import NonBlocking
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
@@ -29,6 +31,8 @@ _DRIVER_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 _UNBINDS_FIRST = 0.25
 """How often a device is removed that has no driver."""
+
+_UNDONE_BY = {kind.declaration.undoes: kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ class HotplugOperations(NonBlocking):
     has a BUG when it is found again (``domain_context_mapping_one``), even after the group was closed.
     """
 
-    names = frozenset((REMOVE, RESCAN))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {
+        REMOVE: ScriptForm("remove", ("member",)),
+        RESCAN: ScriptForm("rescan"),
+    }
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness
@@ -60,13 +67,13 @@ class HotplugOperations(NonBlocking):
             count = rng.randint(1, len(waiting))
             gone, waiting = waiting[:count], waiting[count:]
             opened = self._opened(rng) if count < len(self._members) else []
-            yield from map(call_of, opened)
+            yield from (call_of(Operation(kind)) for kind in opened)
             for at in gone:
                 if rng.random() < _UNBINDS_FIRST:
                     yield call_of(Operation(Kind.UNBIND, member=at))
                 yield Call(REMOVE, {"member": at})
             yield Call(RESCAN)
-            yield from map(call_of, map(_closing, reversed(opened)))
+            yield from (call_of(Operation(_UNDONE_BY[kind])) for kind in reversed(opened))
             yield Call(RESCAN)  # if the first could not be
 
     def expect(self, call: Call) -> Expectation | None:
@@ -209,23 +216,14 @@ class HotplugOperations(NonBlocking):
         host = self._harness.spec.hosts.get(self._members[at])
         return host if host and os.path.isdir(f"{DRIVERS}/{host}") else None
 
-    def _opened(self, rng: random.Random) -> list[Operation]:
-        """Return what opens while others leave and come: nothing, the group, or that and a container."""
-        kinds = (Kind.OPEN_GROUP, Kind.OPEN_CONTAINER, Kind.SET_CONTAINER)
-        return [Operation(kind) for kind in kinds[: rng.choice((0, 1, 3))]]
+    def _opened(self, rng: random.Random) -> list[Kind]:
+        """Return what is opened while members are off the bus: nothing, the group, or also a container."""
+        kinds = [Kind.OPEN_GROUP, Kind.OPEN_CONTAINER, Kind.SET_CONTAINER]
+        return kinds[: rng.choice((0, 1, 3))]
 
     @property
     def _members(self) -> tuple[str, ...]:
         return self._harness.spec.members
-
-
-def _closing(opening: Operation) -> Operation:
-    closing = {
-        Kind.OPEN_GROUP: Kind.CLOSE_GROUP,
-        Kind.OPEN_CONTAINER: Kind.CLOSE_CONTAINER,
-        Kind.SET_CONTAINER: Kind.UNSET_CONTAINER,
-    }
-    return Operation(closing[opening.kind])
 
 
 def _without_fds(member: Member) -> Member:

@@ -6,13 +6,14 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ctypes import sizeof
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.model.operation import ScriptForm
 from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_info, vfio_irq_set
@@ -42,7 +43,13 @@ class IrqOperations(NonBlocking):
     A trigger by software comes through a mask: the kernel holds back what the device raises.
     """
 
-    names = frozenset(("enable irqs", "trigger irq", "mask irq", "unmask irq", "disable irqs"))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {
+        "enable irqs": ScriptForm("enable_irqs", ("member", "kind", "count", "eventfds")),
+        "trigger irq": ScriptForm("trigger_irq", ("member", "vector", "times"), returns_value=True),
+        "mask irq": ScriptForm("mask_irq", ("member",)),
+        "unmask irq": ScriptForm("unmask_irq", ("member",)),
+        "disable irqs": ScriptForm("disable_irqs", ("member",), returns_value=True),
+    }
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation, Prediction, State
+from vfiotool.stress.model.lifecycle import Prediction, State
+from vfiotool.stress.model.operation import Argument, Bound, Fd, Kind, Operation, ScriptForm
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 
 _MOST_KNOWN = 1 << 12
-_OPENS = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.BIND, Kind.UNBIND)
 
 
 def call_of(operation: Operation, process: int = 0) -> Call:
-    """Return an operation of the model as an action; ``process`` does it, where any can."""
-    kind, arguments = operation.kind, dict[str, int | str]()
-    if kind in (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.SET_IOMMU, Kind.SET_CONTAINER):
-        arguments["container"] = operation.container
-    elif kind not in (Kind.OPEN_GROUP, Kind.CLOSE_GROUP, Kind.GET_STATUS, Kind.UNSET_CONTAINER):
-        arguments["member"] = operation.member
-    if kind is Kind.BIND:
-        arguments["to"] = operation.to.value
-    if process and kind in _OPENS:
+    """Return the call of an operation of the model. ``process`` is recorded if any process can execute it."""
+    declaration = operation.kind.declaration
+    values: dict[Argument, int | str] = {
+        "container": operation.container,
+        "member": operation.member,
+        "to": operation.to.value,
+    }
+    arguments: dict[str, int | str] = {name: values[name] for name in declaration.takes}
+    if process and declaration.takes_process:
         arguments["process"] = process
-    return Call(kind.value, arguments)
+    return Call(operation.kind.value, arguments)
 
 
 def operation_of(call: Call) -> Operation:
@@ -46,7 +47,7 @@ _Answer = tuple[Prediction, Expectation]
 class LifecycleOperations:
     """The family that the model has the rules of."""
 
-    names = frozenset(kind.value for kind in Kind)
+    forms: ClassVar[Mapping[str, ScriptForm]] = {kind.value: kind.declaration.script for kind in Kind}
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness
@@ -80,8 +81,9 @@ class LifecycleOperations:
             return None
         prediction = model.predict(state, operation)
         expected = self.expectation(prediction)
-        is_status = operation.kind is Kind.GET_STATUS
-        return prediction, expected._replace(value=int(prediction.flags)) if is_status else expected
+        if operation.kind.declaration.returns_value:
+            expected = expected._replace(value=int(prediction.flags))
+        return prediction, expected
 
     def expectation(self, prediction: Prediction) -> Expectation:
         """Return a prediction with the addresses of the members in place of their indices."""
@@ -99,7 +101,7 @@ class LifecycleOperations:
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
         operation, prediction = operation_of(call), self.prediction(call)
-        if operation.kind in (Kind.CLOSE_DEVICE, Kind.CLOSE_CDEV):
+        if operation.kind.declaration.closes in (Fd.DEVICE, Fd.CDEV):
             self._harness.let_go(operation.member)
         if expected.waits_for:
             return self._begin(operation)

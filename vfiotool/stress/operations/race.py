@@ -6,13 +6,15 @@ import errno
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter
-from vfiotool.stress.model.lifecycle import Bound, Kind, Operation, Prediction, State
+from vfiotool.stress.model.lifecycle import Prediction, State
+from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.dma import DmaOperations
 from vfiotool.stress.operations.hotplug import HotplugOperations
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
@@ -88,13 +90,27 @@ RIVALS = {
 }
 
 
+AT_ONCE = ScriptForm("at_once", raises_note=True)
+"""The form of two operations of the model: its arguments are their forms."""
+
+_FORMS = {
+    REMOVE_AND_MAP: ScriptForm("remove_while_mapping", ("member", "container"), raises_note=True),
+    CLOSE_AND_RESET: ScriptForm("close_while_resetting", ("member", "head_start_us"), raises_note=True),
+}
+
+
+def race_form(of: str) -> ScriptForm:
+    """Return the form of the race between two operations."""
+    return _FORMS.get(of, AT_ONCE)
+
+
 class RaceOperations:
     """The family ``race``: ``of`` names the two, ``member`` whom they are about.
 
     ``head_start_us`` is how long after the first the second begins, in microseconds.
     """
 
-    names = frozenset((RACE,))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {RACE: AT_ONCE}
 
     def __init__(
         self,

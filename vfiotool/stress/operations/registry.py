@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfiotool.stress.group.harness import GroupHarness
+from vfiotool.stress.group.harness import GroupHarness, OperationFamily
 from vfiotool.stress.groups import GroupSpec
 from vfiotool.stress.model.lifecycle import Model
 from vfiotool.stress.operations.dma import DmaOperations
@@ -12,6 +12,18 @@ from vfiotool.stress.operations.lifecycle import LifecycleOperations
 from vfiotool.stress.operations.race import RaceOperations
 from vfiotool.stress.operations.reset import ResetOperations
 from vfiotool.stress.operations.sriov import SriovOperations
+
+FAMILIES: tuple[type[OperationFamily], ...] = (
+    LifecycleOperations,
+    HotplugOperations,
+    SriovOperations,
+    DmaOperations,
+    IrqOperations,
+    ResetOperations,
+    RaceOperations,
+)
+SCRIPT_FORMS = {name: form for family in FAMILIES for name, form in family.forms.items()}
+"""The form in a script of each operation, by the operation's name."""
 
 
 class GroupOperations:

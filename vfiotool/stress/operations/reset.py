@@ -6,13 +6,14 @@ import errno
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ctypes import sizeof
-from typing import cast
+from typing import ClassVar, cast
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.model.operation import ScriptForm
 from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
 from vfiotool.stress.operations.irq import KINDS
 from vfiotool.stress.record import Call, Expectation, Outcome
@@ -26,7 +27,10 @@ _TIMES = 3
 class ResetOperations(NonBlocking):
     """The family of resets. What was enabled before one is so after it: interrupts, and what is mapped."""
 
-    names = frozenset(("reset", "read config"))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {
+        "reset": ScriptForm("reset", ("member",)),
+        "read config": ScriptForm("read_config", ("member",), returns_value=True),
+    }
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness

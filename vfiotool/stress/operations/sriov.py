@@ -11,8 +11,9 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import UnsupportedError
@@ -21,7 +22,8 @@ from vfiotool.host.device_state import AUTOPROBE
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter, write
-from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Operation, State
+from vfiotool.stress.model.lifecycle import Member, State
+from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.base import NonBlocking
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
@@ -48,7 +50,11 @@ class SriovOperations(NonBlocking):
     While there are any, the PF keeps ``sriov_drivers_autoprobe`` at 0, so that no host driver takes one.
     """
 
-    names = frozenset((VFS, BIND_VF, UNBIND_VF))
+    forms: ClassVar[Mapping[str, ScriptForm]] = {
+        VFS: ScriptForm("set_vfs", ("member", "count")),
+        BIND_VF: ScriptForm("bind", ("vf", "vfio-pci")),
+        UNBIND_VF: ScriptForm("unbind", ("vf",)),
+    }
 
     def __init__(self, harness: GroupHarness) -> None:
         self._harness = harness

@@ -4,81 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
-from vfiotool.stress.model.lifecycle import Bound, Kind, Member, Model, Operation, State
+from vfiotool.stress.model.lifecycle import Member, Model, State
+from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.irq import KINDS
 from vfiotool.stress.operations.lifecycle import call_of, operation_of
-from vfiotool.stress.operations.race import CLOSE_AND_RESET, RACE, REMOVE_AND_MAP, RIVALS
+from vfiotool.stress.operations.race import AT_ONCE, CLOSE_AND_RESET, RACE, REMOVE_AND_MAP, RIVALS, race_form
+from vfiotool.stress.operations.registry import SCRIPT_FORMS
 from vfiotool.stress.record import Call, Record
 
 _KINDS = frozenset(kind.value for kind in Kind)
-_OF_SLOTS = ("slot", "slots")
 _IOAS = -1
 
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """The function that does an operation, and what it takes.
-
-    ``gives`` says that what it returns counts, ``notes`` that it sees for itself what has no errno.
-    """
-
-    function: str
-    takes: tuple[str, ...] = ()
-    gives: bool = False
-    notes: bool = False
-
-
-_FORMS = {
-    "open container": _Form("open_container", ("container",)),
-    "close container": _Form("close_container", ("container",)),
-    "SET_IOMMU": _Form("set_iommu", ("container",)),
-    "open group": _Form("open_group", ("group",)),
-    "close group": _Form("close_group"),
-    "GET_STATUS": _Form("get_status", gives=True),
-    "SET_CONTAINER": _Form("set_container", ("container",)),
-    "UNSET_CONTAINER": _Form("unset_container"),
-    "GET_DEVICE_FD": _Form("get_device_fd", ("member",)),
-    "close device": _Form("close_device", ("member",)),
-    "open cdev": _Form("open_cdev", ("member",)),
-    "BIND_IOMMUFD": _Form("bind_iommufd", ("member",)),
-    "ATTACH_IOMMUFD_PT": _Form("attach_iommufd_pt", ("member",)),
-    "close cdev": _Form("close_cdev", ("member",)),
-    "bind": _Form("bind", ("member", "to")),
-    "unbind": _Form("unbind", ("member",)),
-    "map": _Form("map_dma", ("space", *_OF_SLOTS)),
-    "unmap": _Form("unmap_dma", ("space", *_OF_SLOTS), gives=True),
-    "unmap all": _Form("unmap_dma_all", ("space",), gives=True),
-    "pins": _Form("pins", gives=True),
-    "enable irqs": _Form("enable_irqs", ("member", "kind", "count", "eventfds")),
-    "trigger irq": _Form("trigger_irq", ("member", "vector", "times"), gives=True),
-    "mask irq": _Form("mask_irq", ("member",)),
-    "unmask irq": _Form("unmask_irq", ("member",)),
-    "disable irqs": _Form("disable_irqs", ("member",), gives=True),
-    "reset": _Form("reset", ("member",)),
-    "read config": _Form("read_config", ("member",), gives=True),
-    "remove": _Form("remove", ("member",)),
-    "rescan": _Form("rescan"),
-    "vfs": _Form("set_vfs", ("member", "count")),
-    "bind vf": _Form("bind", ("vf", "vfio-pci")),
-    "unbind vf": _Form("unbind", ("vf",)),
-}
-_OF_IOAS = {
-    "map": _Form("map_ioas", _OF_SLOTS),
-    "unmap": _Form("unmap_ioas", _OF_SLOTS, gives=True),
-    "unmap all": _Form("unmap_ioas_all", gives=True),
-}
-_BEGIN = _Form("begin_unbind", ("member",), notes=True)
-_END = _Form("end_wait", ("member",), notes=True)
-_AT_ONCE = _Form("at_once", notes=True)
-_RACES = {
-    REMOVE_AND_MAP: _Form("remove_while_mapping", ("member", "container"), notes=True),
-    CLOSE_AND_RESET: _Form("close_while_resetting", ("member", "head_start_us"), notes=True),
-}
+_END = ScriptForm("end_wait", ("member",), raises_note=True)
 
 
 class Steps:
@@ -132,31 +73,34 @@ class Steps:
         form = self._form(record.call)
         self._add(form, record, _expected(record, form), _found(record, form))
 
-    def _form(self, call: Call) -> _Form:
+    def _form(self, call: Call) -> ScriptForm:
         if call.name == RACE:
-            return _RACES.get(str(call.arguments["of"]), _AT_ONCE)
-        forms = _OF_IOAS if self._space == _IOAS else {}
-        form = forms.get(call.name) or _FORMS.get(call.name)
+            return race_form(str(call.arguments["of"]))
+        form = SCRIPT_FORMS.get(call.name)
         if form is None:
             raise _no_form(call)
-        return form
+        return form.in_ioas if form.in_ioas and self._space == _IOAS else form
+
+    def _begin_form(self, call: Call) -> ScriptForm:
+        form = self._form(call)
+        return form.begins or form
 
     def _wait(self, record: Record, is_begun: bool) -> None:
         if is_begun:
             self._add(_END, record, _expected(record, _END), _found(record, _END))
         else:
-            self._begin(record, _found(record, _BEGIN))
+            self._begin(record, _found(record, self._begin_form(record.call)))
 
     def _begin(self, record: Record, found: str = "") -> None:
         """Begin what waits, and of two at once do what does not wait."""
         self.lines.append(f"# It waits until {record.expected.waits_for}.")
-        form = _BEGIN if record.call.name == Kind.UNBIND.value else self._form(record.call)
+        form = self._begin_form(record.call)
         self._add(form, record, found)
-        if form is _AT_ONCE:
+        if form is AT_ONCE:
             self._do(*_done(record))
 
-    def _add(self, form: _Form, record: Record, *options: str) -> None:
-        arguments = self._at_once(record) if form is _AT_ONCE else self._taken(form, record)
+    def _add(self, form: ScriptForm, record: Record, *options: str) -> None:
+        arguments = self._at_once(record) if form is AT_ONCE else self._taken(form, record)
         self._line(form.function, arguments, *options)
 
     def _at_once(self, record: Record) -> Iterator[str]:
@@ -168,8 +112,8 @@ class Steps:
         yield literal(_number(record, "head_start_us"))
         yield from map(literal, record.expected.pairs)
 
-    def _taken(self, form: _Form, record: Record) -> Iterator[str]:
-        return (literal(self._argument(name, record)) for name in form.takes)
+    def _taken(self, form: ScriptForm, record: Record) -> Iterator[str]:
+        return (literal(self._argument(name, record)) for name in form.arguments)
 
     def _line(self, function: str, arguments: Iterable[str], *options: str) -> None:
         self.lines.append(f"step({', '.join([function, *arguments, *filter(None, options)])})")
@@ -299,25 +243,25 @@ def _vf(record: Record) -> str:
     return next(str(uevent.address) for uevent in record.expected.uevents if uevent.subsystem == "pci")
 
 
-def _expected(record: Record, form: _Form) -> str:
+def _expected(record: Record, form: ScriptForm) -> str:
     expected, options = record.expected, list[str]()
     if expected.errnos != {0}:
         options.append(f"errnos={as_tuple(map(_errno, sorted(expected.errnos)))}")
-    if form.gives and expected.value is not None:
+    if form.returns_value and expected.value is not None:
         options.append(f"value={literal(expected.value)}")
     return ", ".join(options)
 
 
-def _found(record: Record, form: _Form) -> str:
+def _found(record: Record, form: ScriptForm) -> str:
     """Return what went otherwise, if it is of the operation itself."""
     outcome = record.outcome
     if not record.is_unexpected or _is_of_node(record) or (record.call.name == "rescan" and outcome.note):
         return ""
-    if outcome.note and not form.notes:
+    if outcome.note and not form.raises_note:
         raise _no_form(record.call, f", which found: {outcome.note}")
     if outcome.note:
         return f"found={literal(outcome.note)}"
-    return f"found=({_errno(outcome.errno)}, {literal(outcome.value if form.gives else 0)})"
+    return f"found=({_errno(outcome.errno)}, {literal(outcome.value if form.returns_value else 0)})"
 
 
 def _is_of_node(record: Record) -> bool:
