@@ -407,7 +407,7 @@ def test_the_interface_of_this_ssh_connection(interface: str) -> None:
         ("ssh", "--allow-ssh"),
         ("member", "--allow-member"),
     ]
-    assert f"carries this very SSH connection ({HERE}), through lab0" in found[0]["reason"]
+    assert f"carries this SSH connection ({HERE}), through lab0" in found[0]["reason"]
 
 
 @ONE_KERNEL

@@ -273,7 +273,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(
     archive = pack(tmp_path / "archive", *HOSTILE[what])
     assert cli.run(["--sysroot", archive, "list"]) == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: {archive} is not a capture that can be used: ")
+    assert error.startswith(f"error: cannot use {archive} as a capture: ")
     assert hint.startswith("hint: ")
     assert os.listdir(tmp_path / "tmp") == []
     assert sorted(os.listdir(tmp_path)) == ["archive", "host", "tmp"]
@@ -286,7 +286,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(
 def test_what_is_no_archive(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
-    with pytest.raises(VfioToolError, match="is not a capture"), unpacked(str(file)):
+    with pytest.raises(VfioToolError, match="as a capture: "), unpacked(str(file)):
         pass
 
 
@@ -319,7 +319,7 @@ def test_an_archive_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_damaged_notes(notes: bytes, tmp_path: Path) -> None:
     archive = pack(tmp_path / "archive", notes=notes)
-    with unpacked(archive) as folder, pytest.raises(VfioToolError, match="is not a capture"):
+    with unpacked(archive) as folder, pytest.raises(VfioToolError, match="as a capture: "):
         open_tree(folder)
 
 

@@ -55,7 +55,7 @@ def fields(text: str) -> set[str]:
     ("args", "status", "error"),
     [
         ("show 00:12", 2, "'00:12' is not a PCI address"),
-        ("show a/b", 2, "'a/b' is not a way to name a device"),
+        ("show a/b", 2, "'a/b' is not a valid ADDRESS"),
         ("show 0000:00:1d.0", 1, "no PCI device matches '0000:00:1d.0'"),
         ("show eth7", 1, "no PCI device matches 'eth7'"),
         ("show 8086:10d3", 2, f"'8086:10d3' matches 2 devices: {NIC}, {SISTER}"),

@@ -58,22 +58,22 @@ def test_a_machine_that_is_ready(vfiotool: Run, ready: FakeHost) -> None:
 
 
 def test_a_check_that_fails_has_a_remedy_and_a_status(vfiotool: Run, ready: FakeHost) -> None:
-    os.chmod(ready.tree.path("/dev/vfio/5"), 0o602)  # noqa: S103 - what the check is for
+    os.chmod(ready.tree.path("/dev/vfio/5"), 0o602)  # noqa: S103 - the check must find this mode
     result = vfiotool("doctor")
     assert result.status == 1
     assert "FAIL  nodes " in result.stdout
     assert "chmod o-rwx /dev/vfio/5\n" in result.stdout
 
 
-def test_what_cannot_be_known_is_no_failure(host: FakeHost) -> None:
-    """Nothing but a release: no /proc, no modules, no security folder."""
+def test_an_undecided_check_is_not_a_failure(host: FakeHost) -> None:
+    """The host has only a release: no /proc, no modules, no securityfs."""
     found = checks(host)
     assert {name for name, check in found.items() if check.ok is None} == {"lockdown", "memlock", "hugepages"}
-    assert found["memlock"].detail == "a limit of running processes: ask on the machine itself"
+    assert found["memlock"].detail == "a limit of running processes: run doctor on the machine itself"
 
 
-def test_a_machine_that_makes_no_sense(ready: FakeHost) -> None:
-    """Text that is no number, a folder where a file should be, a release that leads elsewhere."""
+def test_malformed_files_leave_a_check_undecided(ready: FakeHost) -> None:
+    """Text in place of a number, a directory in place of a file, a release with a path in it."""
     ready.put("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "many")
     ready.remove("/proc/interrupts")
     os.mkdir(ready.tree.path("/proc/interrupts"))
@@ -108,19 +108,21 @@ def facts(host: FakeHost, **known: object) -> Facts:
     ("known", "ok", "words"),
     [
         ({"groups": 3}, True, "3 groups"),
-        ({}, False, "turn 'VT-d' on"),
-        ({"tables": frozenset({"DMAR"})}, False, "add intel_iommu=on to the kernel's command line"),
+        ({}, False, "turn on 'VT-d'"),
+        ({"tables": frozenset({"DMAR"})}, False, "add intel_iommu=on to the kernel command line"),
         ({"tables": frozenset({"DMAR"}), "parameters": ("intel_iommu=on",)}, False, "dmesg | grep DMAR"),
         ({"tables": frozenset({"DMAR"}), "vendor": "AuthenticAMD"}, False, "add intel_iommu=on"),
         ({"parameters": ("amd_iommu=off",), "vendor": "AuthenticAMD"}, False, "remove amd_iommu=off from"),
-        ({"vendor": "AuthenticAMD"}, False, "turn 'IOMMU' or 'AMD-Vi' on"),
+        ({"vendor": "AuthenticAMD"}, False, "turn on 'IOMMU' or 'AMD-Vi'"),
         ({"vendor": "HygonGenuine", "tables": frozenset({"IVRS"})}, False, "dmesg | grep -iE 'AMD-Vi"),
         ({"is_guest": True}, False, "-device intel-iommu"),
         ({"is_guest": True, "tables": frozenset({"VIOT"})}, False, "modprobe virtio_iommu"),
-        ({"vendor": "", "tables": frozenset()}, False, "'SMMU' on"),
+        ({"vendor": "", "tables": frozenset()}, False, "or 'SMMU'"),
     ],
 )
-def test_the_iommu(host: FakeHost, known: dict[str, object], ok: bool, words: str) -> None:
+def test_the_verdict_and_the_remedy_on_the_iommu(
+    host: FakeHost, known: dict[str, object], ok: bool, words: str
+) -> None:
     verdict = judge_iommu(facts(host, **known))
     assert verdict.ok is ok
     assert words in f"{verdict.detail} {verdict.remedy}"
@@ -130,23 +132,25 @@ def test_the_iommu(host: FakeHost, known: dict[str, object], ok: bool, words: st
 @pytest.mark.parametrize(
     ("known", "ok", "words"),
     [
-        ({"chips": frozenset({"IR-IO-APIC", "DMAR-MSI"})}, True, "remapping"),
+        ({"chips": frozenset({"IR-IO-APIC", "DMAR-MSI"})}, True, "IOMMU remaps"),
         ({"chips": frozenset({"ITS-MSI", "GICv3"}), "vendor": ""}, True, "GIC"),
         ({"chips": frozenset({"GICv2"}), "vendor": ""}, None, "does not show"),
         ({}, False, "allow_unsafe_interrupts=1"),
-        ({"accepts_unsafe": True}, False, "was told to accept"),
+        ({"accepts_unsafe": True}, False, "accepts that"),
         ({"parameters": ("intremap=off",)}, False, "remove intremap=off"),
-        ({"tables": frozenset({"VIOT"})}, False, "a virtio-iommu cannot"),
-        ({"groups": 0}, False, "'VT-d' on"),
+        ({"tables": frozenset({"VIOT"})}, False, "virtio-iommu cannot"),
+        ({"groups": 0}, False, "turn on 'VT-d'"),
     ],
 )
-def test_interrupt_remapping(host: FakeHost, known: dict[str, object], ok: bool | None, words: str) -> None:
+def test_the_verdict_and_the_remedy_on_interrupt_remapping(
+    host: FakeHost, known: dict[str, object], ok: bool | None, words: str
+) -> None:
     verdict = judge_remapping(facts(host, **{"groups": 3, **known}))
     assert verdict.ok is ok
     assert words in f"{verdict.detail} {verdict.remedy}"
 
 
-def test_the_chips_of_interrupts() -> None:
+def test_interrupt_chips_are_read_from_proc_interrupts() -> None:
     lines = [
         "       CPU0   CPU1",
         "  0:  5  9  IR-IO-APIC  2-edge  IR-x",
@@ -187,8 +191,10 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_the_commands_for_a_boot_loader_do_what_they_say(host: FakeHost, tmp_path: Path, name: str) -> None:
-    """They are run, on the machine's own files; the boot loader's programs only note how they were called."""
+def test_the_commands_for_a_boot_loader_change_the_command_line(
+    host: FakeHost, tmp_path: Path, name: str
+) -> None:
+    """The commands run on the fake host's files; stubs of the boot loader's programs record their calls."""
     files, called = LOADERS[name]
     for file in files:
         host.put(file, "")
@@ -210,7 +216,7 @@ def test_the_commands_for_a_boot_loader_do_what_they_say(host: FakeHost, tmp_pat
 
 
 def before(file: str, parameter: str) -> str:
-    """What a file has, with a parameter between two that are like it."""
+    """The content of a file, with a parameter between two parameters."""
     line = f"quiet {parameter} q=20"
     if file.endswith("grub"):
         return f'GRUB_TIMEOUT=1\nGRUB_CMDLINE_LINUX="{line}"'
@@ -236,8 +242,8 @@ def run_with_stubs(host: FakeHost, tmp_path: Path, command: str) -> list[str]:
     return calls.read_text().splitlines()
 
 
-def test_a_boot_loader_that_names_itself(host: FakeHost) -> None:
-    """GRUB's configuration stays where systemd-boot took its place."""
+def test_the_efi_variable_names_the_boot_loader(host: FakeHost) -> None:
+    """GRUB's configuration can remain on a machine that switched to systemd-boot."""
     host.put("/etc/default/grub", "")
     host.put("/boot/loader/entries/a.conf", "")
     assert detect_boot_loader(host.tree).name == "GRUB"
@@ -254,15 +260,15 @@ LOADABLE = dict.fromkeys(("vfio", "vfio_pci", "vfio_iommu_type1", "iommufd"), "c
     [
         ({}, True, False, True, "vfio_pci: can be loaded"),
         ({"vfio_pci": "missing"}, True, False, False, "linux-modules-extra"),
-        ({"vfio_pci": "missing"}, False, False, False, "boot the kernel that is installed"),
+        ({"vfio_pci": "missing"}, False, False, False, "reboot into the installed kernel"),
         ({"vfio_iommu_type1": "missing"}, True, False, True, "iommufd: can be loaded"),
         ({"vfio_iommu_type1": "missing", "iommufd": "missing"}, True, False, False, "type1: missing"),
         ({"vfio": "missing", "vfio_pci": "loaded"}, True, False, True, "vfio: loaded"),
-        ({}, True, True, False, "turned off until the next boot"),
+        ({}, True, True, False, "disabled until the next boot"),
         (dict.fromkeys(LOADABLE, "built in"), False, True, True, "vfio: built in"),
     ],
 )
-def test_the_modules(
+def test_the_verdict_on_the_modules(
     states: dict[str, str], has_folder: bool, loading_off: bool, ok: bool, words: str
 ) -> None:
     verdict = judge_modules(LOADABLE | states, has_folder=has_folder, loading_off=loading_off)
@@ -270,12 +276,12 @@ def test_the_modules(
     assert words in f"{verdict.detail} {verdict.remedy}"
 
 
-def test_the_names_of_modules() -> None:
+def test_module_names_are_read_from_modules_dep() -> None:
     text = "kernel/a/vfio-pci.ko.xz: kernel/b/vfio.ko\nkernel/b/vfio.ko:\nkernel/c/i6300esb.ko\n"
     assert module_names(text) == {"vfio_pci", "vfio", "i6300esb"}
 
 
-def test_lockdown() -> None:
+def test_the_verdict_on_lockdown() -> None:
     modes = (
         "[none] integrity confidentiality",
         "none [integrity] confidentiality",
@@ -289,10 +295,10 @@ def test_lockdown() -> None:
         None,
     ]
     assert judge_lockdown(None, can_say=False).ok is None
-    assert "VFIO itself works" in judge_lockdown(modes[1], can_say=True).detail
+    assert "VFIO works" in judge_lockdown(modes[1], can_say=True).detail
 
 
-def test_eras_and_their_hazards() -> None:
+def test_the_verdict_on_the_era() -> None:
     assert {era: judge_era(era, "x").ok for era in Era} == {
         Era.DEFERRED_PUT: False,
         Era.NOTIFIER: False,
@@ -312,13 +318,13 @@ def test_eras_and_their_hazards() -> None:
         (3 * GIB, False, False),
     ],
 )
-def test_memlock(limit: int | None, is_exempt: bool, ok: bool) -> None:
+def test_the_verdict_on_memlock(limit: int | None, is_exempt: bool, ok: bool) -> None:
     verdict = judge_memlock(limit, 8 * GIB, is_exempt=is_exempt, user="ada")
     assert verdict.ok is ok
     assert ok or "echo 'ada - memlock unlimited'" in (verdict.remedy or "")
 
 
-def test_hugepages() -> None:
+def test_the_verdict_on_hugepages() -> None:
     assert judge_hugepages({}, "always [madvise] never").ok is True
     assert judge_hugepages({"2048kB": (0, 0)}, "always madvise [never]").ok is False
     reserved = judge_hugepages({"2048kB": (8, 3)}, "always madvise [never]")
@@ -329,7 +335,7 @@ def test_hugepages() -> None:
     assert judge_hugepages({}, None).ok is None
 
 
-def test_nodes() -> None:
+def test_the_verdict_on_nodes() -> None:
     container = {"/dev/vfio/vfio": (0o666, 0, 0)}
     assert judge_nodes({}).ok is True
     assert judge_nodes({**container, "/dev/vfio/7": (0o600, 0, 0)}).ok is True
@@ -342,8 +348,8 @@ def test_nodes() -> None:
     assert (closed.ok, closed.remedy) == (False, "chmod 0666 /dev/vfio/vfio")
 
 
-def test_a_group_that_was_handed_over_in_part(ready: FakeHost) -> None:
-    assert checks(ready)["viability"].detail == "1 groups are handed over, and viable"
+def test_a_group_partly_on_vfio_pci_is_not_viable(ready: FakeHost) -> None:
+    assert checks(ready)["viability"].detail == "groups on a VFIO driver: 1, all viable"
     ready.add_device(NIC, driver="vfio-pci", group=7)
     ready.add_device(SISTER, driver="e1000e", group=7)
     check = checks(ready)["viability"]
@@ -351,13 +357,13 @@ def test_a_group_that_was_handed_over_in_part(ready: FakeHost) -> None:
     assert check.detail == f"group 7 is not viable while {SISTER} is on e1000e"
 
 
-def test_leftovers(ready: FakeHost) -> None:
+def test_the_verdict_on_leftovers(ready: FakeHost) -> None:
     assert judge_leftovers([f"{EDU}.json"], [], []).ok is True
     plan = judge_leftovers([], [f"{EDU}.jsonl"], [])
     assert (plan.ok, plan.remedy, plan.detail.endswith(EDU)) == (False, "vfiotool recover", True)
     assert judge_leftovers([], [], [EDU]).ok is False
     ready.put(f"{ready.state_dir}/journal/{EDU}.json", "")
     ready.put(f"{ready.state_dir}/transactions/{EDU}.jsonl.new", "")
-    assert checks(ready)["leftovers"].detail == "none; 1 devices are recorded, to be restored"
+    assert checks(ready)["leftovers"].detail == "none; devices to restore later: 1"
     ready.put(f"{ready.state_dir}/transactions/{EDU}.jsonl", "")
     assert checks(ready)["leftovers"].ok is False

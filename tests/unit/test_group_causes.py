@@ -118,7 +118,7 @@ def add_path(host: FakeHost, configs: Mapping[str, bytes], groups: Mapping[str, 
         (function(None), "a PCI bridge"),
     ],
 )
-def test_the_bridge_that_ties(host: FakeHost, port: bytes, cause: str) -> None:
+def test_a_bridge_ties_the_devices_below_it(host: FakeHost, port: bytes, cause: str) -> None:
     add_path(host, {DOWN: port}, {DOWN: 1, A: 1, OTHER: 1})
     (line,) = why(host, [DOWN, A, OTHER]) or ()
     assert line.startswith(f"{A}, {OTHER}: behind {DOWN}, {cause}, ")
@@ -131,7 +131,7 @@ def test_a_bridge_further_up_ties_all_below_it(host: FakeHost) -> None:
 
 
 def test_a_port_of_another_group_ties_nothing(host: FakeHost) -> None:
-    """As where the kernel knows that this model keeps requests apart without ACS."""
+    """The kernel knows of some models that they isolate requests without ACS."""
     add_path(host, {PORT: function(PortType.ROOT_PORT), DOWN: function(PortType.DOWNSTREAM)}, {DOWN: 1, A: 1})
     (line,) = why(host, [DOWN, A]) or ()
     assert line.startswith(f"{A}: behind {DOWN}, ")
@@ -145,7 +145,7 @@ def test_an_upstream_port_alone_in_its_device_needs_no_acs(host: FakeHost) -> No
     )
     (below, rest) = why(host, [UP, DOWN, A, OTHER]) or ()
     assert below.startswith(f"{A}, {OTHER}: behind {DOWN}, ")
-    assert rest == f"{UP}, {DOWN}: the IOMMU driver's own rule, for no bridge and no want of ACS ties them"
+    assert rest == f"{UP}, {DOWN}: a rule of the IOMMU driver, for no bridge and no missing ACS joins them"
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ def test_functions_of_one_device(host: FakeHost, configs: list[bytes], tied: int
         first[0x0E] |= 0x80
         host.add_device(address, group=1, config=bytes(first))
     line, *untold = why(host, addresses) or ()
-    assert line.startswith(f"{', '.join(addresses[3 - tied :])}: functions of one device ")
+    assert line.startswith(f"{', '.join(addresses[3 - tied :])}: functions of the same device ")
     assert len(untold) == (tied < 3)
 
 
-def test_a_vf_is_a_device_of_its_own(host: FakeHost) -> None:
+def test_a_vf_is_not_a_function_of_the_device_of_its_pf(host: FakeHost) -> None:
     host.add_device(A, group=1, totalvfs=1, config=function(PortType.ENDPOINT, multifunction=True))
     host.add_device(B, group=1, physfn=A, config=function(PortType.ENDPOINT))
     (line,) = why(host, [A, B]) or ()
@@ -178,9 +178,9 @@ def test_a_vf_is_a_device_of_its_own(host: FakeHost) -> None:
 
 @pytest.mark.parametrize(
     ("others", "expected"),
-    [([], "dmar0, their IOMMU, has one group for all its devices"), ([DOWN], "a quirk")],
+    [([], "their IOMMU, dmar0, puts all its devices in one group"), ([DOWN], "a quirk")],
 )
-def test_an_iommu_that_has_one_group(host: FakeHost, others: list[str], expected: str) -> None:
+def test_an_iommu_with_a_single_group(host: FakeHost, others: list[str], expected: str) -> None:
     unit = "/sys/devices/virtual/iommu/dmar0"
     host.link("/sys/class/iommu/dmar0", unit)
     for address in (A, OTHER, *others):

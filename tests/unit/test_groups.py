@@ -106,7 +106,7 @@ def test_eras(host: FakeHost, kernel: str, era: Era) -> None:
     assert detect_era(host.tree) is era
 
 
-def test_an_era_is_seen_by_what_is_there(host: FakeHost, old_host: FakeHost) -> None:
+def test_an_era_is_detected_by_what_the_kernel_has(host: FakeHost, old_host: FakeHost) -> None:
     old_host.put("/proc/kallsyms", "0000000000000000 T iommu_group_claim_dma_owner")
     assert detect_era(old_host.tree) is Era.DMA_OWNER
     host.put("/dev/iommu", "")
@@ -115,7 +115,7 @@ def test_an_era_is_seen_by_what_is_there(host: FakeHost, old_host: FakeHost) -> 
     assert detect_era(host.tree) is Era.CDEV
 
 
-def test_the_nodes_of_devices_come_with_the_first_of_them(host: FakeHost) -> None:
+def test_the_cdev_era_is_detected_before_the_first_node(host: FakeHost) -> None:
     host.put("/dev/iommu", "")
     host.put("/proc/devices", "Character devices:\n  1 mem\n241 vfio\n\nBlock devices:\n259 blkext\n")
     assert detect_era(host.tree) is Era.DMA_OWNER
@@ -123,7 +123,7 @@ def test_the_nodes_of_devices_come_with_the_first_of_them(host: FakeHost) -> Non
     assert detect_era(host.tree) is Era.CDEV
 
 
-def test_who_holds_a_group(host: FakeHost) -> None:
+def test_the_holders_of_a_group(host: FakeHost) -> None:
     host.add_driver("vfio-pci")
     host.add_device(A, group=3, driver="vfio-pci")
     host.add_process(20, "qemu (one)", {0: "/dev/null", 11: "/dev/vfio/3", 12: DEVICE_DESCRIPTOR})
@@ -135,8 +135,8 @@ def test_who_holds_a_group(host: FakeHost) -> None:
     assert find_holders(host.tree)[DEVICE_DESCRIPTOR] == (Holder(20, "qemu (one)", 12, DEVICE_DESCRIPTOR),)
 
 
-def test_who_has_but_its_path_holds_no_group(host: FakeHost) -> None:
-    """As udevd has, while it gives the node its owner."""
+def test_a_descriptor_opened_with_o_path_is_not_a_holder(host: FakeHost) -> None:
+    """udevd opens nodes with O_PATH while it sets their owner."""
     host.add_driver("vfio-pci")
     host.add_device(A, group=3, driver="vfio-pci")
     host.add_process(20, "(udev-worker)", {11: "/dev/vfio/3"}, os.O_PATH | os.O_CLOEXEC)
@@ -144,7 +144,7 @@ def test_who_has_but_its_path_holds_no_group(host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize("fdinfo", ["", "flags:", "flags: none", "flags:\t99", "pos:\t0", "\0"])
-def test_a_descriptor_of_which_nothing_is_known_counts_as_open(host: FakeHost, fdinfo: str) -> None:
+def test_a_descriptor_with_unreadable_flags_counts_as_open(host: FakeHost, fdinfo: str) -> None:
     host.add_driver("vfio-pci")
     host.add_device(A, group=3, driver="vfio-pci")
     host.add_process(20, "qemu", {11: "/dev/vfio/3"}, os.O_PATH)
@@ -152,42 +152,34 @@ def test_a_descriptor_of_which_nothing_is_known_counts_as_open(host: FakeHost, f
     assert group(host).holders == (Holder(20, "qemu", 11, "/dev/vfio/3"),)
 
 
-def test_a_node_that_is_gone_still_has_its_holders(host: FakeHost) -> None:
+def test_a_removed_node_still_has_its_holders(host: FakeHost) -> None:
     host.add_driver("vfio-pci")
     host.add_device(A, group=3)
     host.add_process(20, "qemu", {11: "/dev/vfio/3 (deleted)"})
     assert group(host).holders == (Holder(20, "qemu", 11, "/dev/vfio/3"),)
 
 
-def test_without_vfio_no_process_is_looked_at(host: FakeHost) -> None:
+def test_without_vfio_no_process_is_inspected(host: FakeHost) -> None:
     host.add_process(20, "qemu", {11: "/dev/vfio/3"})
     assert find_holders(host.tree) == {}
+
+
+_BIND = "bind it to vfio-pci with 'vfiotool bind 0000:01:00.0'"
+_UNBIND = "or leave it without a driver with 'vfiotool unbind 0000:01:00.0'"
+_MOVE = "or move the card to a slot whose port has ACS: it then gets its own group"
 
 
 @pytest.mark.parametrize(
     ("others", "remedies"),
     [
-        ([], ["'vfiotool bind 0000:01:00.0' hands it over"]),
-        ([(PORT, 0x060400)], ["'vfiotool bind 0000:01:00.0' hands it over"]),
-        (
-            [(B, 0x020000)],
-            [
-                "'vfiotool bind 0000:01:00.0' hands it over too",
-                "'vfiotool unbind 0000:01:00.0' leaves it without a driver",
-            ],
-        ),
-        (
-            [("0000:02:00.0", 0x020000)],
-            [
-                "'vfiotool bind 0000:01:00.0' hands it over too",
-                "'vfiotool unbind 0000:01:00.0' leaves it without a driver",
-                "a card in a slot whose port has ACS gets a group of its own",
-            ],
-        ),
+        ([], [_BIND]),
+        ([(PORT, 0x060400)], [_BIND]),
+        ([(B, 0x020000)], [_BIND, _UNBIND]),
+        ([("0000:02:00.0", 0x020000)], [_BIND, _UNBIND, _MOVE]),
     ],
     ids=["alone", "below a port", "function", "card"],
 )
-def test_what_to_do_about_a_blocker(
+def test_the_remedies_for_a_blocker(
     host: FakeHost, others: list[tuple[str, int]], remedies: list[str]
 ) -> None:
     host.add_device(A, group=3, driver="e1000e", class_code=0x020000)
@@ -195,10 +187,10 @@ def test_what_to_do_about_a_blocker(
         host.add_device(address, group=3, class_code=class_code)
     (blocker,) = group(host).blockers
     assert blocker.reason.startswith("e1000e is a host driver")
-    assert blocker.reason.partition(": ")[2].split("; ") == remedies
+    assert blocker.reason.partition(": ")[2].split(", ") == remedies
 
 
-def test_what_to_do_about_the_driver_of_a_bridge(host: FakeHost) -> None:
+def test_the_remedy_for_the_driver_of_a_bridge(host: FakeHost) -> None:
     host.add_device(PORT, group=3, driver="shpchp", class_code=0x060400)
     (blocker,) = group(host).blockers
     assert f"'echo {PORT} > /sys/bus/pci/devices/{PORT}/driver/unbind'" in blocker.reason

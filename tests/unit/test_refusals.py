@@ -212,7 +212,7 @@ def test_the_kernels_denylist_holds_for_vfio(host: FakeHost, device: int, named:
     host.add_device(NIC, vendor=0x8086, device=device, driver="x", group=1)
     found = refusals(look(host, NIC), {NIC: TO_VFIO})
     assert rules(found) == ([(NIC, "denylist", "--allow-denylist")] if named else [])
-    assert all(f"a {named} device" in one.reason and "disable_denylist=1" in one.reason for one in found)
+    assert all(f"keeps {named} devices" in one.reason and "disable_denylist=1" in one.reason for one in found)
     assert refusals(look(host, NIC), {NIC: TO_NONE}) == ()
     host.put("/sys/module/vfio_pci/parameters/disable_denylist", "Y")
     assert refusals(look(host, NIC), {NIC: TO_VFIO}) == ()
@@ -232,7 +232,7 @@ def test_the_owners_denylist_holds_for_all_but_giving_back(host: FakeHost) -> No
 def test_a_denylist_that_cannot_be_understood_lets_nothing_through(host: FakeHost) -> None:
     host.add_device(NIC, driver="e1000e", group=1)
     host.put(OWNERS_LIST, "00:zz.0")
-    with pytest.raises(VfioToolError, match=r"'00:zz\.0' is not a way to name a device") as broken:
+    with pytest.raises(VfioToolError, match=r"'00:zz\.0' is not a valid ADDRESS") as broken:
         look(host, NIC)
     assert OWNERS_LIST in str(broken.value)
     assert broken.value.hint

@@ -38,7 +38,7 @@ def machine(host: FakeHost) -> FakeHost:
 
 
 def claims(host: FakeHost, address: str) -> list[tuple[str, str, str]]:
-    """Return name, rule and text of all claims on a device."""
+    """Return the name, the rule and the text of all claims on a device."""
     usage = read_usage(host.tree, [address], ())[address]
     return [(one.name, claim.rule, claim.text) for one in usage for claim in one.claims]
 
@@ -60,7 +60,7 @@ def connect(host: FakeHost, **fields: dict[str, list[str]]) -> None:
 # Disks
 
 
-def test_an_idle_device_has_users_and_no_claims(machine: FakeHost) -> None:
+def test_an_idle_device_has_usage_and_no_claims(machine: FakeHost) -> None:
     machine.remove(f"{BLOCK}/nvme0n1p1/partition")
     machine.remove(f"{BLOCK}/nvme0n1p2/partition")
     assert read_usage(machine.tree, [NVME], ())[NVME] == (
@@ -71,25 +71,25 @@ def test_an_idle_device_has_users_and_no_claims(machine: FakeHost) -> None:
     )
 
 
-def test_partitions_are_named_only_where_nothing_says_more(machine: FakeHost) -> None:
+def test_partitions_are_a_claim_only_without_another_claim(machine: FakeHost) -> None:
     assert claims(machine, NVME) == [("nvme0n1", "partitions", "has the partitions nvme0n1p1, nvme0n1p2")]
     machine.mount("/dev/nvme0n1p2", "/srv")
     assert claims(machine, NVME) == [("nvme0n1p2", "mounted", "is mounted on /srv")]
 
 
-def test_a_mount_is_known_by_its_number_and_its_blanks_are_decoded(machine: FakeHost) -> None:
+def test_a_mount_is_found_by_its_device_number_and_its_blanks_are_decoded(machine: FakeHost) -> None:
     machine.put("/proc/self/mountinfo", r"30 1 259:2 / /my\040disk rw shared:1 master:2 - ext4 /dev/root rw")
     machine.put("/proc/1/mountinfo", "30 1 259:2 / /elsewhere rw - ext4 /dev/root rw")
     assert claims(machine, NVME) == [("nvme0n1p2", "mounted", "is mounted on /my disk, /elsewhere")]
 
 
 @pytest.mark.parametrize("line", ["", " - ", "1 2 3", "30 1 259:2 / /srv rw - ext4", "a b c d e f"])
-def test_a_mount_that_cannot_be_understood_is_passed_over(machine: FakeHost, line: str) -> None:
+def test_a_malformed_mount_is_skipped(machine: FakeHost, line: str) -> None:
     machine.put("/proc/self/mountinfo", line)
     assert claims(machine, NVME)[0][1] == "partitions"
 
 
-def test_the_disk_that_the_machine_runs_from(machine: FakeHost) -> None:
+def test_a_disk_with_the_root_file_system(machine: FakeHost) -> None:
     for point in ("/", "/boot/efi", "/srv"):
         machine.mount("/dev/nvme0n1p1", point)
     assert claims(machine, NVME) == [
@@ -110,8 +110,8 @@ def test_swap(machine: FakeHost) -> None:
     assert claims(machine, NVME) == [("nvme0n1p1", "swap", "is swapped to")]
 
 
-def test_what_is_built_on_a_disk_is_followed_to_its_end(machine: FakeHost) -> None:
-    """A RAID under an encrypted volume under an LVM volume that is mounted."""
+def test_devices_built_on_a_disk_are_followed_to_the_last(machine: FakeHost) -> None:
+    """A RAID below an encrypted volume below a mounted LVM volume."""
     stack(machine, "nvme0n1p1", "md0", md_level="raid1")
     stack(machine, "md0", "dm-0", dm_uuid="CRYPT-LUKS2-0-safe", dm_name="safe")
     stack(machine, "dm-0", "dm-1", dm_uuid="LVM-0", dm_name="vg-data", dev="254:1")
@@ -124,14 +124,14 @@ def test_what_is_built_on_a_disk_is_followed_to_its_end(machine: FakeHost) -> No
     ]
 
 
-def test_a_circle_in_a_capture_ends(machine: FakeHost) -> None:
+def test_a_loop_in_a_capture_ends(machine: FakeHost) -> None:
     stack(machine, "nvme0n1p1", "dm-0", dm_uuid="mpath-0", dm_name="mpatha")
     stack(machine, "dm-0", "dm-1", dm_name="other")
     stack(machine, "dm-1", "dm-0")
     assert [rule for _, rule, _ in claims(machine, NVME)] == ["stacked", "stacked"]
 
 
-def test_a_partition_of_what_is_built_on_a_disk(machine: FakeHost) -> None:
+def test_a_partition_of_an_array_on_a_disk(machine: FakeHost) -> None:
     stack(machine, "nvme0n1", "md0", md_level="raid1")
     machine.add_class("block", "md0p1", f"{VIRTUAL}/md0/md0p1", dev="259:9", partition="1")
     machine.mount("/dev/md0p1", "/srv")
@@ -163,13 +163,13 @@ def test_the_signature_of_an_idle_disk(machine: FakeHost, signature: str, rule: 
     assert [found for _, found, _ in claims(machine, NVME)] == [rule]
 
 
-def test_a_member_that_is_active_is_not_said_to_be_idle(machine: FakeHost) -> None:
+def test_an_active_member_is_not_claimed_as_idle(machine: FakeHost) -> None:
     machine.put("/run/udev/data/b259:2", "E:ID_FS_TYPE=LVM2_member")
     stack(machine, "nvme0n1p2", "dm-0", dm_uuid="LVM-0", dm_name="vg-data")
     assert claims(machine, NVME) == [("nvme0n1p2", "lvm", "is a part of the LVM volume vg-data")]
 
 
-def test_who_has_a_node_open(machine: FakeHost) -> None:
+def test_processes_with_an_open_node_are_found(machine: FakeHost) -> None:
     machine.add_process(31, "qemu", {3: "/dev/nvme0n1p1", 4: "/dev/nvme0n1p1"})
     machine.add_process(32, "(udev-worker)", {3: "/dev/nvme0n1"})
     machine.add_process(33, "other", {3: "/dev/null"})
@@ -177,14 +177,14 @@ def test_who_has_a_node_open(machine: FakeHost) -> None:
     assert [name for name, rule, _ in claims(machine, NVME) if rule == "opened"] == ["nvme0n1p1"]
 
 
-def test_paths_of_a_disk_are_no_disks(machine: FakeHost) -> None:
+def test_hidden_paths_of_a_disk_are_left_out(machine: FakeHost) -> None:
     folder = f"{machine.devices[NVME].folder}/nvme/nvme0"
     machine.add_class("block", "nvme0c0n1", f"{folder}/nvme0c0n1", hidden="1")
     assert "nvme0c0n1" not in [one.name for one in read_usage(machine.tree, [NVME], ())[NVME]]
 
 
-def test_what_is_behind_a_controller_that_makes_a_domain(host: FakeHost) -> None:
-    """Intel's VMD: without its driver the disks behind it are gone."""
+def test_a_disk_behind_a_vmd_is_usage_of_the_vmd(host: FakeHost) -> None:
+    """Without the driver of an Intel VMD, the disks behind it disappear."""
     host.add_device(VMD, class_code=0x010400)
     folder = f"{host.devices[VMD].folder}/pci10000:e0/10000:e0:00.0/{BEHIND}/nvme/nvme1"
     host.add_class("block", "nvme1n1", f"{folder}/nvme1n1", dev="259:7")
@@ -211,7 +211,7 @@ def test_what_is_behind_a_controller_that_makes_a_domain(host: FakeHost) -> None
         ("nonsense", ["192.0.2.9/24"], []),
     ],
 )
-def test_an_interface_counts_while_it_is_up_with_an_address(
+def test_an_interface_is_claimed_while_it_is_up_with_an_address(
     machine: FakeHost, flags: str, addresses: list[str], refused: list[tuple[str, str]]
 ) -> None:
     machine.put("/sys/class/net/eth0/flags", flags)
@@ -219,7 +219,7 @@ def test_an_interface_counts_while_it_is_up_with_an_address(
     assert [(rule, text) for _, rule, text in claims(machine, NIC)] == refused
 
 
-def test_a_route_counts(machine: FakeHost) -> None:
+def test_a_route_is_a_claim(machine: FakeHost) -> None:
     connect(machine, addresses={}, routes={"eth0": ["default in table 100", "a", "b", "c", "d"]})
     text = "carries the route default in table 100, a, b and 2 more"
     assert claims(machine, NIC) == [("eth0", "route", text)]
@@ -235,28 +235,26 @@ def test_a_member_names_its_master(machine: FakeHost, folder: str, kind: str) ->
     assert claims(machine, NIC) == [("eth0", "member", f"is a member of the {kind} top0")]
 
 
-def test_a_vlan_is_named(machine: FakeHost) -> None:
+def test_an_interface_below_a_vlan_is_claimed(machine: FakeHost) -> None:
     machine.link("/sys/class/net/eth0/upper_eth0.5", "/sys/devices/virtual/net/eth0.5")
     assert claims(machine, NIC) == [("eth0", "member", "is below eth0.5")]
 
 
 @pytest.mark.parametrize("text", ["[]", "nonsense", '{"routes": 1}', '{"routes": {"eth0": 1}}', "[" * 9999])
-def test_a_network_that_is_not_known_is_not_said_to_be_idle(machine: FakeHost, text: str) -> None:
+def test_an_unreadable_network_is_not_taken_as_idle(machine: FakeHost, text: str) -> None:
     machine.put(CAPTURED, text)
     assert read_network(machine.tree) is None
     machine.put("/sys/class/net/eth0/flags", "0x1003")
-    assert claims(machine, NIC) == [
-        ("eth0", "network", "is up, with addresses and routes that cannot be read")
-    ]
+    assert claims(machine, NIC) == [("eth0", "network", "is up; its addresses and routes cannot be read")]
 
 
-def test_a_network_is_what_was_written_of_it(machine: FakeHost) -> None:
+def test_a_network_survives_json(machine: FakeHost) -> None:
     network = Network({"eth0": ("192.0.2.9/24",)}, {"eth0": ("default",)})
     machine.put(CAPTURED, network.to_json())
     assert read_network(machine.tree) == network
 
 
-def test_the_running_machines_network() -> None:
+def test_the_network_of_the_running_machine() -> None:
     network = read_network(Tree())
     assert network is not None
     assert "127.0.0.1/8" in network.addresses["lo"]
@@ -266,7 +264,7 @@ def test_the_running_machines_network() -> None:
 
 
 def descend(host: FakeHost, *environments: str | None) -> None:
-    """Have this process descend from others, each with what it was started with."""
+    """Give this process ancestors, each with the environment that it was started with."""
     pids = ["self", *map(str, range(500, 499 + len(environments))), "1"]
     for pid, parent, environment in zip(pids, [*pids[1:], "0"], environments, strict=False):
         host.put(f"/proc/{pid}/stat", f"{pid} (a) b) S {parent} 0")
@@ -292,12 +290,12 @@ def test_the_address_of_the_ssh_connection(
     assert connected_address(host.tree) == found
 
 
-def test_ancestors_that_are_their_own_end(host: FakeHost) -> None:
+def test_a_loop_of_ancestors_ends(host: FakeHost) -> None:
     host.put("/proc/self/stat", "1 (a) S self 0")
     assert connected_address(host.tree) is None
 
 
-def test_the_ssh_connection_is_found_through_what_is_above(machine: FakeHost) -> None:
+def test_the_ssh_connection_is_found_through_interfaces_above(machine: FakeHost) -> None:
     descend(machine, "SSH_CONNECTION=192.0.2.1 5 192.0.2.9 22")
     for lower, upper in (("eth0", "bond0"), ("bond0", "bond0.5")):
         machine.add_class("net", upper, f"/sys/devices/virtual/net/{upper}")
@@ -306,7 +304,7 @@ def test_the_ssh_connection_is_found_through_what_is_above(machine: FakeHost) ->
     assert claims(machine, NIC)[0] == (
         "eth0",
         "ssh",
-        "carries this very SSH connection (192.0.2.9), through bond0.5",
+        "carries this SSH connection (192.0.2.9), through bond0.5",
     )
 
 
@@ -331,10 +329,10 @@ def test_a_serial_console_on_a_card(host: FakeHost) -> None:
     host.add_class("tty", "ttyS4", f"{host.devices[NIC].folder}/tty/ttyS4")
     host.add_class("tty", "ttyS0", "/sys/devices/pnp0/00:00/tty/ttyS0")
     host.put("/proc/consoles", "ttyS0                -W- (EC  p a)    4:64\nttyS4 -W- (E p) 4:68\nnetcon0 x")
-    assert claims(host, NIC) == [("ttyS4", "console", "carries the console ttyS4")]
+    assert claims(host, NIC) == [("ttyS4", "console", "has the console ttyS4")]
 
 
-def test_the_plugs_of_a_graphics_card_are_left_out(host: FakeHost) -> None:
+def test_the_connectors_of_a_graphics_card_are_left_out(host: FakeHost) -> None:
     host.add_device(VGA, class_code=0x030000)
     for name in ("card0", "card0-DP-1", "renderD128"):
         host.add_class("drm", name, f"{host.devices[VGA].folder}/drm/{name}")
@@ -346,13 +344,13 @@ def test_the_plugs_of_a_graphics_card_are_left_out(host: FakeHost) -> None:
 # Text
 
 
-def test_few_of_many_are_named() -> None:
+def test_only_the_first_names_are_shown() -> None:
     assert [some(list("abcd"[:count])) for count in range(5)] == [
         *("", "a", "a, b", "a, b, c", "a, b, c and 1 more"),
     ]
 
 
-def test_what_others_named_cannot_break_a_line(machine: FakeHost) -> None:
+def test_names_cannot_break_a_line(machine: FakeHost) -> None:
     assert printable("a\n\x1b[2Jb é") == "a??[2Jb é"
     machine.put("/proc/self/mountinfo", "30 1 259:2 / /a\\012b\x1b rw - ext4 x rw")
     (*_, usage, _) = read_usage(machine.tree, [NVME], ())[NVME]
@@ -373,7 +371,7 @@ def route(*attributes: bytes, kind: int = 1, prefix: int = 24, table: int = 254,
     )
 
 
-def test_a_route_of_a_high_table_with_several_hops() -> None:
+def test_a_multipath_route_of_a_high_table() -> None:
     hops = b"".join(
         struct.pack("=HBBi", 8 + len(more), 0, 0, index) + more for index, more in ((2, b""), (5, b"\0" * 8))
     )
@@ -386,7 +384,7 @@ def test_a_route_of_a_high_table_with_several_hops() -> None:
     assert rtnetlink.parse_route(content) == rtnetlink.Route((2, 5), "10.0.0.0/24", 70000, 3)
 
 
-def test_what_is_no_unicast_route_is_left_out() -> None:
+def test_only_unicast_routes_are_read() -> None:
     assert rtnetlink.parse_route(route(kind=2)) is None
     assert rtnetlink.parse_route(route(flags=0x200)) is None
     default = rtnetlink.parse_route(route(attribute(4, struct.pack("=I", 3)), prefix=0))
@@ -394,16 +392,16 @@ def test_what_is_no_unicast_route_is_left_out() -> None:
 
 
 @given(st.binary(min_size=12, max_size=200))
-def test_a_route_of_any_bytes_is_understood_or_not(content: bytes) -> None:
+def test_a_route_of_random_bytes_raises_nothing(content: bytes) -> None:
     found = rtnetlink.parse_route(content)
     assert found is None or all(isinstance(index, int) for index in found.indexes)
 
 
 @given(st.binary(max_size=300))
-def test_messages_of_any_bytes_come_to_an_end(chunk: bytes) -> None:
+def test_parsing_messages_of_random_bytes_ends(chunk: bytes) -> None:
     assert sum(16 + len(body) for _, body in rtnetlink.messages(chunk)) <= len(chunk)
 
 
-def test_the_kernels_own_routes_name_interfaces_that_are_there() -> None:
+def test_routes_of_the_kernel_name_existing_interfaces() -> None:
     numbers = dict(socket.if_nameindex())
     assert all(index in numbers for found in rtnetlink.read_routes() for index in found.indexes)

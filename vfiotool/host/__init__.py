@@ -1,1 +1,1 @@
-"""What this machine's kernel says of its devices. Read only: nothing in here changes the machine."""
+"""PCI devices and IOMMU groups as the kernel shows them. Read only: nothing in here changes the machine."""

@@ -1,7 +1,7 @@
 """The attributes of PCI devices, from sysfs (Documentation/ABI/testing/sysfs-bus-pci).
 
-What a plain listing needs and no more: its import is a part of that listing's time, so there are no
-dataclasses here (see ``vfiotool.host.devices`` for those).
+Only what ``vfiotool list`` needs: the import of this module is part of the time of a listing. There are no
+dataclasses here for that reason; see ``vfiotool.host.devices``.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _GUARDED = ("driver_override", "sriov_numvfs", "reset_method")
 
 
 def device_path(address: str) -> str:
-    """Return the device's folder in sysfs."""
+    """Return the directory of a device in sysfs."""
     return f"{DEVICES}/{address}"
 
 
 def find_group(tree: Tree, address: str) -> int | None:
-    """Return the number of a device's IOMMU group, ``None`` where it has none."""
+    """Return the number of a device's IOMMU group, or ``None`` if the device has no group."""
     return _number_of(tree.find_link(f"{device_path(address)}/iommu_group"))
 
 
 def addresses(tree: Tree) -> list[str]:
-    """Return the addresses of all PCI devices, in order; none where the machine has no PCI bus."""
+    """Return the addresses of all PCI devices, sorted; an empty list if the machine has no PCI bus."""
     return sorted(filter(is_full_address, tree.find_names(DEVICES)), key=sort_key)
 
 
 def read_fields(
     tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = pending_unbinds.STATE_DIR
 ) -> list[dict[str, Any]]:
-    """Read the fields of ``Device``, by name, for the devices at these addresses, in their order.
+    """Read the fields of ``Device``, by name, for the devices at these addresses, in the given order.
 
-    One that is unplugged meanwhile is left out. Takes at most about a second longer than the
-    machine needs, however many of them are blocked.
+    A device that is unplugged meanwhile is left out. Blocked devices, however many, add about a second
+    in total at most.
 
     Raises:
-        VfioToolError: an attribute that every device has holds something else than its number.
+        VfioToolError: an attribute that every device has does not hold a number.
     """
     attributes = {}
     for address in wanted:
@@ -77,12 +77,12 @@ def read_fields(
 
 
 def parse_override(text: str | None) -> str | None:
-    """Return the override; the kernel prints a null pointer where none is set."""
+    """Return the override, or ``None`` if none is set: the kernel then prints a null pointer."""
     return None if text == "(null)" else text
 
 
 class _Reader:
-    """Reads one device's attributes, and keeps the names of the fields that it could not read."""
+    """Reads the attributes of one device, and records the names of the fields that cannot be read."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class _Reader:
         self.stalled = False
 
     def text(self, name: str, *, field: str = "") -> str | None:
-        """Return an attribute's text; ``None`` where there is none or where it cannot be read."""
+        """Return the text of an attribute, or ``None`` if the attribute is absent or cannot be read."""
         if name not in self.present:
             return None
         try:
@@ -112,7 +112,7 @@ class _Reader:
         return None
 
     def number(self, name: str) -> int | None:
-        """Return an attribute's number, in whichever base the kernel writes it."""
+        """Return the number in an attribute, in any base that the kernel writes."""
         text = self.text(name)
         try:
             return int(text, 0) if text is not None else None
@@ -121,14 +121,14 @@ class _Reader:
             return None
 
     def required(self, name: str) -> int:
-        """Return a number that every PCI device has, read without a lock."""
+        """Return a number that every PCI device has; reading it takes no lock."""
         text = self._tree.read(f"{self._folder}/{name}")
         try:
             return int(text, 0)
         except ValueError:
             raise VfioToolError(
-                f"{self._folder}/{name} holds {text!r}, which is no number",
-                hint="is this a kernel's own sysfs? See --sysroot",
+                f"{self._folder}/{name} holds {text!r}, which is not a number",
+                hint="check that --sysroot names a directory with a real sysfs",
             ) from None
 
     def link(self, name: str) -> str | None:
@@ -194,7 +194,7 @@ def _vfs(reader: _Reader) -> tuple[str, ...]:
 
 
 def _reset_methods(reader: _Reader) -> tuple[str, ...] | None:
-    """Kernels up to 5.14 only say whether there is any method (``reset``), not which."""
+    """Kernels up to 5.14 show only that a reset method exists (``reset``), not which."""
     if "reset_method" in reader.present:
         text = reader.text("reset_method", field="reset_methods")
         return None if text is None else tuple(text.split())
@@ -205,14 +205,14 @@ def _reset_methods(reader: _Reader) -> tuple[str, ...] | None:
 
 
 def _power_state(reader: _Reader) -> str | None:
-    """Old kernels have no such attribute; it is ``unknown`` until a driver had the device."""
+    """Old kernels lack the attribute. It reads ``unknown`` until a driver has bound to the device."""
     if "power_state" not in reader.present:
         reader.unavailable.append("power_state")
     return reader.text("power_state")
 
 
 def _cdev(reader: _Reader) -> str | None:
-    """Since 6.1 a device on a VFIO driver has a ``vfio-dev`` folder; its node exists only with
+    """Since 6.1 a device on a VFIO driver has a ``vfio-dev`` directory. The device node exists only with
     CONFIG_VFIO_DEVICE_CDEV (v6.6)."""
     for name in reader.names("vfio-dev"):
         if (node := reader.node(f"/dev/vfio/devices/{name}")) is not None:

@@ -1,10 +1,10 @@
-"""Reads that may never return, bounded.
+"""Reads with a time limit, for files whose read may never return.
 
-Some attributes take the device's lock: ``driver_override``, ``uevent`` and ``sriov_numvfs`` block,
-uninterruptibly, while an unbind of that device waits for its holder (seen on 6.1; on 6.12 only the
-last). A thread that is stuck so would keep its process from ever ending; therefore a child reads,
-and is left behind where it gets stuck. One that runs, or waits for a processor, is not stuck: on a
-busy machine its start alone can take longer than a stall.
+Some attributes take the device's lock. While an unbind of the device waits for its holder, reads of
+``driver_override``, ``uevent`` and ``sriov_numvfs`` block uninterruptibly (seen on 6.1; on 6.12 only
+``sriov_numvfs``). A thread that blocks there would keep its process from exiting. So a child process
+reads, and is left behind if it blocks. A child that runs, or waits for a processor, is not blocked: on a
+busy machine its start alone can take longer than ``STALL_SECONDS``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MAX_STALLS = 4
 _SPINNING_SECONDS = 10.0
 
 ReadResult = bytes | OSError | None
-"""What a guarded read gave: the content, the kernel's error, or ``None`` where it did not return."""
+"""The content of a file, the error of its read, or ``None`` if the read did not return in time."""
 
-_HEADER = struct.Struct("=iI")  # errno (0 where it was read), length of the content
+_HEADER = struct.Struct("=iI")  # errno (0 if the read succeeded), length of the content
 _stuck_children: list[int] = []
 
 
 def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
-    """Read files of which each may block; those that do cost about a second at most.
+    """Read files, each of which may block; all blocked reads together take about a second at most.
 
-    After a read that blocks, the other files of its folder are not tried: they are behind the same
-    lock. After ``MAX_STALLS`` nothing more is tried. Thread-safe, but for the bookkeeping of children
-    that were left behind.
+    After a read that blocks, the other files of the same directory are not read: they are behind the
+    same lock. After ``MAX_STALLS`` blocked reads, no more files are read. Thread-safe, except for the
+    list of children that were left behind.
     """
     known = tree.nonblocking_reads(paths)
     if known is not None:
@@ -55,7 +55,7 @@ def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
 
 
 def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, ReadResult]) -> int:
-    """Fill in answers, in order; return how many came before one did not."""
+    """Fill in ``answers`` in order; return the number of reads that returned before one blocked."""
     pid, fd = _start_reader([tree.path(path) for path in paths])
     received = 0
     try:
@@ -105,7 +105,7 @@ def _send(fd: int, code: int, content: bytes) -> None:
 
 
 def _receive(pid: int, fd: int, size: int) -> bytes | None:
-    """Return so many bytes from the child, or ``None`` where it is stuck, or has ended early."""
+    """Return ``size`` bytes from the child, or ``None`` if the child is blocked or has exited early."""
     content = b""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -122,7 +122,7 @@ def _receive(pid: int, fd: int, size: int) -> bytes | None:
 
 
 def _reap() -> None:
-    """Collect children that were left behind and have ended since."""
+    """Reap the children that were left behind and have exited since."""
     for pid in _stuck_children[:]:
         try:
             ended, _ = os.waitpid(pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Configuration space as the kernel shows it in sysfs, of a device on any driver or none."""
+"""Configuration space as sysfs shows it, for a device on any driver or on none."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vfiotool.host.tree import Tree
 
 
 def read_config(tree: Tree, address: str) -> bytes | None:
-    """Return as much of configuration space as this user may read: 256 or 4096 bytes as root, 64 else.
+    """Return the part of configuration space that this user may read: 256 or 4096 bytes as root, else 64.
 
-    ``None`` where it cannot be read, or not in time: while the device is reset, the kernel lets nobody in.
-    A device that sleeps is woken for it.
+    ``None`` if the read fails or does not return in time: the kernel blocks reads while it resets the
+    device. The kernel wakes a suspended device for the read.
 
     Source: pci_read_config() in drivers/pci/pci-sysfs.c.
     """

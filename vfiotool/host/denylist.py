@@ -1,6 +1,6 @@
-"""Devices that vfio-pci must not have: by the kernel's own list, and by this machine's owner.
+"""Devices that must not be bound to vfio-pci: the kernel's own list, and the list of the machine's owner.
 
-The owner's list is read, and never written, by vfiotool.
+vfiotool reads the owner's list and never writes it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ OWNERS_LIST = "/etc/vfiotool/denylist"
 _DISABLED = "/sys/module/vfio_pci/parameters/disable_denylist"
 
 # vfio_pci_dev_in_denylist() in drivers/vfio/pci/vfio_pci.c: Intel's QAT (v5.9, commit 50173329c8cc),
-# its DSA and IAX of Sapphire Rapids (v6.9, commit 95feb3160eef). Their errata let a user that is not
-# trusted hang the machine or worse.
+# its DSA and IAX of Sapphire Rapids (v6.9, commit 95feb3160eef). Their errata let an
+# untrusted user hang the machine or worse.
 _KERNELS = {
     (0x8086, device): name
     for name, devices in {
@@ -32,17 +32,17 @@ _KERNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why a device is on a list; the owner's holds for all that would take it from the host."""
+    """Why a device is on a list. The owner's list forbids every operation that takes it from the host."""
 
     reason: str
     by_owner: bool
 
 
 def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, Denial]:
-    """Return why each of these devices that is on a list is not to be taken, by address.
+    """Return the denial of each device that is on a list, by address.
 
     Raises:
-        VfioToolError: a line of the owner's list cannot be understood, or the list cannot be read.
+        VfioToolError: the owner's list cannot be read, or has a malformed line.
     """
     denied = {}
     owners = _owners(tree)
@@ -51,8 +51,8 @@ def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, Denial]:
         name = _KERNELS.get((device.vendor_id, device.device_id))
         if name is not None and not lifted:
             reason = (
-                f"it is a {name} device, which the kernel's denylist keeps from vfio-pci for its errata; "
-                "that also takes vfio-pci's module parameter disable_denylist=1"
+                f"the kernel's denylist keeps {name} devices from vfio-pci because of their errata; "
+                "to bind it, also set vfio-pci's module parameter disable_denylist=1"
             )
             denied[device.address] = Denial(reason, by_owner=False)
         if device.address in owners:
@@ -62,8 +62,11 @@ def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, Denial]:
 
 
 def _owners(tree: Tree) -> Mapping[str, str]:
-    """Return the line of the owner's list that names an address; a line is an ADDRESS, and ``#`` starts
-    a comment. A line may match nothing: the device need not be plugged in."""
+    """Return the line of the owner's list that names each address.
+
+    A line is an ADDRESS, and ``#`` starts a comment. A line may match no device: the device need not be
+    plugged in.
+    """
     try:
         text = tree.find(OWNERS_LIST) or ""
     except OSError as error:
@@ -82,11 +85,11 @@ def _named(tree: Tree, selector: str) -> list[str]:
     except DeviceNotFoundError:
         return []
     except SelectorError as error:
-        raise _unusable(f"'{selector}' is not a way to name a device") from error
+        raise _unusable(f"'{selector}' is not a valid ADDRESS") from error
 
 
 def _unusable(cause: str) -> VfioToolError:
     return VfioToolError(
-        f"{OWNERS_LIST} cannot be understood, so no device is taken: {cause}",
-        hint="mend the file: each line is an ADDRESS as of 'vfiotool bind', '#' starts a comment",
+        f"cannot use {OWNERS_LIST}, so no device is taken: {cause}",
+        hint="correct the file: each line is an ADDRESS as for 'vfiotool bind', '#' starts a comment",
     )

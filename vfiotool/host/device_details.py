@@ -1,4 +1,4 @@
-"""What is known of a single device beyond its line in a listing: capabilities, BARs, link, users."""
+"""What ``vfiotool show`` adds to the fields of ``vfiotool list``: capabilities, BARs, link, users."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _IORESOURCE_PREFETCH = 0x2000
 _IORESOURCE_MEM_64 = 0x100000
 
 ROM = 6
-"""The index of a ROM among the BARs."""
+"""The index of the expansion ROM among the BARs."""
 
 _LINK = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One address range of a device: ``index`` 0 to 5, 6 is the ROM. ``size`` is in bytes."""
+    """An address range of a device: ``index`` 0 to 5, or 6 for the expansion ROM. ``size`` is in bytes."""
 
     index: int
     start: int
@@ -39,9 +39,9 @@ class Bar:
 class Details:
     """A device with its capabilities, BARs and users.
 
-    ``capabilities`` is ``None``, and named in ``unavailable``, where configuration space could not
-    be read in full, which takes root; ``link`` maps the kernel's attribute names to their text, and is
-    empty without PCI Express.
+    ``capabilities`` is ``None``, and named in ``unavailable``, if configuration space could not be read in
+    full, which needs root. ``link`` maps the kernel's attribute names to their text, and is empty without
+    PCI Express.
     """
 
     device: Device
@@ -55,7 +55,7 @@ class Details:
 
 
 def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Details:
-    """Read all about one of the machine's devices; bounded in time like a listing."""
+    """Read the details of a device, bounded in time like a listing; ``devices`` are all of the machine."""
     number = device.iommu_group
     group = None if number is None else read_group(tree, number, devices)
     folder = device_path(device.address)
@@ -82,7 +82,7 @@ def _capabilities(config: bounded_reads.ReadResult) -> tuple[config_space.Capabi
 
 
 def read_bars(tree: Tree, address: str) -> tuple[Bar, ...]:
-    """Return the address ranges that a device has; reading them takes no lock."""
+    """Return the address ranges of a device. The read takes no lock."""
     bars = []
     resource = tree.find(f"{device_path(address)}/resource") or ""
     for index, line in enumerate(resource.splitlines()[: ROM + 1]):

@@ -1,4 +1,4 @@
-"""What binding changes of a device, and puts back."""
+"""The state of a device that binding changes and restores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVERRIDE, NUMVFS, AUTOPROBE, POWER = (
 
 @dataclass(frozen=True, slots=True)
 class NodeAccess:
-    """Who may open a node: ``mode`` has the permission bits alone."""
+    """Who may open a device node: ``mode`` has only the permission bits."""
 
     uid: int
     gid: int
@@ -30,17 +30,17 @@ class NodeAccess:
 
 
 ROOTS_ALONE = NodeAccess(0, 0, 0o600)
-"""What the kernel makes a group's node with."""
+"""The access of a group's node when the kernel creates it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """Which driver has a device, which one is wished for it, and what goes with that.
+    """The driver of a device, its ``driver_override``, and the settings that binding changes with them.
 
-    ``numvfs`` is how many VFs a PF has, ``autoprobe`` whether host drivers may take new ones;
-    ``power_control`` is the runtime power policy (``on``, ``auto``), which vfio-pci changes; ``node``
-    is the access to the node of its group, which is made anew at each bind. Where a state is wished
-    for, ``None`` in one of these four leaves it as it comes.
+    ``numvfs`` is the number of VFs of a PF, and ``autoprobe`` is 1 if host drivers may bind to new VFs.
+    ``power_control`` is the runtime power policy (``on``, ``auto``), which vfio-pci changes. ``node`` is
+    the access of the group's node, which the kernel creates anew at each bind. In a target state, ``None``
+    in any of these four leaves the setting unchanged.
     """
 
     driver: str | None
@@ -52,17 +52,17 @@ class DeviceState:
 
 
 def read_state(tree: Tree, address: str) -> DeviceState:
-    """Read the state of one device.
+    """Read the state of a device.
 
     Raises:
         KernelError: the device is gone, or its override cannot be read.
-        TimeoutError: the device is locked by an unbind that is pending.
+        TimeoutError: a pending unbind holds the device's lock.
     """
     return read_states(tree, [address])[address]
 
 
 def read_states(tree: Tree, addresses: Iterable[str]) -> dict[str, DeviceState]:
-    """Read the states of devices; raises as ``read_state`` does."""
+    """Read the states of devices; raises the same errors as ``read_state``."""
     wanted = list(addresses)
     names = (OVERRIDE, NUMVFS, AUTOPROBE, POWER)
     answers = bounded_reads.read_all(
@@ -75,7 +75,7 @@ def read_states(tree: Tree, addresses: Iterable[str]) -> dict[str, DeviceState]:
 
 
 def node_path(tree: Tree, address: str) -> str | None:
-    """Return the node of the device's group, be it there or not; ``None`` where it has no group."""
+    """Return the path of the node of the device's group, which may not exist; ``None`` without a group."""
     group = tree.find_link(f"{device_path(address)}/iommu_group")
     return f"/dev/vfio/{group}" if group is not None and group.isdecimal() else None
 

@@ -14,11 +14,12 @@ from vfiotool.pci.names import PciNames
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One PCI function at one moment.
+    """A PCI function at one moment.
 
-    ``class_code`` has 24 bits. A field that could not be read, for want of rights or of time, is
-    ``None`` and named in ``unavailable``; ``None`` without that means that there is no such thing.
-    ``blocked`` says that an unbind is pending: its driver waits for a process to let go.
+    ``class_code`` has 24 bits. A field that could not be read, because of permissions or a timeout, is
+    ``None`` and named in ``unavailable``. A field that is ``None`` and not named there does not exist on
+    this device. ``blocked`` is True if an unbind is pending: the driver waits for a process to close the
+    device.
     """
 
     address: str
@@ -49,7 +50,7 @@ class Device:
 def read_devices(
     tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = STATE_DIR
 ) -> list[Device]:
-    """Read the devices at these addresses, in their order: see ``attributes.read_fields``."""
+    """Read the devices at these addresses, in the given order: see ``attributes.read_fields``."""
     return [Device(**fields) for fields in read_fields(tree, wanted, names, state_dir=state_dir)]
 
 
@@ -57,7 +58,7 @@ def find_device(devices: Iterable[Device], address: str) -> Device:
     """Return the device at an address.
 
     Raises:
-        DeviceNotFoundError: there is none.
+        DeviceNotFoundError: ``devices`` has no device at this address.
     """
     for device in devices:
         if device.address == address:

@@ -1,4 +1,4 @@
-"""Is this machine ready for VFIO? Every check, in an order in which one mends things."""
+"""The checks of whether this machine is ready for VFIO, in the order in which to fix what fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHECKS: Mapping[str, Callable[[Tree, str], Verdict]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check's name and verdict; ``ok`` is ``None`` where it cannot be known from here."""
+    """The name and the verdict of a check; ``ok`` is ``None`` if the check cannot decide."""
 
     name: str
     ok: bool | None
@@ -43,20 +43,20 @@ class Check:
 
 
 def examine(tree: Tree, *, state_dir: str = STATE_DIR) -> list[Check]:
-    """Run every check. What cannot be read, for want of rights or of files, makes a check unknown.
+    """Run every check. A check whose files are missing or not readable has no verdict: ``ok`` is ``None``.
 
-    Works without root, and is bounded in time as a listing is.
+    Works without root. Bounded in time like a listing.
     """
     return judge(CHECKS, tree, state_dir)
 
 
 def judge(checks: Mapping[str, Callable[P, Verdict]], *args: P.args, **kwargs: P.kwargs) -> list[Check]:
-    """Run checks on what they are for; what cannot be read makes one unknown."""
+    """Run checks with these arguments. A check that cannot read its files gets ``ok=None``."""
     judged = []
     for name, check in checks.items():
         try:
             verdict = check(*args, **kwargs)
         except (OSError, ValueError, VfioToolError) as error:
-            verdict = Verdict(None, f"it cannot be told: {error}")
+            verdict = Verdict(None, f"unknown: {error}")
         judged.append(Check(name, verdict.ok, verdict.detail, verdict.remedy))
     return judged

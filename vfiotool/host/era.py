@@ -1,4 +1,4 @@
-"""Who guards a group on this kernel, in the four eras that a group's life cycle went through."""
+"""The kernel's release, and its era: which of four implementations of the group life cycle it has."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from vfiotool.host.tree import Tree
 
 
 class Era(enum.Enum):
-    """The kernels that behave alike, by who owns an IOMMU group."""
+    """A range of kernels that handle the ownership of an IOMMU group alike."""
 
     DEFERRED_PUT = "deferred-put"
-    """Up to 5.15: a notifier takes a reference per event, a worker drops it later."""
+    """Up to 5.15: a notifier takes a group reference per event, and a workqueue drops it later."""
     NOTIFIER = "notifier"
-    """5.16 to 5.18: the same notifier without the references (commit 63b150fde7a1)."""
+    """5.16 to 5.18: the same notifier, without the references (commit 63b150fde7a1)."""
     DMA_OWNER = "dma-owner"
-    """Since 5.19: ownership lives in the iommu_group (commit 70693f470848)."""
+    """Since 5.19: the iommu_group records its DMA owner (commit 70693f470848)."""
     CDEV = "cdev"
-    """Since 6.6, where built with iommufd and device nodes: no group is needed at all."""
+    """Since 6.6, if built with iommufd and device nodes: a device can be opened without its group."""
 
     @property
     def has_dma_owner(self) -> bool:
-        """Say whether the kernel refuses a host driver in a live group, instead of a BUG."""
+        """Return True if the kernel refuses a host driver in a group in use; older kernels run into a BUG."""
         return self in (Era.DMA_OWNER, Era.CDEV)
 
 
@@ -36,7 +36,7 @@ def modules_folder(tree: Tree) -> str:
 
 
 def detect_era(tree: Tree) -> Era:
-    """Find the era by what is there; the release only tells apart what leaves no other trace."""
+    """Detect the era from what the kernel has. The release decides only between eras that look the same."""
     if tree.exists("/dev/iommu") and _has_cdevs(tree):
         return Era.CDEV
     version = _version(kernel_release(tree))
@@ -46,7 +46,7 @@ def detect_era(tree: Tree) -> Era:
 
 
 def has_noiommu(tree: Tree) -> bool:
-    """Say whether VFIO was told to give out devices that no IOMMU guards (CONFIG_VFIO_NOIOMMU)."""
+    """Return True if VFIO may open devices that no IOMMU isolates (CONFIG_VFIO_NOIOMMU)."""
     return tree.find("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
 
 
@@ -58,7 +58,10 @@ def _version(release: str) -> tuple[int, int]:
 
 
 def _has_cdevs(tree: Tree) -> bool:
-    """Look for their major number, too: their folder is there with the first of them alone."""
+    """Return True if the kernel has VFIO device nodes.
+
+    Their directory appears only with the first node; their major number is registered before.
+    """
     if tree.exists("/dev/vfio/devices"):
         return True
     numbers = tree.find("/proc/devices") or ""
@@ -66,7 +69,7 @@ def _has_cdevs(tree: Tree) -> bool:
 
 
 def _is_backported(tree: Tree) -> bool:
-    """Enterprise kernels carry the owner code under an older number."""
+    """Return True if an older release has the DMA owner code, as enterprise kernels do."""
     try:
         return b" iommu_group_claim_dma_owner" in tree.read_bytes("/proc/kallsyms")
     except OSError:

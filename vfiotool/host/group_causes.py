@@ -1,8 +1,8 @@
 """Why the kernel put devices into one IOMMU group (``pci_device_group()`` in drivers/iommu/iommu.c).
 
-What it goes by, in its order: a bridge that sends the requests of all its bus under one id (an alias), a hop
-on the way up that ACS does not guard, functions of one device that ACS does not guard. What is still
-untold after these is a quirk of the kernel, or the way of the IOMMU's own driver.
+The kernel considers, in this order: a bridge that sends all requests of its bus under one requester id (an
+alias), a bridge on the path to the root that lacks ACS isolation, functions of a multifunction device that
+lack ACS isolation. What none of these explains is due to a quirk in the kernel or to the IOMMU driver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PORTS: dict[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """A function's configuration space and the bridges ``above`` it, the nearest first."""
+    """The configuration space of a function, and the bridges ``above`` it, nearest first."""
 
     address: str
     above: tuple[str, ...]
@@ -40,23 +40,27 @@ class _Function:
 
     @property
     def weakness(self) -> str | None:
-        """Functions are scanned only where the first says that there are more; a VF answers for itself."""
+        """The ACS weakness of the function, or ``None``.
+
+        The kernel scans further functions only if function 0 has the multifunction bit, so every function
+        but 0 is part of a multifunction device; a VF is judged by its own bit.
+        """
         flag = bool(self.config[config_space.HEADER_TYPE] & config_space.MULTIFUNCTION)
         return weakness(self.config, multifunction=flag or not (self.is_vf or self.address.endswith(".0")))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One cause, and the devices of the group that it ties."""
+    """A cause, and the devices of the group that it puts together."""
 
     devices: tuple[str, ...]
     cause: str
 
 
 def group_causes(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...] | None]:
-    """Return for each group, given by its devices, a line for each cause that ties them together.
+    """Return why the devices of each group share it: a line for each cause. A group is given by its devices.
 
-    ``None`` where configuration space could not be read in full, which takes root.
+    ``None`` if configuration space could not be read in full, which needs root.
     """
     shared = {number: devices for number, devices in groups.items() if len(devices) > 1}
     functions = _read_functions(tree, [address for devices in shared.values() for address in devices])
@@ -72,7 +76,7 @@ def _why(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -
 
 
 def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function]:
-    """Read functions and all bridges above them, each once."""
+    """Read the functions and all bridges above them, each once."""
     above = {address: _bridges_above(tree, address) for address in addresses}
     for bridges in list(above.values()):
         for at, bridge in enumerate(bridges, 1):
@@ -91,13 +95,13 @@ def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function
 
 
 def _bridges_above(tree: Tree, address: str) -> tuple[str, ...]:
-    """Return the bridges above a device, the nearest first, from where sysfs keeps its folder."""
+    """Return the bridges above a device, nearest first, from the path of its directory in sysfs."""
     parts = tree.resolve(device_path(address)).split("/")[:-1]
     return tuple(part for part in reversed(parts) if part.count(":") == 2 and is_address(part))
 
 
 def _bridge_ties(group: Sequence[str], functions: Mapping[str, _Function]) -> Iterable[_Tie]:
-    """Yield the bridges that tie what is below them: to themselves, as far as they have a group."""
+    """Yield the bridges that tie the devices below them together, and to the bridge if it has a group."""
     below: dict[str, list[str]] = {}
     for address in group:
         for bridge in functions[address].above:
@@ -112,15 +116,15 @@ def _bridge_ties(group: Sequence[str], functions: Mapping[str, _Function]) -> It
 def _bridge_cause(bridge: _Function) -> str | None:
     kind = port_type(bridge.config)
     if kind == PortType.PCIE_TO_PCI:
-        return "a PCIe-to-PCI bridge, which sends the requests of its bus under an id of its own"
+        return "a PCIe-to-PCI bridge, which sends all requests of its bus under its own requester id"
     if kind is None or kind not in _PORTS:
-        return "a PCI bridge, whose bus does not tell its devices' requests apart"
+        return "a PCI bridge, whose bus does not show which device sent a request"
     flaw = bridge.weakness
     return None if flaw is None else f"{_PORTS[kind]} {flaw}, which may route requests between devices"
 
 
 def _slot_ties(group: Iterable[_Function]) -> Iterable[_Tie]:
-    """Yield the functions of one device that ACS does not guard: those that it does are not tied."""
+    """Yield the functions of a device that lack ACS isolation; functions that have it are not tied."""
     slots: dict[str, dict[str, str]] = {}
     for function in group:
         if (flaw := function.weakness) is not None:
@@ -128,12 +132,12 @@ def _slot_ties(group: Iterable[_Function]) -> Iterable[_Tie]:
     for flaws in slots.values():
         if len(flaws) > 1:
             common = " or ".join(dict.fromkeys(flaws.values()))
-            cause = f"functions of one device {common}, which may pass requests to each other"
+            cause = f"functions of the same device {common}, which may send requests to each other"
             yield _Tie(tuple(flaws), f"{', '.join(flaws)}: {cause}")
 
 
 def _parts(group: Sequence[str], ties: Iterable[_Tie]) -> list[set[str]]:
-    """Split a group into what the ties leave apart."""
+    """Split a group into the parts that no tie joins."""
     parts = [{address} for address in group]
     for tie in ties:
         touched = [part for part in parts if part.intersection(tie.devices)]
@@ -142,7 +146,7 @@ def _parts(group: Sequence[str], ties: Iterable[_Tie]) -> list[set[str]]:
 
 
 def _untold(tree: Tree, parts: list[set[str]]) -> Iterable[str]:
-    """Say what can be said of parts that nothing seen ties together."""
+    """Yield the likely cause for parts that no known tie joins."""
     if len(parts) < 2:
         return
     group = set().union(*parts)
@@ -150,9 +154,9 @@ def _untold(tree: Tree, parts: list[set[str]]) -> Iterable[str]:
     unit = tree.find_link(f"{device_path(min(group))}/iommu")
     members = set(tree.find_names(f"/sys/class/iommu/{unit}/devices")) if unit else set()
     if members and members <= group:
-        yield f"{first}: {unit}, their IOMMU, has one group for all its devices"
+        yield f"{first}: their IOMMU, {unit}, puts all its devices in one group"
     elif len({address.rpartition(":")[0] for address in group}) == 1:
-        quirk = "a quirk of their model, such as a DMA alias ('dmesg | grep alias')"
-        yield f"{first}: {quirk}, or the IOMMU driver's own rule"
+        quirk = "a quirk for their model, such as a DMA alias ('dmesg | grep alias')"
+        yield f"{first}: {quirk}, or a rule of the IOMMU driver"
     else:
-        yield f"{first}: the IOMMU driver's own rule, for no bridge and no want of ACS ties them"
+        yield f"{first}: a rule of the IOMMU driver, for no bridge and no missing ACS joins them"

@@ -1,4 +1,4 @@
-"""IOMMU groups: what the kernel isolates together, and whether userspace may have it."""
+"""IOMMU groups: the devices that the kernel isolates together, and whether userspace may own them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfiotool.host.tree import Tree, decode
 
 GROUPS = "/sys/kernel/iommu_groups"
 TURN_ON_IOMMU = (
-    "turn VT-d or AMD-Vi on in the firmware, and on Intel boot with intel_iommu=on on the kernel's "
+    "turn on VT-d or AMD-Vi in the firmware; on Intel, also boot with intel_iommu=on on the kernel "
     "command line"
 )
 _GUARDED = ("type", "reserved_regions")
@@ -24,7 +24,7 @@ BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A device whose driver keeps its group from userspace."""
+    """A device whose driver makes its group not viable."""
 
     address: str
     driver: str
@@ -33,7 +33,7 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class ReservedRegion:
-    """A range of IO virtual addresses, both ends included, that must not be mapped."""
+    """A range of I/O virtual addresses that must not be mapped; both ends are included."""
 
     start: int
     end: int
@@ -42,11 +42,11 @@ class ReservedRegion:
 
 @dataclass(frozen=True, slots=True)
 class IommuGroup:
-    """One IOMMU group at one moment.
+    """An IOMMU group at one moment.
 
-    ``type`` is the kernel's name of its default domain. ``node`` is ``None`` until a device of the
-    group is on a VFIO driver. ``holders`` has the processes that this user may look at.
-    ``why`` tells what ties its devices together, a line for each cause; it takes root.
+    ``type`` is the kernel's name for the type of the default domain. ``node`` is ``None`` until a device
+    of the group is on a VFIO driver. ``holders`` has the processes that this user may inspect. ``why``
+    says why the devices share a group, a line for each cause; reading it needs root.
     """
 
     id: int
@@ -62,14 +62,14 @@ class IommuGroup:
 
 
 def group_ids(tree: Tree) -> list[int]:
-    """Return the numbers of all groups, in order. They can be sparse, and they change."""
+    """Return the numbers of all groups, sorted. They can be sparse, and a group's number can change."""
     return sorted(int(name) for name in tree.find_names(GROUPS) if name.isdecimal())
 
 
 def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) -> list[IommuGroup]:
-    """Read the groups of these numbers; ``devices`` are those of the machine.
+    """Read the groups with these numbers; ``devices`` are all devices of the machine.
 
-    A group that is gone meanwhile is left out.
+    A group that disappears meanwhile is left out.
     """
     members: dict[int, list[Device]] = {}
     for device in devices:
@@ -93,7 +93,7 @@ def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> IommuGroup
     """Read one group.
 
     Raises:
-        DeviceNotFoundError: there is no such group.
+        DeviceNotFoundError: there is no group with this number.
     """
     found = read_groups(tree, [number], devices)
     if not found:
@@ -104,10 +104,10 @@ def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> IommuGroup
 
 
 def blockers(devices: Iterable[Device], era: Era) -> tuple[Blocker, ...]:
-    """Return the devices that make their group not viable, by the rules of the era.
+    """Return the devices of a group that make it not viable, by the rules of the era.
 
     Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
-    ``driver_managed_dma`` takes the group for itself (commit 70693f470848).
+    ``driver_managed_dma`` claims the group for the host (commit 70693f470848).
     """
     group = tuple(devices)
     return tuple(
@@ -118,12 +118,12 @@ def blockers(devices: Iterable[Device], era: Era) -> tuple[Blocker, ...]:
 
 
 def is_vfio_driver(driver: str | None) -> bool:
-    """Say whether a driver is vfio-pci or one of its variants (``mlx5_vfio_pci``, …)."""
+    """Return True if a driver is vfio-pci or a variant of it (``mlx5_vfio_pci``, …)."""
     return driver is not None and "vfio" in driver
 
 
 def is_bridge(device: Device) -> bool:
-    """Say whether a device is a PCI-to-PCI or CardBus bridge: those have a header of their own type."""
+    """Return True if a device is a PCI-to-PCI or CardBus bridge: a bridge has its own type of header."""
     return device.class_code >> 8 in BRIDGE_CLASSES
 
 
@@ -134,21 +134,21 @@ def _is_harmless(device: Device, driver: str, era: Era) -> bool:
 
 
 def _reason(device: Device, driver: str, group: Iterable[Device]) -> str:
-    """Say why a device blocks its group, and what to do about it."""
+    """Return why a device blocks its group, and how to remove the cause."""
     address = device.address
     if is_bridge(device):
         return (
-            f"{driver} drives a bridge, and claims the group for the host as pcieport does not: "
-            f"'echo {address} > /sys/bus/pci/devices/{address}/driver/unbind' takes it away"
+            f"{driver} drives a bridge and claims the group for the host, unlike pcieport: unbind it with "
+            f"'echo {address} > /sys/bus/pci/devices/{address}/driver/unbind'"
         )
-    bind = f"'vfiotool bind {address}' hands it over"
+    bind = f"bind it to vfio-pci with 'vfiotool bind {address}'"
     others = [one for one in group if one.address != address and not is_bridge(one)]
     if not others:
         return f"{driver} is a host driver: {bind}"
-    remedies = [f"{bind} too", f"'vfiotool unbind {address}' leaves it without a driver"]
+    remedies = [bind, f"or leave it without a driver with 'vfiotool unbind {address}'"]
     if any(_slot(one.address) != _slot(address) for one in others):
-        remedies.append("a card in a slot whose port has ACS gets a group of its own")
-    return f"{driver} is a host driver, and all of the group share one address space: {'; '.join(remedies)}"
+        remedies.append("or move the card to a slot whose port has ACS: it then gets its own group")
+    return f"{driver} is a host driver, and its group shares one address space: {', '.join(remedies)}"
 
 
 def _slot(address: str) -> str:
@@ -189,7 +189,7 @@ def _text(answer: bounded_reads.ReadResult) -> str | None:
 
 
 def _regions(text: str) -> tuple[ReservedRegion, ...]:
-    """Parse lines of ``0xSTART 0xEND TYPE``; others are passed over."""
+    """Parse lines of ``0xSTART 0xEND TYPE``; skip other lines."""
     regions = []
     for line in text.splitlines():
         start, _, rest = line.partition(" ")

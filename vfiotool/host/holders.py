@@ -1,4 +1,4 @@
-"""Which processes have a VFIO node open."""
+"""The processes that hold VFIO nodes open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vfiotool.host.tree import Tree
 
 DEVICE_DESCRIPTOR = "anon_inode:[vfio-device]"
-"""What the descriptor that a group gave for a device is called; it does not say which device."""
+"""The name in /proc of a device descriptor that a group returned; it does not name the device."""
 
 _NODES = "/dev/vfio"
 _CONTAINER = "/dev/vfio/vfio"
@@ -18,7 +18,7 @@ _CONTAINER = "/dev/vfio/vfio"
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds a node open, by which of its file descriptors."""
+    """A process that holds a node open, with the file descriptor."""
 
     pid: int
     comm: str
@@ -27,16 +27,16 @@ class Holder:
 
     @property
     def process(self) -> str:
-        """The process, for a person: ``pid 12 (qemu)``."""
+        """The process as text for the user: ``pid 12 (qemu)``."""
         return f"pid {self.pid} ({self.comm})"
 
 
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
-    """Return the holders of every group and device node, and of device descriptors, by node.
+    """Return the holders of group nodes, device nodes and device descriptors, by node.
 
-    A node that is gone, because an unbind is pending, still has its holders. Without root only the
-    caller's own processes can be looked at. A process that ends meanwhile is passed over. Where VFIO
-    is not in use, no process is looked at.
+    A node that an unbind has removed still has its holders while the unbind is pending. Without root,
+    only the caller's own processes can be inspected. A process that exits meanwhile is left out. If VFIO
+    is not in use, no process is inspected.
     """
     if not tree.find_names(_NODES):
         return {}
@@ -49,7 +49,7 @@ def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
 
 
 def _open_nodes(tree: Tree, pid: int) -> list[Holder]:
-    """List what a process has open of VFIO; nothing where it is not ours to look at, or has ended."""
+    """Return the VFIO nodes that a process holds; empty if it has exited or this user may not inspect it."""
     folder = f"/proc/{pid}"
     holders = []
     with contextlib.suppress(OSError):
@@ -62,8 +62,10 @@ def _open_nodes(tree: Tree, pid: int) -> list[Holder]:
 
 
 def _is_path_alone(tree: Tree, path: str) -> bool:
-    """Say whether a descriptor was opened with ``O_PATH``, which opens no device: udevd's are, while it
-    gives a node its owner. Where it is not known it counts as open."""
+    """Return True if a descriptor was opened with ``O_PATH``, which does not open the device.
+
+    udevd opens nodes in this way while it sets their owner. An unreadable descriptor counts as open.
+    """
     with contextlib.suppress(OSError, ValueError):
         for line in tree.read(path).splitlines():
             name, _, value = line.partition(":")
@@ -75,5 +77,5 @@ def _is_path_alone(tree: Tree, path: str) -> bool:
 def _target(tree: Tree, path: str) -> str:
     try:
         return os.readlink(tree.path(path))
-    except FileNotFoundError:  # it was closed meanwhile
+    except FileNotFoundError:  # closed meanwhile
         return ""

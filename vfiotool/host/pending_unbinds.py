@@ -1,7 +1,7 @@
-"""Unbinds that have not returned: a file for each, written by whoever started it.
+"""Pending unbinds: for each, the process that started the unbind writes a file.
 
-The kernel shows no such state. While an unbind of vfio-pci waits for its holder, the ``driver`` link
-and the group's node are gone already, so a device would seem free.
+The kernel does not show a pending unbind. While an unbind from vfio-pci waits for the holder, the ``driver``
+link and the group's node are already gone, so the device looks free.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _MOST_DIGITS = 10
 
 
 def pending_dir(state_dir: str) -> str:
-    """Return the folder that holds a file named by its address for each pending unbind."""
+    """Return the directory with a file for each pending unbind, named by the device's address."""
     return f"{state_dir}/pending"
 
 
 def blocked_addresses(tree: Tree, state_dir: str) -> frozenset[str]:
-    """Return the addresses whose unbind is pending: the process that writes it is still alive."""
+    """Return the addresses with a pending unbind: the process that writes to the kernel is still alive."""
     folder = pending_dir(state_dir)
     try:
         names = tree.names(folder)
@@ -29,7 +29,7 @@ def blocked_addresses(tree: Tree, state_dir: str) -> frozenset[str]:
 
 
 def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
-    """Return the pid of the process whose write to a device has not returned, if there is one."""
+    """Return the pid of the process whose unbind of a device has not returned, or ``None``."""
     try:
         pid, _, started = (tree.find(f"{pending_dir(state_dir)}/{address}") or "").partition(" ")
     except OSError:
@@ -39,9 +39,9 @@ def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
 
 
 def process_start(tree: Tree, pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot, or ``None`` where it has ended.
+    """Return the start time of a process, in clock ticks since boot, or ``None`` if it has exited.
 
-    With the pid this names a process for good: pids are used again (proc(5), field 22 of ``stat``).
+    Pids are reused; the pid and the start time together identify a process (proc(5), field 22 of ``stat``).
     """
     try:
         fields = tree.read(f"/proc/{pid}/stat").rpartition(")")[2].split()

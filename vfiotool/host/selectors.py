@@ -1,4 +1,4 @@
-"""From what a person types to addresses: the ``ADDRESS`` of every verb."""
+"""From the ``ADDRESS`` arguments of the command line to PCI addresses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FORMS = (
 
 
 def select(tree: Tree, selectors: Iterable[str]) -> list[str]:
-    """Return the addresses that the selectors name, each once, in the order of the selectors.
+    """Return the addresses that the selectors match, each once, in the order of the selectors.
 
     Raises:
         SelectorError: a selector is malformed.
-        DeviceNotFoundError: a selector matches nothing.
+        DeviceNotFoundError: a selector matches no device.
     """
     present = addresses(tree)
     chosen: dict[str, None] = {}
@@ -32,11 +32,11 @@ def select(tree: Tree, selectors: Iterable[str]) -> list[str]:
 
 
 def select_meant(tree: Tree, selectors: Sequence[str], *, several: bool) -> list[str]:
-    """Return what the selectors name, each of which must name one device unless ``several`` is meant.
+    """Return the addresses that the selectors match; unless ``several``, each must match a single device.
 
     Raises:
-        SelectorError: also where a selector matches more than one device and that was not meant.
-        DeviceNotFoundError: a selector matches nothing.
+        SelectorError: a selector is malformed, or matches more than one device without ``several``.
+        DeviceNotFoundError: a selector matches no device.
     """
     present = addresses(tree)
     chosen: dict[str, None] = {}
@@ -45,7 +45,7 @@ def select_meant(tree: Tree, selectors: Sequence[str], *, several: bool) -> list
         if len(found) > 1 and not several:
             raise SelectorError(
                 f"'{selector}' matches {len(found)} devices: {', '.join(found)}",
-                hint="name one of them, or add --all if you mean them all",
+                hint="name a single device, or add --all to select all of them",
             )
         chosen.update(dict.fromkeys(found))
     return list(chosen)
@@ -62,9 +62,9 @@ def _matches(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 
 def _search(selector: str) -> Callable[[Tree, str, Sequence[str]], list[str]]:
-    """Choose how to look, by the form of the selector alone."""
+    """Choose the search by the form of the selector alone."""
     if not selector or not selector.isprintable() or "/" in selector:
-        raise SelectorError(f"{selector!r} is not a way to name a device", hint=_FORMS)
+        raise SelectorError(f"{selector!r} is not a valid ADDRESS", hint=_FORMS)
     if any(character in selector for character in "*?["):
         return _by_glob
     if selector.startswith("group:"):
@@ -76,7 +76,7 @@ def _search(selector: str) -> Callable[[Tree, str, Sequence[str]], list[str]]:
     if _ids(selector) is not None:
         return _by_ids
     if ":" in selector:
-        parse_address(selector)  # it was meant as one: say what is wrong with it
+        parse_address(selector)  # meant as an address: raise what is wrong with it
     return _by_name
 
 
@@ -110,7 +110,7 @@ def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 
 def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
-    """Find what carries an interface, a disk or a partition of this name, else a class."""
+    """Find the PCI parents of an interface, a disk or a partition of this name, else a class."""
     return (
         find_pci_parents(tree, selector)
         or find_pci_parents(tree, _first_name(tree, selector))
@@ -119,9 +119,10 @@ def _by_name(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
 
 
 def _first_name(tree: Tree, interface: str) -> str:
-    """Return the name under which sysfs has an interface, which can have others (``ip link property``).
+    """Return the primary name of an interface, as in sysfs; an interface can have alternative names
+    (``ip link property``).
 
-    The kernel knows them by this call up to 15 characters. What is no interface's name is returned as it is.
+    This call resolves names of up to 15 characters. Any other text is returned unchanged.
     """
     if not tree.is_live:
         return interface
@@ -134,7 +135,7 @@ def _first_name(tree: Tree, interface: str) -> str:
 
 
 def _by_class_number(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
-    """Find a class, or a subclass or programming interface of it, by two, four or six digits."""
+    """Find a class, a subclass or a programming interface by its two, four or six digits."""
     digits = selector.removeprefix("class:").lower()
     if len(digits) not in (2, 4, 6) or not HEX_DIGITS.issuperset(digits):
         raise SelectorError(f"'{selector}' is not a class", hint="a class looks like class:02 or class:0108")
@@ -156,7 +157,7 @@ def _ids(selector: str) -> tuple[int, int] | None:
 
 
 def _number(tree: Tree, address: str, name: str) -> int:
-    """Return a number of a device, or -1 where the device is gone meanwhile, or has none."""
+    """Return the number in an attribute, or -1 if the device is gone or the attribute holds no number."""
     try:
         return int(tree.find(f"{device_path(address)}/{name}") or "-1", 0)
     except ValueError:

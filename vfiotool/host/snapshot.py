@@ -1,4 +1,4 @@
-"""The whole machine at one moment."""
+"""All devices and groups of a machine at one moment."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vfiotool.pci.names import PciNames
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All PCI devices and IOMMU groups, each in order."""
+    """All PCI devices, sorted by address, and all IOMMU groups, sorted by number."""
 
     devices: tuple[Device, ...]
     groups: tuple[IommuGroup, ...]
 
 
 def snapshot(tree: Tree | None = None, *, state_dir: str = pending_unbinds.STATE_DIR) -> Snapshot:
-    """Read all devices and groups of this machine, or of another one's tree.
+    """Read all devices and groups of this machine, or of the machine that ``tree`` shows.
 
-    A device or group that goes away meanwhile is left out. What blocks is bounded: see ``bounded_reads``.
+    A device or group that disappears meanwhile is left out. No read blocks: see ``bounded_reads``.
     """
     tree = tree or Tree()
     devices = read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)

@@ -1,4 +1,4 @@
-"""The files in which the kernel shows the machine, below a root that need not be ``/``."""
+"""The files in which the kernel shows the machine, below ``/`` or below another root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GONE = (errno.ENOENT, errno.ENODEV)
-"""How the kernel says that a device went away, before or while one of its files was open."""
+"""The errors of a read whose device was removed before or while the file was open."""
 
 _READ_SIZE = 65536
 
@@ -18,8 +18,9 @@ _READ_SIZE = 65536
 class Tree:
     """The ``/sys``, ``/proc`` and ``/dev`` below a root. Immutable; threads may share it.
 
-    Paths are given as the kernel's own (``/sys/bus/pci/devices``). Methods raise the ``OSError`` of
-    the system call; those that are named ``find_…`` return ``None`` where nothing is there.
+    Paths are the kernel's (``/sys/bus/pci/devices``), without the root. Methods raise the ``OSError`` of the
+    system call. ``find`` and ``find_link`` return ``None``, and ``find_names`` an empty list, if the file
+    does not exist.
     """
 
     def __init__(self, root: str = "/") -> None:
@@ -28,15 +29,15 @@ class Tree:
 
     @property
     def is_live(self) -> bool:
-        """Say whether this is the running machine, and not a capture of one."""
+        """Return True if this is the running machine, and not a capture."""
         return self._prefix == ""
 
     def path(self, path: str) -> str:
-        """Return where a path of the machine lies."""
+        """Return the path with the root in front."""
         return self._prefix + path
 
     def read_bytes(self, path: str) -> bytes:
-        """Return a file's content, in full."""
+        """Return the whole content of a file."""
         fd = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             chunks = []
@@ -50,11 +51,11 @@ class Tree:
             os.close(fd)
 
     def read(self, path: str) -> str:
-        """Return a file's text without its last newline."""
+        """Return the text of a file without its last newline."""
         return decode(self.read_bytes(path))
 
     def find(self, path: str) -> str | None:
-        """Return a file's text, or ``None`` where the file is not there."""
+        """Return the text of a file, or ``None`` if the file does not exist."""
         try:
             return self.read(path)
         except OSError as error:
@@ -63,36 +64,36 @@ class Tree:
             return None
 
     def names(self, path: str) -> list[str]:
-        """Return the names in a folder, in no order."""
+        """Return the names in a directory, in no particular order."""
         return os.listdir(self._prefix + path)
 
     def find_names(self, path: str) -> list[str]:
-        """Return the names in a folder, none where it is not there."""
+        """Return the names in a directory; an empty list if it does not exist."""
         try:
             return self.names(path)
         except FileNotFoundError:
             return []
 
     def find_link(self, path: str) -> str | None:
-        """Return the last part of where a symbolic link points, or ``None`` where there is none."""
+        """Return the last part of the target of a symbolic link, or ``None`` if there is no link."""
         try:
             return os.readlink(self._prefix + path).rpartition("/")[2]
         except OSError as error:
-            if error.errno not in (*GONE, errno.EINVAL):  # EINVAL: no link, as an IOMMU's own iommu/
+            if error.errno not in (*GONE, errno.EINVAL):  # EINVAL: not a link, as iommu/ of an IOMMU
                 raise
             return None
 
     def exists(self, path: str) -> bool:
-        """Say whether a path is there."""
+        """Return True if a path exists; a dangling link exists, too."""
         return os.path.lexists(self._prefix + path)
 
     def resolve(self, path: str) -> str:
-        """Return a path with all links in it followed, as the machine has it."""
+        """Return a path with all links resolved, without the root."""
         resolved = os.path.realpath(self._prefix + path)
         return resolved.removeprefix(os.path.realpath(self._prefix)) if self._prefix else resolved
 
     def access(self, path: str) -> tuple[int, int, int]:
-        """Return the permission bits, the owner and the group of a node."""
+        """Return the permission bits, the owner and the group of a device node."""
         status = os.stat(self._prefix + path, follow_symlinks=False)
         return status.st_mode & 0o777, status.st_uid, status.st_gid
 
@@ -102,5 +103,5 @@ class Tree:
 
 
 def decode(content: bytes) -> str:
-    """Turn what the kernel wrote into text; bytes that are no UTF-8 are replaced, never an error."""
+    """Decode bytes from the kernel, without the last newline; replace bytes that are not UTF-8."""
     return content.decode("utf-8", "replace").removesuffix("\n")

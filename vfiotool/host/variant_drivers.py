@@ -1,7 +1,7 @@
-"""Which VFIO driver serves a device best: vfio-pci itself, or a variant that knows its model.
+"""The best VFIO driver for a device: vfio-pci, or a variant driver for its model.
 
-A variant says which devices it serves in ``vfio_pci:`` aliases, which depmod gathers in modules.alias
-(Documentation/driver-api/vfio-pci-device-specific-driver-acceptance.rst); no variant binds by itself.
+A variant driver names its devices in ``vfio_pci:`` aliases, which depmod collects in modules.alias
+(Documentation/driver-api/vfio-pci-device-specific-driver-acceptance.rst). No variant binds on its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ALIAS = re.compile(
 def best_vfio_driver(tree: Tree, device: Device) -> str:
     """Return the driver whose alias matches the device with the fewest wildcards.
 
-    That is ``vfio-pci`` where none is better, where the kernel has no such aliases (before 5.16), and where
-    modules.alias is not there. Lines of it that are no aliases are passed over.
+    The result is ``vfio-pci`` if no alias matches, if the kernel has no ``vfio_pci:`` aliases (before 5.16),
+    or if modules.alias does not exist. Lines that are not aliases are skipped.
     """
     wanted = _fields(device)
     best, most = VFIO_PCI, 0
@@ -42,7 +42,7 @@ def best_vfio_driver(tree: Tree, device: Device) -> str:
 
 
 def modalias(device: Device) -> str:
-    """Return the device's ``modalias`` of sysfs with the prefix that VFIO drivers' aliases have."""
+    """Return the ``modalias`` of a device as in sysfs, with the prefix of the aliases of VFIO drivers."""
     return "vfio_pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
 
 
@@ -65,5 +65,5 @@ def _aliases(tree: Tree) -> str:
 
 
 def _driver_of(module: str) -> str:
-    """The variants register under their module's name; vfio-pci has a name of its own."""
+    """Return the driver's name: a variant's is the name of its module, vfio-pci's is not."""
     return VFIO_PCI if module == "vfio_pci" else module

@@ -1,1 +1,1 @@
-"""A machine put into one file, and looked at elsewhere."""
+"""Captures: a machine's files in an archive, for ``--sysroot`` on another machine."""

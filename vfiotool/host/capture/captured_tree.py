@@ -1,7 +1,7 @@
-"""A captured machine: its folder, or its archive unpacked, as a tree to be read.
+"""A captured machine as a tree: its directory, or its archive unpacked.
 
-An archive comes from anywhere: it is unpacked into a private folder, with nothing in it but folders,
-plain files and links that stay inside, and within bounds.
+Archives are untrusted. An archive is unpacked into a private directory, within limits of size and number,
+and only if all its entries are directories, plain files and links that stay inside.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vfiotool.errors import VfioToolError
 from vfiotool.host.tree import Tree
 
 NOTES = "/vfiotool/capture.json"
-"""Where a capture says what no file can: who owns nodes, and what could not be read."""
+"""The file in a capture that records the access of device nodes, and the errors of reads."""
 SCHEMA = "vfiotool.capture/1"
 
 MOST_ENTRIES = 200_000
@@ -36,7 +36,7 @@ Access = tuple[int, int, int]
 
 
 class CapturedTree(Tree):
-    """A captured machine: reading gives the errors that it gave there, and never blocks."""
+    """A captured machine: a read raises the error that it raised there, and never blocks."""
 
     def __init__(self, root: str, unreadable: Mapping[str, int], nodes: Mapping[str, Access]) -> None:
         super().__init__(root)
@@ -71,10 +71,10 @@ class CapturedTree(Tree):
 
 
 def open_tree(root: str) -> Tree:
-    """Return the machine below a folder: this one's ``/``, a capture, or any copy of ``/sys`` and ``/proc``.
+    """Return the tree below a directory: ``/``, a capture, or any copy of ``/sys`` and ``/proc``.
 
     Raises:
-        VfioToolError: the folder's notes are not those of a capture.
+        VfioToolError: the directory has a capture's notes, and they are malformed.
     """
     tree = Tree(root)
     if tree.is_live:
@@ -100,34 +100,34 @@ def _parse(document: object) -> tuple[Mapping[str, int], Mapping[str, Access]]:
 
 def _number(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value < 1 << 32:
-        raise ValueError(f"{value!r} is not a number of the kernel's")
+        raise ValueError(f"{value!r} is not a 32-bit number")
     return value
 
 
 @contextlib.contextmanager
 def unpacked(archive: str) -> Iterator[str]:
-    """Yield the folder into which an archive is unpacked; it is removed after the block.
+    """Unpack an archive into a temporary directory and yield its path; remove it after the block.
 
     Raises:
-        VfioToolError: it is no capture, or has something in it that a capture never has.
+        VfioToolError: the archive is not a capture, or has an entry that no capture has.
     """
     with tempfile.TemporaryDirectory(prefix="vfiotool-") as folder:
         try:
             if not stat.S_ISREG(os.stat(archive).st_mode):
-                raise ValueError("neither a folder nor a plain file")
+                raise ValueError("neither a directory nor a plain file")
             with open(archive, "rb") as file, tempfile.TemporaryFile() as plain:
                 _decompress(file, plain)
                 with tarfile.open(fileobj=plain, mode="r:") as tar:
                     _unpack(tar, folder)
             if not os.path.isfile(folder + NOTES):
-                raise ValueError(f"it has no {NOTES}")
+                raise ValueError(f"{NOTES} is missing")
         except (OSError, EOFError, ValueError, RecursionError, zlib.error, tarfile.TarError) as error:
             raise _unusable(archive, str(error) or type(error).__name__) from error
         yield folder
 
 
 def _decompress(file: IO[bytes], plain: IO[bytes]) -> None:
-    """Decompress before anything is parsed: what a header claims is bounded by what there is."""
+    """Decompress before parsing: sizes in headers are then bounded by the size of the data."""
     size = 0
     with gzip.GzipFile(fileobj=file) as packed:
         while chunk := packed.read(_CHUNK):
@@ -152,7 +152,7 @@ def _unpack(tar: tarfile.TarFile, folder: str) -> None:
             assert content is not None  # noqa: S101 - it is a plain file
             writer.add_file(_checked(member.name), content.read())
         else:
-            raise ValueError(f"{member.name!r} is neither a folder, nor a plain file, nor a link")
+            raise ValueError(f"{member.name!r} is neither a directory, nor a plain file, nor a link")
     writer.check_links()
 
 
@@ -163,7 +163,7 @@ def _checked(name: str) -> str:
 
 
 class _Writer:
-    """Writes below a private folder; a folder above what is written is always one that this made."""
+    """Writes below a private directory. Every directory on the way to an entry was created by this writer."""
 
     def __init__(self, folder: str) -> None:
         self._root = folder
@@ -171,7 +171,7 @@ class _Writer:
         self._links: list[str] = []
 
     def add_folder(self, name: str) -> None:
-        """Make a folder, and those above it; one that is there already must be a folder."""
+        """Create a directory and its parents; do nothing if this writer created it before."""
         if name in self._folders:
             return
         self.add_folder(name.rpartition("/")[0])
@@ -179,14 +179,14 @@ class _Writer:
         self._folders.add(name)
 
     def add_file(self, name: str, content: bytes) -> None:
-        """Write a file that is not there yet."""
+        """Write a new file."""
         self.add_folder(name.rpartition("/")[0])
         fd = os.open(f"{self._root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
             file.write(content)
 
     def add_link(self, name: str, target: str) -> None:
-        """Make a link: inside, or what a process has open, which is never followed."""
+        """Create a link that stays inside, or an open file of a process, which is never followed."""
         parent = name.rpartition("/")[0]
         is_node = target.startswith("/dev/vfio/") and posixpath.normpath(target) == target
         if _DESCRIPTOR.fullmatch(name) is None or not is_node:
@@ -198,7 +198,7 @@ class _Writer:
         os.symlink(target, f"{self._root}/{name}")
 
     def check_links(self) -> None:
-        """Follow every link, now that all are there: it must end inside, or nowhere."""
+        """Check, once all links exist, that each resolves to a path inside, or to nothing."""
         root = os.path.realpath(self._root)
         for name in self._links:
             path = f"{root}/{name}"
@@ -212,7 +212,7 @@ class _Writer:
 
 
 def _climbs(target: str) -> int:
-    """Return how far above its folder a relative target reaches at most."""
+    """Return how many levels a relative target climbs above its directory at most."""
     depth = lowest = 0
     for part in target.split("/"):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -222,6 +222,6 @@ def _climbs(target: str) -> int:
 
 def _unusable(path: str, cause: str) -> VfioToolError:
     return VfioToolError(
-        f"{path} is not a capture that can be used: {cause}",
-        hint="'vfiotool capture FILE' makes one; a folder with a machine's /sys and /proc will do as well",
+        f"cannot use {path} as a capture: {cause}",
+        hint="make a capture with 'vfiotool capture FILE', or name a directory with a copy of /sys and /proc",
     )

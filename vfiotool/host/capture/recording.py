@@ -1,7 +1,7 @@
-"""One archive of a machine, with what the reading verbs read of it and nothing else.
+"""Record a machine: an archive with the files that the reading verbs read, and nothing else.
 
-What that is cannot drift from the readers: they run once, on a tree that notes what they ask for, and
-that is what is put in.
+The readers run once on a tree that records each file that they read; exactly these files go into the archive.
+So the archive cannot differ from what the readers need.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ABSENT = (*GONE, errno.ESRCH, errno.ENOTDIR)
 
 @dataclasses.dataclass(slots=True)
 class Capture:
-    """What goes into the archive, by canonical path: folders, links with their targets, files.
+    """The content of an archive, by canonical path: directories, links with their targets, files.
 
-    ``unreadable`` has the errno of what could not be read, ETIMEDOUT where it blocks; ``nodes`` the
-    permission bits, owner and group of device nodes.
+    ``unreadable`` has the errno of each failed read, ETIMEDOUT if it blocked; ``nodes`` has the permission
+    bits, owner and group of device nodes.
     """
 
     folders: set[str] = dataclasses.field(default_factory=set)
@@ -52,11 +52,11 @@ class Capture:
 
     @property
     def entries(self) -> int:
-        """How many entries the archive has."""
+        """The number of entries of the archive."""
         return len(self.folders) + len(self.links) + len(self.files) + 1
 
     def archive(self) -> bytes:
-        """Return the archive (tar, gzip): the same bytes for the same content."""
+        """Return the archive (tar, gzip). The same content gives the same bytes."""
         packed = io.BytesIO()
         with (
             gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file,
@@ -88,7 +88,7 @@ def _member(path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
 
 
 def capture(tree: Tree, *, state_dir: str = STATE_DIR) -> Capture:
-    """Capture a machine; bounded in time like the readers, and as complete as this user's rights."""
+    """Capture a machine, as completely as this user's permissions allow. Bounded in time like the readers."""
     seen = _Watched(tree.root)
     _look(seen, state_dir)
     copier = _Copier(tree, state_dir)
@@ -103,7 +103,7 @@ def _network(tree: Tree) -> bytes:
 
 
 def _look(tree: Tree, state_dir: str) -> None:
-    """Read what ``list``, ``groups``, ``show`` of each device, and ``doctor`` read."""
+    """Read all files that ``list``, ``groups``, ``show`` of each device, and ``doctor`` read."""
     names = PciNames(b"")
     devices = read_devices(tree, addresses(tree), names, state_dir=state_dir)
     read_groups(tree, group_ids(tree), devices)
@@ -113,7 +113,7 @@ def _look(tree: Tree, state_dir: str) -> None:
 
 
 class _Watched(Tree):
-    """A tree that remembers what it was asked for and what it gave, and asks the machine once."""
+    """A tree that records each path that is read and the result, and reads each from the machine once."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -137,7 +137,7 @@ class _Watched(Tree):
         if path not in self.listed:
             self.listed[path] = _or_error(super().names, path)
         elif path == "/proc":
-            return []  # all looks at devices look for holders among all processes: one is enough
+            return []  # each reader looks for holders among all processes: once is enough
         return _or_raise(self.listed[path])
 
     def find_link(self, path: str) -> str | None:
@@ -174,12 +174,12 @@ def _or_error(read: Callable[[str], _Found], path: str) -> _Found | OSError:
 def _or_raise(found: _Found | OSError | None) -> _Found:
     if isinstance(found, OSError):
         raise found
-    assert found is not None  # noqa: S101 - only guarded reads give nothing
+    assert found is not None  # noqa: S101 - only bounded reads return None
     return found
 
 
 class _Copier:
-    """Copies what was asked for, with the links that lead there."""
+    """Copies the recorded files into a capture, with the links on the way to them."""
 
     def __init__(self, tree: Tree, state_dir: str) -> None:
         self._tree = tree
@@ -188,7 +188,7 @@ class _Copier:
         self.capture = Capture()
 
     def copy(self, seen: _Watched) -> None:
-        """Copy all that was seen, but for what a capture may not show."""
+        """Copy all that was recorded, except what a capture must not contain."""
         for path in seen.present:
             self._place(path)
         for path, names in seen.listed.items():
@@ -225,7 +225,7 @@ class _Copier:
             self.capture.unreadable[path] = error.errno
 
     def _place(self, path: str) -> str | None:
-        """Have a path be there, with the links on the way; return it without these, ``None`` if it is not."""
+        """Add a path and the links on its way; return the resolved path, or ``None`` if it does not exist."""
         parent, _, name = path.rpartition("/")
         folder = self._resolve(parent)
         if folder is None:
@@ -260,14 +260,14 @@ class _Copier:
             full = posixpath.dirname(full)
 
     def _target(self, full: str) -> str | None:
-        """Return where a link points; a process's own folder counts as none."""
+        """Return the target of a link, or ``None`` if it is no link; ``/proc/self`` counts as a directory."""
         try:
             return None if full == _SELF else os.readlink(self._tree.path(full))
         except OSError:
             return None
 
     def _resolve(self, path: str) -> str | None:
-        """Return a path with all links followed, which are placed; ``None`` where they go round."""
+        """Return a path with all links resolved, and add these links; ``None`` if they form a loop."""
         if path not in self._resolved:
             self._resolved[path] = None
             parent, _, name = path.rpartition("/")
@@ -285,7 +285,7 @@ class _Copier:
 
 
 def _relative(full: str, target: str) -> str:
-    """Return a link's target such that it stays below the capture's folder; an open file's is no path."""
+    """Return the target of a link relative to it, so that it stays inside; keep an open file's as it is."""
     if target.startswith("/") and not full.startswith("/proc/"):
         return posixpath.relpath(target, posixpath.dirname(full))
     return target

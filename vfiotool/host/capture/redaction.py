@@ -1,7 +1,7 @@
-"""What a capture keeps of the files that say more than vfiotool reads.
+"""Redaction: the part of a file that a capture keeps, for files that hold more than vfiotool reads.
 
-``/proc`` is kept by a list, and all else there left out; of files outside ``/sys`` and of what is not in
-this list only their presence is kept.
+Of ``/proc``, a capture keeps only the files in a list. Of a file outside ``/sys`` that is not in a list, it
+keeps only the name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _cmdline(text: str) -> str:
 
 
 def _cpuinfo(text: str) -> str:
-    """Keep the first processor's vendor, and whether it is a guest's."""
+    """Keep the first processor's vendor, and the flag that it belongs to a guest."""
     kept = []
     for line in text.partition("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
@@ -40,7 +40,7 @@ def _cpuinfo(text: str) -> str:
 
 
 def _interrupts(text: str) -> str:
-    """Keep each interrupt's number and chip, neither counters nor who asked for it."""
+    """Keep the number and the chip of each interrupt, without counters and names of its users."""
     kept = []
     for line in text.splitlines():
         number, colon, rest = line.partition(":")
@@ -51,7 +51,7 @@ def _interrupts(text: str) -> str:
 
 
 def _mountinfo(text: str) -> str:
-    """Keep which block device is mounted where: no options, no servers, no folder below a mount."""
+    """Keep the block device and the mount point: no options, no servers, no directory below a mount."""
     kept = []
     for line in text.splitlines():
         first, _, last = line.partition(" - ")
@@ -74,7 +74,7 @@ def _kallsyms(text: str) -> str:
 
 
 def _stat(text: str) -> str:
-    """Keep whether a process lives and when it started, by which a pending unbind's writer is known."""
+    """Keep the state and the start time of a process, which identify the writer of a pending unbind."""
     pid, fields = text.partition(" ")[0], text.rpartition(")")[2].split()
     if len(fields) < _STAT_FIELDS - 2:
         return ""
@@ -132,9 +132,9 @@ _CONFIG = re.compile(r"/sys/.*/config")
 
 
 def is_kept(path: str, *, target: str | None = None) -> bool:
-    """Say whether a capture may show that a path is there; ``target`` is where it points, if it is a link.
+    """Return True if a capture may contain a path; ``target`` is its target if it is a link.
 
-    Of processes only the holders of VFIO's nodes are shown, and of their files only these nodes.
+    Of all processes, only the holders of VFIO nodes are kept, and of their files only these nodes.
     """
     if not path.startswith("/proc/"):
         return True
@@ -145,7 +145,7 @@ def is_kept(path: str, *, target: str | None = None) -> bool:
 
 
 def redact(path: str, content: bytes) -> bytes:
-    """Return what a capture keeps of a file that vfiotool read: nothing, unless a rule has it."""
+    """Return the part of a file that a capture keeps; empty if no rule covers the path."""
     if _CONFIG.fullmatch(path):
         return _without_serial(content)
     for pattern, rule in _RULES:
@@ -155,7 +155,7 @@ def redact(path: str, content: bytes) -> bytes:
 
 
 def _without_serial(config: bytes) -> bytes:
-    """Blank the device serial number, which a network card makes of its MAC, and the VPD's data."""
+    """Clear the device serial number, which network cards derive from their MAC address, and the VPD data."""
     kept = bytearray(config)
     if len(config) < config_space.STANDARD_SIZE:
         return config

@@ -1,7 +1,7 @@
-"""How this machine's kernel gets its command line, and how to change that.
+"""The boot loader of this machine, and the commands that change the kernel command line.
 
-Found by the files that each boot loader's own tools leave; the commands are those that its
-distribution documents. All of them are for root.
+The boot loader is detected by the files that its tools leave. The commands are those that its distribution
+documents. All need root.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vfiotool.host.era import modules_folder
 from vfiotool.host.tree import Tree
 
-# Written by the loader itself: four bytes of attributes, then UTF-16 (systemd.io/BOOT_LOADER_INTERFACE).
+# The boot loader writes it: four bytes of attributes, then UTF-16 (systemd.io/BOOT_LOADER_INTERFACE).
 LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 _CMDLINE = "/etc/kernel/cmdline"
@@ -22,7 +22,7 @@ _ENTRY_FOLDERS = ("/boot/loader/entries", "/boot/efi/loader/entries", "/efi/load
 
 @dataclass(frozen=True, slots=True)
 class BootLoader:
-    """``add`` and ``remove`` are shell commands, with ``{}`` for the kernel parameter."""
+    """A boot loader. ``add`` and ``remove`` are shell commands, with ``{}`` for the kernel parameter."""
 
     name: str
     add: str
@@ -39,8 +39,8 @@ class BootLoader:
 
 _UNKNOWN = BootLoader(
     "an unknown boot loader",
-    "add {} to the kernel's command line in the boot loader's configuration",
-    "remove {} from the kernel's command line in the boot loader's configuration",
+    "add {} to the kernel command line in the boot loader's configuration",
+    "remove {} from the kernel command line in the boot loader's configuration",
 )
 _OSTREE = BootLoader("rpm-ostree", "rpm-ostree kargs --append={}", "rpm-ostree kargs --delete={}")
 _KERNELSTUB = BootLoader("kernelstub", "kernelstub --add-options {}", "kernelstub --delete-options {}")
@@ -55,7 +55,7 @@ _NIXOS = BootLoader(
 
 
 def detect_boot_loader(tree: Tree) -> BootLoader:
-    """Find how to change the kernel's command line; one that is not known has its remedy in words."""
+    """Detect the boot loader. For an unknown boot loader, ``add`` and ``remove`` are text, not commands."""
     for marker, loader in (
         ("/run/ostree-booted", _OSTREE),
         ("/etc/NIXOS", _NIXOS),
@@ -87,7 +87,7 @@ def _loader_info(tree: Tree) -> str:
 
 
 def _grub(tree: Tree) -> BootLoader:
-    """The file is a shell script that grub-mkconfig reads: a line at its end holds whatever was before."""
+    """grub-mkconfig runs the file as a shell script, so a line at its end applies to any content."""
     apply = "update-grub" if _program(tree, "update-grub") else _grub_mkconfig(tree)
     add = f"""echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {{}}"' >> {_GRUB} && {apply}"""
     return BootLoader("GRUB", add, f"sed -i 's/ *\\b{{}}\\b//' {_GRUB} && {apply}")
@@ -116,7 +116,7 @@ def _by_entries(folder: str) -> BootLoader:
 
 
 def _reinstall(tree: Tree) -> str:
-    """Return the command that writes the boot entries or the unified images anew."""
+    """Return the command that regenerates the boot entries or the unified kernel images."""
     if tree.exists("/etc/mkinitcpio.d"):
         return "mkinitcpio -P"
     beside_modules = tree.exists(f"{modules_folder(tree)}/vmlinuz")

@@ -1,4 +1,4 @@
-"""Who may open VFIO's nodes, and whether what was handed over can be used."""
+"""The access of VFIO nodes, and the viability of groups with a device on a VFIO driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Access = tuple[int, int, int]
 
 
 def check_nodes(tree: Tree, state_dir: str) -> Verdict:
-    """No node of a group or device is for everyone, and who was given one has the container as well."""
+    """Group and device nodes are not open to everyone, and their users may open the container."""
     nodes = {}
     for folder in ("/dev/vfio", "/dev/vfio/devices"):
         for name in sorted(tree.find_names(folder)):
@@ -31,13 +31,15 @@ def check_nodes(tree: Tree, state_dir: str) -> Verdict:
 
 
 def judge_nodes(nodes: Mapping[str, Access]) -> Verdict:
-    """Judge by each node's access; the container's own is for everyone, and gives nobody a device."""
+    """Judge by the access of each node. Everyone may open the container: it gives access to no device."""
     groups = {path: access for path, access in nodes.items() if path != _CONTAINER}
     if not nodes:
-        return Verdict(True, "there are none yet: the first bind makes them")
+        return Verdict(True, "no VFIO nodes yet: the first bind creates them")
     exposed = [path for path, (mode, _, _) in groups.items() if mode & _OTHERS]
     if exposed:
-        return Verdict(False, f"everyone may open {', '.join(exposed)}", f"chmod o-rwx {shlex.join(exposed)}")
+        return Verdict(
+            False, f"all users may open {', '.join(exposed)}", f"chmod o-rwx {shlex.join(exposed)}"
+        )
     given = [path for path, (mode, owner, group) in groups.items() if owner or (group and mode & _GROUP)]
     container = nodes.get(_CONTAINER)
     if given and container is not None and container[0] & _OTHERS != _OTHERS:
@@ -56,7 +58,7 @@ def _who(access: Access) -> str:
 
 
 def check_viability(tree: Tree, state_dir: str) -> Verdict:
-    """No group that has a device on vfio-pci is kept from userspace by another of its devices."""
+    """Every group with a device on a VFIO driver is viable."""
     devices = read_devices(tree, addresses(tree), PciNames(b""), state_dir=state_dir)
     return judge_viability(read_groups(tree, group_ids(tree), devices), devices)
 
@@ -67,7 +69,9 @@ def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> 
     used = [group for group in groups if any(address in handed for address in group.devices)]
     blocked = [group for group in used if not group.viable]
     if not blocked:
-        detail = f"{len(used)} groups are handed over, and viable" if used else "no group is handed over"
+        detail = (
+            f"groups on a VFIO driver: {len(used)}, all viable" if used else "no group is on a VFIO driver"
+        )
         return Verdict(True, detail)
     causes = [
         f"group {group.id} is not viable while {blocker.address} is on {blocker.driver}"

@@ -1,4 +1,4 @@
-"""Is the IOMMU on, and does it remap interrupts? If not: whose switch is off, and where is it?"""
+"""Checks that the IOMMU is on and remaps interrupts. If not, the remedy names the setting to change."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _OFF = ("intel_iommu=off", "amd_iommu=off", "iommu=off")
 _NO_REMAPPING = ("intremap=off", "nointremap")
 _AMD = ("AuthenticAMD", "HygonGenuine")
 _FOR_A_GUEST = (
-    "this is a virtual machine, so its host has to give it an IOMMU; with QEMU: -machine "
+    "add an IOMMU to this virtual machine on its host; with QEMU: -machine "
     "q35,kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on"
 )
 _ACCEPT = (
-    "where all devices and their users are trusted: echo 'options vfio_iommu_type1 "
-    "allow_unsafe_interrupts=1' > /etc/modprobe.d/vfio-interrupts.conf, and load the module anew"
+    "if you trust all devices and their users: echo 'options vfio_iommu_type1 "
+    "allow_unsafe_interrupts=1' > /etc/modprobe.d/vfio-interrupts.conf, then reload the module"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the machine says of its IOMMU.
+    """What the kernel and the firmware report about the IOMMU.
 
-    ``tables`` are the names of its ACPI tables; DMAR, IVRS and VIOT describe IOMMUs. ``chips`` are the
-    interrupt chips in use; those behind interrupt remapping begin with ``IR-`` on x86.
+    ``tables`` are the names of the ACPI tables; DMAR, IVRS and VIOT describe IOMMUs. ``chips`` are the
+    interrupt chips in use; on x86, the names of chips behind interrupt remapping begin with ``IR-``.
     """
 
     groups: int
@@ -45,7 +45,7 @@ class Facts:
 
 
 def read_facts(tree: Tree) -> Facts:
-    """Read them; no right is needed for any."""
+    """Read the facts; none of them needs root."""
     cpu = _cpu(tree.find("/proc/cpuinfo") or "")
     real = [n for n in group_ids(tree) if tree.find(f"{GROUPS}/{n}/name") != "vfio-noiommu"]
     return Facts(
@@ -62,53 +62,53 @@ def read_facts(tree: Tree) -> Facts:
 
 
 def check_iommu(tree: Tree, state_dir: str) -> Verdict:
-    """There are IOMMU groups."""
+    """The kernel has IOMMU groups."""
     return judge_iommu(read_facts(tree))
 
 
 def check_remapping(tree: Tree, state_dir: str) -> Verdict:
-    """Devices cannot forge each other's interrupts."""
+    """Interrupts are remapped, so that a device cannot forge interrupts of another."""
     return judge_remapping(read_facts(tree))
 
 
 def judge_iommu(facts: Facts) -> Verdict:
-    """Say whether the IOMMU is on, and, where it is not, how to turn it on here."""
+    """Judge whether the IOMMU is on; if not, the remedy turns it on on this machine."""
     if facts.groups:
-        return Verdict(True, f"it is on: {facts.groups} groups, {facts.units} units")
+        return Verdict(True, f"on: {facts.groups} groups, {facts.units} IOMMUs")
     for parameter in _OFF:
         if parameter in facts.parameters:
             return Verdict(
                 False,
-                f"the kernel was told {parameter}",
-                f"{facts.loader.to_remove(parameter)}; then boot again",
+                f"off by the kernel parameter {parameter}",
+                f"{facts.loader.to_remove(parameter)}; then reboot",
             )
     if facts.is_guest and not facts.tables & {"DMAR", "IVRS", "VIOT"}:
         return Verdict(False, "this virtual machine has no IOMMU", _FOR_A_GUEST)
     if "VIOT" in facts.tables:
-        return Verdict(False, "the driver of the virtio-iommu is not loaded", "modprobe virtio_iommu")
+        return Verdict(False, "the virtio-iommu driver is not loaded", "modprobe virtio_iommu")
     if facts.vendor in _AMD and "DMAR" not in facts.tables:
         return _judge_amd(facts)
     return _judge_intel(facts) if facts.vendor or "DMAR" in facts.tables else _judge_other(facts)
 
 
 def judge_remapping(facts: Facts) -> Verdict:
-    """Say whether interrupts are remapped, by the chips that they go through."""
+    """Judge whether interrupts are remapped, by the interrupt chips in use."""
     if any(chip.startswith("IR-") for chip in facts.chips):
-        return Verdict(True, "interrupts go through the IOMMU's remapping")
+        return Verdict(True, "the IOMMU remaps interrupts")
     if any(chip.startswith("ITS-") for chip in facts.chips):
-        return Verdict(True, "interrupts go through the GIC's translation service")
+        return Verdict(True, "the GIC's interrupt translation service (ITS) remaps interrupts")
     if not facts.groups:
-        return Verdict(False, "without an IOMMU nothing remaps interrupts", judge_iommu(facts).remedy)
+        return Verdict(False, "interrupts are not remapped: there is no IOMMU", judge_iommu(facts).remedy)
     if not any("IO-APIC" in chip for chip in facts.chips):
-        return Verdict(None, "this kernel does not show how interrupts are delivered")
-    detail = "interrupts are not remapped: a device could forge them"
+        return Verdict(None, "this kernel does not show how it delivers interrupts")
+    detail = "interrupts are not remapped: a device could forge interrupts"
     if facts.accepts_unsafe:
-        detail += "; vfio_iommu_type1 was told to accept that"
+        detail += "; vfio_iommu_type1 accepts that (allow_unsafe_interrupts=1)"
     return Verdict(False, detail, _how_to_remap(facts))
 
 
 def interrupt_chips(interrupts: str) -> frozenset[str]:
-    """Return the names of the chips in ``/proc/interrupts``: what follows each line's counters."""
+    """Return the interrupt chips in ``/proc/interrupts``: the word after the counters of each line."""
     chips = set()
     for line in interrupts.splitlines():
         number, _, rest = line.partition(":")
@@ -121,10 +121,10 @@ def interrupt_chips(interrupts: str) -> frozenset[str]:
 def _how_to_remap(facts: Facts) -> str:
     for parameter in _NO_REMAPPING:
         if parameter in facts.parameters:
-            return f"{facts.loader.to_remove(parameter)}; then boot again"
+            return f"{facts.loader.to_remove(parameter)}; then reboot"
     if "VIOT" in facts.tables:
-        return f"a virtio-iommu cannot; {_ACCEPT}"
-    return f"turn interrupt remapping (or x2APIC) on in the firmware's setup; or, {_ACCEPT}"
+        return f"virtio-iommu cannot remap interrupts; {_ACCEPT}"
+    return f"turn on interrupt remapping (or x2APIC) in the firmware setup; or, {_ACCEPT}"
 
 
 def _judge_amd(facts: Facts) -> Verdict:
@@ -132,12 +132,12 @@ def _judge_amd(facts: Facts) -> Verdict:
         return Verdict(
             False,
             "the firmware describes AMD-Vi (IVRS), but the kernel does not use it",
-            "dmesg | grep -iE 'AMD-Vi|IVRS' tells why",
+            "dmesg | grep -iE 'AMD-Vi|IVRS' shows why",
         )
     return Verdict(
         False,
         "the firmware describes no AMD-Vi (no IVRS table)",
-        "systemctl reboot --firmware-setup, and turn 'IOMMU' or 'AMD-Vi' on",
+        "systemctl reboot --firmware-setup, then turn on 'IOMMU' or 'AMD-Vi'",
     )
 
 
@@ -145,17 +145,17 @@ def _judge_intel(facts: Facts) -> Verdict:
     asked = any(p.startswith("intel_iommu=on") for p in facts.parameters)
     add = facts.loader.to_add("intel_iommu=on")
     if "DMAR" not in facts.tables:
-        setup = "systemctl reboot --firmware-setup, and turn 'VT-d' on"
+        setup = "systemctl reboot --firmware-setup, then turn on 'VT-d'"
         remedy = setup if asked else f"{add}; then {setup}"
         return Verdict(False, "the firmware describes no VT-d (no DMAR table)", remedy)
     if asked:
         return Verdict(
-            False, "the kernel does not use VT-d although it was told to", "dmesg | grep DMAR tells why"
+            False, "the kernel does not use VT-d despite intel_iommu=on", "dmesg | grep DMAR shows why"
         )
     return Verdict(
         False,
-        "the firmware describes VT-d (DMAR), but the kernel was not told to use it",
-        f"{add}; then boot again",
+        "the firmware describes VT-d (DMAR), but the kernel lacks the parameter intel_iommu=on",
+        f"{add}; then reboot",
     )
 
 
@@ -163,7 +163,7 @@ def _judge_other(facts: Facts) -> Verdict:
     return Verdict(
         False,
         "the kernel found no IOMMU",
-        "systemctl reboot --firmware-setup, and turn 'IOMMU' or 'SMMU' on; dmesg | grep -i iommu tells more",
+        "systemctl reboot --firmware-setup, then turn on 'IOMMU' or 'SMMU'; dmesg | grep -i iommu shows more",
     )
 
 

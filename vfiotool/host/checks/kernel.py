@@ -1,4 +1,4 @@
-"""What the running kernel can do: its VFIO modules, its lockdown, and the hazards of its era."""
+"""Checks of the running kernel: its VFIO modules, its lockdown, and the hazards of its era."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SECURITY_MODULES = "/sys/kernel/security/lsm"
 _NEEDED = ("vfio", "vfio_pci", "vfio_iommu_type1")
 
 _FULL_MODULES = (
-    "install the kernel with all of its modules: on Debian 'apt install linux-image-amd64' in place of "
-    "the cloud kernel, on Ubuntu 'apt install linux-modules-extra-$(uname -r)'"
+    "install a kernel with all its modules: on Debian 'apt install linux-image-amd64' instead of the "
+    "cloud kernel, on Ubuntu 'apt install linux-modules-extra-$(uname -r)'"
 )
 
 
 def check_modules(tree: Tree, state_dir: str) -> Verdict:
-    """The kernel has vfio, vfio_pci and an IOMMU backend, loaded, built in or to be loaded."""
+    """The kernel has vfio, vfio_pci and an IOMMU backend: built in, loaded, or ready to load."""
     folder = modules_folder(tree)
     builtin = module_names(tree.find(f"{folder}/modules.builtin") or "")
     available = module_names(tree.find(f"{folder}/modules.dep") or "")
@@ -38,9 +38,9 @@ def check_modules(tree: Tree, state_dir: str) -> Verdict:
 
 
 def judge_modules(states: Mapping[str, str], *, has_folder: bool, loading_off: bool) -> Verdict:
-    """Judge the modules by their states; iommufd can stand in for type1 (CONFIG_IOMMUFD_VFIO_CONTAINER)."""
+    """Judge by the state of each module; iommufd can replace type1 (CONFIG_IOMMUFD_VFIO_CONTAINER)."""
     needed = {name: states[name] for name in _NEEDED}
-    if needed["vfio"] == "missing":  # built in, it shows nowhere; but without it there is no vfio_pci
+    if needed["vfio"] == "missing":  # a built-in vfio is not listed, but vfio_pci implies it
         needed["vfio"] = needed["vfio_pci"]
     if needed["vfio_iommu_type1"] == "missing" and states["iommufd"] != "missing":
         del needed["vfio_iommu_type1"]
@@ -50,15 +50,15 @@ def judge_modules(states: Mapping[str, str], *, has_folder: bool, loading_off: b
         if not has_folder:
             return Verdict(
                 False,
-                f"the modules of the kernel that runs are not installed: {detail}",
-                "boot the kernel that is installed, or install the modules of this one",
+                f"the modules of the running kernel are not installed: {detail}",
+                "reboot into the installed kernel, or install the modules of the running kernel",
             )
         return Verdict(False, detail, _FULL_MODULES)
     if loading_off and "can be loaded" in needed.values():
         return Verdict(
             False,
-            f"{detail}; but loading modules is turned off until the next boot",
-            "printf 'vfio-pci\\n' > /etc/modules-load.d/vfio.conf, and boot again",
+            f"{detail}; but module loading is disabled until the next boot",
+            "printf 'vfio-pci\\n' > /etc/modules-load.d/vfio.conf, then reboot",
         )
     return Verdict(True, detail)
 
@@ -70,44 +70,44 @@ def module_names(text: str) -> frozenset[str]:
 
 
 def check_lockdown(tree: Tree, state_dir: str) -> Verdict:
-    """Say what the kernel's lockdown takes away (kernel_lockdown(7))."""
+    """The kernel's lockdown, and the functions that it disables (kernel_lockdown(7))."""
     return judge_lockdown(tree.find(LOCKDOWN), can_say=tree.exists(_SECURITY_MODULES))
 
 
 def judge_lockdown(text: str | None, *, can_say: bool) -> Verdict:
-    """Judge by the mode in brackets; ``can_say`` tells whether the kernel's security folder is mounted."""
+    """Judge by the mode in brackets; ``can_say`` is True if securityfs is mounted and readable."""
     if text is None:
         if can_say:
-            return Verdict(True, "this kernel knows no lockdown")
+            return Verdict(True, "this kernel has no lockdown")
         mount = "mount -t securityfs securityfs /sys/kernel/security"
-        return Verdict(None, "the kernel's security folder is not mounted, or not for this user", mount)
+        return Verdict(None, "securityfs is not mounted, or this user may not read it", mount)
     mode = text.partition("[")[2].partition("]")[0]
     if mode == "none":
         return Verdict(True, "off")
-    lost = "configuration space and BARs cannot be written or mapped by sysfs; VFIO itself works"
+    lost = "configuration space and BARs cannot be written or mapped through sysfs; VFIO works"
     if mode == "integrity":
         return Verdict(True, f"integrity: {lost}")
     if mode == "confidentiality":
-        return Verdict(True, f"confidentiality: {lost}, but no kernel probes")
-    return Verdict(None, f"the kernel says {text!r}")
+        return Verdict(True, f"confidentiality: {lost}, but kernel probes do not")
+    return Verdict(None, f"unknown lockdown mode: {text!r}")
 
 
 def check_era(tree: Tree, state_dir: str) -> Verdict:
-    """Nothing that others do to a group in use makes this kernel fail."""
+    """The kernel refuses a host driver in a group in use; older kernels run into a BUG."""
     return judge_era(detect_era(tree), kernel_release(tree))
 
 
 def judge_era(era: Era, release: str) -> Verdict:
-    """Say what the era's kernels do where a host driver is bound in a group that is in use."""
+    """Judge by what kernels of the era do when a host driver binds to a device of a group in use."""
     if era is Era.CDEV:
         return Verdict(True, f"{release} ({era.value}): devices can also be opened without their group")
     if era.has_dma_owner:
-        return Verdict(True, f"{release} ({era.value}): it refuses a host driver in a group that is in use")
-    late = ", and a group's node can outlive its last device" if era is Era.DEFERRED_PUT else ""
+        return Verdict(True, f"{release} ({era.value}): the kernel refuses a host driver in a group in use")
+    late = "; a group's node can also outlive its last device" if era is Era.DEFERRED_PUT else ""
     return Verdict(
         False,
-        f"{release} ({era.value}): to bind a host driver in a group that is in use is a kernel BUG, and "
-        f"the machine is lost{late}",
-        "boot a kernel from 5.19 on; until then change drivers with vfiotool, which refuses that, and "
-        "load no driver and rescan no bus while a group is in use",
+        f"{release} ({era.value}): binding a host driver in a group in use is a kernel BUG, and the machine "
+        f"is lost{late}",
+        "boot kernel 5.19 or later; until then change drivers with vfiotool, which refuses this, and do "
+        "not load drivers or rescan buses while a group is in use",
     )

@@ -1,4 +1,4 @@
-"""What vfiotools that were killed have left in the state folder."""
+"""Records that a killed vfiotool left in the state directory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def check_leftovers(tree: Tree, state_dir: str) -> Verdict:
             for folder in (f"{state_dir}/journal", f"{state_dir}/transactions", pending_dir(state_dir))
         )
     except PermissionError:
-        return Verdict(None, f"only root can look into {state_dir}")
+        return Verdict(None, f"only root may read {state_dir}")
     return judge_leftovers(records, plans, unbinds)
 
 
 def judge_leftovers(records: Sequence[str], plans: Sequence[str], unbinds: Sequence[str]) -> Verdict:
-    """Judge by the names of the files; a record is kept for as long as its device is handed over."""
+    """Judge by the names of the files. A record of a device is kept until the device is restored."""
     found = []
     if plans:
         names = ", ".join(name.partition(".json")[0] for name in plans)
-        found.append(f"a vfiotool was killed amid its plan, or is at work right now: {names}")
+        found.append(f"interrupted, or running right now: {names}")
     if unbinds:
-        found.append(f"an unbind is pending, or was left so: {', '.join(unbinds)}")
+        found.append(f"unbind pending: {', '.join(unbinds)}")
     if found:
         return Verdict(False, "; ".join(found), "vfiotool recover")
-    return Verdict(True, f"none; {len(records)} devices are recorded, to be restored")
+    return Verdict(True, f"none; devices to restore later: {len(records)}")

@@ -1,4 +1,4 @@
-"""The memory that devices reach: how much may be pinned, and in pages of which size."""
+"""Checks of the memory for DMA: how much a process may pin, and the page sizes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MIB = 1 << 20
 
 
 def check_memlock(tree: Tree, state_dir: str) -> Verdict:
-    """This user's processes may pin half of the memory or more."""
+    """This user's processes may pin at least half of the machine's memory."""
     if not tree.is_live:
-        return Verdict(None, "a limit of running processes: ask on the machine itself")
+        return Verdict(None, "a limit of running processes: run doctor on the machine itself")
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     limit = None if soft == resource.RLIM_INFINITY else soft
     total = int(_field(tree.read("/proc/meminfo"), "MemTotal").split()[0]) << 10
@@ -29,27 +29,27 @@ def check_memlock(tree: Tree, state_dir: str) -> Verdict:
 
 
 def judge_memlock(limit: int | None, total: int, *, is_exempt: bool, user: str) -> Verdict:
-    """Judge a limit (``None`` is no limit) against the machine's memory, both in bytes.
+    """Judge a limit (``None`` means unlimited) against the machine's memory, both in bytes.
 
-    VFIO counts what it pins against the limit, unless the process has CAP_IPC_LOCK.
+    VFIO counts pinned memory against the limit, unless the process has CAP_IPC_LOCK.
     """
     if is_exempt:
-        return Verdict(True, "this user may pin any memory (CAP_IPC_LOCK)")
+        return Verdict(True, "this user may pin all memory (CAP_IPC_LOCK)")
     if limit is None:
-        return Verdict(True, "this user's processes may pin any memory")
-    detail = f"this user's processes may pin {limit // _MIB} MiB of the machine's {total // _MIB}"
+        return Verdict(True, "this user's processes may pin all memory")
+    detail = f"this user's processes may pin {limit // _MIB} MiB of {total // _MIB} MiB of memory"
     if limit * 2 >= total:
         return Verdict(True, detail)
     return Verdict(
         False,
         detail,
-        f"echo '{user} - memlock unlimited' > /etc/security/limits.d/vfio.conf, and log in again; "
-        "for a service: LimitMEMLOCK=infinity in its unit",
+        f"echo '{user} - memlock unlimited' > /etc/security/limits.d/vfio.conf, then log in again; "
+        "for a service, set LimitMEMLOCK=infinity in its unit",
     )
 
 
 def check_hugepages(tree: Tree, state_dir: str) -> Verdict:
-    """Large pages are to be had, reserved or transparent."""
+    """Huge pages are available, reserved or transparent."""
     pools = {}
     for name in sorted(tree.find_names(POOLS)):
         counts = [tree.find(f"{POOLS}/{name}/{count}_hugepages") or "0" for count in ("nr", "free")]
@@ -65,19 +65,19 @@ def judge_hugepages(pools: Mapping[str, tuple[int, int]], transparent: str | Non
     if reserved or mode in ("always", "madvise"):
         return Verdict(True, detail)
     if transparent is not None:
-        return Verdict(False, f"{detail}: every 4 KiB are mapped on their own", f"echo madvise > {THP}")
+        return Verdict(False, f"{detail}: each 4 KiB page is mapped separately", f"echo madvise > {THP}")
     return Verdict(None, detail, "sysctl vm.nr_hugepages=512")
 
 
 def _user() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # limits.conf(5) takes numbers as well
+    except KeyError:  # limits.conf(5) takes numbers, too
         return f"{os.getuid()}:"
 
 
 def _field(text: str, name: str) -> str:
-    """Return a field of ``/proc/meminfo`` or of a process's ``status``."""
+    """Return a field of ``/proc/meminfo`` or ``/proc/PID/status``."""
     for line in text.splitlines():
         found, _, value = line.partition(":")
         if found == name:

@@ -1,1 +1,1 @@
-"""What hangs on a PCI device, and why it must not be taken lightly: disks, networks, consoles."""
+"""How the host uses its PCI devices: interfaces, disks, consoles, open nodes."""

@@ -1,4 +1,4 @@
-"""Why a device must not be taken lightly, as readers of the machine state it."""
+"""Claims: the reasons not to take a device from the host."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What someone does with a thing: by which rule it counts, and ``text``, a phrase that follows the
-    thing's name (``is mounted on /srv``)."""
+    """A use of an interface, a disk or a console. ``rule`` names the safety rule that it triggers. ``text``
+    is a phrase that follows the name (``is mounted on /srv``)."""
 
     rule: str
     text: str
 
 
 def some(names: Sequence[str]) -> str:
-    """Name a few of what may be many."""
+    """Return the first few of many names as text."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The graphics card and the serial line on which the kernel shows its console."""
+"""The graphics card and the serial port that show the console."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from vfiotool.host.usage.claim import Claim
 from vfiotool.host.usage.pci_parents import required_devices
 
 Found = tuple[str, str, Claim, frozenset[str]]
-"""Kind and name of a thing, what it is for, and the devices that carry it."""
+"""The kind and the name of a console or display, the claim, and the PCI devices that it needs."""
 
 
 def display_claims(tree: Tree, wanted: frozenset[str]) -> Iterator[Found]:
-    """Yield what of the console hangs on the wanted devices."""
+    """Yield the displays on the wanted devices, and all consoles with the devices that they need."""
     for address in sorted(wanted):
         if tree.find(f"{device_path(address)}/boot_vga") == "1":
-            claim = Claim("vga", "is the graphics card that the firmware started with")
+            claim = Claim("vga", "is the boot graphics card")
             yield "display", address, claim, frozenset((address,))
     for kind, name, claim in (*_framebuffers(tree), *_serial_lines(tree)):
         yield "console", name, claim, required_devices(tree, kind, name)
 
 
 def _framebuffers(tree: Tree) -> Iterator[tuple[str, str, Claim]]:
-    """Yield the framebuffers where a console is bound to one: the kernel does not say to which."""
+    """Yield all framebuffers if a console is bound to any: the kernel does not say to which."""
     if not any(_is_framebuffer_console(tree, name) for name in tree.find_names("/sys/class/vtconsole")):
         return
     for name in sorted(tree.find_names("/sys/class/graphics")):
@@ -38,8 +38,8 @@ def _is_framebuffer_console(tree: Tree, name: str) -> bool:
 
 
 def _serial_lines(tree: Tree) -> Iterator[tuple[str, str, Claim]]:
-    """Yield the lines that the kernel logs to (Documentation/filesystems/proc.rst, consoles)."""
+    """Yield the serial ports that the kernel logs to (Documentation/filesystems/proc.rst, consoles)."""
     for line in (tree.find("/proc/consoles") or "").splitlines():
         name = line.split(" ", 1)[0]
         if name and tree.exists(f"/sys/class/tty/{name}"):
-            yield "tty", name, Claim("console", f"carries the console {name}")
+            yield "tty", name, Claim("console", f"has the console {name}")

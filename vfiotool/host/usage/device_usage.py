@@ -1,4 +1,4 @@
-"""What of this machine hangs on PCI devices: network interfaces, disks, the console, holders of nodes."""
+"""The usage of PCI devices: network interfaces, disks, consoles, and holders of VFIO nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
 from vfiotool.util.text import printable
 
-# Kind, which is the name of a class in sysfs -> where its nodes are; those of VFIO are the groups' own.
+# Kind (the name of a class in sysfs) -> path of its nodes. VFIO nodes are not here: groups have them.
 _NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}
 _KINDS = ("net", *_NODES)
 _STATES = {"net": "operstate", "nvme": "state"}
@@ -25,10 +25,10 @@ _Claims = Mapping[str, tuple[Claim, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One thing that hangs on a device, or uses it; ``kind`` is ``net``, ``block``, ``nvme``, ``drm``,
-    ``uio``, ``display``, ``console`` or ``holder``.
+    """A class device of a PCI device, or a user of it.
 
-    ``claims`` tell why its device must not be taken lightly; an idle thing has none.
+    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console`` or ``holder``.
+    ``claims`` are the reasons not to take the device from the host; empty if it is idle.
     """
 
     kind: str
@@ -40,9 +40,9 @@ class Usage:
 def read_usage(
     tree: Tree, addresses: Iterable[str], groups: Iterable[IommuGroup]
 ) -> Mapping[str, tuple[Usage, ...]]:
-    """Return what hangs on each of these devices, and who holds those of the given groups that they are in.
+    """Return the usage of each of these devices, with the holders of its group if ``groups`` has the group.
 
-    What this user may not see is left out. A disk that takes its time to open costs a second.
+    Usage that this user may not see is left out. A disk that is slow to open costs a second.
     """
     found: dict[str, list[Usage]] = {address: [] for address in addresses}
     for usage, carrying in _things(tree, frozenset(found)):
@@ -55,7 +55,7 @@ def read_usage(
 
 
 def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozenset[str]]]:
-    """Yield each thing that hangs on a wanted device, with the devices that carry it."""
+    """Yield each use of a wanted device, with all PCI devices that it needs."""
     carried = {kind: _carried(tree, kind, wanted) for kind in _KINDS}
     claims = {"net": interface_claims(tree, carried["net"]), "block": disk_claims(tree, carried["block"])}
     opened = _opened(tree, carried)
@@ -68,19 +68,19 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
 
 
 def _carried(tree: Tree, kind: str, wanted: frozenset[str]) -> dict[str, frozenset[str]]:
-    """Return the things of a kind that wanted devices carry, in order."""
+    """Return the class devices of a kind that need a wanted device, sorted by name."""
     names = sorted(tree.find_names(f"/sys/class/{kind}"))
     carrying = {name: required_devices(tree, kind, name) for name in names if not _is_part(tree, kind, name)}
     return {name: devices for name, devices in carrying.items() if devices & wanted}
 
 
 def _is_part(tree: Tree, kind: str, name: str) -> bool:
-    """Say whether a name is but a path to a disk, or a plug of a graphics card: those have no node."""
+    """Return True if a class device has no node: a path to a disk, or a connector of a graphics card."""
     return (kind == "block" and is_hidden(tree, name)) or (kind == "drm" and "-" in name)
 
 
 def _opened(tree: Tree, carried: Mapping[str, Iterable[str]]) -> Mapping[tuple[str, str], tuple[Claim, ...]]:
-    """Return who has the nodes of things open."""
+    """Return the claims of the processes that have nodes of the class devices open."""
     nodes = {pattern.format(name): (kind, name) for kind, pattern in _NODES.items() for name in carried[kind]}
     openers = find_openers(tree, nodes)
     return {nodes[node]: (Claim("opened", f"is open in {some(who)}"),) for node, who in openers.items()}

@@ -1,4 +1,4 @@
-"""What this machine does with its disks: file systems, swap, and what is built on them."""
+"""The uses of disks: file systems, swap, and volumes built on them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BLOCK = "/sys/class/block"
 _NUMBER = re.compile("[0-9]{1,10}:[0-9]{1,10}")  # major:minor
 _ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 
-# Prefix of dm/uuid -> rule, and what is said of the disk below.
+# Prefix of dm/uuid -> rule, and the text for the disk below.
 _MAPPED = {
     "LVM-": ("lvm", "is a part of the LVM volume"),
     "CRYPT-": ("crypt", "is below the encrypted volume"),
     "mpath-": ("stacked", "is a path of the multipath device"),
 }
-# ID_FS_TYPE of udev's database -> rule, and what is said of a disk that has it and is idle.
+# ID_FS_TYPE of udev's database -> rule, and the text for an idle disk with this type.
 _SIGNATURES = {
     "LVM2_member": ("lvm", "is an LVM physical volume"),
     "linux_raid_member": ("md", "is a member of an md array"),
@@ -33,9 +33,9 @@ _SIGNATURES = {
 
 
 def disk_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, ...]]:
-    """Return why each of these disks and partitions must not be taken lightly; an idle one has no claims.
+    """Return the claims on each of these disks and partitions; an idle empty disk has no claims.
 
-    What is on an idle disk is known from udev's database, where it runs.
+    The content of an idle disk is known only from udev's database, if udev runs.
     """
     disks = _Disks(tree)
     found = {name: tuple(dict.fromkeys(disks.claims(name))) for name in names}
@@ -47,12 +47,12 @@ def disk_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, .
 
 
 def is_hidden(tree: Tree, name: str) -> bool:
-    """Say whether a block device is but one path to a disk, as an NVMe namespace's are: it has no node."""
+    """Return True if a block device has no node: it is only a path to a disk, as with NVMe multipath."""
     return tree.find(f"{BLOCK}/{name}/hidden") == "1"
 
 
 class _Disks:
-    """The block devices of one moment."""
+    """The block devices at one moment."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -60,7 +60,7 @@ class _Disks:
         self._loops = _loops(tree)
 
     def claims(self, name: str) -> Iterator[Claim]:
-        """Yield what uses a disk or partition, but for its own partitions."""
+        """Yield the uses of a disk or partition, except by its own partitions."""
         above = self._above(name)
         rules = set()
         for upper in above:
@@ -74,12 +74,12 @@ class _Disks:
             yield Claim(rule, f"{text}, which is not active")
 
     def kernels_claim(self, name: str) -> Iterator[Claim]:
-        """Yield that the kernel has a disk in use, of which nothing else was found."""
+        """Yield a claim if the kernel has the disk in use; for disks without any other claim."""
         if self._tree.root == "/" and is_claimed(f"/dev/{name.replace('!', '/')}"):
-            yield Claim("claimed", "is in use by the kernel, which does not say for what")
+            yield Claim("claimed", "is in use by the kernel for an unknown purpose")
 
     def table_claims(self, name: str, parts: list[str]) -> Iterator[Claim]:
-        """Yield that a disk is divided, though nothing of it may be in use."""
+        """Yield a claim if a disk has partitions, even if none is in use."""
         kind = self._udev(name).get("ID_PART_TABLE_TYPE")
         if parts:
             yield Claim("partitions", f"has the partitions {some(parts)}")
@@ -87,7 +87,7 @@ class _Disks:
             yield Claim("partitions", f"has a partition table ({kind})")
 
     def partitions(self, name: str) -> list[str]:
-        """Return the partitions of a disk, which lie in its folder."""
+        """Return the partitions of a disk, from its directory in sysfs."""
         inside = sorted(self._tree.find_names(f"{BLOCK}/{name}"))
         return [one for one in inside if one.startswith(name) and self._is_partition(f"{name}/{one}")]
 
@@ -95,7 +95,7 @@ class _Disks:
         return self._tree.exists(f"{BLOCK}/{path}/partition")
 
     def _above(self, name: str) -> list[str]:
-        """Return all that is built on a disk, each once: the kernel allows no circles, a capture might."""
+        """Return all block devices built on a disk, each once. A malformed capture can have loops."""
         found: dict[str, None] = {}
         waiting = [name]
         while waiting:
@@ -131,7 +131,7 @@ class _Disks:
         return self._tree.find(f"{BLOCK}/{name}/dm/name") or name
 
     def _udev(self, name: str) -> Mapping[str, str]:
-        """Return what udev knows of a device (its database's lines ``E:KEY=VALUE``)."""
+        """Return the properties of a device in udev's database (lines ``E:KEY=VALUE``)."""
         number = self._tree.find(f"{BLOCK}/{name}/dev") or ""
         if _NUMBER.fullmatch(number) is None:
             return {}
@@ -141,7 +141,7 @@ class _Disks:
 
 
 def _loops(tree: Tree) -> Mapping[str, tuple[str, ...]]:
-    """Return the loop devices that are on block devices, by the name of that."""
+    """Return the loop devices by the name of the block device that they are on."""
     found: dict[str, tuple[str, ...]] = {}
     for name in tree.find_names(BLOCK):
         backing = tree.find(f"{BLOCK}/{name}/loop/backing_file") if name.startswith("loop") else None

@@ -1,4 +1,4 @@
-"""File systems and swap that are in use, by block device."""
+"""Mounted file systems and active swap, by block device."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 
 from vfiotool.host.tree import Tree
 
-# This process may have a mount namespace of its own; init's is the machine's.
+# This process may be in another mount namespace than init, whose mounts are the machine's.
 _MOUNTINFO = ("/proc/self/mountinfo", "/proc/1/mountinfo")
 _BTRFS = "/sys/fs/btrfs"
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
-    """Return where each block device is mounted, by its name in ``/sys/class/block``.
+    """Return the mount points of each block device, by its name in ``/sys/class/block``.
 
-    Source: proc_pid_mountinfo(5). A btrfs has a device number of its own and any number of disks, which
-    it names in ``/sys/fs/btrfs/UUID/devices``.
+    Source: proc_pid_mountinfo(5). A btrfs has its own device number and any number of disks, which
+    ``/sys/fs/btrfs/UUID/devices`` lists.
     """
     numbers = {
         tree.find(f"/sys/class/block/{name}/dev"): name for name in tree.find_names("/sys/class/block")
@@ -33,13 +33,13 @@ def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
 
 
 def swaps(tree: Tree) -> frozenset[str]:
-    """Return the names of the block devices that are swapped to (``/proc/swaps``)."""
+    """Return the names of the block devices with active swap (``/proc/swaps``)."""
     lines = (tree.find("/proc/swaps") or "").splitlines()[1:]
     return frozenset(_decode(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
 
 
 def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
-    """Yield device number, mount point and source of each mount."""
+    """Yield the device number, the mount point and the source of each mount."""
     for path in _MOUNTINFO:
         with contextlib.suppress(PermissionError):
             for line in (tree.find(path) or "").splitlines():
@@ -50,7 +50,7 @@ def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
 
 
 def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
-    """Return all disks of the btrfs that a disk belongs to, itself included."""
+    """Return all disks of the same btrfs for each disk of a btrfs, itself included."""
     folders = (f"{_BTRFS}/{uuid}/devices" for uuid in tree.find_names(_BTRFS))
     groups = [tuple(sorted(tree.find_names(folder))) for folder in folders if tree.exists(folder)]
     return {name: group for group in groups for name in group}

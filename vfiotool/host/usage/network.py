@@ -1,4 +1,4 @@
-"""What this machine's network does with its interfaces: addresses, routes, and what is built on them."""
+"""The uses of network interfaces: addresses, routes, and interfaces built on them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from vfiotool.host.usage.ssh import connected_address
 
 NET = "/sys/class/net"
 CAPTURED = "/vfiotool/network.json"
-"""Where a captured machine has what is asked of a live one by rtnetlink."""
+"""The file in a capture that has the addresses and routes, which a live machine gives through rtnetlink."""
 
 _IFF_UP = 0x1
-_RTPROT_KERNEL = 2  # the routes that come with an address
+_RTPROT_KERNEL = 2  # routes that the kernel adds with an address
 _MAIN_TABLE = 254
-_MOST_ROUTES = 16  # kept of each interface: a router's may have a million
+_MOST_ROUTES = 16  # the limit for an interface: a router can have a million
 _NO_ROUTES = tuple(
     map(ipaddress.ip_network, ("fe80::/10", "ff00::/8", "169.254.0.0/16"))
-)  # every link has them
+)  # every interface has these
 
 _Texts = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Addresses (``192.0.2.2/24``) and routes (``default``, ``10.0.0.0/8 in table 100``) of interfaces, by
-    name. Routes that come with an address or with every link are left out."""
+    """Addresses (``192.0.2.2/24``) and routes (``default``, ``10.0.0.0/8 in table 100``) by the name of the
+    interface. Routes that the kernel adds with an address, or for every interface, are left out."""
 
     addresses: _Texts = field(default_factory=dict)
     routes: _Texts = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Write it down, for a capture."""
+        """Return the network as JSON, for a capture."""
         return json.dumps({"addresses": self.addresses, "routes": self.routes})
 
     @classmethod
     def from_json(cls, text: str) -> Network:
-        """Read what ``to_json`` wrote; ValueError where it is something else."""
+        """Parse the result of ``to_json``.
+
+        Raises:
+            ValueError: the text is not such a document.
+        """
         document = json.loads(text)
         if not isinstance(document, dict):
             raise ValueError("not a network")
@@ -51,7 +55,7 @@ class Network:
 
 
 def read_network(tree: Tree) -> Network | None:
-    """Read the machine's network, or what a capture has of it; ``None`` where it is not known."""
+    """Read the addresses and routes of the machine or the capture; ``None`` if they cannot be read."""
     if tree.root != "/":
         try:
             return Network.from_json(tree.find(CAPTURED) or "{}")
@@ -65,7 +69,7 @@ def read_network(tree: Tree) -> Network | None:
 
 
 def interface_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, ...]]:
-    """Return why each of these interfaces must not be taken lightly; an idle one has no claims."""
+    """Return the claims on each of these interfaces; an idle interface has no claims."""
     wanted = list(names)
     if not wanted:
         return {}
@@ -77,12 +81,12 @@ def _claims(tree: Tree, name: str, network: Network | None, remote: str | None) 
     above = _above(tree, name)
     if network is None:
         if _is_up(tree, name):
-            yield Claim("network", "is up, with addresses and routes that cannot be read")
+            yield Claim("network", "is up; its addresses and routes cannot be read")
         network = Network()
     carrying = [one for one in (name, *above) if remote and remote in _hosts(network, one)]
     if carrying:
         through = "" if carrying[0] == name else f", through {carrying[0]}"
-        yield Claim("ssh", f"carries this very SSH connection ({remote}){through}")
+        yield Claim("ssh", f"carries this SSH connection ({remote}){through}")
     addresses = [text for text in network.addresses.get(name, ()) if not _is_link_local(text)]
     if addresses and _is_up(tree, name):
         yield Claim("network", f"is up with {some(addresses)}")
@@ -97,7 +101,7 @@ def _claims(tree: Tree, name: str, network: Network | None, remote: str | None) 
 
 
 def _above(tree: Tree, name: str) -> list[str]:
-    """Return all interfaces that are built on one, the nearest first."""
+    """Return all interfaces that are built on an interface, nearest first."""
     found: dict[str, None] = {}
     waiting = [name]
     while waiting:

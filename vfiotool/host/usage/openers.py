@@ -1,4 +1,4 @@
-"""Who has a device node open, and whether the kernel itself has a disk in use."""
+"""The processes that have a device node open, and the uses of a node that only an open can detect."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _UDEVD = ("systemd-udevd", "(udev-worker)", "udevd")
 
 
 def find_openers(tree: Tree, nodes: Collection[str]) -> Mapping[str, tuple[str, ...]]:
-    """Return the processes that have these nodes open, as ``pid 12 (qemu)``; those of others take root.
+    """Return the processes that have these nodes open, as ``pid 12 (qemu)``.
 
-    Left out are this process, and udevd, which looks into each new disk for a moment.
+    Without root, only the caller's own processes are found. This process is left out, and so is udevd,
+    which opens each new disk for a moment.
     """
     found: dict[str, dict[str, None]] = {}
     for pid in tree.find_names("/proc") if nodes else ():
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
-        with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+        with contextlib.suppress(OSError):  # it has exited, or this user may not inspect it
             for node in _open_paths(tree, pid).intersection(nodes):
                 comm = tree.read(f"/proc/{pid}/comm")
                 if comm not in _UDEVD:
@@ -34,24 +35,26 @@ def find_openers(tree: Tree, nodes: Collection[str]) -> Mapping[str, tuple[str, 
 
 
 def is_claimed(node: str) -> bool:
-    """Say whether the kernel has a disk in use, as a whole or in part, so that nobody can open it alone.
+    """Return True if the kernel has a disk or a part of it in use, so that an exclusive open fails.
 
-    Takes root; where it is not known the answer is no. Source: ``O_EXCL`` of open(2) on a block device.
+    Needs root; returns False if the open fails for another reason. Source: ``O_EXCL`` of open(2) on a
+    block device.
     """
     return _is_busy(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
 
 
 def is_group_open(node: str) -> bool:
-    """Say whether a group's node, or a device of the group, is open: the kernel opens it but once.
+    """Return True if the node of a group, or a device of the group, is open: the kernel opens it only once.
 
-    This finds what ``/proc`` does not show: a descriptor on its way between processes, a process in
-    another PID namespace, a device that is open while its group no longer is. Answers as above.
+    This finds uses that ``/proc`` does not show: a descriptor that is being passed between processes, a
+    process in another PID namespace, a device that is open while its group is closed. Needs root; returns
+    False if the open fails for another reason.
     """
     return _is_busy(node, os.O_RDWR)
 
 
 def _is_busy(node: str, flags: int) -> bool:
-    """Try to open a node, in a child: what is behind it may be dead, and never answer."""
+    """Return True if an open of the node fails with EBUSY. A child opens it, because the open may block."""
 
     def try_to_open(fd: int) -> None:
         os.write(fd, _open(node, flags))

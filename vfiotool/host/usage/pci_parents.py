@@ -1,4 +1,4 @@
-"""Which PCI devices carry an interface, a disk or another thing that has a name in ``/sys/class``."""
+"""The PCI devices behind an interface, a disk or another class device (a name in ``/sys/class``)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _NAMED = ("net", "block", "nvme")
 
 
 def pci_parents(tree: Tree, kind: str, name: str) -> list[str]:
-    """Return the PCI devices that carry an interface, a disk or a partition; none if it is virtual.
+    """Return the nearest PCI parents of a class device; an empty list for a virtual device.
 
-    An NVMe namespace that several controllers may share lies below its subsystem, not below a
-    device; then all controllers of the subsystem carry it (CONFIG_NVME_MULTIPATH).
+    With CONFIG_NVME_MULTIPATH, sysfs has an NVMe namespace below its subsystem, not below a PCI device. All
+    controllers of the subsystem are then its parents.
     """
     return _nearest(_paths(tree, kind, name))
 
 
 def required_devices(tree: Tree, kind: str, name: str) -> frozenset[str]:
-    """Return the same, and those that make the PCI domain that it is in, as Intel's VMD does: without
-    their driver all of that domain is gone."""
+    """Return the PCI devices that a class device needs: its nearest parents, and the devices that create
+    their PCI domain, such as an Intel VMD. Without the VMD's driver the whole domain disappears."""
     paths = _paths(tree, kind, name)
     return frozenset([*_nearest(paths), *(above for path in paths for above in _domain_makers(path))])
 
 
 def find_pci_parents(tree: Tree, name: str) -> list[str]:
-    """Return the PCI devices that carry whatever has this name; none where nothing has it."""
+    """Return the PCI parents of the interface, disk or NVMe controller of this name, sorted."""
     return sorted(
         {
             address
@@ -40,7 +40,7 @@ def find_pci_parents(tree: Tree, name: str) -> list[str]:
 
 
 def _paths(tree: Tree, kind: str, name: str) -> list[str]:
-    """Return where in ``/sys/devices`` a thing lies: one path, or one for each of its controllers."""
+    """Return the path of a class device in ``/sys/devices``, or a path for each of its controllers."""
     path = tree.resolve(f"/sys/class/{kind}/{name}")
     folder = _subsystem(path)
     if folder is None:
@@ -49,7 +49,7 @@ def _paths(tree: Tree, kind: str, name: str) -> list[str]:
 
 
 def _subsystem(path: str) -> str | None:
-    """Return the folder of the NVMe subsystem that a namespace, or a partition of it, lies in."""
+    """Return the directory of the NVMe subsystem that a namespace or a partition lies in, if any."""
     if _addresses(path):
         return None
     parts = path.split("/")

@@ -1,4 +1,4 @@
-"""The SSH connection that this process was started from, if any."""
+"""The SSH connection that this process was started from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MOST_ANCESTORS = 64
 
 
 def connected_address(tree: Tree) -> str | None:
-    """Return this machine's own address of the SSH connection, ``None`` where there is none to be seen.
+    """Return this machine's address of the SSH connection, or ``None`` if no connection is found.
 
-    sudo drops the variable, so the processes that this one descends from are asked too; each shows
-    what it was started with (proc_pid_environ(5)), to root and to its own user.
+    sudo drops the variable, so the environments of this process's ancestors are read, too. The kernel shows
+    the environment that a process was started with (proc_pid_environ(5)) to root and to its own user.
     """
     pid = "self"
     for _ in range(_MOST_ANCESTORS):
@@ -38,7 +38,7 @@ def _of_process(tree: Tree, pid: str) -> str | None:
 
 
 def _parent(tree: Tree, pid: str) -> str:
-    """Return the parent's pid (proc_pid_stat(5), field 4), or nothing where the process has ended."""
+    """Return the parent's pid (proc_pid_stat(5), field 4), or an empty text if the process has exited."""
     with contextlib.suppress(PermissionError, ProcessLookupError):
         fields = (tree.find(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
         return fields[1] if len(fields) > 1 else ""
