@@ -1,1 +1,1 @@
-"""What the kernel reports as it happens."""
+"""Events of devices and groups, as the kernel reports them."""

@@ -1,4 +1,4 @@
-"""Which driver each device has, looked at again and again: a blocked unbind has no uevent until it ends."""
+"""Changes of the driver of each device, by polling: a blocked unbind has no uevent until it ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vfiotool.host.attributes import DEVICES, device_path
 from vfiotool.host.tree import Tree
 
 _NO_DRIVER = "none"
-_EVERY = 0.1  # seconds: a machine has hundreds of devices
+_EVERY = 0.1  # seconds between polls: a machine has hundreds of devices
 
 
 class DriverLinks:
-    """The changes of devices' driver links, by looking. It reads links alone, which never blocks."""
+    """Polls the ``driver`` links of all devices for changes. Reading a link never blocks."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -36,7 +36,7 @@ class DriverLinks:
                 yield TimelineEntry(now(), "sysfs", event, address=address, driver=driver, detail=detail)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is held."""
 
     def _look(self) -> dict[str, str | None]:
         addresses = self._tree.find_names(DEVICES)
@@ -44,7 +44,7 @@ class DriverLinks:
 
 
 def _change(before: str | None, after: str | None) -> str | None:
-    """Name the change between two drivers; ``""`` is a device that is not there."""
+    """Return the name of the change between two drivers; ``""`` stands for a device that does not exist."""
     if before == after:
         return None
     if before == "":

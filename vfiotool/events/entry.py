@@ -1,4 +1,4 @@
-"""What happened once, as every source of the timeline tells it."""
+"""The entries of the timeline, and the protocol of the sources that yield them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _ADDRESS = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
-    """``time`` is CLOCK_MONOTONIC in seconds; ``source`` is one of kernel, udev, sysfs, probe and kmsg.
+    """An event of the timeline.
 
-    ``event`` is the source's own name for it: a uevent's action, a function, a log level. ``seqnum``
-    numbers uevents of this boot, or records of the kernel's log. ``detail`` is what else there is to say.
+    ``time`` is CLOCK_MONOTONIC in seconds. ``source`` is ``kernel``, ``udev``, ``sysfs``, ``probe`` or
+    ``kmsg``. ``event`` is the source's name of the event: the action of a uevent, a function, a log level.
+    ``seqnum`` is the number of a uevent since boot, or of a record in the kernel's log. ``detail`` is
+    further text.
     """
 
     time: float
@@ -30,16 +32,16 @@ class TimelineEntry:
 
 
 class EventSource(Protocol):
-    """Where entries come from. A handle: one thread uses it."""
+    """A source of entries. A handle for use by a single thread."""
 
     def fileno(self) -> int | None:
-        """Return what polls readable when entries wait; ``None`` where only looking tells."""
+        """Return a descriptor that polls readable when entries are ready; ``None`` if there is none."""
 
     def read(self) -> Iterable[TimelineEntry]:
-        """Return what waits, without waiting for more."""
+        """Return the entries that are ready, without waiting."""
 
     def close(self) -> None:
-        """Stop, and leave nothing behind. Any number of times."""
+        """Stop the source and release its resources. Any number of times."""
 
 
 def now() -> float:

@@ -1,4 +1,4 @@
-"""Which entries of the timeline are about the devices that a user watches."""
+"""A filter of the timeline: the entries about the devices that a user watches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _ABOUT = re.compile(r"vfio|iommu|dmar|amd-vi", re.IGNORECASE)
 
 
 class EntryFilter:
-    """What is shown of some devices, or of all where there are none. Threads may share it.
+    """Selects the entries about some devices, or about all devices if ``addresses`` is empty.
 
-    An entry that names a device or a group is shown where that is one of them; the kernel's log also with
-    its warnings and what it says of VFIO and the IOMMU; functions of the kernel that name neither, always.
+    An entry that names a device or a group is shown if these devices include it. A record of the kernel's
+    log that names neither is shown if it is a warning or worse, or mentions VFIO or the IOMMU. Any other
+    entry that names neither is always shown. Threads may share the filter.
     """
 
     def __init__(self, tree: Tree, addresses: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's log as it grows (Documentation/ABI/testing/dev-kmsg)."""
+"""New records of the kernel's log (Documentation/ABI/testing/dev-kmsg)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _DEVICE = re.compile(r"^ DEVICE=\+pci:(\S+)$", re.MULTILINE)
 
 
 class KernelLog:
-    """What is logged from now on. ``offset`` is CLOCK_MONOTONIC_RAW less the log's clock, in seconds.
+    """The records that are logged after this object is created.
+
+    ``offset`` is CLOCK_MONOTONIC_RAW minus the clock of the log, in seconds.
 
     Raises:
-        OSError: EPERM, the log is root's alone here (kernel.dmesg_restrict).
+        OSError: EPERM, only root may read the log (kernel.dmesg_restrict).
     """
 
     def __init__(self, offset: float = 0.0, path: str = _PATH) -> None:
@@ -37,7 +39,9 @@ class KernelLog:
                 record = os.read(self._fd, _LONGEST_RECORD)
             except BlockingIOError:
                 return
-            except BrokenPipeError:  # it was written faster than read, and goes on with the oldest there is
+            except (
+                BrokenPipeError
+            ):  # records were overwritten before they were read; reading goes on with the oldest
                 yield TimelineEntry(now(), "kmsg", "missed", detail="records of the kernel's log")
                 continue
             if not record:
@@ -53,12 +57,12 @@ class KernelLog:
 
 
 def _slewed() -> float:
-    """Return by how much CLOCK_MONOTONIC, which NTP adjusts, is ahead of the raw clock, in seconds."""
+    """Return CLOCK_MONOTONIC, whose rate NTP adjusts, minus CLOCK_MONOTONIC_RAW, in seconds."""
     return now() - time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
 
 
 def parse_record(record: str, offset: float) -> TimelineEntry | None:
-    """Return a record as an entry, ``None`` for what is none."""
+    """Return a record as an entry, or ``None`` if the text is not a record."""
     found = _RECORD.match(record)
     if found is None:
         return None

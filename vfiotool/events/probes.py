@@ -1,7 +1,7 @@
-"""The kernel's own functions of the group life cycle, as they run: kprobes and tracepoints.
+"""Kprobes and tracepoints on the kernel's functions of the group life cycle.
 
-Which of them a kernel has depends on its era; see docs/command-line.md. What belongs to a module is probed
-once that is loaded.
+The functions depend on the kernel's era; see docs/command-line.md. Functions of a module are probed once the
+module is loaded.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ _THIRD_IS_DEVICE = "device=+0(+0($arg3)):string"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A kernel function: ``module`` is None where it is built in, ``fetch`` what to take at its beginning.
-
-    ``result`` has its end probed, too.
+    """A kernel function to probe: ``module`` is ``None`` for the kernel image, ``fetch`` are the arguments to
+    fetch at its entry. If ``result``, its return is probed, too.
     """
 
     function: str
@@ -60,7 +59,7 @@ PROBES = (
     Probe("iommu_device_unuse_default_domain", fetch=_FIRST_IS_DEVICE),
 )
 
-# Not map and unmap: the drivers of busy disks and network cards have thousands of them a second.
+# Without map and unmap: drivers of busy disks and network cards cause thousands of these events a second.
 TRACEPOINTS = (
     "iommu:add_device_to_group",
     "iommu:remove_device_from_group",
@@ -71,9 +70,9 @@ TRACEPOINTS = (
 
 
 class KernelProbes:
-    """Entries of those functions and tracepoints that this kernel has.
+    """The entries of the functions and tracepoints that this kernel has; ``probed`` has their names.
 
-    ``probed`` names them. It owns the instance, and raises what that does.
+    Owns the trace instance, and raises the same errors.
     """
 
     def __init__(self, instance: TraceInstance) -> None:
@@ -94,7 +93,7 @@ class KernelProbes:
         self._instance.close()
 
     def _arm(self) -> None:
-        """Probe what is not probed yet: the functions of a module are there once it is loaded."""
+        """Add the probes that are still missing: the functions of a module exist once it is loaded."""
         ready = [probe for probe in self._waiting if _is_loaded(probe.module)]
         for probe in ready:
             self._waiting.remove(probe)
@@ -112,7 +111,7 @@ class KernelProbes:
 
 
 def decode(time: float, event: str, text: str) -> TimelineEntry:
-    """Return a trace event as an entry: the notifier's action and a result by their names."""
+    """Return a trace event as an entry, with the names of the notifier's action and of the returned error."""
     group = _GROUP.search(text)
     return TimelineEntry(
         time,
@@ -131,9 +130,8 @@ def _detail(event: str, text: str) -> str:
     if event.endswith(_RETURN) and (result := _RESULT.search(text)):
         code = -int(result[1])
         return f"returns {errno.errorcode.get(code, code) if code else 0}"
-    return (
-        "" if text.startswith("(") else text.removeprefix("IOMMU:").strip()
-    )  # a kprobe begins with its place
+    is_kprobe = text.startswith("(")  # the text of a kprobe begins with its location
+    return "" if is_kprobe else text.removeprefix("IOMMU:").strip()
 
 
 def _is_loaded(module: str | None) -> bool:

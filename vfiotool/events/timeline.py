@@ -1,4 +1,4 @@
-"""All sources as one: what they tell, in the order in which it happened."""
+"""The timeline: the entries of all sources, ordered by time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from vfiotool.events.entry import EventSource, TimelineEntry, now
 
 _HOLD = 0.25
-"""Seconds by which an entry may come later than another that happened after it."""
+"""Seconds to hold an entry, in case another source delivers an earlier entry later."""
 _TICK = 0.1
 
 
 class Timeline:
-    """Merges sources, which are the caller's to close. One thread uses it."""
+    """Merges sources, which the caller closes. For use by a single thread."""
 
     def __init__(self, sources: Sequence[EventSource]) -> None:
         self._sources = sources
@@ -23,20 +23,20 @@ class Timeline:
         self._order = itertools.count()
 
     def entries(self, until: float | None = None) -> Iterator[TimelineEntry]:
-        """Yield entries by their time, until CLOCK_MONOTONIC is ``until`` seconds, or for ever.
+        """Yield entries ordered by time, until CLOCK_MONOTONIC is ``until`` seconds, or without end.
 
-        Each comes a quarter of a second after it happened, for the sources are not equally fast.
+        Each entry comes a quarter of a second after its time, because some sources are slower than others.
         """
         while until is None or now() < until:
             self._wait(until)
-            begun = now()  # what happens while sources are read one after the other is for the next time
+            begun = now()  # later entries wait for the next round: sources are read one by one
             self._gather()
             yield from self._before(begun - _HOLD)
         self._gather()
         yield from self.rest()
 
     def rest(self) -> Iterator[TimelineEntry]:
-        """Yield what is still held back: for when ``entries`` was left."""
+        """Yield the entries that are still held, after ``entries`` was abandoned."""
         return self._before(None)
 
     def _wait(self, until: float | None) -> None:

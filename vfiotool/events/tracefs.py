@@ -1,6 +1,7 @@
-"""An instance of tracefs of our own, and the kprobe events of it (Documentation/trace/kprobetrace.rst).
+"""A private tracefs instance and its kprobe events (Documentation/trace/kprobetrace.rst).
 
-Its name has the process in it. Whatever ends that process, the next instance removes what it left.
+The name of the instance identifies the process. If the process is killed, the next instance removes what it
+left.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from vfiotool.util import kernel_files
 MOUNT = "/sys/kernel/tracing"
 _NAME = re.compile(r"vfiotool_(\d+)_(\d+)")
 _KPROBE = re.compile(r"[pr]\d*:(vfiotool_\d+_\d+)/(\w+) ")
-# Task, pid, processor and flags come before it.
+# Before the time come the task, the pid, the processor and the flags.
 _LINE = re.compile(r"\s*.+-\d+\s.*?\[\d+\]\s+(?:\S+\s+)?(\d+\.\d+): (\w+): ?(.*)")
 _LOST = re.compile(r"CPU:\d+ \[LOST (\d+) EVENTS\]")
 _MARK = "vfiotool looks at the clock"
 _MARKS = 8
-_KIB = 4096  # for each processor
+_KIB = 4096  # of buffer for each processor
 _READ_BYTES = 1 << 16
 
 
 class TraceInstance:
-    """A handle of one thread. ``name`` is also the group of its kprobe events.
+    """A tracefs instance. ``name`` is also the group of its kprobe events. For use by a single thread.
 
     Raises:
         UnsupportedError: this kernel has no tracefs, or it is not mounted.
-        OSError: EACCES, EPERM without root or under lockdown.
+        OSError: EACCES or EPERM, without root or under lockdown.
     """
 
     def __init__(self, mount: str = MOUNT) -> None:
@@ -56,7 +57,7 @@ class TraceInstance:
             self.log_offset = self._log_offset()
             self._write("trace_clock", "mono")
             self._write("buffer_size_kb", str(_KIB))
-            with contextlib.suppress(OSError):  # since 4.20; the reader is woken for each event
+            with contextlib.suppress(OSError):  # since 4.20; wake the reader for each event
                 self._write("buffer_percent", "0")
             self._pipe = os.open(f"{self.path}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:
@@ -72,13 +73,13 @@ class TraceInstance:
         self.close()
 
     def fileno(self) -> int | None:
-        """Return the descriptor of its events, which polls readable when some wait."""
+        """Return the descriptor of the events, which polls readable when events wait."""
         return self._pipe
 
     def add_kprobe(self, name: str, definition: str, *, at_return: bool = False) -> bool:
-        """Have a kprobe event and turn it on; say whether this kernel has the function.
+        """Add and enable a kprobe event. Return True if this kernel has the function.
 
-        ``definition`` is what follows the name in ``kprobe_events``.
+        ``definition`` is the text that follows the name in ``kprobe_events``.
         """
         try:
             _append(self.mount, f"{'r' if at_return else 'p'}:{self.name}/{name} {definition}")
@@ -90,7 +91,7 @@ class TraceInstance:
         return True
 
     def add_tracepoint(self, name: str) -> bool:
-        """Turn on a tracepoint, named as in ``available_events``; say whether this kernel has it."""
+        """Enable a tracepoint, named as in ``available_events``. Return True if this kernel has it."""
         try:
             self._write(f"events/{name.replace(':', '/')}/enable", "1")
         except FileNotFoundError:
@@ -98,7 +99,7 @@ class TraceInstance:
         return True
 
     def read(self) -> Iterator[tuple[float, str, str]]:
-        """Yield time, name and text of the events that wait; ``missed`` where the buffer was full."""
+        """Yield the time, name and text of the events that are ready; ``missed`` if the buffer overflowed."""
         while self._pipe is not None:
             try:
                 data = os.read(self._pipe, _READ_BYTES)
@@ -112,17 +113,17 @@ class TraceInstance:
                     yield event
 
     def close(self) -> None:
-        """Remove it, and all kprobe events of it. Any number of times."""
+        """Remove the instance and all its kprobe events. Any number of times."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
         _remove(self.mount, self.name)
 
     def _log_offset(self) -> float:
-        """Return CLOCK_MONOTONIC_RAW less the clock of the kernel's log, in seconds; both run at one rate.
+        """Return CLOCK_MONOTONIC_RAW minus the clock of the kernel's log, in seconds; their rates are equal.
 
-        The trace clock ``global`` is the log's, sched_clock_cpu(): marks have its time. The one that was
-        written fastest is the most exact.
+        The trace clock ``global`` is the clock of the log, sched_clock_cpu(), so a trace marker has the
+        log's time. The marker that took the shortest time to write is the most exact.
         """
         self._write("trace_clock", "global")
         brackets = [self._mark() for _ in range(_MARKS)]
@@ -133,12 +134,12 @@ class TraceInstance:
             return 0.0
         begun, ended, mark = min(
             ((begun, ended, mark) for (begun, ended), mark in zip(brackets, marks, strict=True)),
-            key=lambda one: one[1] - one[0],
+            key=lambda timing: timing[1] - timing[0],
         )
         return (begun + ended) / 2 - mark
 
     def _mark(self) -> tuple[float, float]:
-        """Write a mark, and return from when to when that took."""
+        """Write a trace marker, and return the times before and after the write."""
         begun = time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
         self._write("trace_marker", _MARK)
         return begun, time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
@@ -148,7 +149,7 @@ class TraceInstance:
 
 
 def parse_line(line: str) -> tuple[float, str, str] | None:
-    """Return time, name and text of a line of ``trace_pipe``; ``None`` for what is none."""
+    """Return the time, name and text of a line of ``trace_pipe``, or ``None`` if the line is no event."""
     if lost := _LOST.search(line):
         return now(), "missed", f"{lost[1]} events of the trace buffer"
     found = _LINE.match(line)
@@ -156,7 +157,7 @@ def parse_line(line: str) -> tuple[float, str, str] | None:
 
 
 def remove_stale(mount: str = MOUNT) -> list[str]:
-    """Remove what ended processes of this program have left, and return the names."""
+    """Remove the instances and kprobe events of vfiotool processes that have exited; return their names."""
     names = {name for name in os.listdir(f"{mount}/instances") if _NAME.fullmatch(name)}
     names |= {group for group, _event in _kprobes(mount)}
     stale = sorted(name for name in names if not _is_alive(name))
@@ -173,7 +174,7 @@ def _remove(mount: str, name: str) -> None:
         os.rmdir(path)
     for group, event in _kprobes(mount):
         if group == name:
-            with contextlib.suppress(FileNotFoundError):  # another process has removed it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process removed it meanwhile
                 _append(mount, f"-:{group}/{event}")
 
 
@@ -201,6 +202,6 @@ def _name(pid: int) -> str:
 
 
 def _is_alive(name: str) -> bool:
-    """Say whether the process is there that made this; a pid alone may be another's by now."""
+    """Return True if the process that created this is alive: its pid and its start time match."""
     found = _NAME.fullmatch(name)
     return found is not None and process_start(Tree(), int(found[1])) == found[2]

@@ -1,4 +1,4 @@
-"""The bind and unbind events of PCI devices, from udev or straight from the kernel (pyudev)."""
+"""Uevents of PCI devices, from udevd or directly from the kernel (pyudev)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BUFFER_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """One uevent of a PCI device: ``action`` is the kernel's (``add``, ``bind``, ``unbind``, …).
+    """A uevent of a PCI device: ``action`` is the kernel's (``add``, ``bind``, ``unbind``, …).
 
-    ``seqnum`` numbers all uevents of this boot; ``driver`` is there for ``bind`` alone.
+    ``seqnum`` numbers all uevents since boot. ``driver`` is set only for ``bind``.
     """
 
     action: str
@@ -32,10 +32,10 @@ class DeviceEvent:
 
 
 class DeviceEvents:
-    """Receives the events of PCI devices from the moment it is made.
+    """Receives the uevents of PCI devices that are sent after this object is created.
 
-    Listens to udevd, after its rules have run, where there is one, else to the kernel. A handle:
-    close it, or use it as a context manager. Threads must not share it.
+    Receives from udevd, after its rules have run, or from the kernel if no udevd runs. A handle: close it,
+    or use it as a context manager. Threads must not share it.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class DeviceEvents:
         return int(self._monitor.fileno())
 
     def receive(self, timeout: float) -> Iterator[DeviceEvent]:
-        """Yield events as they come, until none has come by ``timeout`` seconds from now."""
+        """Yield events as they arrive, until ``timeout`` seconds from now."""
         deadline = time.monotonic() + timeout
         while (device := self._monitor.poll(max(0.0, deadline - time.monotonic()))) is not None:
             yield DeviceEvent(
@@ -70,9 +70,9 @@ class DeviceEvents:
             )
 
     def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
-        """Wait until events, as (action, address), have come; return those that did not in time.
+        """Wait for the expected events, given as (action, address); return those that did not arrive in time.
 
-        ``timeout`` is in seconds. Other events are consumed.
+        ``timeout`` is in seconds. Other events are discarded.
         """
         waiting = set(expected)
         if waiting:
@@ -84,11 +84,13 @@ class DeviceEvents:
 
 
 def open_monitor(source: str, *, subsystem: str | None = None) -> Any:
-    """Return a monitor of ``udev`` or the ``kernel`` that receives all uevents, or those of a subsystem."""
+    """Return a started pyudev monitor of ``udev`` or ``kernel`` uevents, of all subsystems or of only one."""
     monitor = pyudev.Monitor.from_netlink(_context(), source=source)
     if subsystem is not None:
         monitor.filter_by(subsystem=subsystem)
-    with contextlib.suppress(OSError):  # without root a burst of events may be too much for it
+    with contextlib.suppress(
+        OSError
+    ):  # without root the buffer stays small, and a burst of events may overflow it
         monitor.set_receive_buffer_size(_BUFFER_BYTES)
     monitor.start()
     return monitor
@@ -96,18 +98,18 @@ def open_monitor(source: str, *, subsystem: str | None = None) -> Any:
 
 @functools.cache
 def _context() -> pyudev.Context:
-    """Finding the library takes a process of its own: once is enough."""
+    """Return pyudev's context, created once: finding libudev starts a process."""
     return pyudev.Context()
 
 
 def _udevd_listens() -> bool:
-    """Ask at its control socket: a udevd that has ended leaves the socket's file behind."""
+    """Return True if udevd accepts connections; the file of its socket remains after udevd has exited."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         control.settimeout(_CONNECT_SECONDS)
         try:
             control.connect(_UDEVD_SOCKET)
         except TimeoutError:
-            return True  # it is there, and busy
+            return True  # udevd runs, and is busy
         except OSError:
             return False
     return True

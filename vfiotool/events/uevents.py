@@ -1,4 +1,4 @@
-"""Uevents for the timeline: as the kernel sends them, or as udevd passes them on after its rules (pyudev)."""
+"""The uevents of the timeline: from the kernel, or from udevd after its rules have run (pyudev)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from vfiotool.host.attributes import find_group
 from vfiotool.host.tree import Tree
 
 _LATE = 1.0
-"""Seconds after which a number comes no more."""
+"""Seconds after which a missing number is reported."""
 _SUBSYSTEMS = ("pci", "vfio", "vfio-dev")
 
 
 class Uevents:
     """The uevents of PCI devices and of VFIO's nodes.
 
-    From the kernel all uevents of the machine come, so that a number which is missing shows: then there is
-    an entry ``missed``, a second later, for two processors may send theirs in another order (since 6.11).
-    The network namespaces of other processes have uevents of their own, which are missing here, too.
+    The kernel sends all uevents of the machine, so a missing sequence number is detected. The entry
+    ``missed`` follows a second later, because two processors may send their uevents out of order (since
+    6.11). Uevents in network namespaces of other processes are not received, and count as missing, too.
     """
 
     def __init__(self, source: Literal["kernel", "udev"], tree: Tree) -> None:
         self._source = source
         self._tree = tree
         self._numbers = _Numbers()
-        self._groups: dict[str, int] = {}  # a device that is gone has no link any more
+        self._groups: dict[str, int] = {}  # the link of a device is gone with it
         self._monitor = open_monitor(source)
 
     def fileno(self) -> int:
@@ -48,7 +48,7 @@ class Uevents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                continue  # some were dropped, which the next number shows
+                continue  # uevents were dropped; the next number shows it
             if device is None:
                 return
             seqnum = int(device.sequence_number)
@@ -69,7 +69,7 @@ class Uevents:
         elif subsystem == "vfio":
             group = int(device.sys_name) if device.sys_name.isdigit() else None
             detail = device.device_node or ""
-        else:  # vfio-dev: its parent is the device
+        else:  # vfio-dev: the parent is the PCI device
             address = os.path.basename(os.path.dirname(os.path.dirname(device.sys_path)))
             group = self._group(address)
             detail = device.device_node or device.sys_name
@@ -92,14 +92,14 @@ class Uevents:
 
 
 class _Numbers:
-    """Which numbers have come, and which have not."""
+    """Tracks which sequence numbers have arrived, and which are missing."""
 
     def __init__(self) -> None:
         self._last: int | None = None
         self._gaps: list[tuple[int, int, float]] = []  # first, last, since when
 
     def take(self, seqnum: int, time: float) -> None:
-        """Take a number that has come now."""
+        """Record a number that has just arrived."""
         if self._last is None or seqnum > self._last:
             if self._last is not None and seqnum > self._last + 1:
                 self._gaps.append((self._last + 1, seqnum - 1, time))
@@ -112,7 +112,7 @@ class _Numbers:
                 return
 
     def missing(self, time: float) -> Iterator[tuple[int, int]]:
-        """Yield, once, from which number to which none has come for a second."""
+        """Yield each range (first, last) that has been missing for a second, once."""
         while self._gaps and self._gaps[0][2] < time - _LATE:
             first, last, _ = self._gaps.pop(0)
             yield first, last
