@@ -29,14 +29,21 @@ from tests.lab.support import (
     write,
 )
 from vfiotool.binding import udevadm
-from vfiotool.binding.persist import entries as persist
-from vfiotool.binding.persist.entries import RULES
+from vfiotool.binding.persist.entries import add_all, entries, entry_for, remove_all
+from vfiotool.binding.persist.initramfs_hooks import HOOKS
+from vfiotool.binding.persist.udev_rule import RULES_DIR, PersistEntry
 from vfiotool.host.tree import Tree
 
-CONFIGURATION = (RULES, "/etc/initramfs-tools", "/etc/dracut.conf.d")
+CONFIGURATION = (RULES_DIR, "/etc/initramfs-tools", "/etc/dracut.conf.d")
 TREE = Tree()
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
+
+
+def add(address: str) -> PersistEntry:
+    entry = entry_for(TREE, address, "vfio-pci")
+    add_all(TREE, [entry])
+    return entry
 
 
 def forget_the_start() -> None:
@@ -112,7 +119,7 @@ def test_a_second_device_is_bound_although_the_driver_is_loaded(unloaded: None) 
 
 def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
     """The rule is of a card that was replaced: to the rule it says 1b36:0010, to the kernel 1b36:0011."""
-    entry = persist.entries(TREE)[0] if persisted(NVME) else None
+    entry = entries(TREE)[0] if persisted(NVME) else None
     assert entry is not None
     rule = Path(entry.rule)
     rule.write_text(rule.read_text().replace("0x0010", "0x0011"))
@@ -123,7 +130,7 @@ def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
 
 def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> None:
     """06:00.0's entry, written as if it had been 2a:00.0, holds; 01:00.0 has the same ids elsewhere."""
-    entry = persist.add(TREE, OTHER_NVME)
+    entry = add(OTHER_NVME)
     rule = Path(entry.rule)
     rule.write_text(rule.read_text().replace(OTHER_NVME, "0000:2a:00.0"))
     forget_the_start()
@@ -153,7 +160,7 @@ def test_remove_leaves_no_trace() -> None:
     persisted(EDU)
     trigger(EDU)
     added = set(configuration()) - set(before)
-    assert f"{RULES}/40-vfiotool-pci0000-00-10.0.rules" in added
+    assert f"{RULES_DIR}/40-vfiotool-pci0000-00-10.0.rules" in added
     assert (driver(EDU), read(path(EDU, "driver_override"))) == ("vfio-pci", "vfio-pci")
     done("persist", "remove", EDU)
     assert configuration() == before
@@ -182,15 +189,15 @@ def test_the_initramfs_hook_takes_rule_and_driver(tmp_path: Path) -> None:
     release, image = os.uname().release, tmp_path / "image"
     image.mkdir()
     settings = {"version": release, "MODULESDIR": f"/lib/modules/{release}", "DESTDIR": str(image)}
-    entry = persist.add(TREE, EDU)
+    entry = add(EDU)
     try:
-        (hook,) = (hook.path for hook in persist.HOOKS if hook.builder == "initramfs-tools")
+        (hook,) = (hook.path for hook in HOOKS if hook.builder == "initramfs-tools")
         assert output(hook, "prereqs") == ""
         output("env", *(f"{name}={value}" for name, value in settings.items()), hook)
         rule = Path(entry.rule)
         assert (image / entry.rule.lstrip("/")).read_text() == rule.read_text()
     finally:
-        persist.remove(TREE, entry)
+        remove_all(TREE, [entry])
     modules = {path.name.partition(".ko")[0] for path in image.rglob("*.ko*")}
     depended = output("modprobe", "--show-depends", "vfio-pci").split()
     assert modules >= {os.path.basename(word).partition(".ko")[0] for word in depended if ".ko" in word}

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import Run
-from vfiotool.binding.persist import entries as persist
 from vfiotool.binding.persist import topology_path
 from vfiotool.binding.persist.check import check
-from vfiotool.binding.persist.entries import PersistEntry
+from vfiotool.binding.persist.entries import add_all, entries, entry_for, present_at, remove_all
+from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
+from vfiotool.binding.persist.udev_rule import RULES_DIR, PersistEntry, rule_text, stamp_path
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.testing import FakeHost
@@ -31,7 +32,7 @@ PORT, NVME, TWIN, NIC, PF, VF = (
     "0000:03:00.0",
 )
 PATH = "pci0000:00/02.0/00.0"
-RULE = f"{persist.RULES}/40-vfiotool-pci0000-00-02.0-00.0.rules"
+RULE = f"{RULES_DIR}/40-vfiotool-pci0000-00-02.0-00.0.rules"
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,15 @@ def machine(host: FakeHost) -> FakeHost:
     host.add_device(NVME, vendor=0x1B36, device=0x10, driver="nvme", group=3, bridge=PORT)
     host.add_device(TWIN, vendor=0x1B36, device=0x10, driver="nvme", group=4)
     host.add_device(NIC, vendor=0x8086, device=0x10D3, driver="e1000e", group=5)
-    for folder in (persist.RULES, "/etc/initramfs-tools/hooks", "/etc/dracut.conf.d", "/run/udev"):
+    for folder in (RULES_DIR, "/etc/initramfs-tools/hooks", "/etc/dracut.conf.d", "/run/udev"):
         os.makedirs(host.tree.path(folder))
     return host
+
+
+def add(host: FakeHost, address: str, driver: str = "vfio-pci") -> PersistEntry:
+    entry = entry_for(host.tree, address, driver)
+    add_all(host.tree, [entry])
+    return entry
 
 
 def etc(host: FakeHost) -> dict[str, tuple[int, bytes]]:
@@ -95,8 +102,8 @@ def test_a_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: 
         host.remove_device(other)
     move(host, NIC, f"/sys/devices/{folder}")
     assert topology_path.read_path(host.tree, address) == path
-    assert topology_path.pattern(path) == f"/devices/{pattern}"
-    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.pattern(path))
+    assert topology_path.devpath_pattern(path) == f"/devices/{pattern}"
+    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.devpath_pattern(path))
     assert topology_path.find_at(host.tree, path) == address
 
 
@@ -114,7 +121,7 @@ def test_a_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: 
     ],
 )
 def test_a_pattern_matches_the_slot_on_whatever_bus(folder: str, matches: bool) -> None:
-    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.pattern(PATH)) is matches
+    assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.devpath_pattern(PATH)) is matches
 
 
 @pytest.mark.parametrize(
@@ -129,13 +136,13 @@ def test_what_means_something_to_udev_or_a_shell_is_no_path(text: str) -> None:
 def test_an_odd_place_is_refused(host: FakeHost) -> None:
     move(host, NIC, "/sys/devices/a b/pci0000:00/0000:00:12.0")
     with pytest.raises(UnsupportedError, match="no place that lasts"):
-        persist.add(host.tree, NIC)
-    assert persist.entries(host.tree) == []
+        add(host, NIC)
+    assert entries(host.tree) == []
 
 
 def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
     before = etc(host)
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     assert entry == PersistEntry(NVME, PATH, 0x1B36, 0x10, "vfio-pci")
     added = etc(host)
     assert set(added) - set(before) == {
@@ -145,42 +152,42 @@ def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
     }
     modes = {name: stat.S_IMODE(mode) for name, (mode, _) in added.items() if name not in before}
     assert modes == dict.fromkeys(modes, 0o644) | {"initramfs-tools/hooks/vfiotool": 0o755}
-    assert persist.entries(host.tree) == [entry]
-    assert persist.add(host.tree, NVME) == entry
+    assert entries(host.tree) == [entry]
+    assert add(host, NVME) == entry
     assert etc(host) == added
-    assert host.tree.exists(persist.stamp_path(entry))
-    persist.remove(host.tree, entry)
+    assert host.tree.exists(stamp_path(entry))
+    remove_all(host.tree, [entry])
     assert etc(host) == before
     assert os.listdir(host.tree.path("/run/udev")) == []
 
 
 def test_the_hooks_go_with_the_last_entry(host: FakeHost) -> None:
     before = etc(host)
-    first, second = (persist.add(host.tree, address) for address in (NVME, TWIN))
-    persist.remove(host.tree, first)
+    first, second = (add(host, address) for address in (NVME, TWIN))
+    remove_all(host.tree, [first])
     assert "initramfs-tools/hooks/vfiotool" in etc(host)
-    persist.remove(host.tree, second)
+    remove_all(host.tree, [second])
     assert etc(host) == before
 
 
 def test_only_what_is_installed_gets_a_hook(host: FakeHost) -> None:
     os.rmdir(host.tree.path("/etc/dracut.conf.d"))
-    persist.add(host.tree, NVME)
-    assert persist.rebuild_commands(host.tree) == ["update-initramfs -u"]
+    add(host, NVME)
+    assert rebuild_commands(host.tree) == ["update-initramfs -u"]
     assert not host.tree.exists("/etc/dracut.conf.d")
 
 
 def test_no_udev(host: FakeHost) -> None:
-    os.rmdir(host.tree.path(persist.RULES))
-    with pytest.raises(UnsupportedError, match=f"no folder {persist.RULES}"):
-        persist.add(host.tree, NVME)
+    os.rmdir(host.tree.path(RULES_DIR))
+    with pytest.raises(UnsupportedError, match=f"no folder {RULES_DIR}"):
+        add(host, NVME)
 
 
 @pytest.mark.parametrize("driver", ["e1000e", "pci-stub", 'vfio"', "vfio-pci\n", "vfio pci", "../vfio", ""])
 def test_only_a_vfio_driver(host: FakeHost, driver: str) -> None:
     with pytest.raises(RefusedError):
-        persist.add(host.tree, NVME, driver)
-    assert persist.entries(host.tree) == []
+        add(host, NVME, driver)
+    assert entries(host.tree) == []
 
 
 def test_a_vf_is_not_there_at_the_start(host: FakeHost) -> None:
@@ -188,7 +195,7 @@ def test_a_vf_is_not_there_at_the_start(host: FakeHost) -> None:
     host.add_device(PF, vendor=0x8086, device=0x10C9, totalvfs=7)
     host.add_device(VF, vendor=0x8086, device=0x10CA, physfn=PF)
     with pytest.raises(UnsupportedError, match="is a VF"):
-        persist.add(host.tree, VF)
+        add(host, VF)
     assert etc(host) == before
 
 
@@ -214,7 +221,7 @@ def test_what_is_not_ours_is_not_touched(host: FakeHost, name: str, kind: str, t
         path.write_text("theirs")
     before = etc(host)
     with pytest.raises(VfioToolError, match=r"cannot be used|not vfiotool's own"):
-        persist.add(host.tree, NVME)
+        add(host, NVME)
     assert etc(host) == before
     assert victim.read_text() == "theirs"
 
@@ -223,7 +230,7 @@ def test_what_is_not_ours_is_not_touched(host: FakeHost, name: str, kind: str, t
 def test_a_rule_that_says_nothing_is_an_error(host: FakeHost, line: str) -> None:
     host.put(RULE, f"# Written by vfiotool\n{line}\n")
     with pytest.raises(VfioToolError, match="does not say which device"):
-        persist.entries(host.tree)
+        entries(host.tree)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +238,16 @@ def test_a_rule_that_says_nothing_is_an_error(host: FakeHost, line: str) -> None
     [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")],
 )
 def test_a_rule_that_says_something_else_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
-    persist.add(host.tree, NVME)
+    add(host, NVME)
     text = host.tree.read(RULE)
     host.put(RULE, text.replace(*change))
     with pytest.raises(VfioToolError, match="does not say which device"):
-        persist.entries(host.tree)
+        entries(host.tree)
 
 
 def shell_command(entry: PersistEntry) -> str:
     """What udev gives to the shell: the rule's PROGRAM, unquoted, its doubled dollars made single."""
-    match = re.search(r'PROGRAM="(.*)"\n', persist.rule_text(entry))
+    match = re.search(r'PROGRAM="(.*)"\n', rule_text(entry))
     assert match
     shell, option, command = shlex.split(match[1].replace("$$", "$"))
     assert (shell, option) == ("/bin/sh", "-c")
@@ -249,7 +256,7 @@ def shell_command(entry: PersistEntry) -> str:
 
 def arm(host: FakeHost, entry: PersistEntry) -> None:
     """Run what the first event after a restart runs, whichever device it is of, on the fake's files."""
-    os.unlink(host.tree.path(persist.stamp_path(entry)))
+    os.unlink(host.tree.path(stamp_path(entry)))
     command = shell_command(entry).replace("/sys/", f"{host.root}/sys/").replace("/run/", f"{host.root}/run/")
     subprocess.run(["/bin/sh", "-c", command], check=True)
 
@@ -261,31 +268,31 @@ def override(host: FakeHost, address: str) -> str:
 def test_the_first_event_sets_the_override_of_the_one_device(host: FakeHost) -> None:
     for address in (NVME, TWIN):
         host.set_driver(address, None)
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     move(host, NVME, "/sys/devices/pci0000:00/0000:00:02.0/0000:42:00.0")
     arm(host, entry)
     assert override(host, "0000:42:00.0") == "vfio-pci"
     assert override(host, TWIN) == "(null)"
-    assert host.tree.exists(persist.stamp_path(entry))
+    assert host.tree.exists(stamp_path(entry))
 
 
 def test_the_first_event_leaves_other_ids_alone(host: FakeHost) -> None:
     host.set_driver(NVME, None)
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     host.put(f"{device_path(NVME)}/device", "0x0011")
     arm(host, entry)
     assert override(host, NVME) == "(null)"
-    assert persist.present_at(host.tree, entry) is None
+    assert present_at(host.tree, entry) is None
 
 
 def test_the_first_event_leaves_a_device_that_has_a_driver(host: FakeHost) -> None:
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     arm(host, entry)
     assert override(host, NVME) == "(null)"
 
 
 def test_the_first_event_does_without_the_device(host: FakeHost) -> None:
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     host.remove_device(NVME)
     arm(host, entry)
 
@@ -297,7 +304,7 @@ def verdicts(host: FakeHost, entry: PersistEntry) -> dict[str, bool | None]:
 @pytest.fixture
 def good(host: FakeHost) -> PersistEntry:
     """An entry that holds: the device is on its driver, the initramfs is new, nothing is built in."""
-    entry = persist.add(host.tree, NVME)
+    entry = add(host, NVME)
     host.put(f"{device_path(NVME)}/modalias", "pci:v00001B36d00000010sv0000sd0000bc01sc08i02")
     host.put(
         "/lib/modules/6.12.0/modules.builtin.modinfo", b"ahci.alias=pci:v*bc01sc06i01*\0ext4.license=GPL\0"

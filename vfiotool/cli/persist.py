@@ -10,7 +10,8 @@ import click
 
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.persist import entries as rules
-from vfiotool.binding.persist.entries import PersistEntry
+from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
+from vfiotool.binding.persist.udev_rule import PersistEntry
 from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.driver_changes import select_endpoints
 from vfiotool.cli.options import Selection, allow_options, selection_options
@@ -141,7 +142,7 @@ def _described(tree: Tree, entry: PersistEntry) -> dict[str, Any]:
 
 
 def _report(tree: Tree, entries: Sequence[PersistEntry], as_json: bool, done: str) -> None:
-    commands = rules.rebuild_commands(tree)
+    commands = rebuild_commands(tree)
     if as_json:
         described = [_described(tree, entry) for entry in entries]
         write_document("persist", {"entries": described, "rebuild": commands})

@@ -10,7 +10,8 @@ import click
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import entries as rules
-from vfiotool.binding.persist.entries import PersistEntry
+from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
+from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import Step
 from vfiotool.host.tree import Tree
@@ -21,11 +22,11 @@ def bind_and_persist(
 ) -> Plan:
     """Bind devices now and from the next start on, or neither; ``looking`` is a binding for a dry run.
 
-    Returns the plan with the files that were written among its steps.
+    Returns the plan, with the udev rules that were written.
     """
     planned = looking.bind(wanted, driver, owner)
     chosen = entries_of(tree, planned, driver)
-    files = tuple(Step(entry.address, entry.rule, rules.rule_text(entry)) for entry in chosen)
+    files = tuple(Step(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
     if binding.dry_run:
         return replace(planned, steps=planned.steps + files)
     known = rules.entries(tree)
@@ -35,7 +36,7 @@ def bind_and_persist(
     except BaseException:
         rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
         raise
-    tell_to_rebuild(rules.rebuild_commands(tree))
+    tell_to_rebuild(rebuild_commands(tree))
     return replace(done, steps=done.steps + files)
 
 

@@ -1,4 +1,4 @@
-"""Will an entry hold at the next start, and does it hold now? Reads, and changes nothing."""
+"""Check whether an entry is in effect now and will be at the next boot. Reads only."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from vfiotool.binding import marked_files
-from vfiotool.binding.persist.entries import (
-    InitramfsHook,
-    PersistEntry,
-    installed_hooks,
-    present_at,
-    read_ids,
-    rule_text,
-)
+from vfiotool.binding.persist.entries import present_at, read_ids
+from vfiotool.binding.persist.initramfs_hooks import InitramfsHook, installed_hooks
 from vfiotool.binding.persist.topology_path import find_at
+from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.host.attributes import device_path
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.doctor import Check, judge
@@ -27,9 +22,9 @@ _IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
 
 
 def check(tree: Tree, entry: PersistEntry) -> list[Check]:
-    """Check one entry: its rule, the device, its driver, the native one, and the initramfs.
+    """Check one entry: its rule, the device, its driver, the native driver, and the initramfs.
 
-    What cannot be read makes a check unknown (``ok`` is ``None``).
+    A check whose facts cannot be read is unknown (``ok`` is ``None``).
     """
     return judge(_CHECKS, tree, entry)
 
@@ -37,7 +32,7 @@ def check(tree: Tree, entry: PersistEntry) -> list[Check]:
 def _check_rule(tree: Tree, entry: PersistEntry) -> Verdict:
     if marked_files.read(tree.path(entry.rule)) == rule_text(entry):
         return Verdict(True, entry.rule)
-    return Verdict(False, f"{entry.rule} is not as vfiotool writes it", _again(entry))
+    return Verdict(False, f"{entry.rule} is not as vfiotool writes it", _add_command(entry))
 
 
 def _check_device(tree: Tree, entry: PersistEntry) -> Verdict:
@@ -56,7 +51,7 @@ def _check_device(tree: Tree, entry: PersistEntry) -> Verdict:
 def _check_driver(tree: Tree, entry: PersistEntry) -> Verdict:
     address = present_at(tree, entry)
     if address is None:
-        return Verdict(None, "the device is not there")
+        return Verdict(None, "the device is not present")
     driver = tree.find_link(f"{device_path(address)}/driver")
     if driver == entry.driver:
         return Verdict(True, f"{address} is on {driver}")
@@ -65,10 +60,10 @@ def _check_driver(tree: Tree, entry: PersistEntry) -> Verdict:
 
 
 def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
-    """A driver that is a part of the kernel takes its devices before any process runs."""
+    """Check that no native driver is built into the kernel: it would bind before any process runs."""
     address = present_at(tree, entry)
     if address is None:
-        return Verdict(None, "the device is not there")
+        return Verdict(None, "the device is not present")
     alias = tree.read(f"{device_path(address)}/modalias")
     info = tree.find(f"{modules_folder(tree)}/modules.builtin.modinfo")
     if info is None:
@@ -76,14 +71,17 @@ def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
     drivers = _builtin_drivers(info, alias)
     if drivers:
         detail = (
-            f"{', '.join(drivers)} is built into the kernel, and takes the device before any rule is read"
+            f"{', '.join(drivers)} is built into the kernel, and binds to the device before udev reads a rule"
         )
         return Verdict(False, detail, f"boot a kernel that has {drivers[0]} as a module")
-    return Verdict(True, "no driver of it is built into the kernel")
+    return Verdict(True, "no driver of the device is built into the kernel")
 
 
 def _builtin_drivers(info: str, alias: str) -> list[str]:
-    """Find who serves a modalias in a ``modules.builtin.modinfo``: ``NAME.alias=GLOB``, ended by zeroes."""
+    """Return the drivers in a ``modules.builtin.modinfo`` that serve a modalias.
+
+    Its entries are ``NAME.alias=GLOB``, each ended by a zero byte.
+    """
     found: dict[str, None] = {}
     for line in info.split("\0"):
         key, _, pattern = line.partition("=")
@@ -97,28 +95,30 @@ def _check_hooks(tree: Tree, entry: PersistEntry) -> Verdict:
     hooks = installed_hooks(tree)
     for hook in hooks:
         if marked_files.read(tree.path(hook.path)) != hook.text:
-            return Verdict(False, f"{hook.path}, for {hook.builder}, is missing or changed", _again(entry))
+            return Verdict(
+                False, f"{hook.path}, for {hook.builder}, is missing or changed", _add_command(entry)
+            )
     if hooks:
         return Verdict(True, ", ".join(hook.path for hook in hooks))
     if _image(tree) is None:
-        return Verdict(True, "none is needed: this kernel starts without an initramfs")
-    detail = "neither initramfs-tools nor dracut is here, but this kernel starts with an initramfs"
-    return Verdict(None, detail, f"have {entry.rule} and the module {entry.driver} put into it")
+        return Verdict(True, "none is needed: this kernel boots without an initramfs")
+    detail = "neither initramfs-tools nor dracut is installed, but this kernel boots with an initramfs"
+    return Verdict(None, detail, f"put {entry.rule} and the module {entry.driver} into the initramfs")
 
 
 def _check_image(tree: Tree, entry: PersistEntry) -> Verdict:
     image = _image(tree)
     if image is None:
-        return Verdict(True, "this kernel starts without one, by what is in /boot")
+        return Verdict(True, "this kernel boots without an initramfs, according to /boot")
     hooks = installed_hooks(tree)
-    since = max(_written(tree, path) for path in (entry.rule, *(hook.path for hook in hooks)))
-    if _written(tree, image) >= since:
+    since = max(_mtime_ns(tree, path) for path in (entry.rule, *(hook.path for hook in hooks)))
+    if _mtime_ns(tree, image) >= since:
         return Verdict(True, f"{image} was built after the entry was added")
     return Verdict(False, f"{image} is older than the entry", _rebuild(hooks))
 
 
 def _rebuild(hooks: list[InitramfsHook]) -> str:
-    return " or ".join(hook.rebuild for hook in hooks) or "build the initramfs anew"
+    return " or ".join(hook.rebuild for hook in hooks) or "build the initramfs again"
 
 
 def _image(tree: Tree) -> str | None:
@@ -126,11 +126,11 @@ def _image(tree: Tree) -> str | None:
     return next((name for name in names if tree.exists(name)), None)
 
 
-def _written(tree: Tree, path: str) -> int:
+def _mtime_ns(tree: Tree, path: str) -> int:
     return os.stat(tree.path(path)).st_mtime_ns
 
 
-def _again(entry: PersistEntry) -> str:
+def _add_command(entry: PersistEntry) -> str:
     return f"vfiotool persist add --driver {entry.driver} {entry.address}"
 
 

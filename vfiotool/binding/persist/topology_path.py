@@ -1,7 +1,7 @@
-"""Where a device is plugged in, whatever number its bus has: ``pci0000:00/02.0/00.0``.
+"""Topological paths, which name the place of a device without bus numbers: ``pci0000:00/02.0/00.0``.
 
-A path names the host bridge as the kernel does, then the device and function of each hop. Bus numbers
-are given out anew at each boot, and shift when a bridge comes or goes before; slots do not.
+A path is the kernel's name of the host bridge, then the device and function number of each hop. Bus
+numbers are assigned again at each boot, and shift if a bridge in front is added or removed; slots do not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def read_path(tree: Tree, address: str) -> str:
     """Return the topological path of a device.
 
     Raises:
-        DeviceNotFoundError: there is no such device.
-        UnsupportedError: it has no place below a PCI host bridge, or an odd one.
+        DeviceNotFoundError: there is no device at the address.
+        UnsupportedError: the device is not below a PCI host bridge, or its path has unusual characters.
     """
     if not tree.exists(device_path(address)):
         raise DeviceNotFoundError(f"there is no PCI device {address}", hint="'vfiotool list' shows all")
@@ -36,14 +36,14 @@ def read_path(tree: Tree, address: str) -> str:
     path = "/".join(parts)
     if not is_path(path):
         raise UnsupportedError(
-            f"{address} has no place that lasts over reboots: it is at {folder}",
+            f"{address} has no place that lasts over reboots: its folder is {folder}",
             hint="bind it after each boot with 'vfiotool bind'",
         )
     return path
 
 
 def is_path(text: str) -> bool:
-    """Say whether a text is a topological path; one that is has no character with a meaning to udev."""
+    """Return True if a text is a topological path; no character of a path is special to udev or a shell."""
     parts = text.split("/")
     has_bridge = any(_HOST_BRIDGE.fullmatch(part) for part in parts)
     return (
@@ -51,10 +51,10 @@ def is_path(text: str) -> bool:
     )
 
 
-def pattern(path: str) -> str:
-    """Return the glob, for udev's ``DEVPATH`` and a shell, that the device's folder matches below ``/sys``.
+def devpath_pattern(path: str) -> str:
+    """Return the glob that matches the device's folder below ``/sys``, for udev's ``DEVPATH`` and a shell.
 
-    Only a root bus keeps its number.
+    Bus numbers are wildcards, except for root buses, whose numbers do not change.
     """
     parts = ["/devices"]
     domain = bus = ""
@@ -73,8 +73,8 @@ def pattern(path: str) -> str:
 def find_at(tree: Tree, path: str) -> str | None:
     """Return the address of the device that is at a path now, or ``None``.
 
-    VFs are passed over: the kernel puts them beside their PF, on a bus of their own, where one can
-    have its PF's path.
+    VFs are left out: the kernel places them beside their PF, on another bus, where a VF can have the path
+    of its PF.
     """
     for address in addresses(tree):
         if address.endswith(path.rpartition("/")[2]) and not tree.exists(f"{device_path(address)}/physfn"):
