@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.holding import held
-from vfiotool.binding.machine import Events, LiveMachine, MachineControl
+from vfiotool.binding.machine import LiveMachine, MachineControl, UeventListener
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.steps import steps_between
@@ -71,7 +71,7 @@ class Watched:
     def load_module(self, name: str) -> None:
         self.machine.load_module(name)
 
-    def events(self) -> Events:
+    def events(self) -> UeventListener:
         return self.machine.events()
 
 

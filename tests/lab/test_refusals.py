@@ -67,7 +67,7 @@ def refused(*args: str) -> list[Fields]:
     if None in flags:
         assert hint.startswith("hint: no option lifts this")
     else:
-        assert hint == f"hint: if you mean it, add {' '.join(dict.fromkeys(flags))}"
+        assert hint == f"hint: to do it anyway, add {' '.join(dict.fromkeys(flags))}"
     assert [one["flag"] for one in found if one["flag"]] == [
         f"--allow-{one['rule']}" for one in found if one["flag"]
     ]

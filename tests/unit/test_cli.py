@@ -94,7 +94,7 @@ def test_a_rule_says_which_option_lifts_it(vfiotool: Run, host: FakeHost) -> Non
     host.put(f"{host.devices[NIC].folder}/boot_vga", "1")
     refused = vfiotool("bind", NIC)
     assert (refused.status, host.writes) == (3, [])
-    assert "hint: if you mean it, add --allow-vga" in refused.stderr
+    assert "hint: to do it anyway, add --allow-vga" in refused.stderr
     assert vfiotool("bind", NIC, "--allow-vga").status == 0
     assert host.driver(NIC) == "vfio-pci"
 

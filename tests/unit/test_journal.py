@@ -22,7 +22,7 @@ FULL = DeviceState("e1000e", " ", numvfs=4, autoprobe=1, power_control="auto", n
 
 
 @pytest.fixture
-def stored() -> DeviceRecord:
+def record() -> DeviceRecord:
     return DeviceRecord(A, 0x8086, 0x10D3, DeviceState("e1000e", None))
 
 
@@ -38,39 +38,39 @@ def record_path(journal: Journal) -> Path:
 
 
 @pytest.mark.parametrize("state", [DeviceState(None, None), FULL], ids=["nothing", "all"])
-def test_a_record_is_found_and_forgotten(journal: Journal, stored: DeviceRecord, state: DeviceState) -> None:
-    journal.record(replace(stored, state=state))
-    assert journal.find(A) == replace(stored, state=state)
+def test_a_record_is_found_and_forgotten(journal: Journal, record: DeviceRecord, state: DeviceState) -> None:
+    journal.record(replace(record, state=state))
+    assert journal.find(A) == replace(record, state=state)
     assert journal.addresses() == [A]
     journal.forget(A)
     journal.forget(A)
     assert (journal.find(A), journal.addresses()) == (None, [])
 
 
-def test_a_record_of_an_earlier_boot_says_nothing(journal: Journal, stored: DeviceRecord) -> None:
-    journal.record(stored)
+def test_a_record_of_an_earlier_boot_says_nothing(journal: Journal, record: DeviceRecord) -> None:
+    journal.record(record)
     assert Journal(journal.state_dir, boot="the next one").find(A) is None
 
 
-def test_records_in_the_order_of_addresses(journal: Journal, stored: DeviceRecord) -> None:
+def test_records_in_the_order_of_addresses(journal: Journal, record: DeviceRecord) -> None:
     for address in (VMD, "ffff:00:00.0", A):
-        journal.record(replace(stored, address=address))
+        journal.record(replace(record, address=address))
     Path(journal.state_dir, "journal", "README").write_text("not a record")
     assert journal.addresses() == [A, "ffff:00:00.0", VMD]
 
 
-def test_only_its_user_can_read_it(state_dir: str, journal: Journal, stored: DeviceRecord) -> None:
-    journal.record(stored)
+def test_only_its_user_can_read_it(state_dir: str, journal: Journal, record: DeviceRecord) -> None:
+    journal.record(record)
     names = ("", "journal", "pending", "locks", "transactions", f"journal/{A}.json")
     modes = [stat.S_IMODE(os.stat(f"{state_dir}/{name}").st_mode) for name in names]
     assert modes == [0o700] * 5 + [0o600]
 
 
 def test_a_record_is_replaced_as_a_whole(
-    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is killed while it writes leaves the former record."""
-    journal.record(stored)
+    journal.record(record)
     before = record_path(journal).read_bytes()
 
     def die(fd: int) -> None:
@@ -78,20 +78,20 @@ def test_a_record_is_replaced_as_a_whole(
 
     monkeypatch.setattr(os, "fsync", die)
     with pytest.raises(KeyboardInterrupt):
-        journal.record(replace(stored, device_id=1))
+        journal.record(replace(record, device_id=1))
     assert record_path(journal).read_bytes() == before
     assert journal.addresses() == [A]
 
 
 def test_a_full_disk_is_an_error_of_ours(
-    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(VfioToolError, match="No space left"):
-        journal.record(stored)
+        journal.record(record)
     assert journal.find(A) is None
 
 
@@ -140,17 +140,17 @@ def test_a_record_that_is_no_plain_file(journal: Journal, make: Callable[[Path],
     assert error.value.hint
 
 
-def test_a_record_that_others_can_write_is_refused(journal: Journal, stored: DeviceRecord) -> None:
-    journal.record(stored)
+def test_a_record_that_others_can_write_is_refused(journal: Journal, record: DeviceRecord) -> None:
+    journal.record(record)
     os.chmod(record_path(journal), 0o620)
     with pytest.raises(VfioToolError, match="only its user can write"):
         journal.find(A)
 
 
 def test_a_record_of_another_user_is_refused(
-    journal: Journal, stored: DeviceRecord, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal.record(stored)
+    journal.record(record)
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(record_path(journal)).st_uid + 1)
     with pytest.raises(VfioToolError, match="only its user can write"):
         journal.find(A)
@@ -181,9 +181,9 @@ def test_a_record_of_another_user_is_refused(
     ids=str,
 )
 def test_a_record_with_a_field_that_is_wrong(
-    journal: Journal, stored: DeviceRecord, fields: dict[str, object]
+    journal: Journal, record: DeviceRecord, fields: dict[str, object]
 ) -> None:
-    journal.record(stored)
+    journal.record(record)
     document = json.loads(record_path(journal).read_text())
     record_path(journal).write_text(json.dumps(document | fields))
     with pytest.raises(VfioToolError, match="cannot be understood"):

@@ -33,8 +33,8 @@ def asked_of_udevadm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def rules(host: FakeHost) -> dict[str, str]:
-    names = host.tree.find_names(ownership.RULES)
-    return {name: host.tree.read(f"{ownership.RULES}/{name}") for name in names}
+    names = host.tree.find_names(ownership.RULES_DIR)
+    return {name: host.tree.read(f"{ownership.RULES_DIR}/{name}") for name in names}
 
 
 def put_node(host: FakeHost, group: int, mode: int) -> str:
@@ -150,7 +150,7 @@ def test_what_was_not_granted_is_left_alone(host: FakeHost, asked_of_udevadm: li
 def test_a_changed_rule_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
     ownership.grant(host.tree, EDU, Owner(7, 8))
     (name,) = rules(host)
-    path = f"{ownership.RULES}/{name}"
+    path = f"{ownership.RULES_DIR}/{name}"
     host.put(path, host.tree.read(path).replace(*change))
     with pytest.raises(VfioToolError, match="is not as vfiotool wrote it"):
         ownership.owner_of(host.tree, EDU)
@@ -159,7 +159,7 @@ def test_a_changed_rule_is_an_error(host: FakeHost, change: tuple[str, str]) -> 
 
 
 def test_a_link_in_the_place_of_the_rule_is_refused(host: FakeHost) -> None:
-    os.makedirs(host.tree.path(ownership.RULES))
-    os.symlink("/etc/hostname", host.tree.path(f"{ownership.RULES}/90-vfiotool-owner-{EDU}.rules"))
+    os.makedirs(host.tree.path(ownership.RULES_DIR))
+    os.symlink("/etc/hostname", host.tree.path(f"{ownership.RULES_DIR}/90-vfiotool-owner-{EDU}.rules"))
     with pytest.raises(VfioToolError, match="not vfiotool's own"):
         ownership.grant(host.tree, EDU, ME)

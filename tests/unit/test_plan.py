@@ -4,9 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from vfiotool.binding.plan import NOTHING, Plan, bound_to, make_plan
+from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, make_plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.steps import Step, parse_access, steps_between
+from vfiotool.binding.steps import (
+    BindDriver,
+    SetNodeAccess,
+    SetOverride,
+    SysfsWrite,
+    UnbindDriver,
+    steps_between,
+)
 from vfiotool.host.device_state import ROOTS_ALONE, DeviceState, NodeAccess, read_states
 from vfiotool.host.devices import read_devices
 from vfiotool.pci.names import PciNames
@@ -62,10 +69,11 @@ def test_the_override_is_set_before_the_device_is_let_go(
         driver_file("e1000e", "unbind"),
         driver_file("vfio-pci", "bind"),
     ]
-    assert [(step.events, step.binds, step.unbinds) for step in plan.steps] == [
-        ((), None, False),
-        ((("unbind", A),), None, True),
-        ((("bind", A),), "vfio-pci", False),
+    assert plan.steps == (SetOverride(A, "vfio-pci"), UnbindDriver(A, "e1000e"), BindDriver(A, "vfio-pci"))
+    assert [step.events for step in plan.steps if isinstance(step, SysfsWrite)] == [
+        (),
+        (("unbind", A),),
+        (("bind", A),),
     ]
     assert [(change.address, change.before, change.after) for change in plan.changes] == [
         (A, "e1000e", "vfio-pci")
@@ -140,8 +148,8 @@ def test_whether_host_drivers_take_vfs() -> None:
 def test_the_access_to_a_node_is_given_again_once_it_is_made_anew() -> None:
     on_host, on_vfio = DeviceState("e1000e", None), DeviceState("vfio-pci", None, node=ALICES)
     (*_, last) = steps_between(on_host, on_vfio, A, node=NODE)
-    assert last == Step(A, NODE, "1000:1001 0660")
-    assert (last.is_access, parse_access(last.value)) == (True, ALICES)
+    assert last == SetNodeAccess(A, NODE, ALICES)
+    assert last.value == "1000:1001 0660"
     assert str(last) == f"give {NODE} to 1000:1001 0660"
     assert len(between(on_host, replace(on_vfio, node=ROOTS_ALONE))) == 2
     assert between(on_vfio, on_vfio) == []
@@ -158,6 +166,6 @@ def test_a_group_that_stays_out_of_reach_is_warned_of(
 
 def test_plans_add_up(context: PlanContext, now: dict[str, DeviceState]) -> None:
     first, second = bind(context, now, A), bind(context, now, B)
-    both = NOTHING + first + second
+    both = EMPTY_PLAN + first + second
     assert both.steps == first.steps + second.steps
     assert {change.address for change in both.changes} == {A, B}

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.refusals import RULES, PlanRefusedError, Refusal, refusals
+from vfiotool.binding.refusals import LIFTABLE_RULES, PlanRefusedError, Refusal, refusals
 from vfiotool.cli.root import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.denylist import OWNERS_LIST
@@ -85,7 +85,7 @@ def test_what_uses_a_device_refuses_it_by_rules_that_are_lifted_one_by_one(
     ]
     lifted = replace(context, allowed=frozenset({"mounted", "vga", "network"}))
     assert rules(refusals(lifted, {NIC: state})) == [(NIC, "swap", "--allow-swap")]
-    assert refusals(replace(context, allowed=frozenset(RULES)), {NIC: state}) == ()
+    assert refusals(replace(context, allowed=frozenset(LIFTABLE_RULES)), {NIC: state}) == ()
 
 
 def test_a_device_that_stays_on_its_driver_is_not_refused(context: PlanContext) -> None:
@@ -95,7 +95,7 @@ def test_a_device_that_stays_on_its_driver_is_not_refused(context: PlanContext) 
 
 def test_a_bridge_is_refused_for_whatever_change(context: PlanContext) -> None:
     for state in (TO_VFIO, DeviceState("pcieport", "pcieport")):
-        context = replace(context, allowed=frozenset({"bridge", *RULES}))
+        context = replace(context, allowed=frozenset({"bridge", *LIFTABLE_RULES}))
         assert rules(refusals(context, {BRIDGE: state})) == [(BRIDGE, "bridge", None)]
 
 
@@ -246,13 +246,13 @@ def test_each_rule_has_its_option(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     said = {one.opts[0]: one.help for one in command.params if isinstance(one, click.Option)}
-    assert {f"--allow-{rule}": text for rule, text in RULES.items()}.items() <= said.items()
+    assert {f"--allow-{rule}": text for rule, text in LIFTABLE_RULES.items()}.items() <= said.items()
 
 
 def test_the_hint_names_each_option_once(context: PlanContext) -> None:
     both = replace(context, usage={NIC: (MOUNTED,), ALONE: (MOUNTED,)})
     error = PlanRefusedError(refusals(both, {NIC: TO_NONE, ALONE: TO_NONE}))
-    assert error.hint == "if you mean it, add --allow-mounted --allow-swap"
+    assert error.hint == "to do it anyway, add --allow-mounted --allow-swap"
     assert str(error).startswith(f"refused: {NIC}: its disk sda1 is mounted on /srv; {NIC}: its disk")
 
 

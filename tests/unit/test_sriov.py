@@ -88,7 +88,7 @@ def test_vfs_that_have_no_addresses(host: FakeHost, pf: str, offset: str, stride
 
 def test_a_pf_that_does_not_say_where_its_vfs_will_be(host: FakeHost, binding: Binding) -> None:
     host.remove(f"{device_path(PF)}/sriov_stride")
-    with pytest.raises(UnsupportedError, match="it has no sriov_stride"):
+    with pytest.raises(UnsupportedError, match="the device has no sriov_stride"):
         binding.sriov(PF, 2)
 
 
@@ -96,7 +96,7 @@ def test_a_pf_that_places_its_vfs_elsewhere_is_noticed(
     host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vfiotool.binding.sriov.vf_addresses", lambda *_: ("0000:01:10.0",))
-    with pytest.raises(BindError, match="there is no VF at 0000:01:10") as failed:
+    with pytest.raises(BindError, match="no VF is at 0000:01:10") as failed:
         binding.sriov(PF, 1, bind=True)
     assert failed.value.state == "all devices are as they were before"
     assert (drivers(host), host.tree.read(AUTOPROBE), binding.recorded()) == ([], "1", [])

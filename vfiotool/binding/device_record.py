@@ -1,4 +1,4 @@
-"""States of devices as the journal's files have them: JSON, of which nothing is believed unchecked."""
+"""Records of devices' states, and their JSON form in the journal's files. Every field read is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLICIES = ("on", "auto")
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """The state that a device was in: the one that had this address and these ids."""
+    """The state that a device was in; ``address`` and ids say which device."""
 
     address: str
     vendor_id: int
@@ -25,30 +25,34 @@ class DeviceRecord:
 
     @classmethod
     def of(cls, device: Device, state: DeviceState) -> DeviceRecord:
-        """Return what to store of a device."""
+        """Return the record of a device in a state."""
         return cls(device.address, device.vendor_id, device.device_id, state)
 
-    def is_of(self, device: Device) -> bool:
-        """Say whether the device at the address is still the one that was stored."""
-        return (device.vendor_id, device.device_id) == (self.vendor_id, self.device_id)
+    @property
+    def ids(self) -> tuple[int, int]:
+        """The vendor and the device id."""
+        return self.vendor_id, self.device_id
+
+    def matches(self, device: Device) -> bool:
+        """Return True if the device now at the address is the recorded one, by its ids."""
+        return (device.vendor_id, device.device_id) == self.ids
 
 
-def to_document(stored: DeviceRecord) -> dict[str, Any]:
-    """Return what ``from_document`` reads."""
-    state = stored.state
+def to_document(record: DeviceRecord) -> dict[str, Any]:
+    """Return the JSON form of a record, which ``from_document`` reads."""
     return {
-        "address": stored.address,
-        "vendor_id": stored.vendor_id,
-        "device_id": stored.device_id,
-        **state_document(state),
+        "address": record.address,
+        "vendor_id": record.vendor_id,
+        "device_id": record.device_id,
+        **state_document(record.state),
     }
 
 
 def from_document(document: Any) -> DeviceRecord:
-    """Read what ``to_document`` wrote.
+    """Return the record of a JSON form that ``to_document`` made.
 
     Raises:
-        ValueError, KeyError, TypeError: it did not write that.
+        ValueError, KeyError, TypeError: ``document`` is no such form.
     """
     address = document["address"]
     if not isinstance(address, str) or not is_address(address):
@@ -62,7 +66,7 @@ def from_document(document: Any) -> DeviceRecord:
 
 
 def state_document(state: DeviceState) -> dict[str, Any]:
-    """Return what ``parse_state`` reads."""
+    """Return the JSON form of a state, which ``parse_state`` reads."""
     node = state.node
     return {
         "driver": state.driver,
@@ -75,7 +79,7 @@ def state_document(state: DeviceState) -> dict[str, Any]:
 
 
 def parse_state(document: Mapping[str, Any]) -> DeviceState:
-    """Read what ``state_document`` wrote; raises as ``from_document`` does."""
+    """Return the state of a JSON form that ``state_document`` made; raises as ``from_document`` does."""
     policy = document["power_control"]
     if policy is not None and policy not in _POLICIES:
         raise ValueError(f"{policy!r} is not a power policy")
@@ -90,7 +94,7 @@ def parse_state(document: Mapping[str, Any]) -> DeviceState:
 
 
 def is_driver_name(name: str) -> bool:
-    """Say whether a name can be that of a driver: one part of a path, printable, no space around."""
+    """Return True if a name can be a driver's: one part of a path, printable, no space around it."""
     return (
         bool(name)
         and name.isprintable()
@@ -111,7 +115,7 @@ def _optional(value: object, most: int) -> int | None:
 
 
 def _driver(value: object) -> str | None:
-    """A driver's name becomes part of a path: it must not lead elsewhere."""
+    """Check a driver's name, which becomes part of a path and must not lead out of its folder."""
     if value is None:
         return None
     if not isinstance(value, str) or not is_driver_name(value):
@@ -120,7 +124,7 @@ def _driver(value: object) -> str | None:
 
 
 def _override(value: object) -> str | None:
-    """An override is only ever written into a file: any line will do, a space too."""
+    """Check an override, which is only written to a file: any single line is valid, a space too."""
     if value is None:
         return None
     if not isinstance(value, str) or not value or "\n" in value or "\0" in value:
@@ -131,5 +135,5 @@ def _override(value: object) -> str | None:
 def _node(value: Any) -> NodeAccess | None:
     if value is None:
         return None
-    most = 0xFFFFFFFE  # the largest id but one is "leave as it is"
+    most = 0xFFFFFFFE  # 0xFFFFFFFF is -1, with which chown() leaves an id as it is
     return NodeAccess(_number(value["uid"], most), _number(value["gid"], most), _number(value["mode"], 0o777))

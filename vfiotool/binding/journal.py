@@ -1,7 +1,7 @@
-"""What a device was before vfiotool first changed it, kept until it is that again.
+"""The journal: each device's state before vfiotool's first change, kept until the device is back in it.
 
-One file a device below the state folder. A record of an earlier boot says nothing any more: drivers,
-overrides and policies do not outlive a boot.
+One file per device, below the state folder. Records of an earlier boot are ignored: drivers, overrides
+and policies do not outlive a boot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SCHEMA = "vfiotool.journal/1"
 
 
 class Journal:
-    """The records below a state folder, of this boot. Whoever changes a record holds its device's lock."""
+    """The records of this boot below a state folder. To change a record, hold its device's lock."""
 
     def __init__(self, state_dir: str = STATE_DIR, *, boot: str = "") -> None:
         self.state_dir = state_dir
@@ -30,30 +30,30 @@ class Journal:
         self.transactions = f"{state_dir}/transactions"
 
     def prepare(self) -> None:
-        """Make the folders where they are missing.
+        """Create the folders that are missing.
 
         Raises:
-            VfioToolError: the state folder cannot be made, or is not this user's own.
+            VfioToolError: the state folder cannot be created, or another user owns it.
         """
         pending = pending_dir(self.state_dir)
         for folder in (self.state_dir, self._records, self.locks, self.transactions, pending):
             make_private(folder)
 
-    def record(self, stored: DeviceRecord) -> None:
-        """Keep what a device was.
+    def record(self, record: DeviceRecord) -> None:
+        """Write the record of a device.
 
         Raises:
-            VfioToolError: it cannot be written.
+            VfioToolError: the file cannot be written.
         """
-        document = {"schema": _SCHEMA, "boot": self.boot, **to_document(stored)}
+        document = {"schema": _SCHEMA, "boot": self.boot, **to_document(record)}
         with unusable(self.state_dir):
-            replace_own(self._path(stored.address), json.dumps(document))
+            replace_own(self._path(record.address), json.dumps(document))
 
     def find(self, address: str) -> DeviceRecord | None:
         """Return the record of an address, or ``None``.
 
         Raises:
-            VfioToolError: the record cannot be understood.
+            VfioToolError: the record cannot be parsed.
         """
         path = self._path(address)
         try:
@@ -89,15 +89,16 @@ class Journal:
 
 
 def boot_id(tree: Tree) -> str:
-    """Return what names this boot of the machine: with its end, all states are gone."""
+    """Return the id of this boot of the machine."""
     return tree.find("/proc/sys/kernel/random/boot_id") or ""
 
 
-def debris(tree: Tree, journal: Journal) -> list[tuple[str, str]]:
-    """Return the files that say nothing, each with the device that it is about.
+def stale_files(tree: Tree, journal: Journal) -> list[tuple[str, str]]:
+    """Return the files that are of no use any more, each with the address of its device.
 
-    Those are files whose writer was killed before they took their names, and notes of writes that
-    have returned. Of a device whose lock is not held they may yet be somebody's.
+    These are new files whose writer was killed before it renamed them, and notes of pending writes that
+    have returned. Hold the device's lock before you rely on it: without the lock, another process may
+    still use the file.
     """
     pending = pending_dir(journal.state_dir)
     found = []

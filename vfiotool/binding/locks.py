@@ -1,4 +1,4 @@
-"""Two vfiotools at once never change the same IOMMU group: a lock for each group, held while one works."""
+"""A lock for each IOMMU group, so that only one vfiotool at a time changes its devices."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ _POLL_SECONDS = 0.02
 
 
 def lock_keys(tree: Tree, addresses: Iterable[str]) -> frozenset[str]:
-    """Return what must be locked to change these devices: their groups, those of the VFs' PFs too.
+    """Return the keys to lock before these devices are changed: their groups, and the groups of VFs' PFs.
 
-    A device without a group is locked by its own address.
+    The key of a device without a group is its own address.
     """
-    keys = set()
-    for address in addresses:
-        physfn = tree.find_link(f"{device_path(address)}/physfn")
-        for one in (address, physfn):
-            if one is not None:
-                group = tree.find_link(f"{device_path(one)}/iommu_group")
-                keys.add(one if group is None else f"group-{group}")
-    return frozenset(keys)
+    addresses = [*addresses]
+    groups = {
+        address: tree.find_link(f"{device_path(address)}/iommu_group")
+        for address in {*addresses, *pfs_of(tree, addresses)}
+    }
+    return frozenset(address if group is None else f"group-{group}" for address, group in groups.items())
+
+
+def pfs_of(tree: Tree, addresses: Iterable[str]) -> set[str]:
+    """Return the PFs of those devices that are VFs."""
+    links = (tree.find_link(f"{device_path(address)}/physfn") for address in addresses)
+    return {pf for pf in links if pf is not None}
 
 
 @contextlib.contextmanager
 def locked(folder: str, keys: Iterable[str], *, timeout: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold locks, always taken in the same order; whoever is killed lets go of them.
+    """Hold the locks of ``keys``, which are files in ``folder``, until the ``with`` block ends.
 
-    Threads of one process are kept apart like processes. ``timeout`` is in seconds.
+    Locks are taken in a fixed order. The kernel releases the locks of a process that is killed. Threads of
+    one process exclude each other as processes do. ``timeout`` is in seconds.
 
     Raises:
-        BlockedError: another vfiotool did not let go in time.
+        BlockedError: another vfiotool did not release a lock in time.
         VfioToolError: the folder cannot be used.
     """
     with contextlib.ExitStack() as held:
@@ -60,7 +65,7 @@ def _take(fd: int, path: str, deadline: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise _busy(path) from None
-            time.sleep(_POLL_SECONDS)  # flock has no timeout of its own
+            time.sleep(_POLL_SECONDS)  # flock() has no timeout
             continue
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -72,5 +77,5 @@ def _busy(path: str) -> BlockedError:
     return BlockedError(
         f"another vfiotool (pid {pid}) is changing {os.path.basename(path).replace('-', ' ')}",
         holders=[f"pid {pid} (vfiotool)"],
-        hint="wait until it is done, then try again",
+        hint="wait until that process has ended, then try again",
     )

@@ -1,4 +1,4 @@
-"""How this machine is changed: bounded writes to sysfs, nodes given away, and modules loaded."""
+"""The operations that change a machine: bounded writes to sysfs, access to nodes, module loading."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from vfiotool.util.child import start_child
 
 _RESULT = struct.Struct("=i")
 GO = b"\n"
-"""What tells the process that writes to do so."""
+"""Tells the writer process to begin its write."""
 
 
-class Events(Protocol):
-    """The uevents of PCI devices since it was made."""
+class UeventListener(Protocol):
+    """The uevents of PCI devices since this object was created."""
 
     source: str
 
@@ -41,7 +41,7 @@ class Events(Protocol):
 
 
 class MachineControl(Protocol):
-    """What the binder needs of a machine, be it real or a fake."""
+    """What binding changes on a machine, real or fake."""
 
     tree: Tree
 
@@ -49,32 +49,36 @@ class MachineControl(Protocol):
         """Write to sysfs.
 
         Raises:
-            KernelError: the kernel refused it.
-            TimeoutError: it did not return in time; it is pending, and may yet be done.
+            KernelError: the kernel refused the write.
+            TimeoutError: the write did not return in time; it is pending, and may still complete.
         """
 
     def await_writer(self, address: str, timeout: float) -> bool:
-        """Wait for a pending write to a device to return; say whether none is pending now."""
+        """Wait for a pending write to a device to return; return True if none is pending any more."""
 
     def set_access(self, node: str, access: NodeAccess) -> None:
-        """Say who may open a node. KernelError where it cannot be."""
+        """Set the owner, group and mode of a node.
+
+        Raises:
+            KernelError: the node cannot be opened or changed.
+        """
 
     def grant(self, address: str, owner: Owner) -> None:
         """Give a device's nodes to an owner, as ``ownership.grant`` does."""
 
     def revoke(self, address: str) -> None:
-        """Take back what ``grant`` gave, if it did."""
+        """Revoke what ``grant`` gave; no effect if nothing was granted."""
 
     def load_module(self, name: str) -> None:
         """Load a driver's module.
 
         Raises:
             UnsupportedError: this kernel has no VFIO.
-            VfioToolError: it cannot be loaded.
+            VfioToolError: the module cannot be loaded.
         """
 
-    def events(self) -> Events:
-        """Start to listen."""
+    def events(self) -> UeventListener:
+        """Start to receive uevents."""
 
 
 class LiveMachine:
@@ -84,7 +88,7 @@ class LiveMachine:
         self.tree = Tree()
         self._state_dir = state_dir
 
-    def events(self) -> Events:
+    def events(self) -> UeventListener:
         return DeviceEvents()
 
     def load_module(self, name: str) -> None:
@@ -99,13 +103,13 @@ class LiveMachine:
         cause = f"the module of driver {name} cannot be loaded: {' '.join(result.stderr.split())}"
         if is_vfio_driver(name):
             raise UnsupportedError(cause, hint="use a kernel that has VFIO (CONFIG_VFIO_PCI)")
-        raise VfioToolError(cause, hint="check the driver's name, and that this kernel has it")
+        raise VfioToolError(cause, hint="check the driver's name, and that this kernel has that driver")
 
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
-        # Nobody may signal the writer: SIGTERM would only make an unbind that waits for whoever
-        # holds the device uninterruptible, and SIGKILL does nothing until the release.
+        # Never signal the writer. SIGTERM only makes an unbind that waits for the device's holder
+        # uninterruptible, and SIGKILL has no effect until the holder releases the device.
         content = value.encode()
-        pid, fd = start_child(lambda parent: _write_when_told(parent, path, content))
+        pid, fd = start_child(lambda parent: _write_on_go(parent, path, content))
         try:
             self._note(address, pid)
             os.write(fd, GO)
@@ -132,7 +136,7 @@ class LiveMachine:
         except OSError as error:
             raise KernelError(error.errno or -1, "open", node) from error
         try:
-            path = f"/proc/self/fd/{fd}"  # what was opened, whatever has its name by now
+            path = f"/proc/self/fd/{fd}"  # the opened file, even if the path names another one by now
             os.chown(path, access.uid, access.gid)
             os.chmod(path, access.mode)
         except OSError as error:
@@ -147,7 +151,7 @@ class LiveMachine:
         ownership.revoke(self.tree, address)
 
     def _note(self, address: str, pid: int) -> None:
-        """Leave word of a write before it is begun: nothing else shows one that does not return."""
+        """Note a write before it begins: the kernel does not show a write that does not return."""
         started = process_start(self.tree, pid)
         path = f"{pending_dir(self._state_dir)}/{address}"
         with (
@@ -162,8 +166,8 @@ class LiveMachine:
             os.unlink(f"{pending_dir(self._state_dir)}/{address}")
 
 
-def _write_when_told(parent: int, path: str, content: bytes) -> None:
-    """Write, unless the parent is killed before it has left word of it."""
+def _write_on_go(parent: int, path: str, content: bytes) -> None:
+    """Write, unless the parent is killed before it has noted the write."""
     if os.read(parent, len(GO)) == GO:
         os.write(parent, _RESULT.pack(kernel_files.write(path, content)))
 

@@ -1,7 +1,8 @@
-"""Bind, unbind, restore, make VFs and recover: from addresses to a plan that has been carried out.
+"""Bind, unbind, restore, create VFs, recover: from addresses to a plan that has been carried out.
 
-Each looks, plans, and, unless the plan is refused or is only to be shown, executes it, while it holds
-the locks of the devices' groups. What a killed process left of the devices is put right first.
+``Binding`` makes a plan (``planner``) and, unless a rule refuses it or it is a dry run, runs it as a
+transaction (``transaction_runner``, ``plan_writer``), all under the locks of the devices' groups. Before
+that it recovers what a killed process left of the devices (``recovery``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import Plan, bound_to, group_warnings
 from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.planner import Planner, Shape, Wish
+from vfiotool.binding.plan_writer import PlanWriter
+from vfiotool.binding.planner import PlanAmendment, Planner, TargetState
 from vfiotool.binding.recovery import Recovery
 from vfiotool.binding.sriov import check_count, live_group_refusals, with_bound_vfs
 from vfiotool.binding.transaction_runner import TransactionRunner
@@ -34,10 +36,11 @@ AUTO = "auto"
 
 
 class Binding:
-    """How devices are to be changed: where the journal is, and what the user allows.
+    """Changes which driver devices are bound to, and records what they were.
 
-    ``allowed`` names rules that are lifted (see ``refusals.RULES``). ``timeout`` bounds each write
-    to sysfs, in seconds. Threads must not share it.
+    ``state_dir`` is the folder of the journal. ``allowed`` are the rules that are lifted (see
+    ``refusals.LIFTABLE_RULES``). With ``dry_run`` the methods return their plan and change nothing.
+    ``timeout`` bounds each write to sysfs, in seconds. Threads must not share it.
     """
 
     def __init__(
@@ -55,63 +58,66 @@ class Binding:
         self._tree = machine.tree
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
         self._planner = Planner(self._tree, state_dir)
-        self._executor = TransactionRunner(machine, self._journal, timeout)
+        writer = PlanWriter(machine, timeout)
+        self._transactions = TransactionRunner(machine, self._journal, writer)
         self._recovery = Recovery(
             machine,
             self._journal,
             self._planner,
-            self._executor,
+            writer,
+            self._transactions,
             allowed=self._allowed,
             dry_run=dry_run,
             timeout=timeout,
         )
-        self._mended: frozenset[str] = frozenset()
+        self._just_recovered: frozenset[str] = frozenset()
 
-    def bind(self, wanted: Sequence[str], driver: str = "vfio-pci", owner: Owner | None = None) -> Plan:
-        """Hand devices to a driver; all of them, or none.
+    def bind(self, addresses: Sequence[str], driver: str = "vfio-pci", owner: Owner | None = None) -> Plan:
+        """Bind devices to a driver; all of them, or none.
 
-        The driver ``auto`` is the VFIO driver that serves each device best. ``owner`` may open their
-        nodes, until they are restored.
+        The driver ``auto`` is the VFIO driver that serves each device best. ``owner`` may open the
+        devices' nodes until the devices are restored.
 
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
             UnsupportedError: a device has no IOMMU group, or the kernel has no such driver.
-            BindError, BlockedError: see ``PlanWriter.execute``; also where another vfiotool is at work on
-                a device's group, or what one left of it cannot be put right.
+            BindError, BlockedError: see ``PlanWriter.write``; also if another vfiotool is changing a
+                device's group, or what a killed one left of it cannot be recovered.
         """
         if not is_driver_name(driver):
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
-        def wish(device: Device, state: DeviceState) -> DeviceState:
+        def target(device: Device, now: DeviceState) -> DeviceState:
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
             if is_vfio_driver(chosen) and device.iommu_group is None and not has_noiommu(self._tree):
                 raise _no_group(device.address)
-            return bound_to(state, chosen)
+            return bound_to(now, chosen)
 
-        return self._run(wanted, wish, owner=owner)
+        return self._change(addresses, target, owner=owner)
 
-    def unbind(self, wanted: Sequence[str]) -> Plan:
-        """Leave devices without a driver; what they were is recorded. Raises as ``bind`` does."""
-        return self._run(wanted, lambda _, state: DeviceState(None, state.driver_override))
+    def unbind(self, addresses: Sequence[str]) -> Plan:
+        """Unbind devices from their drivers; their former state is recorded. Raises as ``bind`` does."""
+        return self._change(addresses, lambda _, now: DeviceState(None, now.driver_override))
 
-    def restore(self, wanted: Sequence[str]) -> Plan:
-        """Bring devices back to what they were before vfiotool's first change.
+    def restore(self, addresses: Sequence[str]) -> Plan:
+        """Bring devices back to their state before vfiotool's first change.
 
         Raises:
-            VfioToolError: nothing is recorded of a device, or another one is at its address now.
+            VfioToolError: nothing is recorded of a device, or another device is at its address now.
             Others as ``bind`` does.
         """
-        return self._run(wanted, self._recorded_state, forget=True)
+        return self._change(addresses, self._recorded_state, forget=True)
 
     def sriov(self, pf: str, count: int, *, bind: bool = False) -> Plan:
-        """Give a PF a number of VFs, each of them bound to vfio-pci where that is wished for.
+        """Set how many VFs a PF has, and bind them to vfio-pci if ``bind`` is set.
 
-        VFs that it has are removed first, where their number is another; a process that holds one, or
-        a host that uses one, forbids that. Returns what was done, with the VFs as they are after it.
+        If the PF has another number of VFs, all of those are removed first; a process that holds a VF,
+        or a host that uses a VF, forbids that. Returns what was done; the plan's ``after`` has the VFs
+        as they are then.
 
         Raises:
             UnsupportedError: the device is no PF, or has no IOMMU group and its VFs are to be bound.
-            RefusedError: the PF or its driver has not so many, or a rule forbids it.
+            RefusedError: the PF or its driver does not support so many, or a rule forbids it.
             Others as ``bind`` does.
         """
         device = find_device(self._planner.devices(), pf)
@@ -120,44 +126,47 @@ class Binding:
         if bind and count and count == len(device.vfs):
             return self.bind(device.vfs)
 
-        def wish(device: Device, state: DeviceState) -> DeviceState:
-            check_count(self._tree, device, state, count)
-            return replace(state, numvfs=count)
+        def target(device: Device, now: DeviceState) -> DeviceState:
+            check_count(self._tree, device, now, count)
+            return replace(now, numvfs=count)
 
-        def shape(context: PlanContext, plan: Plan) -> Plan:
+        def amend(context: PlanContext, plan: Plan) -> Plan:
             plan = with_bound_vfs(context, plan, pf) if bind else plan
             return replace(plan, refusals=plan.refusals + live_group_refusals(context, plan, pf))
 
-        plan = self._run([pf], wish, shape=shape)
+        plan = self._change([pf], target, amend=amend)
         is_done = plan.steps and not self.dry_run
         return self._with_vfs_now(plan, pf, warn=bind) if is_done else plan
 
     def recover(self) -> Plan:
-        """Put right what killed processes left, and finish what waited for a holder.
+        """Undo what killed processes left unfinished, and finish what waited for a holder.
 
-        A plan that was cut off is undone; one whose driver did not let go in time is carried out now.
-        Where one cannot be, the others still are.
+        A plan that was cut off is undone. A plan whose driver did not release its device in time is
+        finished. If one transaction fails, the others are still recovered.
 
         Raises:
-            BlockedError: a driver still does not let go.
+            BlockedError: a driver still does not release its device.
             Others as ``bind`` does; the first of them.
         """
         return self._recovery.recover()
 
     def recorded(self) -> list[str]:
-        """Return the addresses of the devices that can be restored: those that are there."""
-        found = self._journal.addresses()
-        return [one for one in found if self._tree.exists(device_path(one)) and self._is_recorded(one)]
+        """Return the addresses of the devices that are present and can be restored."""
+        return [
+            address
+            for address in self._journal.addresses()
+            if self._tree.exists(device_path(address)) and self._is_recorded(address)
+        ]
 
-    def group_members(self, wanted: Iterable[str]) -> list[str]:
-        """Return the endpoints of the groups that the devices are in, bridges left out.
+    def group_members(self, addresses: Iterable[str]) -> list[str]:
+        """Return the endpoints of the devices' groups, without bridges.
 
         Raises:
             UnsupportedError: a device has no IOMMU group.
         """
         devices = self._planner.devices()
         chosen: dict[str, None] = {}
-        for address in wanted:
+        for address in addresses:
             device = find_device(devices, address)
             if device.iommu_group is None:
                 raise _no_group(address)
@@ -165,33 +174,34 @@ class Binding:
             chosen.update(dict.fromkeys(other.address for other in members if not is_bridge(other)))
         return list(chosen)
 
-    def _run(
+    def _change(
         self,
-        wanted: Sequence[str],
-        wish: Wish,
+        addresses: Sequence[str],
+        target: TargetState,
         *,
         forget: bool = False,
         owner: Owner | None = None,
-        shape: Shape | None = None,
+        amend: PlanAmendment | None = None,
     ) -> Plan:
+        """Plan the devices' way to their target states and, unless this is a dry run, take it."""
         if self.dry_run:
-            return self._planner.plan(wanted, wish, self._allowed, owner, shape)[0]
-        with self._executor.locked(wanted):
-            self._mended = self._recovery.mend(wanted)
-            plan, context = self._planner.plan(wanted, wish, self._allowed, owner, shape)
-            self._executor.carry_out(plan, context, forget=wanted if forget else ())
+            return self._planner.plan(addresses, target, self._allowed, owner, amend)[0]
+        with self._transactions.locked(addresses):
+            self._just_recovered = self._recovery.recover_devices(addresses)
+            plan, context = self._planner.plan(addresses, target, self._allowed, owner, amend)
+            self._transactions.run(plan, context, forget=addresses if forget else ())
         return plan
 
     def _with_vfs_now(self, plan: Plan, pf: str, *, warn: bool) -> Plan:
-        """Tell of the VFs as they came, be it on a host driver or in a group with others."""
+        """Add the VFs' states as they are now, and warn of those that share a group with other devices."""
         devices = self._planner.devices()
         vfs = find_device(devices, pf).vfs
-        context, now = self._planner.look(devices, vfs, self._allowed)
+        context, now = self._planner.read(devices, vfs, self._allowed)
         warnings = group_warnings(context, now) if warn else ()
         return replace(plan, after={**plan.after, **now}, warnings=plan.warnings + warnings)
 
     def _is_recorded(self, address: str) -> bool:
-        """Say whether there is a record of this boot, or one that cannot be understood."""
+        """Return True if there is a record of this boot, or a record that cannot be parsed."""
         try:
             return self._journal.find(address) is not None
         except VfioToolError:
@@ -199,35 +209,35 @@ class Binding:
 
     def _recorded_state(self, device: Device, now: DeviceState) -> DeviceState:
         record = self._journal.find(device.address)
-        if record is None and device.address in self._mended:
-            return now  # what was left of it has just been undone
+        if record is None and device.address in self._just_recovered:
+            return now  # the recovery has brought it back, and removed its record
         if record is None:
             raise VfioToolError(
                 f"nothing is recorded of {device.address}: vfiotool has not changed it",
-                hint="to give it to a driver of your choice: 'vfiotool bind --driver NAME'",
+                hint="to bind it to a driver of your choice: 'vfiotool bind --driver NAME'",
             )
-        if not record.is_of(device):
+        if not record.matches(device):
             raise VfioToolError(
                 f"{device.address} was {record.vendor_id:04x}:{record.device_id:04x} when it was recorded, "
                 f"and is {device.vendor_id:04x}:{device.device_id:04x} now",
-                hint="another device has taken the address; bind it as you wish it",
+                hint="another device is at this address now; bind that one to a driver of your choice",
             )
         return record.state
 
 
 @contextlib.contextmanager
-def bound(*wanted: str, driver: str = "vfio-pci", state_dir: str = STATE_DIR) -> Iterator[None]:
-    """Have devices bound to a driver for the time of a ``with`` block, and restored after it.
+def bound(*addresses: str, driver: str = "vfio-pci", state_dir: str = STATE_DIR) -> Iterator[None]:
+    """Bind devices to a driver for the duration of a ``with`` block, and restore them after it.
 
     Raises as ``Binding.bind`` and ``Binding.restore`` do.
     """
     binding = Binding(state_dir=state_dir)
-    binding.bind(wanted, driver)
+    binding.bind(addresses, driver)
     try:
         yield
     finally:
-        binding.restore([address for address in wanted if address in binding.recorded()])
+        binding.restore([address for address in addresses if address in binding.recorded()])
 
 
 def _no_group(address: str) -> UnsupportedError:
-    return UnsupportedError(f"{address} is in no IOMMU group, so VFIO cannot have it", hint=TURN_ON_IOMMU)
+    return UnsupportedError(f"{address} is in no IOMMU group, so VFIO cannot use it", hint=TURN_ON_IOMMU)

@@ -1,6 +1,6 @@
-"""Who may open a device's VFIO nodes: a udev rule, for the kernel makes the nodes anew at each bind.
+"""Who may open a device's VFIO nodes: a udev rule, because the kernel creates the nodes again at each bind.
 
-The rules are in udev's runtime folder, so they end with the boot, as the binding does.
+The rules are in udev's runtime folder, so they end with the boot, as bindings do.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from vfiotool.host.groups import GROUPS
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import parse_address
 
-RULES = "/run/udev/rules.d"
+RULES_DIR = "/run/udev/rules.d"
 _PREFIX, _SUFFIX = "90-vfiotool-owner-", ".rules"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A user, and a group where one was named too; by number, for udevd may not know the names."""
+    """A user, and a group if one is named; by number, because udevd may not know the names."""
 
     uid: int
     gid: int | None = None
 
     @property
     def mode(self) -> int:
-        """The nodes' permissions: the user's alone, or the group's too. Never the world's."""
+        """The permissions of the nodes: for the user alone, or for the group too; never for all users."""
         return 0o600 if self.gid is None else 0o660
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Owner:
 
 
 def parse_owner(text: str) -> Owner:
-    """Return who ``USER`` or ``USER:GROUP`` is, each a name or a number that this machine knows.
+    """Return the owner that ``USER`` or ``USER:GROUP`` names, each by a name or number of this machine.
 
     Raises:
         SelectorError: there is no such user or group.
@@ -59,17 +59,18 @@ def parse_owner(text: str) -> Owner:
 
 
 def grant(tree: Tree, address: str, owner: Owner) -> None:
-    """Have a device's group node and cdev be ``owner``'s, now where they are there, and at each bind.
+    """Give a device's group node and cdev to ``owner``: now, if they exist, and at each later bind.
 
-    Returns when they are. A group has one node: what is granted for one of its devices holds for all.
+    Returns when udevd has changed the nodes. A group has one node, so a grant for one device of the group
+    holds for all of them.
 
     Raises:
         UnsupportedError: no udevd runs.
-        VfioToolError: another device of the group is granted to somebody else, or the rule has no
-            effect; it is taken back then.
+        VfioToolError: another device of the group is granted to another owner, or the rule has no effect;
+            the rule is removed then.
     """
     _check_group(tree, address, owner)
-    os.makedirs(tree.path(RULES), mode=0o755, exist_ok=True)
+    os.makedirs(tree.path(RULES_DIR), mode=0o755, exist_ok=True)
     _change(tree, address, owner)
     try:
         udevadm.reload()
@@ -84,17 +85,17 @@ def grant(tree: Tree, address: str, owner: Owner) -> None:
 
 
 def revoke(tree: Tree, address: str) -> None:
-    """Take back what ``grant`` gave, if it did: what nodes there are become root's own, 0600.
+    """Revoke what ``grant`` gave: existing nodes become root's, 0600. No effect if nothing was granted.
 
-    A group's node stays as it is while the group has another device that is granted.
+    The group's node stays as it is while another device of the group is granted.
 
     Raises:
-        VfioToolError: the rule cannot be removed, or is not ours.
+        VfioToolError: the rule cannot be removed, or was not written by vfiotool.
     """
     if marked_files.read(_rule_path(tree, address)) is None:
         return
     _change(tree, address, None)
-    with contextlib.suppress(UnsupportedError):  # no udevd, no rule in force
+    with contextlib.suppress(UnsupportedError):  # without udevd no rule is in force
         udevadm.reload()
     nodes = _nodes(tree, address)
     if any(owner_of(tree, sibling) for sibling in _siblings(tree, address)):
@@ -106,10 +107,10 @@ def revoke(tree: Tree, address: str) -> None:
 
 
 def owner_of(tree: Tree, address: str) -> Owner | None:
-    """Return whom a device's nodes are granted to, or ``None``.
+    """Return the owner whom a device's nodes are granted to, or ``None``.
 
     Raises:
-        VfioToolError: the rule was changed by somebody else.
+        VfioToolError: the rule is not as vfiotool wrote it.
     """
     text = marked_files.read(_rule_path(tree, address))
     if text is None:
@@ -132,13 +133,13 @@ def _check_group(tree: Tree, address: str, owner: Owner) -> None:
         other = owner_of(tree, sibling)
         if other not in (None, owner):
             raise VfioToolError(
-                f"{sibling} is granted to another owner, and shares its IOMMU group's one node",
-                hint=f"grant both to the same one, or 'vfiotool restore {sibling}' first",
+                f"{sibling} is granted to another owner, and their IOMMU group has only one node",
+                hint=f"grant both to the same owner, or run 'vfiotool restore {sibling}' first",
             )
 
 
 def _change(tree: Tree, address: str, owner: Owner | None) -> None:
-    with marked_files.locked(tree.path(RULES)):
+    with marked_files.locked(tree.path(RULES_DIR)):
         if owner is None:
             marked_files.remove(_rule_path(tree, address))
         else:
@@ -147,7 +148,7 @@ def _change(tree: Tree, address: str, owner: Owner | None) -> None:
 
 def rule_path(address: str) -> str:
     """Return the path of the rule of a device."""
-    return f"{RULES}/{_PREFIX}{parse_address(address)}{_SUFFIX}"
+    return f"{RULES_DIR}/{_PREFIX}{parse_address(address)}{_SUFFIX}"
 
 
 def _rule_path(tree: Tree, address: str) -> str:
@@ -155,7 +156,7 @@ def _rule_path(tree: Tree, address: str) -> str:
 
 
 def _rule(address: str, owner: Owner) -> str:
-    """A group's number changes, so its node is known by the device; a cdev is the device's child."""
+    """Return the rule. It matches a group by its device, as group numbers change; a cdev by its parent."""
     gives = f'OWNER:="{owner.uid}", GROUP:="{owner.gid or 0}", MODE:="0{owner.mode:o}"'
     return (
         f"{marked_files.MARK} for 'bind --owner', by number: {owner}\n"
@@ -176,9 +177,9 @@ def _group_node(tree: Tree, address: str) -> str | None:
 
 
 def _nodes(tree: Tree, address: str) -> dict[str, str]:
-    """Return the nodes that are there now, each with its device in sysfs.
+    """Return the nodes that exist now, each with its folder in sysfs.
 
-    From 6.1 on a device's own is there in sysfs without a node, where the kernel has no cdevs.
+    From 6.1 on, a kernel without cdevs has the ``vfio-dev`` folder of a device but no node for it.
     """
     group = _group_node(tree, address)
     known = {} if group is None else {group: f"/sys/class/vfio/{os.path.basename(group)}"}

@@ -1,20 +1,28 @@
-"""What would be done, and whether it may be: pure functions of a snapshot."""
+"""Plans: the steps of a change, what refuses it and what it warns of. Pure functions of a ``PlanContext``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import Refusal, refusals
-from vfiotool.binding.steps import MODPROBE, Step, steps_between
+from vfiotool.binding.steps import (
+    BindDriver,
+    DeviceStep,
+    LoadModule,
+    SetVfCount,
+    Step,
+    WriteRule,
+    steps_between,
+)
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.groups import blockers, is_vfio_driver
 
 
 @dataclass(frozen=True, slots=True)
 class DriverChange:
-    """A device and its drivers before and after."""
+    """The driver of a device before and after a plan."""
 
     address: str
     before: str | None
@@ -23,10 +31,10 @@ class DriverChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, in order. ``before`` has each device's state now; pure data.
+    """The steps to take, in order, and the states of the devices ``before`` and ``after`` them; pure data.
 
-    ``after`` has that to come, of VFs that are not there yet too. ``removed`` are the VFs that go on the
-    way, be they made anew or not.
+    ``after`` includes VFs that the steps create. ``removed`` are the VFs that the steps remove, even if
+    a later step creates them again. ``rules`` are the udev rules that are written beside the steps.
     """
 
     before: Mapping[str, DeviceState]
@@ -35,10 +43,11 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    rules: tuple[WriteRule, ...] = ()
 
     @property
     def changes(self) -> tuple[DriverChange, ...]:
-        """The devices that end on another driver."""
+        """The devices whose driver differs afterwards."""
         none = DeviceState(None, None)
         all_changes = (
             DriverChange(address, self.before.get(address, none).driver, self.after[address].driver)
@@ -47,12 +56,17 @@ class Plan:
         return tuple(change for change in all_changes if change.before != change.after)
 
     @property
-    def can_be_finished(self) -> bool:
-        """Say whether what ``after`` has of the devices that are there now is all that there is to it."""
-        return not any(step.counts_vfs for step in self.steps)
+    def creates_vfs(self) -> bool:
+        """Return True if a step creates VFs."""
+        return any(isinstance(step, SetVfCount) and step.count for step in self.steps)
+
+    @property
+    def writes(self) -> tuple[Step | WriteRule, ...]:
+        """All that the plan writes: its steps, then its udev rules."""
+        return self.steps + self.rules
 
     def __add__(self, other: Plan) -> Plan:
-        """What two plans do, one after the other."""
+        """Return the plan that does what two plans do, one after the other."""
         return Plan(
             before={**other.before, **self.before},
             after={**self.after, **other.after},
@@ -60,58 +74,60 @@ class Plan:
             refusals=self.refusals + other.refusals,
             warnings=self.warnings + other.warnings,
             removed=self.removed + other.removed,
+            rules=self.rules + other.rules,
         )
 
 
-NOTHING = Plan({}, {}, ())
+EMPTY_PLAN = Plan({}, {}, ())
 
 
 def make_plan(
-    context: PlanContext, now: Mapping[str, DeviceState], wanted: Mapping[str, DeviceState]
+    context: PlanContext, now: Mapping[str, DeviceState], targets: Mapping[str, DeviceState]
 ) -> Plan:
-    """Plan to bring each device from its state ``now`` into the one ``wanted``, in the order given."""
-    steps = [step for address in wanted for step in _steps(context, now[address], wanted[address], address)]
-    touched = {step.address: wanted[step.address] for step in steps}
+    """Plan to bring each device from its state ``now`` into its target state, in the order of ``targets``."""
+    steps = [step for address in targets for step in _steps(context, now[address], targets[address], address)]
+    touched = {step.address: targets[step.address] for step in steps}
     return Plan(
-        before={address: now[address] for address in wanted},
-        after=dict(wanted),
-        steps=(*modules(context, steps), *steps),
+        before={address: now[address] for address in targets},
+        after=dict(targets),
+        steps=(*missing_modules(context, steps), *steps),
         refusals=refusals(context, touched),
-        warnings=group_warnings(context, wanted),
+        warnings=group_warnings(context, targets),
     )
 
 
-def modules(context: PlanContext, steps: list[Step]) -> list[Step]:
-    """Return what loads the drivers that steps bind to, where they are not there."""
-    drivers = {step.binds: step.address for step in steps if step.binds}
+def missing_modules(context: PlanContext, steps: Iterable[Step]) -> list[LoadModule]:
+    """Return the steps that load the drivers which ``steps`` bind to and which are not loaded yet."""
+    drivers = {step.driver: step.address for step in steps if isinstance(step, BindDriver)}
     return [
-        Step(address, MODPROBE, driver)
+        LoadModule(address, driver)
         for driver, address in drivers.items()
         if driver not in context.loaded_drivers
     ]
 
 
 def bound_to(state: DeviceState, driver: str) -> DeviceState:
-    """Return the state in which a device is bound to a driver.
+    """Return the state of a device that is bound to a driver.
 
-    One that is bound to it already stays as it is, its override too.
+    A device that is bound to it already keeps its state, its override included.
     """
     return state if state.driver == driver else DeviceState(driver, driver)
 
 
-def _steps(context: PlanContext, now: DeviceState, wanted: DeviceState, address: str) -> list[Step]:
+def _steps(context: PlanContext, now: DeviceState, target: DeviceState, address: str) -> Iterable[DeviceStep]:
     group = context.devices[address].iommu_group
     node = None if group is None else f"/dev/vfio/{group}"
-    return list(steps_between(now, wanted, address, node=node))
+    return steps_between(now, target, address, node=node)
 
 
-def group_warnings(context: PlanContext, wanted: Mapping[str, DeviceState]) -> tuple[str, ...]:
-    """Tell of groups that stay out of userspace's reach, because of members that are not touched."""
+def group_warnings(context: PlanContext, targets: Mapping[str, DeviceState]) -> tuple[str, ...]:
+    """Return a warning for each device that the plan does not change and that makes its group not viable."""
     warnings = []
     for number, group in sorted(context.groups.items()):
-        if not any(is_vfio_driver(wanted[address].driver) for address in group.devices if address in wanted):
+        chosen = [targets[address] for address in group.devices if address in targets]
+        if not any(is_vfio_driver(target.driver) for target in chosen):
             continue
-        others = [context.devices[address] for address in group.devices if address not in wanted]
+        others = [context.devices[address] for address in group.devices if address not in targets]
         for blocker in blockers(others, context.era):
             warnings.append(
                 f"group {number} is not viable while {blocker.address} is on {blocker.driver}: "

@@ -1,4 +1,4 @@
-"""What plans and refusals are made from: one moment of the machine."""
+"""What a plan is made from: the machine as read at one moment, and the rules that the user lifts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vfiotool.host.usage.openers import is_group_open
 
 @dataclass(frozen=True, slots=True)
 class PlanContext:
-    """One moment of the machine, and what the user allows.
+    """The machine at one moment, and the rules that the user lifts.
 
-    ``groups`` has those of the devices that may be touched; up to kernel 5.18 all, for a driver that is
-    loaded may reach into any. ``usage`` has what hangs on each device of these groups, and on each that
-    may be touched. ``allowed`` names the rules that are lifted, ``denylist`` says of addresses why they
-    are on one, ``open_groups`` has those of the groups that are open, by whomever.
+    ``groups`` are those of the devices that may be changed; up to kernel 5.18 all groups, because a driver
+    whose module is loaded may bind a device in any of them. ``usage`` has what uses each device of these
+    groups, and each device that may be changed. ``allowed`` names the lifted rules. ``denylist`` has, by
+    address, why a device is on a denylist. ``open_groups`` are those of ``groups`` that a process has open.
     """
 
     devices: Mapping[str, Device]
@@ -35,31 +35,31 @@ class PlanContext:
     open_groups: frozenset[int] = field(default_factory=frozenset)
 
     def group_of(self, address: str) -> IommuGroup | None:
-        """Return the group that a device is in, where it is in one."""
+        """Return the group of a device, ``None`` if it has none."""
         number = self.devices[address].iommu_group
         return None if number is None else self.groups.get(number)
 
 
 def read_plan_context(
-    tree: Tree, devices: Iterable[Device], wanted: Iterable[str], *, allowed: Collection[str] = ()
+    tree: Tree, devices: Iterable[Device], addresses: Iterable[str], *, allowed: Collection[str] = ()
 ) -> PlanContext:
-    """Look at all that binding these addresses may touch; ``devices`` are all of the machine.
+    """Read all that a change of these addresses may affect; ``devices`` are all of the machine.
 
     Raises:
         DeviceNotFoundError: there is no device at one of the addresses.
     """
     by_address = {device.address: device for device in devices}
-    chosen = [find_device(by_address.values(), address) for address in wanted]
+    chosen = [find_device(by_address.values(), address) for address in addresses]
     era = detect_era(tree)
     touched = {device.iommu_group for device in chosen if device.iommu_group is not None}
     numbers = touched if era.has_dma_owner else group_ids(tree)
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
-    looked_at = dict.fromkeys([*(device.address for device in chosen), *members])
+    affected = dict.fromkeys([*(device.address for device in chosen), *members])
     return PlanContext(
         devices=by_address,
         groups=groups,
-        usage=read_usage(tree, looked_at, groups.values()),
+        usage=read_usage(tree, affected, groups.values()),
         loaded_drivers=frozenset(tree.find_names(DRIVERS)),
         era=era,
         allowed=frozenset(allowed),

@@ -1,98 +1,107 @@
-"""Carry a plan out: one step, then verify it; where one fails, put back what was done."""
+"""Write a plan to the machine: execute each step, verify it, and roll back all steps if one fails."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from vfiotool.binding.machine import Events, MachineControl
-from vfiotool.binding.ownership import parse_owner
+from vfiotool.binding.machine import MachineControl, UeventListener
 from vfiotool.binding.plan import Plan
+from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import is_host_driver
-from vfiotool.binding.steps import CLEAR, DRIVERS, MODPROBE, Step, made_quietly, parse_access, steps_between
+from vfiotool.binding.steps import (
+    DRIVERS,
+    BindDriver,
+    DeviceStep,
+    GrantOwner,
+    LoadModule,
+    SetNodeAccess,
+    SetOverride,
+    SetVfCount,
+    Step,
+    SysfsWrite,
+    UnbindDriver,
+    steps_between,
+    without_autoprobe,
+)
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, parse_override
-from vfiotool.host.device_state import NUMVFS, OVERRIDE, node_path, read_state
+from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.host.usage.openers import is_group_open
 
 EVENT_SECONDS = 30.0
-"""How long an event may take to come after the kernel has done what it tells of."""
+"""How long to wait for a uevent after the kernel has made the change that the uevent reports."""
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PlanWriter:
-    """Carries plans out on a machine. ``timeout`` bounds each write, in seconds."""
+    """Writes plans to a machine. ``timeout`` bounds each write, in seconds."""
 
-    def __init__(self, machine: MachineControl, era: Era, timeout: float) -> None:
+    def __init__(self, machine: MachineControl, timeout: float) -> None:
         self._machine = machine
         self._tree = machine.tree
-        self._era = era
         self._timeout = timeout
 
-    def execute(
-        self,
-        plan: Plan,
-        about_to: Callable[[int], None],
-        holders: Mapping[str, Sequence[Holder]],
-    ) -> None:
-        """Carry out all steps, or none: what was done before a failure is taken back.
+    def write(self, plan: Plan, context: PlanContext, before_step: Callable[[int], None]) -> None:
+        """Execute all steps of a plan, or none: steps before a failure are rolled back.
 
-        ``about_to`` is told the number of each step before it is begun; ``holders`` are the processes
-        that hold each device's group, to be named where they do not let go.
+        ``context`` is what the plan was made from. ``before_step`` is called with the number of each
+        step before that step begins.
 
         Raises:
             VfioToolError: a module cannot be loaded; nothing was changed.
-            BindError: a step failed; its ``state`` says what became of the devices.
-            BlockedError: a driver did not let go in time. That write is pending and will be done when
-                its holder lets go; all other devices were put back.
+            BindError: a step failed; its ``state`` says how the devices were left.
+            BlockedError: a driver did not release its device in time. That write stays pending and
+                completes when the device's holder releases it; all other devices were rolled back.
         """
         for number, step in enumerate(plan.steps):
-            if step.path == MODPROBE:
-                about_to(number)
-                self._load(step.value)
+            if isinstance(step, LoadModule):
+                before_step(number)
+                self._load(step.driver)
         touched: dict[str, None] = {}
         with contextlib.closing(self._machine.events()) as events:
             for number, step in enumerate(plan.steps):
-                if step.path == MODPROBE:
+                if isinstance(step, LoadModule):
                     continue
                 try:
-                    about_to(number)
+                    before_step(number)
                     touched[step.address] = None
-                    self._carry_out(events, step)
+                    self._execute(events, step, context.era)
                 except TimeoutError:
                     del touched[step.address]
-                    state = self._put_back(events, plan, touched)
-                    raise self._blocked(step, holders.get(step.address, ()), state) from None
+                    state = self._roll_back(events, plan, touched, context.era)
+                    raise self._blocked(step, _group_holders(context, step.address), state) from None
                 except VfioToolError as error:
-                    state = self._put_back(events, plan, touched)
+                    state = self._roll_back(events, plan, touched, context.era)
                     raise _failed(step, error, state) from error
                 except BaseException:
-                    self._put_back(events, plan, touched)
+                    self._roll_back(events, plan, touched, context.era)
                     raise
+
+    def _execute(self, events: UeventListener, step: DeviceStep, era: Era) -> None:
+        if isinstance(step, SetNodeAccess):
+            self._machine.set_access(step.path, step.access)
+        elif isinstance(step, GrantOwner):
+            self._machine.grant(step.address, step.owner)
+        else:
+            self._write(events, step, era)
 
     def _load(self, driver: str) -> None:
         self._machine.load_module(driver)
         if not self._tree.exists(f"{DRIVERS}/{driver}"):
             raise VfioToolError(
                 f"module {driver} is loaded, but there is no PCI driver of that name",
-                hint="give the driver's name as in /sys/bus/pci/drivers",
+                hint=f"give the driver's name as in {DRIVERS}",
             )
 
-    def _carry_out(self, events: Events, step: Step) -> None:
-        if step.is_access:
-            self._machine.set_access(step.path, parse_access(step.value))
-            return
-        if step.is_rule:
-            self._machine.grant(step.address, parse_owner(step.value))
-            return
-        if step.binds and not self._era.has_dma_owner:
-            self._require_idle_group(step.address, step.binds)
+    def _write(self, events: UeventListener, step: SysfsWrite, era: Era) -> None:
+        if isinstance(step, BindDriver) and not era.has_dma_owner:
+            self._require_idle_group(step)
         self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
         self._verify(step)
         self._verify_presence(step)
@@ -104,43 +113,44 @@ class PlanWriter:
                 hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
             )
 
-    def _require_idle_group(self, address: str, driver: str) -> None:
-        """Look again, right before the write that would end in a kernel BUG: see ``refusals``."""
-        node = node_path(self._tree, address)
-        if node is None or not is_host_driver(driver):
+    def _require_idle_group(self, step: BindDriver) -> None:
+        """Check the group again, right before a write that could end in a kernel BUG: see ``refusals``."""
+        node = node_path(self._tree, step.address)
+        if node is None or not is_host_driver(step.driver):
             return
         holders = find_holders(self._tree).get(node, ())
         if holders or is_group_open(self._tree.path(node)):
             names = ", ".join(holder.process for holder in holders)
             raise VfioToolError(
-                f"{driver} was not bound to {address}: {names or 'a process'} has just opened its group, and "
-                "on this kernel that ends in a kernel BUG",
+                f"{step.driver} was not bound to {step.address}: {names or 'a process'} has just opened its "
+                "group, and on this kernel that ends in a kernel BUG",
                 hint="end that process, then run 'vfiotool recover'",
             )
 
-    def _verify(self, step: Step) -> None:
-        """Read back what was written: the kernel takes some writes and does nothing."""
-        if step.binds or step.unbinds:
+    def _verify(self, step: SysfsWrite) -> None:
+        """Read back what was written: the kernel accepts some writes without any effect."""
+        wanted: str | None
+        if isinstance(step, BindDriver | UnbindDriver):
             found = self._tree.find_link(f"{device_path(step.address)}/driver")
-            wanted = step.binds
+            wanted = step.driver if isinstance(step, BindDriver) else None
+        elif isinstance(step, SetOverride):
+            found, wanted = parse_override(self._tree.find(step.path)), step.driver
         else:
             found, wanted = self._tree.find(step.path), step.value
-            if os.path.basename(step.path) == OVERRIDE:
-                found, wanted = parse_override(found), None if wanted == CLEAR else wanted
         if found != wanted:
             raise VfioToolError(
-                f"after the kernel took the write to {step.path}, it has {found or 'none'} there and not "
+                f"the kernel accepted the write to {step.path}, but the value is {found or 'none'} and not "
                 f"{wanted or 'none'}",
                 hint="another program may be changing the device at the same time",
             )
 
-    def _verify_presence(self, step: Step) -> None:
-        """See whether VFs came where the PF's offset and stride foretold, or went."""
+    def _verify_presence(self, step: SysfsWrite) -> None:
+        """Check that VFs are at the addresses that the PF's offset and stride give, or are gone."""
         for action, address in step.events:
             is_there = self._tree.exists(device_path(address))
             if action == "add" and not is_there:
                 raise VfioToolError(
-                    f"there is no VF at {address}, where the PF's sriov_offset and sriov_stride foretold one",
+                    f"no VF is at {address}, where the PF's sriov_offset and sriov_stride place one",
                     hint="this PF places its VFs by their number; see its virtfn links",
                 )
             if action == "remove" and is_there:
@@ -148,30 +158,30 @@ class PlanWriter:
                     f"{address} is still there", hint="another program may have made VFs at the same time"
                 )
 
-    def _put_back(self, events: Events, plan: Plan, touched: Iterable[str]) -> str:
-        """Bring each touched device back to where it was, the last first; return what came of it."""
+    def _roll_back(self, events: UeventListener, plan: Plan, touched: Iterable[str], era: Era) -> str:
+        """Bring each touched device back to its former state, the last one first; describe the outcome."""
         failures = []
-        with _undisturbed():
+        with _ending_signals_blocked():
             back = [address for address in reversed(list(touched)) if address in plan.before]
             pfs = [address for address in back if plan.before[address].numvfs]
-            for address in [*back, *pfs]:  # a PF once more, when its VFs have their drivers
+            for address in [*back, *pfs]:  # a PF again, after its VFs have their drivers back
                 try:
                     now = read_state(self._tree, address)
                     node = node_path(self._tree, address)
-                    former = made_quietly(now, plan.before[address])
+                    former = without_autoprobe(now, plan.before[address])
                     for step in steps_between(now, former, address, node=node):
-                        self._carry_out(events, step)
+                        self._execute(events, step, era)
                 except (VfioToolError, TimeoutError) as error:
                     failures.append(f"{address} could not be put back ({error}): see 'vfiotool recover'")
         return "; ".join(failures) or "all devices are as they were before"
 
     def _blocked(self, step: Step, group_holders: Sequence[Holder], state: str) -> BlockedError:
-        """Name who holds the device: its group's holders, else whoever holds any device's descriptor."""
+        """Return the error that names the holders of the group, or else of any device's descriptor."""
         holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
         names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
-        what = "its driver did not let go" if step.counts_vfs is None else "its VFs did not come or go"
+        event = "its VFs did not come or go" if isinstance(step, SetVfCount) else "its driver did not let go"
         return BlockedError(
-            f"{step.address}: {what} within {self._timeout:g} s; held by "
+            f"{step.address}: {event} within {self._timeout:g} s; held by "
             f"{'; '.join(names) or 'a process that cannot be seen from here'}",
             holders=names,
             hint="end that process, then run 'vfiotool recover', which finishes what is pending. "
@@ -179,9 +189,14 @@ class PlanWriter:
         )
 
 
+def _group_holders(context: PlanContext, address: str) -> Sequence[Holder]:
+    group = context.group_of(address) if address in context.devices else None
+    return () if group is None else group.holders
+
+
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no signal that ends the process come between: half a rollback helps nobody."""
+def _ending_signals_blocked() -> Iterator[None]:
+    """Block the signals that end the process, so that a rollback is not left half done."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -191,9 +206,9 @@ def _undisturbed() -> Iterator[None]:
 
 def _failed(step: Step, error: VfioToolError, state: str) -> BindError:
     hint = error.hint
-    if isinstance(error, KernelError) and error.errno == errno.ENODEV and step.binds:
-        hint = f"driver {step.binds} does not serve this device; see the kernel's log (dmesg)"
-    if isinstance(error, KernelError) and step.counts_vfs is not None:
+    if isinstance(error, KernelError) and error.errno == errno.ENODEV and isinstance(step, BindDriver):
+        hint = f"driver {step.driver} does not serve this device; see the kernel's log (dmesg)"
+    if isinstance(error, KernelError) and isinstance(step, SetVfCount):
         error = KernelError(error.errno or -1, NUMVFS, step.address)
         hint = error.hint
     return BindError(f"{step.address}: {error.message}; {state}", step=str(step), state=state, hint=hint)

@@ -1,4 +1,4 @@
-"""From wishes to a plan and the context that it is made from: where plans meet the machine."""
+"""Plan changes of this machine's devices: read the machine, and make a plan or raise what refuses it."""
 
 from __future__ import annotations
 
@@ -9,83 +9,86 @@ from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import Plan, make_plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.binding.sriov import about_to_leave, leaving, with_vfs
-from vfiotool.binding.steps import grant_to
+from vfiotool.binding.sriov import removed_vfs, unbound, with_vf_events
+from vfiotool.binding.steps import GrantOwner
 from vfiotool.errors import BlockedError
-from vfiotool.host.attributes import addresses
+from vfiotool.host.attributes import addresses as all_addresses
 from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import Device, read_devices
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
-Wish = Callable[[Device, DeviceState], DeviceState]
-"""From a device and its state to the state that it is to be in."""
+TargetState = Callable[[Device, DeviceState], DeviceState]
+"""Returns the state that a device is to reach, from the device and its state now."""
 
-Shape = Callable[[PlanContext, Plan], Plan]
-"""What an operation adds to a plan that states alone do not say."""
+PlanAmendment = Callable[[PlanContext, Plan], Plan]
+"""Adds to a plan what the states of devices alone do not say."""
 
 
 class Planner:
-    """Looks at a machine and plans; changes nothing."""
+    """Reads a machine and makes plans; changes nothing."""
 
     def __init__(self, tree: Tree, state_dir: str) -> None:
-        self.tree = tree
+        self._tree = tree
         self._state_dir = state_dir
 
     def devices(self) -> list[Device]:
-        """Read all devices, without the names that no plan needs."""
-        return read_devices(self.tree, addresses(self.tree), PciNames(b""), state_dir=self._state_dir)
+        """Read all devices, without vendor and device names, which no plan needs."""
+        return read_devices(self._tree, all_addresses(self._tree), PciNames(b""), state_dir=self._state_dir)
 
     def plan(
         self,
-        wanted: Sequence[str],
-        wish: Wish,
+        addresses: Sequence[str],
+        target: TargetState,
         allowed: frozenset[str],
         owner: Owner | None = None,
-        shape: Shape | None = None,
+        amend: PlanAmendment | None = None,
     ) -> tuple[Plan, PlanContext]:
-        """Plan for each device what is wished for it, and return the context that the plan is made from.
+        """Plan to bring each device into its target state; return the plan and what it was made from.
 
         Raises:
             PlanRefusedError: a rule that is not ``allowed`` forbids it.
             BlockedError: an unbind of a device is pending.
-            DeviceNotFoundError: there is no such device.
+            DeviceNotFoundError: there is no device at an address.
         """
         devices = self.devices()
-        context, now = self.look(devices, wanted, allowed)
-        states = {address: wish(context.devices[address], now[address]) for address in wanted}
-        removed = leaving(context.devices, now, states)
+        context, now = self.read(devices, addresses, allowed)
+        targets = {address: target(context.devices[address], now[address]) for address in addresses}
+        removed = removed_vfs(context.devices, now, targets)
         if removed:
-            stay = {address: state for address, state in states.items() if address not in removed}
-            context, now = self.look(devices, [*removed, *stay], allowed)
-            states = {vf: about_to_leave(now[vf]) for vf in removed} | stay
-        plan = with_vfs(self.tree, context, make_plan(context, now, states), removed)
-        plan = plan if shape is None else shape(context, plan)
+            others = {address: state for address, state in targets.items() if address not in removed}
+            context, now = self.read(devices, [*removed, *others], allowed)
+            targets = {vf: unbound(now[vf]) for vf in removed} | others
+        plan = with_vf_events(self._tree, context, make_plan(context, now, targets), removed)
+        plan = plan if amend is None else amend(context, plan)
         if plan.refusals:
             raise PlanRefusedError(plan.refusals)
         if owner is not None:
-            grants = tuple(grant_to(address, owner) for address in wanted)
+            grants = tuple(GrantOwner(address, owner) for address in addresses)
             plan = replace(plan, steps=plan.steps + grants)
         return plan, context
 
-    def look(
-        self, devices: Sequence[Device], wanted: Sequence[str], allowed: frozenset[str]
+    def read(
+        self, devices: Sequence[Device], addresses: Sequence[str], allowed: frozenset[str]
     ) -> tuple[PlanContext, dict[str, DeviceState]]:
-        """Return the context, and the states of the wanted devices; raises as ``plan`` does."""
-        context = read_plan_context(self.tree, devices, wanted, allowed=allowed)
-        for address in wanted:
+        """Read what a plan for these addresses is made from, and the devices' states.
+
+        Raises as ``plan`` does.
+        """
+        context = read_plan_context(self._tree, devices, addresses, allowed=allowed)
+        for address in addresses:
             if context.devices[address].blocked:
-                raise waiting(context, address)
+                raise pending_unbind(context, address)
         try:
-            return context, read_states(self.tree, wanted)
+            return context, read_states(self._tree, addresses)
         except TimeoutError as error:
-            raise waiting(context, error.filename) from None
+            raise pending_unbind(context, error.filename) from None
 
 
-def waiting(context: PlanContext, address: str) -> BlockedError:
+def pending_unbind(context: PlanContext, address: str) -> BlockedError:
     """Return the error for a device whose unbind is pending.
 
-    What is not known of a device could not be recorded, and a write to it would wait as well.
+    The state of that device cannot be read, so it could not be recorded, and a write to it would block.
     """
     group = context.group_of(address)
     names = [holder.process for holder in (group.holders if group else ())]

@@ -1,18 +1,20 @@
-"""Put right what killed processes left, and finish what waited for a holder."""
+"""Undo what killed processes left unfinished, and finish what waited for a holder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfiotool.binding.journal import Journal, debris
+from vfiotool.binding.journal import Journal, stale_files
+from vfiotool.binding.locks import pfs_of
 from vfiotool.binding.machine import MachineControl
-from vfiotool.binding.plan import NOTHING, Plan
+from vfiotool.binding.plan import EMPTY_PLAN, Plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.planner import Planner, waiting
+from vfiotool.binding.plan_writer import PlanWriter
+from vfiotool.binding.planner import Planner, pending_unbind
 from vfiotool.binding.state_dir import remove_own
-from vfiotool.binding.steps import made_quietly
-from vfiotool.binding.transaction_log import Transaction, unfinished
-from vfiotool.binding.transaction_runner import TransactionRunner, pfs_of
+from vfiotool.binding.steps import without_autoprobe
+from vfiotool.binding.transaction_log import UnfinishedTransaction, read_unfinished
+from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
@@ -20,119 +22,129 @@ from vfiotool.host.pending_unbinds import pending_writer
 
 
 class Recovery:
-    """Mends the transactions of a journal; ``allowed`` names rules that are lifted."""
+    """Recovers the unfinished transactions of a journal.
+
+    ``allowed`` are the lifted rules. ``timeout`` is how long to wait for a pending write, in seconds.
+    """
 
     def __init__(
         self,
         machine: MachineControl,
         journal: Journal,
         planner: Planner,
-        executor: TransactionRunner,
+        writer: PlanWriter,
+        transactions: TransactionRunner,
         *,
         allowed: frozenset[str],
         dry_run: bool,
         timeout: float,
     ) -> None:
-        self._machine, self._journal, self._planner, self._executor = machine, journal, planner, executor
+        self._machine, self._journal, self._planner = machine, journal, planner
+        self._writer, self._transactions = writer, transactions
         self._allowed, self._dry_run, self._timeout = allowed, dry_run, timeout
         self._tree = machine.tree
 
     def recover(self) -> Plan:
-        """Mend all; see ``Binding.recover``."""
-        found, broken = unfinished(self._journal)
-        done, errors = NOTHING, list(broken.values())
+        """Recover all transactions; see ``Binding.recover``."""
+        found, broken = read_unfinished(self._journal)
+        done, errors = EMPTY_PLAN, list(broken.values())
         for transaction in found:
             try:
                 done += self._recover(transaction)
             except VfioToolError as error:
                 errors.append(error)
         if not self._dry_run:
-            self._sweep()
+            self._remove_stale_files()
         if errors:
             raise errors[0]
         return done
 
-    def mend(self, wanted: Iterable[str]) -> frozenset[str]:
-        """Put right what is unfinished of these devices, whose locks are held, and return which it was.
+    def recover_devices(self, addresses: Iterable[str]) -> frozenset[str]:
+        """Recover the transactions of these devices, whose locks the caller holds.
 
-        Whoever began it is dead, or it had the locks.
+        The processes that began them are dead: a live one would hold the locks. Returns the addresses of
+        all devices in those transactions.
         """
-        mended: set[str] = set()
-        found, broken = unfinished(self._journal)
-        wanted = {*wanted, *pfs_of(self._tree, wanted)}
-        for address in wanted:
+        recovered: set[str] = set()
+        found, broken = read_unfinished(self._journal)
+        addresses = {*addresses, *pfs_of(self._tree, addresses)}
+        for address in addresses:
             if address in broken:
                 raise broken[address]
         for transaction in found:
-            if not transaction.addresses.isdisjoint(wanted):
+            if not transaction.addresses.isdisjoint(addresses):
                 if transaction.blocked is None:
                     self._undo_or_end(transaction)
                 elif not pending_writer(self._tree, self._journal.state_dir, transaction.blocked):
-                    transaction.end()  # its record is there still, and the device has no driver
-                mended |= transaction.addresses
-        return frozenset(mended)
+                    transaction.end()  # the device has no driver now, and its record is still there
+                recovered |= transaction.addresses
+        return frozenset(recovered)
 
-    def _recover(self, transaction: Transaction) -> Plan:
+    def _recover(self, transaction: UnfinishedTransaction) -> Plan:
         if self._dry_run:
-            return self._plan_recovery(transaction)[0]
-        with self._executor.locked(transaction.addresses):
-            for now in unfinished(self._journal)[0]:
+            return self._plan(transaction)[0]
+        with self._transactions.locked(transaction.addresses):
+            for now in read_unfinished(self._journal)[0]:
                 if now.path == transaction.path:
                     return self._undo_or_end(now) if now.blocked is None else self._finish(now)
-        return NOTHING
+        return EMPTY_PLAN
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left in the state folder that says nothing."""
-        for path, address in debris(self._tree, self._journal):
-            with self._executor.locked([address]):
-                if (path, address) in debris(self._tree, self._journal):
+    def _remove_stale_files(self) -> None:
+        for path, address in stale_files(self._tree, self._journal):
+            with self._transactions.locked([address]):
+                if (path, address) in stale_files(self._tree, self._journal):
                     remove_own(path)
 
-    def _undo_or_end(self, transaction: Transaction) -> Plan:
+    def _undo_or_end(self, transaction: UnfinishedTransaction) -> Plan:
         if transaction.is_done:
-            self._executor.forget(transaction.forget)
+            self._transactions.forget(transaction.forget)
             transaction.end()
-            return NOTHING
+            return EMPTY_PLAN
         self._await_writers(transaction)
         plan = self._undo(transaction)
-        if not plan.can_be_finished:
-            plan += self._undo(transaction)  # VFs that were made anew get their drivers back
-        self._executor.forget(transaction.fresh)
+        if plan.creates_vfs:
+            plan += self._undo(transaction)  # the VFs that were created again get their drivers back
+        self._transactions.forget(transaction.fresh)
         transaction.end()
         return plan
 
-    def _undo(self, transaction: Transaction) -> Plan:
-        plan, context = self._plan_recovery(transaction)
+    def _undo(self, transaction: UnfinishedTransaction) -> Plan:
+        plan, context = self._plan(transaction)
         if plan.steps:
-            self._executor.execute(plan, context, lambda _: None)
+            self._writer.write(plan, context, lambda _: None)
         return plan
 
-    def _finish(self, transaction: Transaction) -> Plan:
+    def _finish(self, transaction: UnfinishedTransaction) -> Plan:
         self._await_writers(transaction)
-        plan, context = self._plan_recovery(transaction)
-        self._executor.carry_out(plan, context, forget=transaction.forget)
+        plan, context = self._plan(transaction)
+        self._transactions.run(plan, context, forget=transaction.forget)
         if not plan.steps:
             transaction.end()
         return plan
 
-    def _plan_recovery(self, transaction: Transaction) -> tuple[Plan, PlanContext]:
-        """Plan back to what was, the last device first; where a driver did not let go, on to the end."""
+    def _plan(self, transaction: UnfinishedTransaction) -> tuple[Plan, PlanContext]:
+        """Plan the way back, the last device first; if a driver was waited for, plan the way on."""
         if transaction.blocked is None:
-            former = {address: stored.state for address, stored in transaction.before.items()}
-            wanted, chosen = former, transaction.touched[::-1]
+            former = {address: record.state for address, record in transaction.before.items()}
+            targets, chosen = former, transaction.touched[::-1]
         else:
-            wanted, chosen = dict(transaction.after), tuple(transaction.after)
-        there = {device.address: device for device in self._planner.devices()}
-        same = [one for one in chosen if one in there and transaction.before[one].is_of(there[one])]
+            targets, chosen = dict(transaction.after), tuple(transaction.after)
+        present = {device.address: device for device in self._planner.devices()}
+        same = [
+            address
+            for address in chosen
+            if address in present and transaction.before[address].matches(present[address])
+        ]
 
-        def wish(device: Device, now: DeviceState) -> DeviceState:
-            return made_quietly(now, wanted[device.address])
+        def target(device: Device, now: DeviceState) -> DeviceState:
+            return without_autoprobe(now, targets[device.address])
 
-        return self._planner.plan(same, wish, self._allowed | transaction.allowed)
+        return self._planner.plan(same, target, self._allowed | transaction.allowed)
 
-    def _await_writers(self, transaction: Transaction) -> None:
-        """Wait for the writes that whoever began the plan left behind."""
+    def _await_writers(self, transaction: UnfinishedTransaction) -> None:
+        """Wait for the writes that the process which began the transaction left pending."""
         pfs = [device for device in self._planner.devices() if device.address in transaction.addresses]
         for address in {*transaction.addresses, *(vf for pf in pfs for vf in pf.vfs)}:
             if not self._machine.await_writer(address, self._timeout):
-                raise waiting(read_plan_context(self._tree, self._planner.devices(), [address]), address)
+                context = read_plan_context(self._tree, self._planner.devices(), [address])
+                raise pending_unbind(context, address)

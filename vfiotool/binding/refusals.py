@@ -1,7 +1,7 @@
-"""The rules that keep vfiotool from hurting a machine: what is refused, why, and what lifts it.
+"""The safety rules: which changes are refused, why, and which option lifts a rule.
 
-Pure functions of a ``PlanContext``. Rules about what uses a device are found by ``vfiotool.host``, as claims;
-rules about what the kernel would do are here.
+Pure functions of a ``PlanContext``. ``vfiotool.host`` finds what uses a device, as claims; the rules about
+what the kernel would do are here.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from vfiotool.host.usage.claim import some
 from vfiotool.host.usage.device_usage import Usage
 from vfiotool.util.text import printable
 
-RULES: Mapping[str, str] = {
-    "mounted": "Take a disk that has a mounted file system.",
-    "root": "Take the disk that this machine runs from (/, /usr, /boot, /boot/efi).",
-    "swap": "Take a disk that is swapped to, or is made for it.",
-    "partitions": "Take a disk that has partitions.",
-    "lvm": "Take a disk that is an LVM physical volume.",
-    "md": "Take a disk that is a member of an md array.",
-    "crypt": "Take a disk that is encrypted by dm-crypt.",
-    "zfs": "Take a disk that is a member of a ZFS pool.",
-    "stacked": "Take a disk that another block device is built on.",
-    "claimed": "Take a disk that the kernel has in use, by whom vfiotool cannot say.",
-    "opened": "Take a device that a process has open through its driver.",
-    "network": "Take a network card that is up and has an address.",
-    "route": "Take a network card that carries a route.",
-    "member": "Take a network card that a bond, bridge or VLAN is built on.",
-    "ssh": "Take the network card that carries this SSH connection.",
-    "vga": "Take the graphics card that the firmware started with.",
-    "console": "Take the device that shows the kernel's console.",
-    "vfs": "Take a PF from its driver while its VFs are enabled.",
-    "held": "Wait for a process to let go of the device, for --timeout.",
-    "denylist": "Take a device that is on a denylist.",
+LIFTABLE_RULES: Mapping[str, str] = {
+    "mounted": "Allow a disk with a mounted file system.",
+    "root": "Allow the disk that this machine runs from (/, /usr, /boot, /boot/efi).",
+    "swap": "Allow a disk that is used or formatted as swap.",
+    "partitions": "Allow a disk with partitions.",
+    "lvm": "Allow a disk that is an LVM physical volume.",
+    "md": "Allow a disk that is a member of an md array.",
+    "crypt": "Allow a disk that is encrypted by dm-crypt.",
+    "zfs": "Allow a disk that is a member of a ZFS pool.",
+    "stacked": "Allow a disk that another block device is built on.",
+    "claimed": "Allow a disk that the kernel has in use by an unknown user.",
+    "opened": "Allow a device that a process has open through its driver.",
+    "network": "Allow a network card that is up and has an address.",
+    "route": "Allow a network card that carries a route.",
+    "member": "Allow a network card that a bond, bridge or VLAN is built on.",
+    "ssh": "Allow the network card that carries this SSH connection.",
+    "vga": "Allow the graphics card that the firmware started with.",
+    "console": "Allow the device that shows the kernel's console.",
+    "vfs": "Allow a PF to lose its driver while its VFs are enabled.",
+    "held": "Wait up to --timeout for a process to release the device.",
+    "denylist": "Allow a device that is on a denylist.",
 }
-"""The rules that can be lifted, each by ``--allow-NAME``, with that option's help."""
+"""The rules that ``--allow-NAME`` lifts, by name, with the help text of that option."""
 
 _NOUNS = {
     "net": "network interface",
@@ -54,7 +54,7 @@ _HARMLESS = "pci-stub"  # it does no DMA: the kernel lets it into a live group (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a device must not be touched, by which rule, and the option that lifts it, if any may."""
+    """Why a device must not be changed: the rule, and the option that lifts the rule, if any."""
 
     address: str
     rule: str
@@ -63,7 +63,7 @@ class Refusal:
 
 
 class PlanRefusedError(RefusedError):
-    """Rules forbid a plan; ``refusals`` has them all."""
+    """Rules forbid a plan; ``refusals`` has all of them."""
 
     def __init__(self, refusals: Sequence[Refusal]) -> None:
         reasons = [f"{refusal.address}: {refusal.reason}" for refusal in refusals]
@@ -71,116 +71,130 @@ class PlanRefusedError(RefusedError):
         self.refusals = tuple(refusals)
 
 
-def refusals(context: PlanContext, wanted: Mapping[str, DeviceState]) -> tuple[Refusal, ...]:
-    """Return what forbids to bring the devices into the states wanted for them, but for lifted rules.
+def refusals(context: PlanContext, targets: Mapping[str, DeviceState]) -> tuple[Refusal, ...]:
+    """Return what forbids to bring the devices into their target states; lifted rules are left out.
 
-    What uses a device counts only where its driver is to change. For a VFIO driver the whole group
-    counts: userspace gets all of it, or nothing.
+    What uses a device counts only if its driver is to change. For a VFIO driver the whole group counts:
+    userspace gets all of it, or nothing.
     """
-    moved = [address for address, state in wanted.items() if state.driver != context.devices[address].driver]
+    moved = [address for address, state in targets.items() if state.driver != context.devices[address].driver]
     found = [
-        *(refusal for address, state in wanted.items() for refusal in _of_device(context, address, state)),
-        *_of_siblings(context, wanted, moved),
-        *_of_modules(context, wanted, moved),
+        *(refusal for address, state in targets.items() for refusal in _of_device(context, address, state)),
+        *_of_siblings(context, targets, moved),
+        *_of_modules(context, targets, moved),
     ]
-    return tuple(one for one in dict.fromkeys(found) if one.flag is None or one.rule not in context.allowed)
+    return tuple(
+        refusal
+        for refusal in dict.fromkeys(found)
+        if refusal.flag is None or refusal.rule not in context.allowed
+    )
 
 
-def _of_device(context: PlanContext, address: str, wanted: DeviceState) -> Iterable[Refusal]:
+def _of_device(context: PlanContext, address: str, target: DeviceState) -> Iterable[Refusal]:
     device = context.devices[address]
     if is_bridge(device):
-        yield Refusal(address, "bridge", "it is a bridge; the devices behind it would go too", None)
-    if device.driver == wanted.driver:
+        yield Refusal(address, "bridge", "it is a bridge; the devices behind it would be affected too", None)
+    if device.driver == target.driver:
         return
-    yield from _vfs(device, wanted)
-    yield from _denied(context, device, wanted)
+    yield from _vfs(device, target)
+    yield from _denied(context, device, target)
     yield from _in_use(context.usage.get(address, ()), address)
-    yield from _live_group(context, device, wanted)
+    yield from _live_group(context, device, target)
 
 
-def _vfs(device: Device, wanted: DeviceState) -> Iterable[Refusal]:
-    """vfio-pci does not take a PF with VFs, which other drivers leave behind (``pci_num_vf()``).
+def _vfs(device: Device, target: DeviceState) -> Iterable[Refusal]:
+    """Yield what forbids to change the driver of a PF that has VFs.
 
-    VFs that the plan removes first have rules of their own.
+    vfio-pci does not bind to a PF with VFs, which other drivers leave behind (``pci_num_vf()``). VFs that
+    the plan removes first have their own rules.
     """
-    if not device.vfs or wanted.numvfs not in (None, len(device.vfs)):
+    if not device.vfs or target.numvfs not in (None, len(device.vfs)):
         return
     count = f"it has {len(device.vfs)} VFs enabled"
-    if is_vfio_driver(wanted.driver):
-        reason = f"{count}, with which the kernel gives no PF to {wanted.driver}: remove them first"
+    if is_vfio_driver(target.driver):
+        reason = f"{count}, and the kernel does not bind {target.driver} to a PF with VFs: remove them first"
         yield Refusal(device.address, "vfs", reason, None)
     else:
         yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
 
 
-def _denied(context: PlanContext, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
-    """The owner's list keeps a device from being taken, not from being given back."""
+def _denied(context: PlanContext, device: Device, target: DeviceState) -> Iterable[Refusal]:
+    """Yield the denylist's refusal. The owner's list forbids to take a device, not to give it back."""
     denial = context.denylist.get(device.address)
     if denial is None:
         return
-    if is_vfio_driver(wanted.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
+    if is_vfio_driver(target.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
         yield _liftable(device.address, "denylist", denial.reason)
 
 
 def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable[Refusal]:
-    for one in usage:
-        thing = f"its {_NOUNS[one.kind]} {one.name}" if one.kind in _NOUNS else "it"
-        for claim in one.claims:
+    for use in usage:
+        thing = f"its {_NOUNS[use.kind]} {use.name}" if use.kind in _NOUNS else "it"
+        for claim in use.claims:
             yield _liftable(address, claim.rule, f"{thing} {claim.text}{also}")
 
 
-def _live_group(context: PlanContext, device: Device, wanted: DeviceState) -> Iterable[Refusal]:
-    """A host driver in a group that is in use: up to 5.18 a BUG, and the machine is lost
-    (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind gives EBUSY. And a VFIO
-    driver does not let go of what is open."""
+def _live_group(context: PlanContext, device: Device, target: DeviceState) -> Iterable[Refusal]:
+    """Yield what forbids to change a driver in a group that is in use.
+
+    Binding a host driver there is a kernel BUG up to 5.18, and the machine is lost
+    (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind fails with EBUSY. Unbinding
+    a VFIO driver blocks while the device is open.
+    """
     group = context.group_of(device.address)
     if group is None or group.id not in context.open_groups:
         return
     used = f"its group {group.id} is in use by {_names(group)}"
-    if is_host_driver(wanted.driver) and not context.era.has_dma_owner:
-        reason = printable(f"{used}: on this kernel that ends in a kernel BUG")
+    if is_host_driver(target.driver) and not context.era.has_dma_owner:
+        reason = printable(f"{used}: on this kernel, binding {target.driver} there ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
-        yield _liftable(device.address, "held", f"{used}, for which {device.driver} would wait")
-    elif is_host_driver(wanted.driver):
-        yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {wanted.driver}")
+        yield _liftable(device.address, "held", f"{used}, and an unbind of {device.driver} would wait for it")
+    elif is_host_driver(target.driver):
+        yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {target.driver}")
 
 
 def _of_siblings(
-    context: PlanContext, wanted: Mapping[str, DeviceState], moved: Iterable[str]
+    context: PlanContext, targets: Mapping[str, DeviceState], moved: Iterable[str]
 ) -> Iterable[Refusal]:
-    """Yield what uses the other devices of the groups that go to userspace, of which only all can go."""
+    """Yield what uses the other devices of groups that go to userspace: a group goes as a whole."""
     for address in moved:
         group = context.group_of(address)
-        if group is None or not is_vfio_driver(wanted[address].driver):
+        if group is None or not is_vfio_driver(targets[address].driver):
             continue
         also = f"; it shares group {group.id} with {address}, and the group goes to userspace as a whole"
         for sibling in group.devices:
-            if sibling not in wanted and is_host_driver(context.devices[sibling].driver):
+            if sibling not in targets and is_host_driver(context.devices[sibling].driver):
                 yield from _in_use(context.usage.get(sibling, ()), sibling, also=also)
 
 
 def _of_modules(
-    context: PlanContext, wanted: Mapping[str, DeviceState], moved: Iterable[str]
+    context: PlanContext, targets: Mapping[str, DeviceState], moved: Iterable[str]
 ) -> Iterable[Refusal]:
-    """Up to 5.18: a host driver that is loaded probes every device that it knows and that has no driver,
-    those in live groups too."""
+    """Yield what forbids to load the modules of host drivers.
+
+    Up to 5.18 a host driver whose module is loaded probes every device that it serves and that has no
+    driver, in groups that are in use too.
+    """
     if context.era.has_dma_owner:
         return
-    drivers = {wanted[address].driver: address for address in moved}
+    drivers = {targets[address].driver: address for address in moved}
     for driver, address in drivers.items():
         if driver in context.loaded_drivers or not is_host_driver(driver):
             continue
         for group, idle in _idle_in_live_groups(context, driver):
             reason = (
                 f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which is in "
-                f"use by {_names(group)}: on this kernel that ends in a kernel BUG"
+                f"use by {_names(group)}: on this kernel, that bind ends in a kernel BUG"
             )
             yield Refusal(address, "live-group", printable(reason), None)
 
 
 def _idle_in_live_groups(context: PlanContext, driver: str | None) -> Iterable[tuple[IommuGroup, str]]:
-    """Yield what such a driver could take. A bridge may have any (``vfio_dev_driver_allowed()``)."""
+    """Yield the devices without a driver that ``driver`` could bind to, in groups that are in use.
+
+    Bridges are left out: any driver may bind to them (``vfio_dev_driver_allowed()``).
+    """
     for group in context.groups.values():
         for address in group.devices if group.id in context.open_groups else ():
             device = context.devices[address]
@@ -189,7 +203,7 @@ def _idle_in_live_groups(context: PlanContext, driver: str | None) -> Iterable[t
 
 
 def is_host_driver(driver: str | None) -> bool:
-    """Say whether a driver is one that the kernel keeps out of a group that is in use."""
+    """Return True if the kernel keeps this driver out of a group that is in use."""
     return driver is not None and driver != _HARMLESS and not is_vfio_driver(driver)
 
 
@@ -209,4 +223,4 @@ def _hint(found: Sequence[Refusal]) -> str:
     if firm:
         return "no option lifts this"
     flags = dict.fromkeys(refusal.flag for refusal in found if refusal.flag is not None)
-    return f"if you mean it, add {' '.join(flags)}"
+    return f"to do it anyway, add {' '.join(flags)}"

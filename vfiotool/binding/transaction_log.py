@@ -1,7 +1,7 @@
-"""A plan that is being carried out: on disk before each step, so that whoever is killed can be mended.
+"""The log of a transaction: on disk before each step, so that ``recovery`` can undo what was begun.
 
-One file a plan: a first line that says what was and what is to be, then a line before each step. What
-a crash cut off at the end is passed over; the step that it told of was not begun.
+One file per plan: a header line with the states before and after, then a line before each step. A last
+line that a crash cut off is ignored: the step that it announced was not begun.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ _SCHEMA = "vfiotool.transaction/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """What a file tells of a plan that did not end in good order.
+class UnfinishedTransaction:
+    """A transaction whose log was not removed: its process was killed or could not roll back, or still runs.
 
-    ``touched`` are the devices that it began to change, ``fresh`` those that had no record before it,
-    ``forget`` those whose record ends with it. ``is_done`` says that all steps were done; ``blocked``
-    names the device whose driver did not let go, all others having been put back.
+    ``touched`` are the devices whose steps were begun, ``fresh`` the devices that had no record before the
+    transaction, ``forget`` the devices whose record is removed at its end. ``is_done`` means that all steps
+    were done. ``blocked`` is the device whose driver did not release it; all others were rolled back.
     """
 
     path: str
@@ -51,41 +51,40 @@ class Transaction:
 
     @property
     def addresses(self) -> frozenset[str]:
-        """The devices of the plan."""
+        """The addresses of the plan's devices."""
         return frozenset(self.before)
 
     def end(self) -> None:
-        """Remove the file: nothing is left to mend."""
+        """Remove the log: nothing is left to recover."""
         with unusable(os.path.dirname(self.path)):
             remove_own(self.path)
 
 
 class TransactionLog:
-    """Writes the file of a plan that is being carried out; its writer holds the devices' locks."""
+    """Writes the log of a transaction. The caller holds the devices' locks."""
 
     def __init__(
         self,
         journal: Journal,
         plan: Plan,
-        before: Iterable[DeviceRecord],
+        before: Sequence[DeviceRecord],
         *,
         fresh: Iterable[str],
         forget: Iterable[str],
         allowed: Iterable[str],
     ) -> None:
-        """Begin.
+        """Create the log, with its header.
 
         Raises:
             VfioToolError: the state folder cannot be written.
         """
         self._plan = plan
         self._dir = journal.transactions
-        stored = list(before)
-        self._path = f"{self._dir}/{stored[0].address}.jsonl"
+        self._path = f"{self._dir}/{before[0].address}.jsonl"
         header = {
             "schema": _SCHEMA,
             "boot": journal.boot,
-            "before": [to_document(one) for one in stored],
+            "before": [to_document(record) for record in before],
             "after": {address: state_document(state) for address, state in plan.after.items()},
             "steps": [[step.address, step.path, step.value] for step in plan.steps],
             "fresh": list(fresh),
@@ -97,29 +96,29 @@ class TransactionLog:
             replace_own(self._path, f"{json.dumps(header)}\n")
             self._fd = open_own(self._path, os.O_WRONLY | os.O_APPEND)
 
-    def about_to(self, number: int) -> None:
-        """Tell which step of the plan is begun now.
+    def begin_step(self, number: int) -> None:
+        """Log that a step of the plan, by its number, begins now.
 
         Raises:
-            VfioToolError: it cannot be written: then the step must not be done.
+            VfioToolError: the log cannot be written; the step must not be done then.
         """
         self._mark({"step": number})
         self.touched.add(self._plan.steps[number].address)
 
-    def blocked(self, address: str) -> None:
-        """Tell that a device's driver did not let go, and that all others were put back."""
+    def mark_blocked(self, address: str) -> None:
+        """Log that the driver of a device did not release it, and that all others were rolled back."""
         self._mark({"blocked": address})
 
-    def done(self) -> None:
-        """Tell that all steps were done: from here on it is finished, not undone."""
+    def mark_done(self) -> None:
+        """Log that all steps are done: from here on a recovery finishes the transaction."""
         self._mark({"done": True})
 
     def close(self) -> None:
-        """Leave the file as it is, for ``recover``."""
+        """Leave the log as it is, for ``recover``."""
         os.close(self._fd)
 
     def end(self) -> None:
-        """Remove the file: nothing is left to mend."""
+        """Remove the log: nothing is left to recover."""
         self.close()
         with unusable(self._dir):
             remove_own(self._path)
@@ -135,20 +134,20 @@ class TransactionLog:
         os.fsync(self._fd)
 
 
-def unfinished(journal: Journal) -> tuple[list[Transaction], dict[str, VfioToolError]]:
-    """Return the plans of this boot that did not end in good order, or are being carried out now.
+def read_unfinished(journal: Journal) -> tuple[list[UnfinishedTransaction], dict[str, VfioToolError]]:
+    """Return the transactions of this boot that have not ended, and the errors of logs that cannot be parsed.
 
-    Those of an earlier boot are removed: a boot undoes them all. The second value has what is wrong
-    with files that cannot be understood, by the first address of their plan.
+    Logs of an earlier boot are removed: a boot undoes all changes. The errors are keyed by the first
+    address of their transaction.
     """
     found, broken = [], {}
     for address in _names(journal.transactions):
         try:
-            one = _read(f"{journal.transactions}/{address}.jsonl", journal.boot)
+            transaction = _read(f"{journal.transactions}/{address}.jsonl", journal.boot)
         except VfioToolError as error:
             broken[address] = error
         else:
-            found += [one] if one is not None else []
+            found += [transaction] if transaction is not None else []
     return found, broken
 
 
@@ -161,10 +160,10 @@ def _names(folder: str) -> list[str]:
     return sorted(filter(is_address, addresses), key=sort_key)
 
 
-def _read(path: str, boot: str) -> Transaction | None:
+def _read(path: str, boot: str) -> UnfinishedTransaction | None:
     try:
         *lines, _cut_off = read_own(path).split("\n")
-        if not lines:  # killed before the first line was written: nothing was begun
+        if not lines:  # killed before the header was written: no step was begun
             remove_own(path)
             return None
         header, marks = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
@@ -174,7 +173,7 @@ def _read(path: str, boot: str) -> Transaction | None:
             remove_own(path)
             return None
         return _parse(path, header, marks)
-    except FileNotFoundError:  # it ended meanwhile
+    except FileNotFoundError:  # the transaction has ended meanwhile
         return None
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from error
@@ -184,13 +183,13 @@ def _read(path: str, boot: str) -> Transaction | None:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
-def _parse(path: str, header: Any, marks: list[Any]) -> Transaction:
-    before = {stored.address: stored for stored in map(from_document, header["before"])}
+def _parse(path: str, header: Any, marks: list[Any]) -> UnfinishedTransaction:
+    before = {record.address: record for record in map(from_document, header["before"])}
     begun = [mark["step"] for mark in marks if "step" in mark]
     steps = header["steps"]
     reached = [steps[number][0] for number in begun if isinstance(number, int) and number >= 0]
     blocked = next((mark["blocked"] for mark in marks if "blocked" in mark), None)
-    return Transaction(
+    return UnfinishedTransaction(
         path=path,
         before=before,
         after={address: parse_state(header["after"][address]) for address in before},
@@ -206,5 +205,5 @@ def _parse(path: str, header: Any, marks: list[Any]) -> Transaction:
 def _known(addresses: Any, before: Mapping[str, DeviceRecord]) -> tuple[str, ...]:
     for address in addresses:
         if address not in before:
-            raise ValueError(f"{address!r} is none of its devices")
+            raise ValueError(f"{address!r} is not one of its devices")
     return tuple(addresses)

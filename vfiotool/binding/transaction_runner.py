@@ -1,63 +1,81 @@
-"""Carry plans out under the locks of their devices, with all on disk that it takes to mend them."""
+"""Run plans as transactions: under locks, with a log on disk from which ``recovery`` can undo them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 
 from vfiotool.binding.device_record import DeviceRecord
 from vfiotool.binding.journal import Journal
-from vfiotool.binding.locks import lock_keys, locked
+from vfiotool.binding.locks import lock_keys, locked, pfs_of
 from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
-from vfiotool.binding.transaction_log import TransactionLog, unfinished
+from vfiotool.binding.transaction_log import TransactionLog, read_unfinished
 from vfiotool.errors import VfioToolError
-from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import read_states
-from vfiotool.host.holders import Holder
 from vfiotool.host.pending_unbinds import pending_writer
-from vfiotool.host.tree import Tree
 
 
 class TransactionRunner:
-    """Carries plans out on a machine; ``timeout`` bounds each write, in seconds."""
+    """Runs plans as transactions. Threads must not share it."""
 
-    def __init__(self, machine: MachineControl, journal: Journal, timeout: float) -> None:
-        self._machine, self._journal, self._timeout = machine, journal, timeout
+    def __init__(self, machine: MachineControl, journal: Journal, writer: PlanWriter) -> None:
+        self._machine, self._journal, self._writer = machine, journal, writer
         self._tree = machine.tree
 
-    def carry_out(self, plan: Plan, context: PlanContext, *, forget: Iterable[str]) -> None:
-        """Execute a plan, from the first line of its transaction to the last; the locks must be held.
+    @contextlib.contextmanager
+    def locked(self, addresses: Iterable[str]) -> Iterator[None]:
+        """Hold the locks of the devices, and of all devices in an unfinished transaction with them."""
+        self._journal.prepare()
+        while True:
+            keys = self._keys(addresses)
+            with locked(self._journal.locks, keys):
+                if self._keys(addresses) <= keys:
+                    yield
+                    return
 
-        The records of the devices in ``forget`` end with it. Raises as ``PlanWriter.execute`` does.
+    def _keys(self, addresses: Iterable[str]) -> frozenset[str]:
+        together = {*addresses, *pfs_of(self._tree, addresses)}
+        for transaction in read_unfinished(self._journal)[0]:
+            if transaction.addresses & together:
+                together |= transaction.addresses
+        return lock_keys(self._tree, together)
+
+    def run(self, plan: Plan, context: PlanContext, *, forget: Iterable[str]) -> None:
+        """Write a plan to the machine within a transaction; the caller holds the locks.
+
+        The records of the devices in ``forget`` are removed at its end. Raises as ``PlanWriter.write``
+        does.
         """
-        forget = [*dict.fromkeys([*forget, *plan.removed, *self._as_recorded(plan)])]
+        forget = [*dict.fromkeys([*forget, *plan.removed, *self._back_as_recorded(plan)])]
         if not plan.steps:
             self.forget(forget)
             return
         before = [DeviceRecord.of(context.devices[address], state) for address, state in plan.before.items()]
-        fresh = [stored.address for stored in before if not self._is_recorded(stored)]
+        fresh = [record.address for record in before if not self._is_recorded(record)]
         log = TransactionLog(self._journal, plan, before, fresh=fresh, forget=forget, allowed=context.allowed)
         try:
-            for stored in before:
-                if stored.address in fresh:
-                    self._journal.record(stored)
-            self.execute(plan, context, log.about_to)
+            for record in before:
+                if record.address in fresh:
+                    self._journal.record(record)
+            self._writer.write(plan, context, log.begin_step)
         except BaseException:
-            self._leave(log, plan, fresh)
+            self._end_failed(log, plan, fresh)
             raise
-        log.done()
+        log.mark_done()
         self.forget(forget)
         log.end()
 
-    def execute(self, plan: Plan, context: PlanContext, about_to: Callable[[int], None]) -> None:
-        """Do the steps of a plan, or none; raises as ``PlanWriter.execute`` does."""
-        PlanWriter(self._machine, context.era, self._timeout).execute(plan, about_to, _holders(context))
+    def forget(self, addresses: Iterable[str]) -> None:
+        """Remove the records of devices, and revoke the grants of their nodes."""
+        for address in addresses:
+            self._machine.revoke(address)
+            self._journal.forget(address)
 
-    def _leave(self, log: TransactionLog, plan: Plan, fresh: Iterable[str]) -> None:
-        """After a failure: end the transaction where all is as it was, else leave it for ``recover``."""
+    def _end_failed(self, log: TransactionLog, plan: Plan, fresh: Iterable[str]) -> None:
+        """After a failure: end the transaction if all devices are back, else leave it for ``recover``."""
         changed = {
             address for address in log.touched & plan.before.keys() if not self._is_back(plan, address)
         }
@@ -68,11 +86,12 @@ class TransactionRunner:
         pending = [
             address for address in changed if pending_writer(self._tree, self._journal.state_dir, address)
         ]
-        if changed == set(pending) and plan.can_be_finished:
-            log.blocked(pending[0])
+        if changed == set(pending) and not plan.creates_vfs:
+            log.mark_blocked(pending[0])
         log.close()
 
     def _is_back(self, plan: Plan, address: str) -> bool:
+        """Return True if a device is in the state that it had before the plan."""
         if pending_writer(self._tree, self._journal.state_dir, address):
             return False
         try:
@@ -80,47 +99,16 @@ class TransactionRunner:
         except (VfioToolError, TimeoutError):
             return False
 
-    @contextlib.contextmanager
-    def locked(self, wanted: Iterable[str]) -> Iterator[None]:
-        """Hold the locks of the devices, and of those that a killed process had together with them."""
-        self._journal.prepare()
-        while True:
-            keys = self._keys(wanted)
-            with locked(self._journal.locks, keys):
-                if self._keys(wanted) <= keys:
-                    yield
-                    return
-
-    def _keys(self, wanted: Iterable[str]) -> frozenset[str]:
-        together = {*wanted, *pfs_of(self._tree, wanted)}
-        for transaction in unfinished(self._journal)[0]:
-            if transaction.addresses & together:
-                together |= transaction.addresses
-        return lock_keys(self._tree, together)
-
-    def forget(self, wanted: Iterable[str]) -> None:
-        """End the records of devices, and what goes with them."""
-        for address in wanted:
-            self._machine.revoke(address)
-            self._journal.forget(address)
-
-    def _as_recorded(self, plan: Plan) -> list[str]:
-        """Return the devices that a plan brings back to just what is recorded of them."""
+    def _back_as_recorded(self, plan: Plan) -> list[str]:
+        """Return the devices that the plan brings back to exactly the recorded state."""
         records = {address: self._journal.find(address) for address in plan.before}
-        return [one for one, record in records.items() if record and record.state == plan.after[one]]
+        return [
+            address
+            for address, record in records.items()
+            if record is not None and record.state == plan.after[address]
+        ]
 
-    def _is_recorded(self, stored: DeviceRecord) -> bool:
-        record = self._journal.find(stored.address)
-        ids = (stored.vendor_id, stored.device_id)
-        return record is not None and (record.vendor_id, record.device_id) == ids
-
-
-def pfs_of(tree: Tree, wanted: Iterable[str]) -> set[str]:
-    """Return the PFs of those devices that are VFs."""
-    links = (tree.find_link(f"{device_path(address)}/physfn") for address in wanted)
-    return {pf for pf in links if pf is not None}
-
-
-def _holders(context: PlanContext) -> Mapping[str, Sequence[Holder]]:
-    groups = {address: context.group_of(address) for address in context.devices}
-    return {address: group.holders for address, group in groups.items() if group is not None}
+    def _is_recorded(self, device: DeviceRecord) -> bool:
+        """Return True if the journal has a record of this device, not of another one at its address."""
+        record = self._journal.find(device.address)
+        return record is not None and record.ids == device.ids

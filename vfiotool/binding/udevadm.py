@@ -1,4 +1,4 @@
-"""Have udevd read its rules again, and handle a device again; each returns when it is done."""
+"""Make udevd reload its rules, or process a device again; each function returns when udevd is done."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from vfiotool.errors import UnsupportedError, VfioToolError
 
 _SECONDS = 60.0
 _ASKS = 3
-"""How often udevd is asked to read its rules again.
+"""How often udevd is asked to reload its rules.
 
-It takes what root sends, and asks the kernel to be told who sends only once it has accepted the connection.
-Of what is sent between the two it knows no sender: it ignores that ("Invalid sender uid 65534"), and udevadm
-ends with success (seen with systemd 252, once in 20 times on a busy machine with one processor).
+udevd accepts messages from root only, and asks the kernel for the senders of messages only after it has
+accepted the connection. A message sent in between has no known sender: udevd ignores it ("Invalid sender uid
+65534"), and udevadm still ends with success (seen with systemd 252, once in 20 times on a busy machine with
+one processor).
 """
 
 
 def reload() -> None:
-    """Have the rules as they are now in force: by itself udevd looks at them every few seconds only.
+    """Make udevd use the rules as they are now; by itself it checks them every few seconds only.
 
     Raises:
         UnsupportedError: no udevd runs.
@@ -29,16 +30,16 @@ def reload() -> None:
             _run("control", "--reload")
     except VfioToolError as error:
         raise UnsupportedError(
-            f"no udevd runs here, which puts udev's rules into force ({error})",
+            f"no udevd runs here, and without udevd no udev rule is in force ({error})",
             hint="start systemd-udevd",
         ) from error
 
 
 def announce_change(device: str) -> None:
-    """Have udevd handle a "change" of a device, by its folder in sysfs.
+    """Make udevd process a "change" uevent of the device whose sysfs folder is ``device``.
 
     Raises:
-        VfioToolError: it could not, or not in time.
+        VfioToolError: udevd could not, or not in time.
     """
     _run("trigger", "--settle", "--action=change", device)
 
@@ -64,5 +65,5 @@ def _run(*arguments: str) -> None:
     if ended.returncode:
         raise VfioToolError(
             f"'udevadm {' '.join(arguments)}' failed: {' '.join(ended.stderr.split())}",
-            hint="see whether systemd-udevd runs",
+            hint="check that systemd-udevd runs",
         )

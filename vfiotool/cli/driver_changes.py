@@ -62,7 +62,7 @@ def run_and_print(
     if as_json:
         write_document(verb, more() | _document(plan))
     elif dry_run:
-        for step in plan.steps:
+        for step in plan.writes:
             click.echo(str(step))
     else:
         for change in plan.changes:
@@ -74,6 +74,6 @@ def _document(plan: Plan) -> dict[str, Any]:
         "changed": [
             {"address": change.address, "from": change.before, "to": change.after} for change in plan.changes
         ],
-        "steps": [{"path": step.path, "value": step.value} for step in plan.steps],
+        "steps": [{"path": step.path, "value": step.value} for step in plan.writes],
         "refused": (),
     }

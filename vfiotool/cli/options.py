@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS
-from vfiotool.binding.refusals import RULES
+from vfiotool.binding.refusals import LIFTABLE_RULES
 from vfiotool.cli.completion import complete_endpoint
 
 Verb = Callable[..., Any]
@@ -65,7 +65,7 @@ def grouped(name: str, kind: type[Any], parameters: Sequence[Decorator]) -> Deco
 
 
 def _in_order(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(rule for rule in RULES if rule in given)
+    return tuple(rule for rule in LIFTABLE_RULES if rule in given)
 
 
 timeout_option = click.option(
@@ -82,7 +82,7 @@ allow_options = with_options(
         click.option(
             f"--allow-{rule}", "allowed", flag_value=rule, multiple=True, callback=_in_order, help=text
         )
-        for rule, text in RULES.items()
+        for rule, text in LIFTABLE_RULES.items()
     ]
 )
 """An option for each safety rule that can be lifted; the verb gets ``allowed``, the rules that are."""

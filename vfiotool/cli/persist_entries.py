@@ -13,7 +13,7 @@ from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
 from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.steps import Step
+from vfiotool.binding.steps import WriteRule
 from vfiotool.host.tree import Tree
 
 
@@ -26,9 +26,9 @@ def bind_and_persist(
     """
     planned = looking.bind(wanted, driver, owner)
     chosen = entries_of(tree, planned, driver)
-    files = tuple(Step(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
+    written = tuple(WriteRule(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
     if binding.dry_run:
-        return replace(planned, steps=planned.steps + files)
+        return replace(planned, rules=written)
     known = rules.entries(tree)
     try:
         rules.add_all(tree, chosen)
@@ -37,7 +37,7 @@ def bind_and_persist(
         rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
         raise
     tell_to_rebuild(rebuild_commands(tree))
-    return replace(done, steps=done.steps + files)
+    return replace(done, rules=written)
 
 
 def entries_of(tree: Tree, planned: Plan, driver: str) -> list[PersistEntry]:
