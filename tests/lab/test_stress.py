@@ -289,7 +289,7 @@ def test_nothing_is_reduced_of_what_goes_as_expected(tmp_path: Any) -> None:
     assert result.status == 0, result
     again = vfiotool("stress", "replay", f"{folder}/trace.jsonl", "--shrink")
     assert again.status == 1
-    assert "all goes as expected now" in again.stderr
+    assert "every outcome is as expected now" in again.stderr
     assert "hint:" in again.stderr
 
 
@@ -341,13 +341,13 @@ def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
 def test_what_a_worker_leaks_is_found(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, leak: Callable[[], Any], found: str
 ) -> None:
-    right = Worker._do_cycle
+    right = Worker._run_cycle
 
     def leaking(self: Worker, *arguments: Any) -> None:
         leak()
         right(self, *arguments)
 
-    monkeypatch.setattr(Worker, "_do_cycle", leaking)
+    monkeypatch.setattr(Worker, "_run_cycle", leaking)
     report = run_broken(tmp_path, "bind", EDU, "--cycles", "3")
     assert [one for one in report["resources"]["leaked"] if found in one], report["resources"]
 

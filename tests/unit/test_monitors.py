@@ -18,6 +18,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.monitors.kernel_log import KernelLogMonitor
 from vfiotool.stress.monitors.probes import ProbeMonitor
 from vfiotool.stress.monitors.resources import (
+    CycleLeakCheck,
     LeakScan,
     Resources,
     leaked,
@@ -609,7 +610,7 @@ def test_an_unbind_that_waits_though_it_must_not(text: str) -> None:
     monitor = logged(text)
     assert monitor.findings() == [], "it may be announced yet"
     monitor.finish()
-    assert monitor.findings() == [f"an unbind waited that was not meant to, once: {text}"]
+    assert monitor.findings() == [f"an unbind blocked unexpectedly, once: {text}"]
     assert monitor.document() == [{"kind": "blocked", "text": text, "at": 2.5, "where": ""}]
 
 
@@ -642,7 +643,7 @@ def test_a_flood_of_lines_is_counted() -> None:
     assert monitor.counts == {"warning": 250}
     assert monitor.findings() == [
         "the kernel logged a line of the kind warning, 100 times: WARNING: again",
-        "the kernel logged 150 more lines that tell of a defect",
+        "the kernel logged 150 more lines that report a defect",
     ]
 
 
@@ -719,17 +720,55 @@ def leave_group(machine: Path) -> None:
     ("breaks", "finding"),
     [
         (leak_fd, "process 12 has 3 fds, and had 2"),
-        (leak_pages, "8 kB of memory are left pinned (VmPin): 24, and it was 16"),
-        (leak_lock, "4 kB of memory are left locked (VmLck): 8, and it was 4"),
+        (leak_pages, "8 kB of memory stay pinned (VmPin): 24 kB, and 16 kB before"),
+        (leak_lock, "4 kB of memory stay locked (VmLck): 8 kB, and 4 kB before"),
         (leave_node, "the node /dev/vfio/8 is left"),
         (lose_node, "the node /dev/vfio/devices/vfio0 is gone"),
-        (leave_group, "there are 2 IOMMU groups, and there were 1"),
+        (leave_group, "the machine has 2 IOMMU groups, and had 1"),
     ],
 )
 def test_what_is_left(machine: Path, breaks: Callable[[Path], None], finding: str) -> None:
     before = resources(machine)
     breaks(machine)
     assert leaked(before, resources(machine)) == [finding]
+
+
+def after_cycles(*amounts: int) -> list[list[str]]:
+    """Return the findings after each of several cycles that end with so many descriptors."""
+    check = CycleLeakCheck()
+    return [check.grown("bind", Resources(((12, amount),), 16, 4)) for amount in amounts]
+
+
+def test_a_steady_amount_is_no_leak() -> None:
+    assert after_cycles(5, 5, 5) == [[], [], []]
+
+
+def test_less_is_no_leak() -> None:
+    assert after_cycles(5, 4, 4) == [[], [], []]
+
+
+def test_each_growth_is_found_once_with_the_whole_amount() -> None:
+    assert after_cycles(5, 6, 6, 7) == [[], ["1 file descriptors"], [], ["2 file descriptors"]]
+
+
+def test_a_slow_leak_is_found() -> None:
+    found = after_cycles(*(5 + cycle // 10 for cycle in range(31)))
+    assert [cycle for cycle, findings in enumerate(found) if findings] == [10, 20, 30]
+    assert found[30] == ["3 file descriptors"]
+
+
+def test_a_leak_that_a_transient_hides_is_found() -> None:
+    assert after_cycles(6, 5, 6) == [[], [], ["1 file descriptors"]]
+
+
+def test_workloads_are_compared_with_themselves() -> None:
+    check = CycleLeakCheck()
+    assert check.grown("bind", Resources(((12, 5),), 0, 0)) == []
+    assert check.grown("dma", Resources(((12, 9),), 64, 0)) == []
+    assert check.grown("dma", Resources(((12, 9),), 68, 4)) == [
+        "4 kB of pinned memory (VmPin)",
+        "4 kB of locked memory (VmLck)",
+    ]
 
 
 def test_a_taint_that_is_new() -> None:
@@ -740,7 +779,7 @@ def test_a_taint_that_is_new() -> None:
     assert taint_findings(0, warned | modules) == ["the kernel is tainted by W, the kernel warned (bit 9)"]
     letters = [line.split()[5] for line in taint_findings(warned, warned | died | bad_page | lockup)]
     assert letters == ["B,", "D,", "L,"]
-    assert taint_findings(0, 1 << 40) == ["the kernel is tainted by what has no name here (bit 40)"]
+    assert taint_findings(0, 1 << 40) == ["the kernel is tainted by an unknown bit (bit 40)"]
 
 
 # Memory of the kernel that nobody refers to any more

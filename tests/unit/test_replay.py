@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vfiotool.errors import VfioToolError
-from vfiotool.stress.record import Call, Expectation, Outcome, Record
+from vfiotool.stress.record import Call, Expectation, Outcome, Record, TraceLine
 from vfiotool.stress.reproduce.replay import (
     Finding,
     MonitorFindings,
@@ -20,17 +20,17 @@ from vfiotool.stress.reproduce.replay import (
     replay,
     shrunk,
 )
-from vfiotool.stress.results.trace import Line, Trace
+from vfiotool.stress.results.trace import Trace
 
 UNBIND = Call("unbind", {"member": 0})
 
 
-def line(name: str, cycle: int, unit: int = 0, *, bad: bool = False, released: str = "") -> Line:
+def line(name: str, cycle: int, unit: int = 0, *, bad: bool = False, released: str = "") -> TraceLine:
     call = UNBIND if name == "unbind" else Call(name)
-    return Line(unit, "group", cycle, call, "0", "EIO" if bad else "0", bad, released, 0.0, 1.0)
+    return TraceLine(unit, "group", cycle, call, "0", "EIO" if bad else "0", bad, released, 0.0, 1.0)
 
 
-def trace(*lines: Line) -> Trace:
+def trace(*lines: TraceLine) -> Trace:
     return Trace({}, list(lines), False)
 
 
@@ -148,13 +148,13 @@ def test_who_looks_no_further_leaves_it_at_rest_too() -> None:
 
 
 def test_a_group_that_does_not_come_to_rest_is_told_of() -> None:
-    with pytest.raises(VfioToolError, match="group 7 does not come to rest") as raised:
+    with pytest.raises(VfioToolError, match="group 7 does not return to rest") as raised:
         done(FakeHarness(stuck=True), UP)
     assert raised.value.hint
 
 
 def test_an_action_that_cannot_be_understood_is_named() -> None:
-    with pytest.raises(VfioToolError, match="'up by=much' cannot be understood"):
+    with pytest.raises(VfioToolError, match="the call 'up by=much' is invalid"):
         done(FakeHarness(), Call("up", {"by": "much"}))
 
 

@@ -84,7 +84,7 @@ def guest(folder: Any, hostname: str, panic_on_oops: str) -> Tree:
 
 @pytest.mark.parametrize(
     ("hostname", "panic_on_oops", "reason"),
-    [("workstation", "0", "it is no guest of the lab"), (LAB_HOST, "1", "kernel.panic_on_oops is set")],
+    [("workstation", "0", "this machine is no lab guest"), (LAB_HOST, "1", "kernel.panic_on_oops is set")],
 )
 def test_no_kernel_is_crashed_but_a_guests(
     hostname: str, panic_on_oops: str, reason: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch

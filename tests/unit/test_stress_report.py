@@ -26,10 +26,11 @@ from vfiotool.render.report_page import write_page
 from vfiotool.render.report_page.markup import duration
 from vfiotool.render.report_page.scales import LogScale, TimeScale
 from vfiotool.render.stress_progress import ProgressDisplay, RunProgress
-from vfiotool.stress.record import Call, Expectation, Outcome, Record, errno_name
+from vfiotool.stress.record import Call, Expectation, Outcome, Record, TraceLine, errno_name
 from vfiotool.stress.results.report import (
     KILLED,
     MOST_UNEXPECTED,
+    Measured,
     Report,
     Unexpected,
     judge,
@@ -38,7 +39,7 @@ from vfiotool.stress.results.report import (
     write_report,
 )
 from vfiotool.stress.results.stats import MOST_NAMES, OTHERS, Latencies
-from vfiotool.stress.results.trace import Line, Trace, TraceWriter, read_trace, sample_trace
+from vfiotool.stress.results.trace import Trace, TraceWriter, read_trace, sample_trace
 from vfiotool.testing import FakeHost
 
 ADDRESS = "0000:01:00.0"
@@ -62,7 +63,7 @@ RECORD = Record(
     outcome=Outcome(errno.EPERM),
     released="unbind",
 )
-LINE = RECORD.document()
+LINE = RECORD.line().document()
 
 
 def write_trace(path: Path, *documents: dict[str, Any]) -> None:
@@ -85,14 +86,14 @@ def write_lines(path: Path, *raw: bytes) -> None:
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     good = Record(1.0, 2.0, 0, "bind", 1, Call("unbind"), Expectation(), Outcome())
-    write_trace(path, LINE, good.document())
+    write_trace(path, LINE, good.line().document())
     header = json.loads(path.read_text().splitlines()[0])
     assert header == {"schema": "vfiotool.trace/1", **HEADER}
     assert read_trace(str(path)) == Trace(
         header,
         [
-            Line(0, "group", 4, RECORD.call, "0", "EPERM", True, "unbind", 12.5, 80.2),
-            Line(0, "bind", 1, Call("unbind"), "0", "0", False, "", 1.0, 2.0),
+            TraceLine(0, "group", 4, RECORD.call, "0", "EPERM", True, "unbind", 12.5, 80.2),
+            TraceLine(0, "bind", 1, Call("unbind"), "0", "0", False, "", 1.0, 2.0),
         ],
         cut=False,
     )
@@ -211,7 +212,7 @@ def test_a_sample_has_a_share_and_all_that_is_unexpected(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"unit": 1}, "there is no unit 1"),
+        ({"unit": 1}, "the header has no unit 1"),
         ({"unit": -1}, "unit is below 0"),
         ({"unit": True}, "unit is not an integer"),
         ({"cycle": 1.5}, "cycle is not an integer"),
@@ -220,14 +221,14 @@ def test_a_sample_has_a_share_and_all_that_is_unexpected(tmp_path: Path) -> None
         ({"at": float("inf")}, "Infinity is not a number"),
         ({"us": -1}, "us is not a number of 0 or more"),
         ({"us": 10**400}, "us is not a number"),
-        ({"operation": None}, "operation is not a text"),
+        ({"operation": None}, "operation is not a string"),
         ({"arguments": []}, "arguments is not an object"),
         ({"arguments": {"a": [1]}}, "argument 'a' is not an integer"),
         ({"arguments": {"a": False}}, "argument 'a' is not an integer"),
-        ({"got": 0}, "got is not a text"),
+        ({"got": 0}, "got is not a string"),
         ({"got": "\ud800"}, "half a surrogate pair"),
         ({"unexpected": 1}, "unexpected is neither"),
-        ({"released": 1}, "released is not a text"),
+        ({"released": 1}, "released is not a string"),
         ({"relased": ""}, "'relased' has no meaning"),
         ({"got": "x" * 200_000}, "more than 131072 bytes"),
     ],
@@ -237,7 +238,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, Any], cause: s
     write_lines(path, json.dumps({**LINE, **change}).encode() + b"\n")
     with pytest.raises(VfioToolError, match=cause) as caught:
         read_trace(str(path))
-    assert caught.value.message.startswith(f"line 2 of the trace {path} cannot be understood: ")
+    assert caught.value.message.startswith(f"line 2 of the trace {path} is invalid: ")
     assert caught.value.hint
 
 
@@ -266,10 +267,10 @@ UNIT = HEADER["units"][0]
     [
         ({"schema": "vfiotool.stress/1"}, "not the header of a trace"),
         ({"seed": "7"}, "seed is not an integer"),
-        ({"kernel": None}, "kernel is not a text"),
+        ({"kernel": None}, "kernel is not a string"),
         ({"devices": ADDRESS}, "devices is not a list"),
-        ({"workloads": [1]}, "workloads is not a text"),
-        ({"units": []}, "it has no unit"),
+        ({"workloads": [1]}, "workloads is not a string"),
+        ({"units": []}, "the header has no unit"),
         ({"units": [3]}, "a unit is not an object"),
         ({"units": [{**UNIT, "group": "3"}]}, "group is not an integer"),
         ({"units": [{**UNIT, "hosts": []}]}, "hosts is not an object"),
@@ -396,7 +397,7 @@ def test_a_run_without_a_reason_passes(interrupted: str | None) -> None:
         ({"findings": ["a uevent is missing"]}, "a uevent is missing"),
         ({"restored": False}, "not back on their drivers"),
         ({"interrupted": KILLED}, "killed"),
-        ({"cycles": 0}, "no cycle was done"),
+        ({"cycles": 0}, "the run executed no cycle"),
         ({"trace_failure": OSError(errno.ENOSPC, "No space left"), "dropped": 9}, "No space left.*lacks 9"),
     ],
 )
@@ -415,6 +416,14 @@ OPERATION = {"count": 4, "errors": {"EBUSY": 1}, "p50_us": 9, "p90_us": 20, "p99
 
 
 def report(reasons: tuple[str, ...] = (), **changes: Any) -> Report:
+    measured: dict[str, Any] = {
+        "udev": {"expected": 1, "received": 1, "missing": [], "duplicated": [], "out_of_order": []},
+        "probes": {"vfio_group_release": 3},
+        "kernel_log": [],
+        "taint": {"before": 0, "after": 0},
+        "resources": {"before": {"fds": 3}, "after": {"fds": 3}, "leaked": []},
+    }
+    measured |= {name: changes.pop(name) for name in measured if name in changes}
     found: dict[str, Any] = {
         "kernel": "6.12.48",
         "era": "cdev",
@@ -427,17 +436,12 @@ def report(reasons: tuple[str, ...] = (), **changes: Any) -> Report:
         "operations": {"unbind": OPERATION},
         "unexpected": [],
         "unexpected_count": 0,
-        "udev": {"expected": 1, "received": 1, "missing": [], "duplicated": [], "out_of_order": []},
-        "probes": {"vfio_group_release": 3},
-        "kernel_log": [],
-        "taint": {"before": 0, "after": 0},
-        "resources": {"before": {"fds": 3}, "after": {"fds": 3}, "leaked": []},
         "restored": True,
         "interrupted": None,
         "reasons": reasons,
         "reproduce": "vfiotool stress group dma --seed 7",
     }
-    return Report(**{**found, **changes})
+    return Report(**{**found, "measured": Measured(**measured), **changes})
 
 
 def test_a_report_has_the_fields_of_the_contract(tmp_path: Path) -> None:
@@ -456,7 +460,7 @@ def test_a_report_has_the_fields_of_the_contract(tmp_path: Path) -> None:
 
 def test_many_findings_are_counted_and_not_all_told() -> None:
     reasons = judge(**{**PASSED, "findings": [f"finding {number}" for number in range(1000)]})
-    assert reasons[-1] == "the monitors found 950 things more"
+    assert reasons[-1] == "the monitors have 950 more findings"
     assert len(reasons) == 51
 
 
@@ -484,7 +488,7 @@ def test_a_folder_of_other_things_is_refused_as_it_is(tmp_path: Path, name: str)
     names = {name, "report.json"}
     for one in names:
         (tmp_path / one).touch()
-    with pytest.raises(VfioToolError, match=f"holds what is no report: '{name}'") as caught:
+    with pytest.raises(VfioToolError, match=f"holds files that are no report: '{name}'") as caught:
         prepare_folder(str(tmp_path))
     assert "empty folder" in caught.value.hint
     assert {one.name for one in tmp_path.iterdir()} == names
@@ -612,10 +616,10 @@ def test_a_page_of_many_unexpected_operations_and_units_is_bounded(tmp_path: Pat
 
 def test_a_page_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     found = page(
-        tmp_path, report(("no cycle was done",), operations={}, cycles=0, seconds=0.0).document(), []
+        tmp_path, report(("the run executed no cycle",), operations={}, cycles=0, seconds=0.0).document(), []
     )
     assert "Failed" in found.text
-    assert "no cycle was done" in found.text
+    assert "the run executed no cycle" in found.text
 
 
 def test_a_page_of_a_killed_run_says_what_is_not_known(tmp_path: Path) -> None:
@@ -629,7 +633,7 @@ def test_a_page_of_a_killed_run_says_what_is_not_known(tmp_path: Path) -> None:
 def test_a_page_shows_the_kernel_log_and_counts_of_what_is_not_listed(tmp_path: Path) -> None:
     entry = {"kind": "bug", "text": "kernel BUG at <vfio.c>:1", "at": 12.5, "where": "notifier+0x10/0x20"}
     uevent = {"action": "bind", "subsystem": "pci", "address": ADDRESS, "group": 3, "seqnum": 4711}
-    udev = {**report().udev, "missing": [uevent], "counts": {"missing": 4321}}
+    udev = {**report().measured.udev, "missing": [uevent], "counts": {"missing": 4321}}
     found = page(tmp_path, report(kernel_log=[entry], udev=udev).document(), [])
     shown = "bug  kernel BUG at <vfio.c>:1\nat 12.500000 s, in notifier+0x10/0x20"
     assert [

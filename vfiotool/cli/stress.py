@@ -215,7 +215,7 @@ def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: b
     if options.script:
         write_whole(options.script, [script(trace.header, finding)])
     if as_json:
-        operations = [one.document() for one in finding.records]
+        operations = [record.line().document() for record in finding.records]
         found = list(finding.seen.found)
         write_document("stress", {"operations": operations, "found": found, "script": options.script})
         return

@@ -1,4 +1,4 @@
-"""Who outlives a run that is killed: gives the devices back, and says how far it came."""
+"""The cleanup process outlives a run that is killed: gives the devices back, and writes the report."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from vfiotool.stress.config import RunConfig
 from vfiotool.stress.lease import GIVE_BACK_SECONDS, give_back
 from vfiotool.stress.results.report import (
     KILLED,
-    MOST_UNEXPECTED,
     TRACE,
+    Measured,
     Report,
     Unexpected,
-    judge,
-    of_header,
+    build_report,
     write_report,
 )
 from vfiotool.stress.results.stats import Latencies
@@ -29,9 +28,9 @@ from vfiotool.stress.workers import ignore_terminal_signals
 
 
 class CleanupProcess:
-    """A process in a session of its own. It acts once the run and all its workers are gone without a word.
+    """A child process in a session of its own. The process acts after the run and all workers have exited.
 
-    A context manager of one thread: at its end the run has said that all is done.
+    A context manager of one thread: leaving the block tells the process that nothing is to be cleaned up.
     """
 
     def __init__(self, config: RunConfig, header: Mapping[str, Any]) -> None:
@@ -43,8 +42,8 @@ class CleanupProcess:
                 ignore_terminal_signals()
                 recorded: Collection[str] | None = None
                 with contextlib.suppress(EOFError):
-                    while (word := theirs.recv()) is not None:
-                        recorded = word
+                    while (message := theirs.recv()) is not None:
+                        recorded = message
                     os._exit(0)
                 if recorded is not None:
                     _clean_up(config, header, recorded)
@@ -63,7 +62,7 @@ class CleanupProcess:
         os.waitpid(self._pid, 0)
 
     def will_take(self, recorded: Collection[str]) -> None:
-        """Say that the devices are taken now, and which of them had been recorded before."""
+        """Announce that the run takes the devices now. ``recorded`` have a record in the journal already."""
         self._line.send(recorded)
 
 
@@ -76,41 +75,27 @@ def _clean_up(config: RunConfig, header: Mapping[str, Any], recorded: Collection
 
 
 def killed_report(folder: str, header: Mapping[str, Any], lost: list[str]) -> Report:
-    """Return what the trace of a killed run tells.
+    """Return the report of a killed run, from its trace. ``lost`` are devices that were not given back.
 
     Raises:
-        VfioToolError: it cannot be read.
+        VfioToolError: the trace cannot be read.
     """
-    trace = read_trace(f"{folder}/{TRACE}")
+    lines = read_trace(f"{folder}/{TRACE}").lines
     latencies = Latencies()
-    for line in trace.lines:
+    for line in lines:
         latencies.record(line.call.name, line.us, "0" if line.got.startswith("0") else line.got)
     unexpected = [
-        Unexpected(str(line.call), line.expected, line.got, line.at)
-        for line in trace.lines
-        if line.unexpected
+        Unexpected(str(line.call), line.expected, line.got, line.at) for line in lines if line.unexpected
     ]
-    cycles = len({(line.unit, line.workload, line.cycle) for line in trace.lines})
-    reasons = judge(
-        cycles=cycles,
+    return build_report(
+        header,
+        seconds=lines[-1].at - lines[0].at if lines else 0.0,
+        cycles=len({(line.unit, line.workload, line.cycle) for line in lines}),
+        operations=latencies.document(),
+        unexpected=unexpected,
         unexpected_count=len(unexpected),
+        measured=Measured(),
         findings=lost,
         restored=not lost,
         interrupted=KILLED,
-    )
-    return Report(
-        **of_header(header),
-        seconds=trace.lines[-1].at - trace.lines[0].at if trace.lines else 0.0,
-        cycles=cycles,
-        operations=latencies.document(),
-        unexpected=unexpected[:MOST_UNEXPECTED],
-        unexpected_count=len(unexpected),
-        udev={"expected": 0, "received": 0, "missing": [], "duplicated": [], "out_of_order": []},
-        probes={},
-        kernel_log=[],
-        taint={"before": None, "after": None},
-        resources={"before": None, "after": None, "leaked": []},
-        restored=not lost,
-        interrupted=KILLED,
-        reasons=reasons,
     )

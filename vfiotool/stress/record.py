@@ -1,7 +1,6 @@
-"""What a run does, operation by operation: what was asked for, what must come of it, and what came.
+"""The records of a run: each call, what the model expects of the call, and what the kernel did.
 
-What a worker sends of each operation is made of named tuples: a frozen dataclass takes three times as long
-to send.
+A worker sends records as named tuples: sending a frozen dataclass takes three times as long.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ DONE = frozenset((0,))
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operation, as a trace has it: a name, and plain numbers and texts.
+    """One call of an operation, as a trace holds the call: a name, and plain numbers and texts.
 
-    ``name`` is the kernel's term for it (``SET_CONTAINER``, ``unbind``, ``map``), ``arguments`` say to what.
+    ``name`` is the kernel's term (``SET_CONTAINER``, ``unbind``, ``map``); ``arguments`` name the target.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Call:
 
 
 class ExpectedUevent(NamedTuple):
-    """A uevent: ``address`` is None for the node of a group."""
+    """A uevent that must follow a call. ``address`` is None for the node of a group."""
 
     subsystem: str
     action: str
@@ -42,12 +41,13 @@ class ExpectedUevent(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What must come of an action.
+    """What the model expects of a call.
 
-    One of ``errnos``, where 0 is success; ``value``, where it matters, is what a success gives: flags, bytes,
-    pages, interrupts. ``waits_for`` says until when it blocks, ``crash`` which line of the kernel would end
-    the machine. ``signs`` and ``probes`` are the uevents and functions that follow, once it is done.
-    ``pairs``, of two operations at once, are what both may give: ``waits and ENODEV``.
+    The call must return one of ``errnos``; 0 is success. ``value`` is the value of a success (flags, bytes,
+    pages, interrupts), or None if any value is right. ``waits_for`` names the condition until which the call
+    blocks, or is empty. ``crash`` names the kernel's line that would end the machine, or is empty.
+    ``uevents`` and ``probes`` are the uevents and kernel functions that follow a success. ``pairs`` are the
+    permitted results of two concurrent operations, such as ``waits and ENODEV``.
     """
 
     errnos: frozenset[int] = DONE
@@ -59,7 +59,7 @@ class Expectation(NamedTuple):
     pairs: tuple[str, ...] = ()
 
     def allows(self, outcome: Outcome) -> bool:
-        """Say whether this is what must come of it."""
+        """Return True if the outcome is as expected."""
         if outcome.errno not in self.errnos or outcome.note:
             return False
         return self.value is None or outcome.errno != 0 or outcome.value == self.value
@@ -69,15 +69,15 @@ class Expectation(NamedTuple):
             return ", or ".join(self.pairs)
         if self.waits_for:
             return f"to wait until {self.waits_for}"
-        names = " or ".join(sorted(errno_name(one) for one in self.errnos))
+        names = " or ".join(sorted(errno_name(code) for code in self.errnos))
         return names if self.value is None or 0 not in self.errnos else f"{names}, {self.value}"
 
 
 class Outcome(NamedTuple):
-    """What came of an action: an errno or 0, a value, and, where it did not go as told, a note of how.
+    """The outcome of a call: an errno or 0, a value, and a note if the call failed in another way.
 
-    ``proved`` is the one of several expectations that it turned out to be: of two operations at once, either
-    may have been the first.
+    ``proved`` is the expectation that turned out to apply, if several were possible: of two concurrent
+    operations, either may have come first.
     """
 
     errno: int = 0
@@ -89,12 +89,50 @@ class Outcome(NamedTuple):
         return self.note or (f"0, {self.value}" if self.value and not self.errno else errno_name(self.errno))
 
 
-class Record(NamedTuple):
-    """An operation that was done. ``at`` is CLOCK_MONOTONIC in seconds, ``took_us`` microseconds.
+@dataclass(frozen=True, slots=True)
+class TraceLine:
+    """A record in the form of a trace. ``at`` is CLOCK_MONOTONIC in seconds, ``us`` is in microseconds.
 
-    ``unit`` numbers the group of devices, ``cycle`` what the workload did in one piece; ``group`` is the
-    number that the kernel has for the group now. ``released`` names the operation that waited for this one,
-    which no workload chose.
+    ``expected`` and ``got`` are texts for people; ``released`` is as in ``Record``.
+    """
+
+    unit: int
+    workload: str
+    cycle: int
+    call: Call
+    expected: str
+    got: str
+    unexpected: bool
+    released: str
+    at: float
+    us: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the line."""
+        line: dict[str, Any] = {
+            "at": self.at,
+            "us": self.us,
+            "unit": self.unit,
+            "workload": self.workload,
+            "cycle": self.cycle,
+            "operation": self.call.name,
+            "arguments": dict(self.call.arguments),
+            "expected": self.expected,
+            "got": self.got,
+        }
+        if self.unexpected:
+            line["unexpected"] = True
+        if self.released:
+            line["released"] = self.released
+        return line
+
+
+class Record(NamedTuple):
+    """A call that was executed. ``at`` is CLOCK_MONOTONIC in seconds, ``took_us`` is in microseconds.
+
+    ``unit`` is the number of the group in the run, ``group`` the kernel's present number of that group.
+    ``cycle`` numbers the cycles of the workload. ``released`` names the blocked call that this call
+    unblocked: no workload chose this call then.
     """
 
     at: float
@@ -110,33 +148,29 @@ class Record(NamedTuple):
 
     @property
     def is_unexpected(self) -> bool:
-        """Say whether something else came of it than had to."""
+        """Return True if the outcome is not as expected."""
         return not self.expected.allows(self.outcome)
 
-    def document(self) -> dict[str, Any]:
-        """Return it as a line of a trace has it."""
-        line: dict[str, Any] = {
-            "at": round(self.at, 6),
-            "us": round(self.took_us, 1),
-            "unit": self.unit,
-            "workload": self.workload,
-            "cycle": self.cycle,
-            "operation": self.call.name,
-            "arguments": dict(self.call.arguments),
-            "expected": str(self.expected),
-            "got": str(self.outcome),
-        }
-        if self.is_unexpected:
-            line["unexpected"] = True
-        if self.released:
-            line["released"] = self.released
-        return line
+    def line(self) -> TraceLine:
+        """Return the record in the form of a trace."""
+        return TraceLine(
+            unit=self.unit,
+            workload=self.workload,
+            cycle=self.cycle,
+            call=self.call,
+            expected=str(self.expected),
+            got=str(self.outcome),
+            unexpected=self.is_unexpected,
+            released=self.released,
+            at=round(self.at, 6),
+            us=round(self.took_us, 1),
+        )
 
 
 NOTHING = Record(0.0, 0.0, 0, "", 0, Call(""), Expectation(), Outcome())
-"""What the records of a cycle are made from."""
+"""The template of the records of a cycle."""
 
 
 def errno_name(code: int) -> str:
-    """Return an errno's name, ``0`` for success, and the number of one that has no name."""
+    """Return the name of an errno, ``0`` for success, and the number of an errno that has no name."""
     return errno.errorcode.get(code, str(code)) if code else "0"

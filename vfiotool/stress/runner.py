@@ -1,11 +1,11 @@
-"""A run: devices are taken, workers work on them, monitors watch, and all is given back and judged."""
+"""A run: take the devices, let workers execute, watch with monitors, give the devices back, and judge."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from vfiotool.errors import UnsupportedError
@@ -28,7 +28,7 @@ from vfiotool.stress.monitors.resources import (
 )
 from vfiotool.stress.monitors.stuck_tasks import StuckTaskMonitor
 from vfiotool.stress.operations.registry import GroupOperations
-from vfiotool.stress.results.report import TRACE, Report, judge, of_header, prepare_folder, utc_text
+from vfiotool.stress.results.report import TRACE, Measured, Report, build_report, prepare_folder, utc_text
 from vfiotool.stress.results.stats import RunStats
 from vfiotool.stress.results.trace import TraceWriter
 from vfiotool.stress.workers import BATCH, WorkerPool
@@ -36,12 +36,12 @@ from vfiotool.stress.workloads import WORKLOADS
 
 _TICK_SECONDS = 0.2
 _REST_SECONDS = 0.2
-"""Between two looks at what was sent, unless there is much: each takes the machine from what is watched."""
+"""The pause between two receptions, unless much arrives: the run takes CPU time from the watched machine."""
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SETTLE_SECONDS = 5.0
 _SILENCE_SECONDS = 180.0
-"""No operation waits for so long: a minute for the bus is the longest."""
+"""No call takes so long: the longest is a minute, for the bus lock."""
 _END_SECONDS = 90.0
 _AFTER_CRASH_SECONDS = 2.0
 _MOST_UNEXPECTED = 20
@@ -49,29 +49,29 @@ _SHOWN = 6
 
 
 class ProgressSink(Protocol):
-    """What shows a run as it goes."""
+    """Shows the progress of a run."""
 
     @property
     def due(self) -> bool:
-        """Say whether it would show anything now."""
+        """Return True if an update would be shown now."""
 
     def show(self, **fields: Any) -> None:
-        """Show how far the run has come."""
+        """Show the progress."""
 
 
 class StopRequest:
-    """What told the run to end: a signal's name, if any did."""
+    """The request to stop a run: ``by`` is the name of the signal, or None."""
 
     by: str | None = None
 
 
 def run(config: RunConfig, progress: ProgressSink, stop: StopRequest) -> Report:
-    """Do it, and return what was found. Devices are given back whatever happens.
+    """Execute a run and return its report. The devices are given back after any outcome.
 
     Raises:
-        UnsupportedError: no group has what it takes for a workload.
+        UnsupportedError: no group supports a workload.
         RefusedError, BindError, BlockedError: the devices cannot be taken; see ``DeviceLease``.
-        VfioToolError: the report's folder cannot be used.
+        VfioToolError: the report folder cannot be used.
     """
     tree = Tree()
     model = kernel_model(tree, config.state_dir)
@@ -84,7 +84,7 @@ def run(config: RunConfig, progress: ProgressSink, stop: StopRequest) -> Report:
         patience = GIVE_BACK_SECONDS
         try:
             current = Run(config, model, tree, RunStats(trace), progress, stop)
-            current.perform()
+            current.execute()
             if current.has_crashed:
                 patience = _AFTER_CRASH_SECONDS
         finally:
@@ -93,25 +93,25 @@ def run(config: RunConfig, progress: ProgressSink, stop: StopRequest) -> Report:
 
 
 def require_possible(config: RunConfig, model: Model) -> None:
-    """Refuse a workload that no group of the order has what it takes for.
+    """Refuse a workload that no group supports. The workload ``all`` leaves out unsupported workloads.
 
     Raises:
-        UnsupportedError: there is one; ``all`` leaves such out.
+        UnsupportedError: no group supports a workload.
     """
     if config.repeated:
         return
-    all_operations = [GroupOperations(model, group) for group in config.groups]
+    groups = [GroupOperations(model, group) for group in config.groups]
     for name in config.workloads:
-        lacks = [WORKLOADS[name].lacks(operations) for operations in all_operations]
+        lacks = [WORKLOADS[name].lacks(operations) for operations in groups]
         if all(lacks) and set(config.workloads) != set(WORKLOADS):
             raise UnsupportedError(
-                f"the workload {name} cannot be done on {', '.join(config.addresses)}: it lacks {lacks[0]}",
+                f"{', '.join(config.addresses)} cannot run the workload {name}: the group lacks {lacks[0]}",
                 hint="name devices that have it, or another workload",
             )
 
 
 def trace_header(config: RunConfig, model: Model, tree: Tree) -> dict[str, Any]:
-    """Return what a trace and a report say of a run before it begins."""
+    """Return the header of the trace; the report has these fields too."""
     return {
         "kernel": kernel_release(tree),
         "era": str(model.era.value),
@@ -125,7 +125,7 @@ def trace_header(config: RunConfig, model: Model, tree: Tree) -> dict[str, Any]:
 
 
 class _Before:
-    """What there was before the run."""
+    """The taint, the resources and the known leaks before the run."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -134,7 +134,7 @@ class _Before:
         self.resources = self._read()
 
     def findings(self) -> tuple[Resources, int, list[str]]:
-        """Return what there is now, and what is wrong with it."""
+        """Return the present resources and taint, and a finding for each defect."""
         after, taint = self._read(), read_taint(self._tree)
         leaks = [f"kmemleak: {' '.join(text.split())}" for text in self.leaks.scan()]
         return after, taint, [*leaked(self.resources, after), *leaks, *taint_findings(self.taint, taint)]
@@ -144,7 +144,7 @@ class _Before:
 
 
 class Run:
-    """One run, from the first worker to the last."""
+    """One run, from the start of the first worker to the exit of the last. Only one thread may use a run."""
 
     def __init__(
         self,
@@ -162,18 +162,18 @@ class Run:
         self._stop = stop
         self._monitors = MonitorSet(tree, model.era, config.addresses)
         self._tasks = StuckTaskMonitor(_PATIENCE_SECONDS)
-        self._died: list[str] = []
+        self._worker_findings: list[str] = []
         self._begun = now()
         self._seconds = 0.0
         self._looked = 0.0
 
     @property
     def has_crashed(self) -> bool:
-        """Say whether the kernel has logged a bug: what it then holds locked, stays so."""
+        """Return True if the kernel logged a bug. The kernel never releases the locks that it holds then."""
         return "bug" in self._monitors.kernel_log.counts
 
-    def perform(self) -> None:
-        """Have the workers work until they end, or must."""
+    def execute(self) -> None:
+        """Let the workers execute until they exit, or must stop."""
         with contextlib.closing(self._monitors):
             until = None if self._config.duration is None else self._begun + self._config.duration
             workers = WorkerPool(self._config, self._model, until, self._monitors.leave_to_parent)
@@ -184,80 +184,81 @@ class Run:
             self._seconds = now() - self._begun
             self._settle()
 
-    def report(self, header: dict[str, Any], before: _Before, lost: list[str]) -> Report:
-        """Judge the run."""
+    def report(self, header: Mapping[str, Any], before: _Before, lost: list[str]) -> Report:
+        """Judge the run. ``lost`` are the devices that could not be given back, with the reasons."""
         after, taint, findings = before.findings()
         stats = self._stats
         stats.trace.close()
-        leaked_now = [*stats.leaked, *findings]
-        parts = self._monitors.document()
-        reasons = judge(
-            cycles=stats.cycles,
-            unexpected_count=stats.unexpected_count,
-            findings=[*self._monitors.findings(), *self._died, *self._tasks.findings(), *leaked_now, *lost],
-            restored=not lost,
-            interrupted=self._stop.by,
-            trace_failure=stats.trace.failure,
-            dropped=stats.trace.dropped,
-        )
-        return Report(
-            **of_header(header),
+        leaks = [*stats.leaked, *findings]
+        return build_report(
+            header,
             seconds=self._seconds,
             cycles=stats.cycles,
             operations=stats.latencies.document(),
             unexpected=stats.unexpected,
             unexpected_count=stats.unexpected_count,
-            udev=parts["udev"],
-            probes=parts["probes"],
-            kernel_log=parts["kernel_log"],
-            taint={"before": before.taint, "after": taint},
-            resources={
-                "before": before.resources.document(),
-                "after": after.document(),
-                "leaked": leaked_now,
-                "stuck": self._tasks.document(),
-            },
+            measured=Measured(
+                **self._monitors.document(),
+                taint={"before": before.taint, "after": taint},
+                resources={
+                    "before": before.resources.document(),
+                    "after": after.document(),
+                    "leaked": leaks,
+                    "stuck": self._tasks.document(),
+                },
+            ),
+            findings=[
+                *self._monitors.findings(),
+                *self._worker_findings,
+                *self._tasks.findings(),
+                *leaks,
+                *lost,
+            ],
             restored=not lost,
             interrupted=self._stop.by,
-            reasons=reasons,
+            trace_failure=stats.trace.failure,
+            dropped=stats.trace.dropped,
         )
 
     def _follow(self, workers: WorkerPool) -> None:
-        """Take what workers send until all have ended, or none that is left ever will."""
+        """Receive messages until all workers have exited, or none of the others ever will."""
         deadline: float | None = None
         while workers.running:
-            is_busy = self._take(workers)
+            is_busy = self._receive(workers)
             self._monitors.feed(workers.heard)
             self._monitors.read()
             self._look(workers)
-            if deadline is None and self._must_end():
-                workers.tell_to_end()
+            if deadline is None and self._must_stop():
+                workers.request_stop()
                 deadline = now() + _END_SECONDS
-            if self._is_in_vain(workers, deadline):
+            if self._tasks.findings():
+                return
+            if given_up := self._hopeless(workers, deadline):
+                self._worker_findings += given_up
                 return
             if not is_busy:
                 time.sleep(_REST_SECONDS)
-        self._died += [
-            f"a worker ended with status {worker.status} in: {worker.status_line.read()}"
+        self._worker_findings += [
+            f"a worker exited with status {worker.status} in: {worker.status_line.read()}"
             for worker in workers.all
             if worker.status
         ]
 
-    def _take(self, workers: WorkerPool) -> bool:
-        """Take what has been sent, and say whether there may be more at once."""
+    def _receive(self, workers: WorkerPool) -> bool:
+        """Process all received messages. Return True if more may be ready at once."""
         is_busy = False
-        for sent in workers.receive(_TICK_SECONDS):
-            is_busy |= len(sent.records) >= BATCH
-            for group, addresses in sent.watch:
+        for message in workers.receive(_TICK_SECONDS):
+            is_busy |= len(message.records) >= BATCH
+            for group, addresses in message.watch:
                 self._monitors.watch(group, addresses)
-            for record in sent.records:
+            for record in message.records:
                 self._stats.add(record)
                 self._monitors.note(record)
-            self._stats.cycles += sent.cycles
-            self._stats.add_leaks(sent.leaked)
+            self._stats.cycles += message.cycles
+            self._stats.add_leaks(message.leaked)
         return is_busy
 
-    def _must_end(self) -> bool:
+    def _must_stop(self) -> bool:
         stats = self._stats
         return (
             self._stop.by is not None
@@ -266,24 +267,20 @@ class Run:
             or self.has_crashed
         )
 
-    def _is_in_vain(self, workers: WorkerPool, deadline: float | None) -> bool:
-        """Say whether to wait no longer: for a task that is stuck, or that was told to end and does not."""
-        if self._tasks.findings():
-            return True
+    def _hopeless(self, workers: WorkerPool, deadline: float | None) -> list[str]:
+        """Return why the run must not wait for the workers any longer; an empty list if the run must wait."""
         silent = [worker for worker in workers.running if now() - worker.spoke > _SILENCE_SECONDS]
-        self._died += [
-            f"a worker has done nothing for {_SILENCE_SECONDS:g} s: {worker.status_line.read()}"
-            for worker in silent
-        ]
         if silent:
-            return True
+            return [
+                f"a worker has done nothing for {_SILENCE_SECONDS:g} s: {worker.status_line.read()}"
+                for worker in silent
+            ]
         if deadline is not None and now() > deadline:
-            self._died.append(f"workers did not end within {_END_SECONDS:g} s")
-            return True
-        return False
+            return [f"workers did not exit within {_END_SECONDS:g} s"]
+        return []
 
     def _look(self, workers: WorkerPool) -> None:
-        """Once a second: tasks that are stuck, and the trace on disk for whom the run is killed under."""
+        """Once a second, look for stuck tasks, and flush the trace in case the run is killed."""
         if now() - self._looked >= _LOOK_SECONDS:
             self._looked = now()
             self._tasks.look(workers.processes(), now())
@@ -307,11 +304,11 @@ class Run:
         }
 
     def _unexpected(self) -> Iterator[str]:
-        for one in self._stats.unexpected[:_SHOWN]:
-            yield f"{one.operation}: {one.got}, not {one.expected}"
+        for found in self._stats.unexpected[:_SHOWN]:
+            yield f"{found.operation}: {found.got}, not {found.expected}"
 
     def _settle(self) -> None:
-        """Give what was sent the time to come."""
+        """Wait until the monitors have received the last events, at most some seconds."""
         deadline = now() + _SETTLE_SECONDS
         while now() < deadline and not self._is_settled():
             time.sleep(_TICK_SECONDS)

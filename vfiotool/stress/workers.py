@@ -21,29 +21,29 @@ from vfiotool.stress.config import RunConfig
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.groups import GroupSpec
 from vfiotool.stress.model.lifecycle import Model
-from vfiotool.stress.monitors.resources import Holdings, read_holdings
+from vfiotool.stress.monitors.resources import CycleLeakCheck, read_process_resources
 from vfiotool.stress.operations.registry import GroupOperations
 from vfiotool.stress.record import NOTHING, Call, Expectation, Record
 from vfiotool.stress.workloads import REPLAY, WORKLOADS, Workload, repetition
 
 
 def ignore_terminal_signals() -> None:
-    """Have a session of one's own, and take no notice of being told to end."""
+    """Start a session, and ignore the signals that ask a process to exit."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 BATCH = 64
-"""How many operations are sent at once, at most."""
+"""The most records in one message."""
 _BATCH_SECONDS = 0.05
-"""What was done for so long before is known, even if the kernel then ends the process."""
+"""The longest delay of a record: the run knows all earlier records even if the kernel kills the worker."""
 _STATUS_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is to do with one group; ``unit`` is its number in the run."""
+    """The work of a worker on one group. ``unit`` is the number of the group in the run."""
 
     unit: int
     operations: GroupOperations
@@ -52,10 +52,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class WorkerMessage:
-    """What a worker sends: operations that it did, cycles that it has ended, and what it found leaking.
+    """A message of a worker: records, the number of cycles that ended, and leaks.
 
-    ``at`` is CLOCK_MONOTONIC in seconds, when it is sent. ``watch`` are groups, and devices of theirs, that
-    are to be watched before an operation makes them known.
+    ``at`` is the time of sending, CLOCK_MONOTONIC in seconds. ``watch`` are groups with their devices, which
+    the monitors must watch before the next call involves them.
     """
 
     at: float
@@ -66,30 +66,30 @@ class WorkerMessage:
 
 
 class StatusLine:
-    """What a process does just now, for others to read even if it is stuck or gone. Shared by a fork."""
+    """A text in shared memory: the present call of a worker, readable even if the worker is stuck or gone."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _STATUS_BYTES)
 
     def show(self, text: str) -> None:
-        """Show a text, cut to what fits."""
+        """Set the text. The text is cut to the size of the memory."""
         content = text.encode("utf-8", "replace")[:_STATUS_BYTES]
         self._memory[:] = content.ljust(_STATUS_BYTES, b"\0")
 
     def read(self) -> str:
-        """Return what is shown."""
+        """Return the text."""
         return self._memory[:].rstrip(b"\0").decode("utf-8", "replace")
 
 
 class Worker:
-    """Does the parts of one job in turns. A handle of one thread, in a process of its own.
+    """Executes cycles on its groups in turn. A handle of one thread; each worker is a process.
 
-    The seed decides what each cycle does, whoever does it and whenever.
+    The seed determines the calls of each cycle, whichever worker executes the cycle, and at any time.
     """
 
     def __init__(
         self,
-        parts: Sequence[Assignment],
+        assignments: Sequence[Assignment],
         line: Connection,
         status_line: StatusLine,
         *,
@@ -98,10 +98,10 @@ class Worker:
         until: float | None,
         allow_crash: bool = False,
     ) -> None:
-        """``cycles`` bounds how often each workload is done on each group, ``until`` is CLOCK_MONOTONIC."""
-        self._parts = parts
+        """``cycles`` limits the cycles per workload and group; ``until`` is CLOCK_MONOTONIC in seconds."""
+        self._assignments = assignments
         self._line = line
-        self._stop = select.poll()  # made once: Connection.poll makes one each time
+        self._stop = select.poll()  # created once: Connection.poll creates a poll object per call
         self._stop.register(line, select.POLLIN)
         self._status_line = status_line
         self._seed, self._cycles, self._until = seed, cycles, until
@@ -110,51 +110,48 @@ class Worker:
         self._ended = 0
         self._sent = now()
         self._announced = set[tuple[int, frozenset[str]]]()
-        self._held: dict[tuple[int, str], Holdings] = {}
+        self._leaks = CycleLeakCheck()
 
     def run(self) -> None:
-        """Do cycles until there have been enough, time is up, or the run says so."""
-        self._do_cycles()
+        """Execute cycles until the number or the time is reached, or the run asks this worker to stop."""
+        self._run_cycles()
         self._send()
 
-    def _do_cycles(self) -> None:
+    def _run_cycles(self) -> None:
         rounds = itertools.count() if self._cycles is None else range(self._cycles)
         for cycle in rounds:
-            for part in self._parts:
-                for workload in part.workloads:
+            for assignment in self._assignments:
+                for workload in assignment.workloads:
                     if self._is_over():
                         return
-                    self._do_cycle(part, workload, cycle)
+                    self._run_cycle(assignment, workload, cycle)
 
-    def _do_cycle(self, part: Assignment, workload: Workload, cycle: int) -> None:
-        """Do one, and go back to rest, whatever comes of it."""
-        operations, harness = part.operations, part.operations.harness
-        template = NOTHING._replace(unit=part.unit, workload=workload.name, cycle=cycle)
-        rng = random.Random(f"{self._seed}/{part.unit}/{workload.name}/{cycle}")  # noqa: S311 - repeatable
-        chosen = itertools.takewhile(lambda _: not self._is_told(), workload.cycle(operations, rng))
-        if not (
-            self._perform(operations, chosen, template)
-            and self._perform(operations, harness.wind_down(), template)
-        ):
+    def _run_cycle(self, assignment: Assignment, workload: Workload, cycle: int) -> None:
+        """Execute one cycle, and return the group to rest after any outcome."""
+        operations, harness = assignment.operations, assignment.operations.harness
+        template = NOTHING._replace(unit=assignment.unit, workload=workload.name, cycle=cycle)
+        rng = random.Random(f"{self._seed}/{assignment.unit}/{workload.name}/{cycle}")  # noqa: S311 - repeatable
+        chosen = itertools.takewhile(lambda _: not self._is_stop_requested(), workload.cycle(operations, rng))
+        if not all(self._execute(harness, calls, template) for calls in (chosen, harness.wind_down())):
             harness.abandon()
-            self._perform(operations, harness.wind_down(), template)
-        harness.clients.close()  # all is closed that the model has; this is what it has not
+            self._execute(harness, harness.wind_down(), template)
+        harness.clients.close()  # closes what the kernel returned against the model
         self._ended += 1
-        if leaked := self._leaked(part, workload):
+        if leaked := self._leaked(assignment, workload):
             self._send(leaked=leaked)
         self._send_if_due()
 
-    def _perform(self, operations: GroupOperations, calls: Iterator[Call], template: Record) -> bool:
-        """Do actions as they are chosen, up to one that does not come out as expected; say if none did."""
+    def _execute(self, harness: GroupHarness, calls: Iterator[Call], template: Record) -> bool:
+        """Execute calls as they are chosen, up to the first unexpected outcome. Return True if none came."""
         for call in calls:
-            expected = operations.harness.expect(call)
+            expected = harness.expect(call)
             if expected is None or (expected.crash and not self._allow_crash):
                 continue
             self._status_line.show(f"{template.workload} {template.cycle}: {call}")
-            self._announce(operations.harness, expected)
+            self._announce(harness, expected)
             if expected.crash:
-                self._send()  # nothing may be heard after it
-            for record in operations.harness.perform(call, template, expected):
+                self._send()  # the call may end the machine
+            for record in harness.perform(call, template, expected):
                 self._batch.append(record)
                 if record.is_unexpected:
                     return False
@@ -162,28 +159,27 @@ class Worker:
         return True
 
     def _announce(self, harness: GroupHarness, expected: Expectation) -> None:
-        """Have what an operation names for the first time be watched before it does."""
+        """Make the monitors watch every group and device that a call involves for the first time."""
         about = harness.about(expected)
         if not about <= self._announced:
             self._announced |= about
             self._send(watch=tuple(about))
 
-    def _leaked(self, part: Assignment, workload: Workload) -> tuple[str, ...]:
-        """Compare what is held at rest with what was after the first cycle of the kind."""
-        harness = part.operations.harness
+    def _leaked(self, assignment: Assignment, workload: Workload) -> tuple[str, ...]:
+        """Return what this worker holds at rest and did not hold after earlier cycles of the workload."""
+        harness = assignment.operations.harness
         if not harness.is_at_rest:
             return ()
-        held = read_holdings((os.getpid(),), harness.tree)
-        known = self._held.setdefault((part.unit, workload.name), held)
-        self._held[part.unit, workload.name] = held
-        return tuple(f"{one} after a cycle of {workload.name}" for one in held.more_than(known))
+        held = read_process_resources((os.getpid(),), harness.tree)
+        found = self._leaks.grown((assignment.unit, workload.name), held)
+        return tuple(f"{finding} more after a cycle of {workload.name}" for finding in found)
 
-    def _is_told(self) -> bool:
-        """Say whether the run has said to end, or is gone."""
+    def _is_stop_requested(self) -> bool:
+        """Return True if the run asked this worker to stop, or has exited."""
         return bool(self._stop.poll(0))
 
     def _is_over(self) -> bool:
-        return self._is_told() or (self._until is not None and now() >= self._until)
+        return self._is_stop_requested() or (self._until is not None and now() >= self._until)
 
     def _send_if_due(self) -> None:
         if len(self._batch) >= BATCH or now() - self._sent > _BATCH_SECONDS:
@@ -198,9 +194,9 @@ class Worker:
 def start_worker(
     make: Callable[[Connection, StatusLine], Worker], line: Connection
 ) -> tuple[int, StatusLine]:
-    """Run a worker in a process of its own; return its pid, and what it shows.
+    """Run a worker in a child process; return its pid and its status line.
 
-    Ctrl-C is not for it: the run tells it when to end.
+    The worker ignores Ctrl-C: the run asks the worker to stop.
     """
     status_line = StatusLine()
     pid = os.fork()
@@ -212,7 +208,7 @@ def start_worker(
         make(line, status_line).run()
         status = 0
     except (BrokenPipeError, ConnectionResetError):
-        status = 0  # the run is gone
+        status = 0  # the run has exited
     except Exception:
         traceback.print_exc()
     finally:
@@ -223,9 +219,10 @@ _MOST_AT_ONCE = 32
 
 
 class WorkerHandle:
-    """One worker. ``line`` is None once it has ended; what it sent up to ``heard`` is known.
+    """The run's handle of one worker. ``line`` is None after the worker has exited.
 
-    ``spoke`` is when it last sent anything. Both are CLOCK_MONOTONIC in seconds.
+    All messages up to ``heard`` have been received; ``spoke`` is the time of the last message. Both are
+    CLOCK_MONOTONIC in seconds.
     """
 
     def __init__(self, pid: int, line: Connection, status_line: StatusLine) -> None:
@@ -235,16 +232,16 @@ class WorkerHandle:
         self.heard = 0.0
         self.spoke = now()
         self.status: int | None = None
-        self._sent = select.poll()  # made once: Connection.poll makes one each time
+        self._sent = select.poll()  # created once, as in Worker
         self._sent.register(line, select.POLLIN)
 
     @property
     def has_sent(self) -> bool:
-        """Say whether something waits that it has sent, be it that it has ended."""
+        """Return True if a message can be received, or the worker has exited."""
         return bool(self._sent.poll(0))
 
     def end(self) -> None:
-        """Take it that it has ended, and see how."""
+        """Close the connection of a worker that has exited, and keep its exit status."""
         if self.line is not None:
             self.line.close()
             self.line = None
@@ -253,47 +250,47 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """All workers of a run. A handle of one thread."""
+    """All workers of a run. Only one thread may use a pool."""
 
     def __init__(
         self, config: RunConfig, model: Model, until: float | None, leave: Callable[[], None]
     ) -> None:
-        """Start them: groups are dealt to them in turns, so that no group is two workers'.
+        """Start the workers. Each group belongs to one worker.
 
-        ``leave`` closes, in each of them, what is only for who starts them.
+        Each worker calls ``leave`` first, to close what only the run may hold open.
         """
         self.all: list[WorkerHandle] = []
         self._leave = leave
         count = max(1, min(config.jobs, len(config.groups)))
         for number in range(count):
-            parts = list(enumerate(config.groups))[number::count]
-            self.all.append(self._start(config, model, parts, until))
+            groups = list(enumerate(config.groups))[number::count]
+            self.all.append(self._start(config, model, groups, until))
 
     @property
     def running(self) -> list[WorkerHandle]:
-        """Those that have not ended."""
+        """The workers that have not exited."""
         return [worker for worker in self.all if worker.line is not None]
 
     def receive(self, timeout: float) -> Iterator[WorkerMessage]:
-        """Yield what has come, waiting at most so many seconds for it; who has ended is marked so."""
+        """Yield received messages; wait at most ``timeout`` seconds. Mark each worker that has exited."""
         wait([worker.line for worker in self.running if worker.line is not None], timeout)
         for worker in self.running:
             yield from _received(worker)
 
     @property
     def heard(self) -> float:
-        """Until when all that workers have sent is known, in seconds of CLOCK_MONOTONIC."""
+        """The time up to which all messages have been received, CLOCK_MONOTONIC in seconds."""
         return min((worker.heard for worker in self.running), default=math.inf)
 
-    def tell_to_end(self) -> None:
-        """Have each go back to rest, and end."""
+    def request_stop(self) -> None:
+        """Ask each worker to return its groups to rest, and to exit."""
         for worker in self.running:
             with contextlib.suppress(BrokenPipeError):
                 if worker.line is not None:
                     worker.line.send("end")
 
     def processes(self) -> list[int]:
-        """Return the workers and what they have started."""
+        """Return the pids of the workers and of their children."""
         return [pid for worker in self.running for pid in (worker.pid, *_children(worker.pid))]
 
     def abandon(self) -> None:
@@ -314,9 +311,9 @@ class WorkerPool:
             for worker in self.all:
                 if worker.line is not None:
                     worker.line.close()
-            parts = [_part(number, unit, model, config) for number, unit in groups]
+            assignments = [_assignment(number, group, model, config) for number, group in groups]
             return Worker(
-                parts,
+                assignments,
                 line,
                 status_line,
                 seed=config.seed,
@@ -331,12 +328,12 @@ class WorkerPool:
 
 
 def possible(operations: GroupOperations, names: Sequence[str]) -> tuple[Workload, ...]:
-    """Return the workloads that a group has what it takes for."""
+    """Return the workloads that a group supports."""
     return tuple(WORKLOADS[name] for name in names if not WORKLOADS[name].lacks(operations))
 
 
 def _received(worker: WorkerHandle) -> Iterator[WorkerMessage]:
-    """Yield what one has sent, up to what leaves others their turn."""
+    """Yield received messages of one worker, at most so many that the other workers get their turn."""
     for _ in range(_MOST_AT_ONCE):
         asked = now()
         try:
@@ -345,20 +342,19 @@ def _received(worker: WorkerHandle) -> Iterator[WorkerMessage]:
             if not worker.has_sent:
                 worker.heard = asked
                 return
-            sent: WorkerMessage = worker.line.recv()
+            message: WorkerMessage = worker.line.recv()
         except (EOFError, ConnectionResetError):
             worker.end()
             return
-        worker.heard = worker.spoke = sent.at
-        yield sent
+        worker.heard = worker.spoke = message.at
+        yield message
 
 
-def _part(number: int, unit: GroupSpec, model: Model, config: RunConfig) -> Assignment:
-    operations = GroupOperations(model, unit)
+def _assignment(number: int, group: GroupSpec, model: Model, config: RunConfig) -> Assignment:
+    operations = GroupOperations(model, group)
     if config.repeated:
-        return Assignment(
-            number, operations, (Workload(REPLAY, repetition(config.repeated.get(number, ()))),)
-        )
+        replayed = Workload(REPLAY, repetition(config.repeated.get(number, ())))
+        return Assignment(number, operations, (replayed,))
     return Assignment(number, operations, possible(operations, config.workloads))
 
 

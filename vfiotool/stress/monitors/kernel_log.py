@@ -1,4 +1,4 @@
-"""The kernel's log: which lines tell of a defect, of what kind, and where in the kernel."""
+"""Finds lines in the kernel's log that report a defect; gives their kind and their place in the kernel."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _KINDS = tuple(
         ("warning", r"\bWARNING: "),
     )
 )
-"""The first that a line matches is its kind."""
+"""The first pattern that matches a line gives the kind."""
 _ANY = re.compile("|".join(f"(?:{pattern.pattern})" for _, pattern in _KINDS))
 _DEATHS = ("bug", "stall")
 _DYING = re.compile(r"\bOops\b|general protection fault|invalid opcode: |Internal error: |Kernel panic")
@@ -46,12 +46,12 @@ _PLACE = re.compile(r"[\w./-]+\.[chS]:\d+")
 _FUNCTION = re.compile(r"(?: at [\w./-]+:\d+|:\d+ at|BUG: (?:KASAN|KFENCE|KMSAN): .+ in) ([\w.]+)\+0x")
 _DIED_IN = re.compile(r"(?:RIP: 0010:|\bpc : )([\w.]+)\+0x")
 _REPORT = 60
-"""How many lines a report of a death has, at most, before it says which function died."""
+"""The most lines of an oops report before the line with the function that failed."""
 
 
 @dataclass(slots=True)
-class Line:
-    """A line that tells of a defect. ``at`` is CLOCK_MONOTONIC in seconds, ``where`` the kernel's place."""
+class LogLine:
+    """A line that reports a defect. ``at`` is CLOCK_MONOTONIC in seconds, ``where`` a place in the kernel."""
 
     kind: str
     text: str
@@ -59,31 +59,31 @@ class Line:
     where: str
 
     def document(self) -> dict[str, Any]:
-        """Return it as the report has it."""
+        """Return the line in the form of the report."""
         return {"kind": self.kind, "text": self.text, "at": round(self.at, 6), "where": self.where}
 
 
 class KernelLogMonitor:
-    """Judges what is logged during a run. One thread uses it."""
+    """Judges the kernel's log during a run. Only one thread may use a monitor."""
 
     def __init__(self) -> None:
-        self._lines = Samples[Line]()
+        self._lines = Samples[LogLine]()
         self._counts = Counter[str]()
         self._missed = 0
-        self._dying: Line | None = None
+        self._dying: LogLine | None = None
         self._place = ""
         self._report_ends = 0
         self._seen = 0
         self._announced = 0
-        self._waits: dict[str, Samples[Line]] = {}
+        self._waits: dict[str, Samples[LogLine]] = {}
         self._is_finished = False
 
     def expect_blocked(self) -> None:
-        """Take it that an unbind was meant to wait: what the kernel says of one wait is no finding."""
+        """Expect that one unbind blocks: the kernel's message about one blocked unbind is no finding then."""
         self._announced += 1
 
     def see(self, entry: TimelineEntry) -> None:
-        """Take an entry of the source ``kmsg``."""
+        """Judge an entry of the source ``kmsg``."""
         if entry.event == "missed":
             self._missed += 1
             return
@@ -92,15 +92,15 @@ class KernelLogMonitor:
             return
         kind = classify(entry.detail)
         if kind:
-            self._add(Line(kind, entry.detail, entry.time, _where(entry.detail)))
+            self._add(LogLine(kind, entry.detail, entry.time, _where(entry.detail)))
 
     def finish(self) -> None:
-        """Take it that nothing more comes: more unbinds have waited than were meant to, if any."""
+        """End the observation: the count of blocked unbinds is complete now."""
         self._is_finished = True
 
     def findings(self) -> list[str]:
-        """Return what is wrong, one sentence for each kind and place."""
-        alike: dict[tuple[str, str], list[Line]] = {}
+        """Return the findings, one sentence for each kind and place."""
+        alike: dict[tuple[str, str], list[LogLine]] = {}
         for line in self._lines.first:
             alike.setdefault((line.kind, line.where), []).append(line)
         found = [
@@ -109,9 +109,9 @@ class KernelLogMonitor:
             for (kind, where), lines in alike.items()
         ]
         if more := self._lines.count - len(self._lines.first):
-            found.append(f"the kernel logged {more} more lines that tell of a defect")
+            found.append(f"the kernel logged {more} more lines that report a defect")
         found += [
-            f"an unbind waited that was not meant to, {times(count)}: {line.text}"
+            f"an unbind blocked unexpectedly, {times(count)}: {line.text}"
             for line, count in self._unannounced()
         ]
         if self._missed:
@@ -127,10 +127,10 @@ class KernelLogMonitor:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many lines there were of each kind, announced ones included."""
+        """The number of lines of each kind, expected blocked unbinds included."""
         return dict(self._counts)
 
-    def _add(self, line: Line) -> None:
+    def _add(self, line: LogLine) -> None:
         self._counts[line.kind] += 1
         if line.kind == "blocked":
             wording = line.text.rpartition("blocked until ")[2]
@@ -141,8 +141,8 @@ class KernelLogMonitor:
         self._place = line.where
         self._report_ends = self._seen + _REPORT
 
-    def _belongs(self, dying: Line, text: str) -> bool:
-        """Say whether a line is more of the report of a death, and take from it what died."""
+    def _belongs(self, dying: LogLine, text: str) -> bool:
+        """Return True if a line belongs to the report of an oops; add the failed function to that report."""
         if self._seen > self._report_ends:
             self._dying = None
             return False
@@ -151,11 +151,11 @@ class KernelLogMonitor:
             dying.where = f"{died[1]} at {self._place}" if self._place else died[1]
         return died is not None or _DYING.search(text) is not None
 
-    def _unannounced(self) -> list[tuple[Line, int]]:
-        """Return the last wait of each wording that is one too many, and how many those are.
+    def _unannounced(self) -> list[tuple[LogLine, int]]:
+        """Return, for each wording, the last message about a surplus blocked unbind, and the surplus.
 
-        One wait can be told of in both wordings: by the device when it begins, and by VFIO when it is
-        interrupted. The line and the announcement come in any order.
+        One blocked unbind can cause both wordings: the device logs the begin, VFIO logs an interruption.
+        The message and the expectation arrive in any order.
         """
         if not self._is_finished:
             return []
@@ -167,13 +167,13 @@ class KernelLogMonitor:
 
 
 def classify(text: str) -> str:
-    """Return which kind of defect a line tells of, ``""`` where of none."""
+    """Return the kind of defect that a line reports, ``""`` if none."""
     if not _ANY.search(text):
         return ""
     return next(kind for kind, pattern in _KINDS if pattern.search(text))
 
 
 def _where(text: str) -> str:
-    """Return the function and the place in the source that a line names, as far as it does."""
+    """Return the function and the place in the source that a line names."""
     function, place = _FUNCTION.search(text), _PLACE.search(text)
     return " at ".join([*([function[1]] if function else []), *([place[0]] if place else [])])

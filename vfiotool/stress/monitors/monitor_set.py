@@ -1,4 +1,4 @@
-"""What watches a run: sources of events, and the monitors that are fed from them and from its operations."""
+"""The monitors of a run, and the event sources that feed the monitors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from vfiotool.stress.record import Record
 
 
 class MonitorSet:
-    """A handle of one thread. ``lacking`` says what this machine does not let be watched, and why."""
+    """A handle of one thread. ``lacking`` names the sources that this machine lacks, with the reasons."""
 
     def __init__(self, tree: Tree, era: Era, addresses: Collection[str]) -> None:
         self.lacking: list[str] = []
         self._addresses = set(addresses)
+        self._has_probes = self._has_log = False
         self._held: deque[tuple[float, TimelineEntry]] = deque()
         self._stack = contextlib.ExitStack()
         self.sources: list[EventSource] = []
@@ -38,24 +39,24 @@ class MonitorSet:
         except BaseException:
             self.close()
             raise
-        self._have_monitors()
+        self._create_monitors()
 
     def renew(self) -> None:
-        """Take it that nothing was done or watched yet, and pass over what has come."""
+        """Start with empty monitors, and drop all pending events."""
         self.read()
         self._held.clear()
-        self._have_monitors()
+        self._create_monitors()
 
     def read(self) -> None:
-        """Take what the sources have."""
+        """Read the pending events of all sources."""
         for source in self.sources:
             for entry in source.read():
                 self._held.append((now(), entry))
 
     def feed(self, until: float) -> None:
-        """Give the monitors what had come by then, in seconds of CLOCK_MONOTONIC.
+        """Feed the events that were read up to a time to the monitors, CLOCK_MONOTONIC in seconds.
 
-        What is to be watched must be known until then: it is told of before it sends its first.
+        All groups and devices that sent events up to that time must have been passed to ``watch``.
         """
         while self._held and self._held[0][0] <= until:
             entry = self._held.popleft()[1]
@@ -67,49 +68,49 @@ class MonitorSet:
                 self.uevents.see(entry)
 
     def watch(self, group: int, addresses: Collection[str]) -> None:
-        """Watch the node of a group, and devices of it, from now on."""
+        """Watch the node of a group and some of its devices from now on."""
         self._addresses |= set(addresses)
         self.uevents.watch(group, addresses)
 
     def note(self, record: Record) -> None:
-        """Take what an operation must have sent and run."""
+        """Expect the uevents and kernel functions of a call."""
         expected = record.expected
         if record.is_unexpected and record.outcome.errno:
-            return  # it was not done, so nothing follows
+            return  # a call that failed has no effects
         self.uevents.expect(record.group, expected.uevents)
         self.probes.expect(expected.probes)
-        # An unbind waits for a moment, too, while a device is opened that cannot be.
+        # An unbind also blocks for a moment while another process fails to open the device.
         if expected.waits_for or record.call.name == RACE:
             self.kernel_log.expect_blocked()
 
     def is_settled(self) -> bool:
-        """Say whether all has come that must."""
+        """Return True if all expected events have arrived."""
         return not self._held and self.uevents.is_settled() and self.probes.is_settled()
 
     def finish(self) -> None:
-        """Take it that nothing more comes."""
+        """End the observation: no more events will be fed."""
         self.feed(now())
         for monitor in (self.uevents, self.probes, self.kernel_log):
             monitor.finish()
 
     def findings(self) -> list[str]:
-        """Return what the monitors have found so far, and what cannot be watched."""
+        """Return the findings so far, and the sources that this machine lacks."""
         return self.found() + self.lacking
 
     def found(self) -> list[str]:
-        """Return what the monitors have found so far."""
+        """Return the findings so far."""
         return [*self.uevents.findings(), *self.probes.findings(), *self.kernel_log.findings()]
 
     def document(self) -> dict[str, Any]:
-        """Return their parts of the report."""
+        """Return the parts of the report that the monitors measure; None without a source."""
         return {
             "udev": self.uevents.document(),
-            "probes": self.probes.document(),
-            "kernel_log": self.kernel_log.document(),
+            "probes": self.probes.document() if self._has_probes else None,
+            "kernel_log": self.kernel_log.document() if self._has_log else None,
         }
 
     def leave_to_parent(self) -> None:
-        """In a child: have nothing open that is watched. A child that is stuck would keep it from ending."""
+        """In a child process: close the sources. A stuck child would otherwise keep the sources open."""
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for source in self.sources:
             if (fd := source.fileno()) is not None:
@@ -117,13 +118,13 @@ class MonitorSet:
         os.close(nothing)
 
     def close(self) -> None:
-        """Stop watching. Any number of times; what cannot be taken away is lacking."""
+        """Close all sources. Further calls do nothing. ``lacking`` names a source that cannot be removed."""
         try:
             self._stack.close()
         except OSError as error:
-            self.lacking.append(f"{error.filename or 'what watched'} cannot be removed: {error.strerror}")
+            self.lacking.append(f"{error.filename or 'an event source'} cannot be removed: {error.strerror}")
 
-    def _have_monitors(self) -> None:
+    def _create_monitors(self) -> None:
         self.uevents = UeventMonitor(is_ordered=self._is_ordered)
         self.kernel_log = KernelLogMonitor()
         self.probes = ProbeMonitor(self._probed, self._addresses)
@@ -138,8 +139,10 @@ class MonitorSet:
             probes = KernelProbes(instance)
             probed = probes.probed
             self._add(probes)
+            self._has_probes = True
         with self._optional("the kernel's log cannot be read"):
             self._add(KernelLog(offset))
+            self._has_log = True
         return probed
 
     def _add(self, source: EventSource) -> None:

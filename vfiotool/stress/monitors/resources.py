@@ -1,68 +1,17 @@
-"""Kernel resources before and after: groups, nodes, kernel memory; and what processes hold."""
+"""Resources before and after: groups, nodes, the taint, kernel memory, and what processes hold."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vfiotool.host.tree import Tree
 
 _GONE = (errno.ENOENT, errno.ESRCH)
-
-
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """``fds`` pairs processes with how many descriptors each has; ``pinned`` is VmPin, ``locked`` VmLck.
-
-    Both are in kB, all processes together (proc(5)).
-    """
-
-    fds: tuple[tuple[int, int], ...]
-    pinned: int
-    locked: int
-
-    def more_than(self, other: Holdings) -> tuple[str, ...]:
-        """Name what these are more of than others."""
-        named = (
-            ("file descriptors", self._count() - other._count()),
-            ("kB of pinned memory (VmPin)", self.pinned - other.pinned),
-            ("kB of locked memory (VmLck)", self.locked - other.locked),
-        )
-        return tuple(f"{more} {name}" for name, more in named if more > 0)
-
-    def _count(self) -> int:
-        return sum(count for _, count in self.fds)
-
-
-def read_holdings(pids: Iterable[int], tree: Tree) -> Holdings:
-    """Return what these processes hold together; one that has ended holds nothing.
-
-    Raises:
-        OSError: EACCES, a process is another user's.
-    """
-    fds, pinned, locked = list[tuple[int, int]](), 0, 0
-    for pid in pids:
-        try:
-            count = len(tree.names(f"/proc/{pid}/fd"))
-            status = tree.read(f"/proc/{pid}/status")
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            continue
-        fds.append((pid, count))
-        pinned += _kilobytes(status, "VmPin")
-        locked += _kilobytes(status, "VmLck")
-    return Holdings(tuple(fds), pinned, locked)
-
-
-def _kilobytes(status: str, name: str) -> int:
-    """Return a line of ``/proc/PID/status``; a process that is ending has no memory."""
-    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 _NODES = "/dev/vfio"
@@ -94,43 +43,75 @@ _MODULES = 1 << 12 | 1 << 13  # out-of-tree and unsigned ones: no defect
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What there is at a moment.
+    """The resources that processes and the machine hold at one moment.
 
-    ``fds`` pairs processes with how many descriptors each has; ``pinned`` and ``locked`` are VmPin and VmLck
-    in kB, all processes together; ``nodes`` are those of groups and devices below ``/dev/vfio``.
+    ``fds`` pairs each process with the number of its descriptors. ``pinned`` and ``locked`` are VmPin and
+    VmLck in kB, all processes together (proc(5)). ``groups`` is the number of IOMMU groups, ``nodes`` are the
+    nodes of groups and devices below ``/dev/vfio``; both are None if only processes were measured.
     """
 
     fds: tuple[tuple[int, int], ...]
     pinned: int
     locked: int
-    groups: int
-    nodes: tuple[str, ...]
+    groups: int | None = None
+    nodes: tuple[str, ...] | None = None
+
+    @property
+    def held(self) -> tuple[int, int, int]:
+        """The descriptors, and the pinned and locked memory in kB, of all processes together."""
+        return sum(count for _, count in self.fds), self.pinned, self.locked
 
     def document(self) -> dict[str, Any]:
-        """Return it as the report has it."""
+        """Return the resources in the form of the report."""
         return {
             "fds": {str(pid): count for pid, count in self.fds},
             "VmPin": self.pinned,
             "VmLck": self.locked,
             "groups": self.groups,
-            "group_nodes": list(self.nodes),
+            "group_nodes": None if self.nodes is None else list(self.nodes),
         }
 
 
-def read_resources(pids: Iterable[int] = (), tree: Tree | None = None) -> Resources:
-    """Read it; a process that has ended has nothing.
+_HELD = ("file descriptors", "kB of pinned memory (VmPin)", "kB of locked memory (VmLck)")
+"""The names of ``Resources.held``."""
+
+
+def read_process_resources(pids: Iterable[int], tree: Tree) -> Resources:
+    """Return the resources of processes. A process that has exited holds nothing.
 
     Raises:
-        OSError: EACCES, a process is another user's.
+        OSError: EACCES if a process belongs to another user.
     """
+    fds, pinned, locked = list[tuple[int, int]](), 0, 0
+    for pid in pids:
+        try:
+            count = len(tree.names(f"/proc/{pid}/fd"))
+            status = tree.read(f"/proc/{pid}/status")
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            continue
+        fds.append((pid, count))
+        pinned += _kilobytes(status, "VmPin")
+        locked += _kilobytes(status, "VmLck")
+    return Resources(tuple(fds), pinned, locked)
+
+
+def read_resources(pids: Iterable[int] = (), tree: Tree | None = None) -> Resources:
+    """Return the resources of processes and of the machine. Raise as ``read_process_resources`` does."""
     tree = tree or Tree()
-    held = read_holdings(pids, tree)
     groups = len(tree.find_names("/sys/kernel/iommu_groups"))
-    return Resources(held.fds, held.pinned, held.locked, groups, tuple(_nodes(tree)))
+    return replace(read_process_resources(pids, tree), groups=groups, nodes=tuple(_nodes(tree)))
+
+
+def _kilobytes(status: str, name: str) -> int:
+    """Return a value of ``/proc/PID/status`` in kB. A process that is exiting has no such line."""
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def leaked(before: Resources, after: Resources) -> list[str]:
-    """Return what there is more than before, or, of groups and nodes, less."""
+    """Return a finding for each resource that grew, and for each group or node that appeared or vanished."""
     had = dict(before.fds)
     found = [
         f"process {pid} has {count} fds, and had {had[pid]}"
@@ -142,12 +123,38 @@ def leaked(before: Resources, after: Resources) -> list[str]:
         ("locked (VmLck)", after.locked, before.locked),
     ):
         if now > then:
-            found.append(f"{now - then} kB of memory are left {name}: {now}, and it was {then}")
+            found.append(f"{now - then} kB of memory stay {name}: {now} kB, and {then} kB before")
     if after.groups != before.groups:
-        found.append(f"there are {after.groups} IOMMU groups, and there were {before.groups}")
-    found += [f"the node {node} is left" for node in after.nodes if node not in before.nodes]
-    found += [f"the node {node} is gone" for node in before.nodes if node not in after.nodes]
+        found.append(f"the machine has {after.groups} IOMMU groups, and had {before.groups}")
+    was, now_there = before.nodes or (), after.nodes or ()
+    found += [f"the node {node} is left" for node in now_there if node not in was]
+    found += [f"the node {node} is gone" for node in was if node not in now_there]
     return found
+
+
+class CycleLeakCheck:
+    """Finds what grows from cycle to cycle. Only one thread may use a check.
+
+    Each cycle is compared with the least that was held after any earlier cycle of the same key, so a slow
+    leak is found even if a transient resource hides the leak at first. Each growth is reported once.
+    """
+
+    def __init__(self) -> None:
+        self._least: dict[Hashable, tuple[int, ...]] = {}
+        self._reported: dict[Hashable, tuple[int, ...]] = {}
+
+    def grown(self, key: Hashable, held: Resources) -> list[str]:
+        """Return a finding for each resource that is held in a larger amount than reported before."""
+        now = held.held
+        least = tuple(map(min, self._least.get(key, now), now))
+        known = self._reported.get(key, now) if least == self._least.get(key) else least
+        self._least[key] = least
+        self._reported[key] = tuple(map(max, known, now))
+        return [
+            f"{amount - base} {name}"
+            for name, amount, base, reported in zip(_HELD, now, least, known, strict=True)
+            if amount > reported
+        ]
 
 
 def read_taint(tree: Tree | None = None) -> int:
@@ -156,18 +163,16 @@ def read_taint(tree: Tree | None = None) -> int:
 
 
 def taint_findings(before: int, after: int) -> list[str]:
-    """Return which bits were set meanwhile, but for those that tell of modules' origins."""
+    """Return a finding for each taint bit that was set meanwhile, except the bits for modules' origins."""
     fresh = after & ~before & ~_MODULES
     bits = [bit for bit in range(fresh.bit_length()) if fresh >> bit & 1]
-    return [
-        f"the kernel is tainted by {TAINTS.get(bit, 'what has no name here')} (bit {bit})" for bit in bits
-    ]
+    return [f"the kernel is tainted by {TAINTS.get(bit, 'an unknown bit')} (bit {bit})" for bit in bits]
 
 
 class LeakScan:
-    """What kmemleak finds that it had not found when this was made; nothing where the kernel has none.
+    """Finds the leaks that kmemleak reports after the scan was created. Finds nothing without kmemleak.
 
-    It finds no object that is younger than 5 seconds (mm/kmemleak.c). One thread uses it.
+    kmemleak reports no object that is younger than 5 seconds (mm/kmemleak.c). Only one thread may use a scan.
     """
 
     MOST_REPORTS = 100
@@ -181,7 +186,7 @@ class LeakScan:
         self._known = {address for address, _ in self._reports()} if self.is_present else set[str]()
 
     def scan(self) -> list[str]:
-        """Have the kernel look for leaks, and return a text for each new one, the first hundred."""
+        """Make the kernel scan, and return a text for each new leak, at most a hundred."""
         if not self.is_present or not self._look():
             return []
         found = [(address, text) for address, text in self._reports() if address not in self._known]
@@ -189,11 +194,11 @@ class LeakScan:
         return [text for _, text in found[: self.MOST_REPORTS]]
 
     def _look(self) -> bool:
-        """Scan twice: an object that has changed since the last scan is not reported yet."""
+        """Scan twice: the kernel reports an object only if the object did not change between two scans."""
         return self._write() and self._write()
 
     def _write(self) -> bool:
-        """Write ``scan``, which returns when it is done; say whether the kernel can."""
+        """Write ``scan`` and wait for the scan. Return True if the kernel has kmemleak."""
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -212,7 +217,7 @@ class LeakScan:
         return False
 
     def _reports(self) -> Iterator[tuple[str, str]]:
-        """Yield the address of each object, and the first lines of what is said of it."""
+        """Yield the address of each object, and the first lines of the object's report."""
         address, lines = "", list[str]()
         with open(self._path, encoding="utf-8", errors="replace") as file:
             for line in file:

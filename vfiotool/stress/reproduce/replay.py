@@ -1,4 +1,4 @@
-"""The same operations again: of a trace, or the fewest of them that still show what went otherwise."""
+"""Replay the calls of a trace, or find the fewest calls that still show a finding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIMES = re.compile(r", (?:once|\d+ times): .*|\b(?:once|\d+ times)\b", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class MonitorFindings:
-    """What monitors found, a sentence each, and the first line of the kernel's log that tells of a defect."""
+    """The findings of monitors, as sentences, and the first line of the kernel's log with a defect."""
 
     found: tuple[str, ...] = ()
     logged: str = ""
@@ -32,24 +32,24 @@ _NOTHING_SEEN = MonitorFindings()
 
 
 class ReplayObserver(Protocol):
-    """Who watches a replay for what no result tells."""
+    """Monitors a replay, for defects that no outcome shows."""
 
     def begin(self) -> None:
-        """Take it that nothing was done yet."""
+        """Start with empty monitors."""
 
     def announce(self, expected: Expectation) -> None:
-        """Take what is done next."""
+        """Announce the next call, by its expectation."""
 
     def end(self, records: Sequence[Record]) -> MonitorFindings:
-        """Say what was found, now that these were done."""
+        """Return the findings after these records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What went otherwise than it had to, and the operations that show it, on a group at rest.
+    """A defect, and the calls that show the defect on a group at rest.
 
-    ``records`` are those of a replay of ``actions``: with what released a waiting one, and what wound down.
-    ``seen`` is what monitors found, where they watched it.
+    ``records`` are the records of a replay of ``calls``; they include the calls that unblocked a blocked
+    call, and the calls that returned the group to rest. ``seen`` are the findings of monitors, if any.
     """
 
     calls: tuple[Call, ...]
@@ -58,18 +58,18 @@ class Finding:
 
     @property
     def record(self) -> Record | None:
-        """The operation that went otherwise, if one did."""
-        return next((one for one in self.records if one.is_unexpected), None)
+        """The record with the unexpected outcome, or None."""
+        return next((record for record in self.records if record.is_unexpected), None)
 
     def is_like(self, other: Finding) -> bool:
-        """Say whether the same went otherwise in the same way; numbers in its text do not count."""
+        """Return True if both findings show the same defect. Numbers in texts are ignored."""
         if self.record is None or other.record is None:
             return self.record is other.record and bool(_kinds(self.seen) & _kinds(other.seen))
         return _signature(self.record) == _signature(other.record)
 
 
 def calls_of(trace: Trace) -> dict[int, list[Call]]:
-    """Return what was chosen for each unit, in order: what released a waiting one comes of itself."""
+    """Return the chosen calls of each group, in order, without the calls that unblocked another call."""
     chosen: dict[int, list[Call]] = {}
     for line in trace.lines:
         if not line.released:
@@ -78,7 +78,7 @@ def calls_of(trace: Trace) -> dict[int, list[Call]]:
 
 
 def cycles_of(trace: Trace) -> dict[int, list[list[Call]]]:
-    """Return what was chosen for each unit, cycle by cycle: each begins and ends at rest."""
+    """Return the chosen calls of each group, by cycle. Each cycle begins and ends at rest."""
     cycles: dict[int, list[list[Call]]] = {}
     current: dict[int, tuple[str, int]] = {}
     for line in trace.lines:
@@ -92,9 +92,10 @@ def cycles_of(trace: Trace) -> dict[int, list[list[Call]]]:
 
 
 def failing_prefix(trace: Trace, unit: int) -> list[Call]:
-    """Return the cycle in which something first went otherwise, up to that; empty where nothing did.
+    """Return the calls of the cycle with the first unexpected outcome, up to that call; empty if none.
 
-    A cycle begins at rest. What kept a waiting operation comes before that in a trace, and is left out.
+    A cycle begins at rest. A trace holds the calls that unblock a blocked call before the blocked call; these
+    calls are left out.
     """
     lines = [line for line in trace.lines if line.unit == unit]
     at = next((at for at, line in enumerate(lines) if line.unexpected), len(lines))
@@ -116,23 +117,24 @@ def replay(
     allow_crash: bool = False,
     announce: Callable[[Expectation], None] | None = None,
 ) -> Iterator[Record]:
-    """Do actions on a group that is at rest, and bring it back there; yield what came of each.
+    """Execute calls on a group at rest, return the group to rest, and yield the records.
 
-    What cannot be done in the state that the group is in is left out, and, unless ``allow_crash``, what
-    would end the machine. After something went otherwise it does no more, closes all and brings the group
-    to rest, of which nothing is yielded. ``announce`` is called before each with what must come of it.
+    Calls that are impossible in the present state are left out. Calls that would end the machine are left out
+    unless ``allow_crash`` is set. After an unexpected outcome no further call is executed: all fds are closed
+    and the group returns to rest, without records. ``announce`` is called before each call with its
+    expectation.
 
     Raises:
-        VfioToolError: an action cannot be understood, or the group does not come to rest.
+        VfioToolError: a call is invalid, or the group does not return to rest.
     """
     template, went_as_expected = _REPLAYED._replace(unit=unit), False
     try:
         for call in chain(_possible(harness, calls, allow_crash), harness.wind_down()):
             if announce is not None and (expected := harness.expect(call)) is not None:
                 announce(expected)
-            records = list(harness.perform(call, template))  # what was begun ends before anyone looks at it
+            records = list(harness.perform(call, template))  # a blocked call ends before its records are read
             yield from records
-            if not records or any(one.is_unexpected for one in records):
+            if not records or any(record.is_unexpected for record in records):
                 return
         went_as_expected = True
     finally:
@@ -141,39 +143,39 @@ def replay(
 
 
 def bring_to_rest(harness: GroupHarness) -> None:
-    """Close all, look at the kernel, and have every member on vfio-pci, whatever is expected of that.
+    """Close all fds, read the kernel's state, and bind every member to vfio-pci; outcomes do not matter.
 
     Raises:
-        VfioToolError: the group does not come to rest.
+        VfioToolError: the group does not return to rest.
     """
     for _ in range(_MOST_TURNS):
         harness.abandon()
         for call in harness.wind_down():
             records = list(harness.perform(call, _REPLAYED))
-            if not records or any(one.is_unexpected for one in records):
+            if not records or any(record.is_unexpected for record in records):
                 break
         else:
             if harness.is_at_rest:
                 return
     raise VfioToolError(
-        f"group {harness.number} does not come to rest: not all of {', '.join(harness.spec.members)} "
-        "can be brought back to vfio-pci",
-        hint="see the kernel's log, and 'vfiotool list' for the drivers; 'vfiotool recover' restores them",
+        f"group {harness.number} does not return to rest: not all of {', '.join(harness.spec.members)} "
+        "can be bound to vfio-pci again",
+        hint="see the kernel's log, and 'vfiotool list' for the drivers; 'vfiotool recover' restores devices",
     )
 
 
 def find(
     harness: GroupHarness, calls: Sequence[Call], *, unit: int = 0, watch: ReplayObserver | None = None
 ) -> Finding | None:
-    """Replay actions, and return what went otherwise; ``None`` if all went as told, or nothing was done."""
+    """Replay calls and return the finding; None if every outcome is as expected, or no call was possible."""
     if watch is None:
         finding = Finding(tuple(calls), tuple(replay(harness, calls, unit=unit)))
     else:
         watch.begin()
         records = tuple(replay(harness, calls, unit=unit, announce=watch.announce))
         finding = Finding(tuple(calls), records, watch.end(records))
-    went_otherwise = finding.record is not None or bool(finding.seen.found)
-    return finding if finding.records and went_otherwise else None
+    is_defect = finding.record is not None or bool(finding.seen.found)
+    return finding if finding.records and is_defect else None
 
 
 def shrunk(
@@ -185,9 +187,9 @@ def shrunk(
     unit: int = 0,
     watch: ReplayObserver | None = None,
 ) -> Finding | None:
-    """Return the fewest of the actions of which the same comes; ``None`` if all go as told now.
+    """Return the fewest calls that show the same defect; None if every outcome is as expected now.
 
-    Each try is a replay, which ``watch`` watches. What would end the machine is left out.
+    Each try is a replay, monitored by ``watch``. Calls that would end the machine are left out.
     """
     whole = find(harness, calls, unit=unit, watch=watch)
     if whole is None:
@@ -212,7 +214,7 @@ def _possible(harness: GroupHarness, calls: Iterable[Call], allow_crash: bool) -
             expected = harness.expect(call)
         except (LookupError, ValueError) as error:
             raise VfioToolError(
-                f"'{call}' cannot be understood: {error}", hint="correct or remove this line of the trace"
+                f"the call '{call}' is invalid: {error}", hint="correct or remove this line of the trace"
             ) from error
         if expected is not None and (allow_crash or not expected.crash):
             yield call
@@ -224,5 +226,5 @@ def _signature(record: Record) -> tuple[str, int, int, str]:
 
 
 def _kinds(seen: MonitorFindings) -> set[str]:
-    """Return what was found without how often, and without numbers, which are others each time."""
-    return {_NUMBER.sub("", _TIMES.sub("", one)) for one in seen.found}
+    """Return the findings without counts and numbers, which differ from try to try."""
+    return {_NUMBER.sub("", _TIMES.sub("", finding)) for finding in seen.found}

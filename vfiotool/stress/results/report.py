@@ -1,4 +1,4 @@
-"""The report of a run: what was found, the verdict, and the folder that has it."""
+"""The report of a run: measurements, findings, the verdict, and the report folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vfiotool.errors import VfioToolError
@@ -22,7 +22,7 @@ _MOST_FINDINGS = 50
 
 @dataclass(frozen=True, slots=True)
 class Unexpected:
-    """An operation that gave something else than it had to. ``at`` is CLOCK_MONOTONIC in seconds."""
+    """A call with an unexpected outcome. ``at`` is CLOCK_MONOTONIC in seconds."""
 
     operation: str
     expected: str
@@ -30,12 +30,34 @@ class Unexpected:
     at: float
 
 
+def _unmeasured(*names: str) -> Mapping[str, Any]:
+    return dict.fromkeys(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The parts of a report that the monitors measure, in the form of the report. None: not measured."""
+
+    udev: Mapping[str, Any] = field(
+        default_factory=lambda: _unmeasured(
+            "expected", "received", "missing", "duplicated", "out_of_order", "missed", "counts"
+        )
+    )
+    probes: Mapping[str, int] | None = None
+    kernel_log: Sequence[Any] | None = None
+    taint: Mapping[str, Any] = field(default_factory=lambda: _unmeasured("before", "after"))
+    resources: Mapping[str, Any] = field(
+        default_factory=lambda: _unmeasured("before", "after", "leaked", "stuck")
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a run found. ``started`` is ISO 8601 in UTC, ``seconds`` how long it ran.
+    """The report of a run. ``started`` is ISO 8601 in UTC, ``seconds`` is the duration.
 
-    ``unexpected`` has the first of them, ``unexpected_count`` says how many there were. ``interrupted`` is
-    None or what ended the run early: SIGINT, SIGTERM, ``killed``. Without ``reasons`` it has passed.
+    ``unexpected`` holds the first unexpected outcomes, ``unexpected_count`` is the number of all. If the run
+    ended early, ``interrupted`` is SIGINT, SIGTERM, SIGHUP or ``killed``. The run passed if ``reasons`` is
+    empty.
     """
 
     kernel: str
@@ -49,11 +71,7 @@ class Report:
     operations: Mapping[str, Mapping[str, Any]]
     unexpected: Sequence[Unexpected]
     unexpected_count: int
-    udev: Mapping[str, Any]
-    probes: Mapping[str, int]
-    kernel_log: Sequence[Any]
-    taint: Mapping[str, Any]
-    resources: Mapping[str, Any]
+    measured: Measured
     restored: bool
     interrupted: str | None
     reasons: Sequence[str]
@@ -61,12 +79,12 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """Return ``pass`` or ``fail``."""
+        """``pass`` or ``fail``."""
         return "fail" if self.reasons else "pass"
 
     def document(self) -> dict[str, Any]:
-        """Return the contract's JSON document."""
-        first = self.unexpected[:MOST_UNEXPECTED]
+        """Return the JSON document of the report."""
+        measured = self.measured
         return {
             "schema": SCHEMA,
             "kernel": self.kernel,
@@ -79,15 +97,20 @@ class Report:
             "cycles": self.cycles,
             "operations": {name: dict(found) for name, found in self.operations.items()},
             "unexpected": [
-                {"operation": one.operation, "expected": one.expected, "got": one.got, "at": round(one.at, 6)}
-                for one in first
+                {
+                    "operation": found.operation,
+                    "expected": found.expected,
+                    "got": found.got,
+                    "at": round(found.at, 6),
+                }
+                for found in self.unexpected[:MOST_UNEXPECTED]
             ],
             "unexpected_count": self.unexpected_count,
-            "udev": dict(self.udev),
-            "probes": dict(self.probes),
-            "kernel_log": list(self.kernel_log),
-            "taint": dict(self.taint),
-            "resources": dict(self.resources),
+            "udev": dict(measured.udev),
+            "probes": None if measured.probes is None else dict(measured.probes),
+            "kernel_log": None if measured.kernel_log is None else list(measured.kernel_log),
+            "taint": dict(measured.taint),
+            "resources": dict(measured.resources),
             "restored": self.restored,
             "interrupted": self.interrupted,
             "verdict": self.verdict,
@@ -96,10 +119,52 @@ class Report:
         }
 
 
-def of_header(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a report that the header of its trace has."""
-    names = ("kernel", "era", "devices", "workloads", "seed", "started", "reproduce")
-    return {name: header[name] for name in names}
+def build_report(
+    header: Mapping[str, Any],
+    *,
+    seconds: float,
+    cycles: int,
+    operations: Mapping[str, Mapping[str, Any]],
+    unexpected: Sequence[Unexpected],
+    unexpected_count: int,
+    measured: Measured,
+    findings: Iterable[str],
+    restored: bool,
+    interrupted: str | None,
+    trace_failure: OSError | None = None,
+    dropped: int = 0,
+) -> Report:
+    """Return the report of a run with its verdict. ``header`` is the header of the trace.
+
+    ``findings`` are the sentences of the monitors. ``trace_failure`` is the error that stopped the writing
+    of the trace, ``dropped`` the number of records that the trace lacks.
+    """
+    return Report(
+        kernel=header["kernel"],
+        era=header["era"],
+        devices=header["devices"],
+        workloads=header["workloads"],
+        seed=header["seed"],
+        started=header["started"],
+        reproduce=header["reproduce"],
+        seconds=seconds,
+        cycles=cycles,
+        operations=operations,
+        unexpected=unexpected[:MOST_UNEXPECTED],
+        unexpected_count=unexpected_count,
+        measured=measured,
+        restored=restored,
+        interrupted=interrupted,
+        reasons=judge(
+            cycles=cycles,
+            unexpected_count=unexpected_count,
+            findings=findings,
+            restored=restored,
+            interrupted=interrupted,
+            trace_failure=trace_failure,
+            dropped=dropped,
+        ),
+    )
 
 
 def judge(
@@ -112,40 +177,40 @@ def judge(
     trace_failure: OSError | None = None,
     dropped: int = 0,
 ) -> tuple[str, ...]:
-    """Return why a run has failed: nothing, where it has passed.
+    """Return the reasons for which a run failed; an empty tuple if the run passed.
 
-    ``findings`` are the monitors' sentences. That a run was told to end is no reason to fail.
+    A run that a signal stopped does not fail for that reason. Parameters as in ``build_report``.
     """
     reasons = []
     if unexpected_count:
-        what = "operation" if unexpected_count == 1 else "operations"
-        reasons.append(f"{unexpected_count} {what} gave something else than the model expects")
+        calls = "operation" if unexpected_count == 1 else "operations"
+        reasons.append(f"{unexpected_count} {calls} gave something else than the model expects")
     found = list(findings)
     reasons += found[:_MOST_FINDINGS]
     if len(found) > _MOST_FINDINGS:
-        reasons.append(f"the monitors found {len(found) - _MOST_FINDINGS} things more")
+        reasons.append(f"the monitors have {len(found) - _MOST_FINDINGS} more findings")
     if not restored:
         reasons.append("the devices are not back on their drivers: 'vfiotool restore' gives them back")
     if interrupted == KILLED:
         reasons.append("the run was killed")
     if not cycles:
-        reasons.append("no cycle was done")
+        reasons.append("the run executed no cycle")
     if trace_failure:
         cause = trace_failure.strerror or str(trace_failure)
-        reasons.append(f"the trace could not be written ({cause}): it lacks {dropped} operations")
+        reasons.append(f"the trace could not be written ({cause}): {dropped} operations are missing in it")
     return tuple(reasons)
 
 
 def utc_text(seconds: float) -> str:
-    """Return a time of ``time.time()`` in ISO 8601, in UTC, to the second."""
+    """Return a value of ``time.time()`` in ISO 8601, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def prepare_folder(path: str) -> None:
-    """Make the folder of a report, and remove an earlier report that it holds.
+    """Create the report folder, and remove an earlier report in the folder.
 
     Raises:
-        VfioToolError: it cannot be made or written, or it holds anything else; then nothing is removed.
+        VfioToolError: the folder cannot be created or written, or holds other files; nothing is removed then.
     """
     ours = {*(REPORT, TRACE, PAGE), *(temporary_name(name) for name in (REPORT, PAGE))}
     try:
@@ -160,14 +225,14 @@ def prepare_folder(path: str) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise VfioToolError(f"{path} cannot be written", hint="name a folder of yours")
+        raise VfioToolError(f"{path} cannot be written", hint="name a folder that you may write")
 
 
 def write_report(folder: str, document: Mapping[str, Any]) -> None:
-    """Write ``report.json``, as a whole or not at all.
+    """Write ``report.json``, completely or not at all.
 
     Raises:
-        VfioToolError: it cannot be written.
+        VfioToolError: the file cannot be written.
     """
     write_whole(os.path.join(folder, REPORT), [json.dumps(document, indent=2, ensure_ascii=False), "\n"])
 
@@ -179,6 +244,6 @@ def _is_file(path: str) -> bool:
 def _foreign(path: str, names: Sequence[str]) -> VfioToolError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return VfioToolError(
-        f"{path} holds what is no report: {names[0]!r}{more}",
-        hint="name a new or empty folder, or that of an earlier report, which is replaced",
+        f"{path} holds files that are no report: {names[0]!r}{more}",
+        hint="name a new or empty folder, or the folder of an earlier report, which is replaced",
     )

@@ -1,4 +1,4 @@
-"""What a run has done so far: operations, cycles, latencies, and unexpected outcomes."""
+"""The statistics of a run so far: operations, cycles, latencies, unexpected outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _new_histogram() -> HdrHistogram:
 
 @dataclass(slots=True)
 class _Operation:
-    """``max_us`` is kept beside the histogram, which knows it only to three digits."""
+    """The histogram holds three digits only, so ``max_us`` is kept beside the histogram."""
 
     errors: Counter[str] = field(default_factory=Counter)
     histogram: HdrHistogram = field(default_factory=_new_histogram)
@@ -45,16 +45,16 @@ class _Operation:
 
 
 class Latencies:
-    """A histogram for each operation: 1 us to an hour, to three digits. One thread uses it.
+    """A histogram per operation: 1 us to one hour, three digits. Only one thread may use the histograms.
 
-    A histogram takes 190 kB, so what comes after ``MOST_NAMES`` - 1 names counts as ``OTHERS``.
+    A histogram takes 190 kB, so operations after the first ``MOST_NAMES`` - 1 names count as ``OTHERS``.
     """
 
     def __init__(self) -> None:
         self._operations: dict[str, _Operation] = {}
 
     def record(self, name: str, took_us: float, errno_name: str) -> None:
-        """Count an operation that took so many microseconds; its errno is ``0`` where it succeeded."""
+        """Count an operation. ``took_us`` is in microseconds; ``errno_name`` is ``0`` for success."""
         operation = self._operations.get(name) or self._begin(name)
         operation.histogram.record_value(min(max(round(took_us), 1), _HOUR_US))
         operation.max_us = max(operation.max_us, took_us)
@@ -64,15 +64,15 @@ class Latencies:
 
     @property
     def count(self) -> int:
-        """Return how many operations there were."""
+        """The number of operations."""
         return sum(operation.count for operation in self._operations.values())
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """Return, by name, count, errors, and the percentiles and maximum in microseconds."""
+        """Return count, errors, percentiles and maximum by operation; times are in microseconds."""
         return {name: self._operations[name].document() for name in sorted(self._operations)}
 
     def most_frequent(self, most: int) -> dict[str, dict[str, Any]]:
-        """Return of the operations that were done most often what ``document`` has of them."""
+        """Return the part of ``document`` for the ``most`` most frequent operations."""
         names = sorted(self._operations, key=lambda name: (-self._operations[name].count, name))
         return {name: self._operations[name].document() for name in names[:most]}
 
@@ -85,7 +85,7 @@ _WAITED = " (waited)"
 
 
 class RunStats:
-    """One thread uses it. Its memory does not grow with the run."""
+    """The statistics of a run. Only one thread may use them. Memory does not grow with the run."""
 
     def __init__(self, trace: TraceWriter) -> None:
         self.trace = trace
@@ -97,7 +97,7 @@ class RunStats:
         self._leaked = Samples[str]()
 
     def add(self, record: Record) -> None:
-        """Count an operation, and write it to the trace."""
+        """Count a record, and write the record to the trace."""
         self.operations += 1
         name = record.call.name + (_WAITED if record.expected.waits_for else "")
         self.latencies.record(name, record.took_us, errno_name(record.outcome.errno))
@@ -106,18 +106,18 @@ class RunStats:
             if len(self.unexpected) < MOST_UNEXPECTED:
                 texts = (str(record.call), str(record.expected), str(record.outcome))
                 self.unexpected.append(Unexpected(*texts, record.at))
-        self.trace.write(record.document())
+        self.trace.write(record.line().document())
 
     def add_leaks(self, found: Iterable[str]) -> None:
-        """Take what a worker holds more of after a cycle."""
-        for one in found:
-            self._leaked.add(one)
+        """Add the leaks that a worker found after a cycle."""
+        for leak in found:
+            self._leaked.add(leak)
 
     @property
     def leaked(self) -> list[str]:
-        """What workers had more of after a cycle than before it."""
+        """The leaks that workers found, at most a hundred."""
         return self._leaked.first
 
     def most_frequent(self, most: int) -> Mapping[str, Mapping[str, Any]]:
-        """Return the latencies of the operations that were done most often."""
+        """Return the latencies of the most frequent operations."""
         return self.latencies.most_frequent(most)

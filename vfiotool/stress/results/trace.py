@@ -1,7 +1,6 @@
-"""A run's trace: a header, then a line of JSON for every operation, in the order in which they came.
+"""The trace of a run: a header, then a line of JSON per record, in the order of arrival.
 
-What is written is whole at any time: a run that is killed leaves at most a cut last line, and one whose
-disk is full none.
+The file is whole at any time. A killed run leaves at most a cut last line; a full disk leaves none.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from vfiotool.errors import ClosedError, VfioToolError
-from vfiotool.stress.record import Call
+from vfiotool.stress.record import Call, TraceLine
 from vfiotool.stress.results.trace_schema import (
     SCHEMA,
     BadLineError,
@@ -38,13 +37,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 class TraceWriter:
-    """Writes a trace. A handle: one thread uses it.
+    """Writes a trace. A handle: only one thread may use a writer.
 
-    After the first error of the disk nothing more is written: ``failure`` is that error, and ``dropped``
-    counts the operations that are not in the file.
+    After the first disk error the writer writes nothing more: ``failure`` is that error, and ``dropped``
+    counts the records that are missing in the file.
 
     Raises:
-        VfioToolError: the file cannot be made.
+        VfioToolError: the file cannot be created.
     """
 
     def __init__(self, path: str, header: Mapping[str, Any]) -> None:
@@ -62,10 +61,10 @@ class TraceWriter:
         self.flush()
 
     def write(self, document: Mapping[str, Any]) -> None:
-        """Append an operation, as ``Record.document`` or ``Line.document`` has it.
+        """Append a record, in the form of ``TraceLine.document``.
 
         Raises:
-            ClosedError: the trace was closed.
+            ClosedError: the trace is closed.
         """
         if self._fd < 0:
             raise ClosedError(f"the trace {self.path} is closed")
@@ -78,7 +77,7 @@ class TraceWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Give the kernel all that was written so far, so that a killed run leaves it."""
+        """Pass all buffered lines to the kernel. A killed run then leaves these lines in the file."""
         written = 0
         try:
             while self._fd >= 0 and not self.failure and written < len(self._waiting):
@@ -90,7 +89,7 @@ class TraceWriter:
         self._lines_waiting = 0
 
     def close(self) -> None:
-        """Write what waits, and close. Any number of times."""
+        """Flush and close. Further calls do nothing."""
         if self._fd < 0:
             return
         self.flush()
@@ -117,7 +116,7 @@ class TraceWriter:
 
 
 def _clipped(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keep what comes from the kernel within a line that ``read_trace`` takes."""
+    """Shorten texts from the kernel, so that ``read_trace`` accepts the line."""
     long = {key: document[key][:_MOST_TEXT] for key in _FREE_TEXTS if len(document[key]) > _MOST_TEXT}
     return {**document, **long} if long else document
 
@@ -127,57 +126,19 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """An operation of a trace. ``at`` is CLOCK_MONOTONIC in seconds, ``us`` how many microseconds it took.
-
-    ``expected`` and ``got`` are texts for people; ``released`` is the operation that waited for this one.
-    """
-
-    unit: int
-    workload: str
-    cycle: int
-    call: Call
-    expected: str
-    got: str
-    unexpected: bool
-    released: str
-    at: float
-    us: float
-
-    def document(self) -> dict[str, Any]:
-        """Return it as a line of a trace has it."""
-        line: dict[str, Any] = {
-            "at": self.at,
-            "us": self.us,
-            "unit": self.unit,
-            "workload": self.workload,
-            "cycle": self.cycle,
-            "operation": self.call.name,
-            "arguments": dict(self.call.arguments),
-            "expected": self.expected,
-            "got": self.got,
-        }
-        if self.unexpected:
-            line["unexpected"] = True
-        if self.released:
-            line["released"] = self.released
-        return line
-
-
-@dataclass(frozen=True, slots=True)
 class Trace:
-    """A whole trace. ``cut`` says that its last line was: whoever wrote it was killed."""
+    """A whole trace. ``cut`` is True if the last line is incomplete: the writer was killed."""
 
     header: Mapping[str, Any]
-    lines: list[Line]
+    lines: list[TraceLine]
     cut: bool
 
 
 def read_trace(path: str) -> Trace:
-    """Return a trace, all of it in memory: about 300 bytes an operation.
+    """Return a trace. The whole trace is in memory: about 300 bytes per record.
 
     Raises:
-        VfioToolError: it cannot be read, or a line of it cannot be understood; it names file and line.
+        VfioToolError: the file cannot be read, or a line is invalid; the message names file and line.
     """
     with _opened(path) as file:
         reader = _Reader(path, file)
@@ -186,15 +147,15 @@ def read_trace(path: str) -> Trace:
 
 
 def sample_trace(path: str, most: int) -> Iterator[dict[str, Any]]:
-    """Yield the documents of about ``most`` lines, the same ones every time, and of all unexpected ones.
+    """Yield the documents of about ``most`` lines, the same lines each time, and of all unexpected lines.
 
     Raises:
-        VfioToolError: as ``read_trace`` does, for the lines that it looks at.
+        VfioToolError: as for ``read_trace``, in the lines that are read.
     """
     with _opened(path) as file:
         total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
         if file.tell() == 0:
-            return  # the disk was full before anything was done
+            return  # the disk was full before the first call
         file.seek(0)
         reader = _Reader(path, file)
         reader.read_header()
@@ -203,7 +164,7 @@ def sample_trace(path: str, most: int) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """Open a trace; a FIFO in its place must not block."""
+    """Open a trace. A FIFO in place of the file does not block."""
     try:
         with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             yield file
@@ -215,7 +176,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 class _Reader:
-    """Reads a trace line by line. Most lines are alike, so their texts and actions are shared."""
+    """Reads a trace line by line. Most lines are alike, so lines share texts and calls."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.cut = False
@@ -234,8 +195,8 @@ class _Reader:
         self._units = len(header["units"])
         return header
 
-    def lines(self, share: float = 1.0) -> Iterator[Line]:
-        """Yield the lines, or a share of them with all that are unexpected."""
+    def lines(self, share: float = 1.0) -> Iterator[TraceLine]:
+        """Yield all lines, or a share of the lines and every unexpected line."""
         chance = random.Random(0).random  # noqa: S311 - the same sample every time
         while raw := self._next(_MOST_LINE_BYTES):
             if share < 1.0 and b'"unexpected"' not in raw and chance() >= share:
@@ -257,16 +218,16 @@ class _Reader:
         self._number += 1
         raw = self._file.readline(most + 1)
         if len(raw) > most:
-            self._refuse(BadLineError(f"it has more than {most} bytes"))
+            self._refuse(BadLineError(f"the line has more than {most} bytes"))
         return raw
 
-    def _line(self, document: Any) -> Line:
+    def _line(self, document: Any) -> TraceLine:
         fields = Fields(document)
         unit = fields.natural("unit")
         if unit >= self._units:
-            raise BadLineError(f"there is no unit {unit} in the header")
+            raise BadLineError(f"the header has no unit {unit}")
         released = fields.text("released") if "released" in document else ""
-        return Line(
+        return TraceLine(
             unit=unit,
             workload=fields.text("workload"),
             cycle=fields.natural("cycle"),
@@ -292,8 +253,8 @@ class _Reader:
         return call
 
     def _refuse(self, error: ValueError) -> NoReturn:
-        cause = str(error) if isinstance(error, BadLineError) else f"it is not JSON: {error}"
+        cause = str(error) if isinstance(error, BadLineError) else f"the line is not JSON: {error}"
         raise VfioToolError(
-            f"line {self._number} of the trace {self._path} cannot be understood: {cause}",
-            hint="correct or remove that line, or name a trace.jsonl as 'vfiotool stress' wrote it",
+            f"line {self._number} of the trace {self._path} is invalid: {cause}",
+            hint="correct or remove the line, or name a trace.jsonl that 'vfiotool stress' wrote",
         ) from error

@@ -1,4 +1,4 @@
-"""What a line of a trace may be: checked field by field, for a trace can come from anywhere."""
+"""The schema of a trace. Each field is checked: a trace can come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPTIONAL = ("unexpected", "released")
 
 
 class BadLineError(ValueError):
-    """A line that is not what it must be."""
+    """A line that does not follow the schema."""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -27,16 +27,16 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class Fields:
-    """The fields of a line, each checked when it is asked for."""
+    """The fields of a line. Each access checks the field."""
 
     def __init__(self, document: Any) -> None:
         if not isinstance(document, dict):
-            raise BadLineError("it is not an object")
+            raise BadLineError("the line is not an object")
         for name in _NEEDED:
             if name not in document:
                 raise BadLineError(f"{name} is missing")
         for name in document.keys() - {*_NEEDED, *_OPTIONAL}:
-            raise BadLineError(f"{clean(name)[:40]!r} has no meaning here")
+            raise BadLineError(f"{clean(name)[:40]!r} is not a field of a trace")
         self._document = document
 
     def text(self, name: str) -> str:
@@ -62,16 +62,17 @@ class Fields:
 
 
 def parse(raw: bytes) -> Any:
-    """Return the JSON of a line; raises ValueError, also where it is nested too deeply."""
+    """Return the JSON value of a line. Raise ValueError for invalid JSON and for JSON nested too deeply."""
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except RecursionError:
-        raise BadLineError("it is nested too deeply") from None
+        raise BadLineError("the line is nested too deeply") from None
 
 
 def check_header(header: Any) -> dict[str, Any]:
+    """Return the header of a trace; raise BadLineError if a field is wrong."""
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        raise BadLineError(f"it is not the header of a trace, whose schema is {SCHEMA}")
+        raise BadLineError(f"the line is not the header of a trace with the schema {SCHEMA}")
     for name in ("kernel", "era", "started"):
         _text(name, header.get(name))
     _integer("seed", header.get("seed"))
@@ -79,7 +80,7 @@ def check_header(header: Any) -> dict[str, Any]:
         for item in _items(name, header.get(name)):
             _text(name, item)
     if not _items("units", header.get("units")):
-        raise BadLineError("it has no unit")
+        raise BadLineError("the header has no unit")
     for unit in header["units"]:
         _check_unit(unit)
     return header
@@ -101,7 +102,7 @@ def _check_unit(unit: Any) -> None:
 
 
 def _is_driver(name: str) -> bool:
-    """Say whether it can be the name of a driver's folder, or is empty: no driver."""
+    """Return True if a driver's folder can have this name, or the name is empty: no driver."""
     return "/" not in name and name.isprintable() and name not in (".", "..")
 
 
@@ -113,16 +114,16 @@ def _items(name: str, value: Any) -> list[Any]:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BadLineError(f"{name} is not a text")
+        raise BadLineError(f"{name} is not a string")
     return clean(value)
 
 
 def clean(text: str) -> str:
-    """Return the one copy of a text; raises where it has half a surrogate, which no file can hold."""
+    """Return the interned text. Raise BadLineError for half a surrogate pair, which no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadLineError("a text has half a surrogate pair") from None
+        raise BadLineError("a string has half a surrogate pair") from None
     return sys.intern(text)
 
 
