@@ -1,4 +1,4 @@
-"""What is to be run: on which groups of devices, with which workloads, how often, and whether it may be."""
+"""The configuration of a run: groups, workloads, limits, and whether the kernel may be crashed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from vfiotool.stress.record import Call
 from vfiotool.stress.workloads import ALL, WORKLOADS
 
 LAB_HOST = "vfiotool-lab"
-
-
-"""The name that a guest of the lab gives itself."""
+"""The host name of a lab guest."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """``cycles`` bounds how often each workload is done on each group, ``duration`` the run, in seconds.
+    """The configuration of a run.
 
-    ``allowed`` names rules of binding that are lifted, ``jobs`` is how many processes there are at most.
+    ``cycles`` limits the cycles per workload and group, ``duration`` limits the run, in seconds. ``allowed``
+    names the binding rules that are lifted. ``jobs`` is the largest number of worker processes.
     """
 
     groups: tuple[GroupSpec, ...]
@@ -37,44 +36,44 @@ class RunConfig:
     allowed: frozenset[str] = frozenset()
     allow_crash: bool = False
     repeated: Mapping[int, Sequence[Sequence[Call]]] = field(default_factory=dict)
-    """By unit, the cycles to do in place of the workloads'."""
+    """For a replay: the cycles of each group by its number, in place of the workloads."""
 
     @property
     def addresses(self) -> list[str]:
         """All devices of the run."""
-        return [address for unit in self.groups for address in unit.members]
+        return [address for group in self.groups for address in group.members]
 
 
 def parse_workloads(names: str) -> tuple[str, ...]:
-    """Return the workloads that a list with commas names; ``all`` is all of them.
+    """Return the workloads of a comma-separated list; ``all`` stands for all workloads.
 
     Raises:
-        UsageError: there is no such workload.
+        UsageError: a name is not a workload.
     """
     chosen = dict.fromkeys(name.strip() for name in names.split(","))
     for name in chosen:
         if name != ALL and name not in WORKLOADS:
             raise UsageError(
-                f"there is no workload '{name}'", hint=f"the names are {', '.join([*WORKLOADS, ALL])}"
+                f"there is no workload '{name}'", hint=f"the workloads are {', '.join([*WORKLOADS, ALL])}"
             )
     return tuple(WORKLOADS) if ALL in chosen else tuple(chosen)
 
 
 def require_lab(tree: Tree) -> None:
-    """Refuse to have the kernel crash anywhere but in a guest of the lab that outlives it.
+    """Refuse to crash the kernel outside a lab guest, or in a guest that would not survive the crash.
 
     Raises:
-        RefusedError: this is no guest of the lab, or it would end before it can report.
+        RefusedError: this machine is no lab guest, or the guest would panic before the report.
     """
     if tree.find("/proc/sys/kernel/hostname") != LAB_HOST or "VFIOTOOL_LAB_KERNEL" not in os.environ:
         raise RefusedError(
             "this machine's kernel may not be crashed",
-            reasons=["it is no guest of the lab"],
-            hint="run it there: 'vfiotool lab run --kernel 5.10 -- vfiotool stress …'",
+            reasons=["this machine is no lab guest"],
+            hint="use a lab guest: 'vfiotool lab run --kernel 5.10 -- vfiotool stress …'",
         )
     if tree.find("/proc/sys/kernel/panic_on_oops") != "0":
         raise RefusedError(
-            "this guest ends with its kernel's first bug, before that can be reported",
+            "this guest panics at the first kernel bug, before the run can report the bug",
             reasons=["kernel.panic_on_oops is set"],
-            hint="clear it first: 'sysctl kernel.panic_on_oops=0'",
+            hint="clear the setting first: 'sysctl kernel.panic_on_oops=0'",
         )

@@ -1,4 +1,4 @@
-"""The groups of devices that a run works on, and the rules of the running kernel."""
+"""The groups of a run, and the model of the running kernel."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from vfiotool.pci.names import PciNames
 from vfiotool.stress.model.lifecycle import Model
 
 VFIO, STUB = "vfio-pci", "pci-stub"
-"""What members are bound to beside their host drivers."""
+"""The drivers of members, beside their host drivers."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """A group's endpoints, in order; ``hosts`` has the host driver of each that has one."""
+    """The endpoints of a group, in order. ``hosts`` holds the host driver of each endpoint that has one."""
 
     members: tuple[str, ...]
     hosts: Mapping[str, str]
 
 
 def kernel_model(tree: Tree, state_dir: str) -> Model:
-    """Return the rules of the running kernel, whose drivers are loaded first: they bring what tells of some.
+    """Load the drivers, and return the model of the running kernel: the drivers show some of its rules.
 
     Raises:
         UnsupportedError: this kernel has no VFIO.
@@ -42,15 +42,15 @@ def kernel_model(tree: Tree, state_dir: str) -> Model:
 
 
 def running_model(tree: Tree) -> Model:
-    """Return the rules of a kernel that has VFIO loaded."""
+    """Return the model of the running kernel. The VFIO drivers must be loaded."""
     return Model(detect_era(tree), has_device_class=tree.exists("/sys/class/vfio-dev"))
 
 
 def find_groups(tree: Tree, wanted: Collection[str], state_dir: str) -> tuple[GroupSpec, ...]:
-    """Return the groups of these devices, each of which must be there whole.
+    """Return the groups of devices. ``wanted`` must hold every endpoint of each group.
 
     Raises:
-        RefusedError: a group has endpoints that are not among them.
+        RefusedError: a group has another endpoint.
         UnsupportedError: a device has no IOMMU group.
     """
     devices = read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)
@@ -59,11 +59,14 @@ def find_groups(tree: Tree, wanted: Collection[str], state_dir: str) -> tuple[Gr
         number = find_group(tree, address)
         if number is None:
             raise UnsupportedError(f"{address} is in no IOMMU group", hint=TURN_ON_IOMMU)
-        groups[number] = [one for one in devices if one.iommu_group == number and not is_bridge(one)]
-    lacking = [one.address for members in groups.values() for one in members if one.address not in wanted]
+        members = [device for device in devices if device.iommu_group == number and not is_bridge(device)]
+        groups[number] = members
+    lacking = [
+        device.address for members in groups.values() for device in members if device.address not in wanted
+    ]
     if lacking:
         raise RefusedError(
-            f"{', '.join(lacking)} would be taken, too: a group is stressed as a whole",
+            f"a run takes whole groups: it would also take {', '.join(lacking)}",
             reasons=[f"{address} shares a group" for address in lacking],
             hint="--group takes every endpoint of the groups",
         )
@@ -72,26 +75,26 @@ def find_groups(tree: Tree, wanted: Collection[str], state_dir: str) -> tuple[Gr
 
 
 def groups_of_trace(tree: Tree, header: Mapping[str, Any], state_dir: str) -> tuple[GroupSpec, ...]:
-    """Return the groups of a trace, in its order, as they are on this machine.
+    """Return the groups of a trace, in the order of the trace, as they are on this machine.
 
     Raises:
-        VfioToolError: a group of it has other members here, or none.
+        VfioToolError: a group has other members on this machine, or none.
     """
     groups = []
     for recorded in header["units"]:
         members = tuple(recorded["members"])
-        (unit, *others) = find_groups(tree, members, state_dir)
-        if others or unit.members != members:
+        (group, *others) = find_groups(tree, members, state_dir)
+        if others or group.members != members:
             raise VfioToolError(
                 f"{' and '.join(members)} are not one group on this machine",
-                hint="replay a trace on the machine that it comes from, or on one like it",
+                hint="replay the trace on the machine of the run, or on a machine with the same devices",
             )
-        groups.append(unit)
+        groups.append(group)
     return tuple(groups)
 
 
 def _group_spec(members: Sequence[Device], journal: Journal) -> GroupSpec:
-    """Take as a host driver what the device has, or had before vfiotool first changed it."""
+    """A host driver is the present driver of a device, or its driver before the first change by vfiotool."""
     hosts = dict[str, str]()
     for device in members:
         record = journal.find(device.address)

@@ -1,4 +1,4 @@
-"""The devices of a run: taken from their drivers through the journal, and given back, whatever happens."""
+"""The lease of a run on its devices: taken from their drivers through the journal, and given back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ GIVE_BACK_SECONDS = 30.0
 
 
 class DeviceLease:
-    """Devices on vfio-pci, recorded in the journal, and locked against other vfiotools.
+    """Devices on vfio-pci, recorded in the journal, and locked against other vfiotool processes.
 
-    ``tell`` is called just before they are taken, with those that had been recorded already.
+    ``tell`` is called just before the devices are taken, with the devices that the journal already records.
 
     Raises:
-        RefusedError: a rule forbids to take a device, and is not among ``allowed``.
+        RefusedError: a rule that is not in ``allowed`` forbids to take a device.
         Others as ``Binding.bind`` does.
     """
 
@@ -46,7 +46,7 @@ class DeviceLease:
         self._locks.enter_context(locked(journal.locks, lock_keys(self._tree, self._wanted)))
 
     def give_back(self, timeout: float) -> list[str]:
-        """Put the devices back, and return what could not be, and why; nothing is raised."""
+        """Give the devices back. Return a sentence for each device that is not back; raise nothing."""
         self._locks.close()
         return give_back(self._wanted, self.recorded, self._state_dir, timeout) or self._differences()
 
@@ -57,14 +57,14 @@ class DeviceLease:
         return {address: read_state(self._tree, address) for address in self._wanted}
 
     def _differences(self) -> list[str]:
-        """Compare with how the devices were before they were taken."""
+        """Return how the devices differ from their state before they were taken."""
         found = []
         for address in self._wanted:
             before = self._before[address]
             try:
                 now = read_state(self._tree, address)
             except (VfioToolError, TimeoutError) as error:
-                found.append(f"{address} cannot be looked at: {error}")
+                found.append(f"{address} cannot be read: {error}")
                 continue
             for name in ("driver", "driver_override"):
                 was, is_now = getattr(before, name), getattr(now, name)
@@ -74,7 +74,7 @@ class DeviceLease:
 
 
 def give_back(wanted: Sequence[str], recorded: Collection[str], state_dir: str, timeout: float) -> list[str]:
-    """Restore devices, or bind to vfio-pci those that were recorded before the run; return what fails."""
+    """Restore devices; bind those recorded before the run to vfio-pci again. Return the failures."""
     binding = Binding(state_dir=state_dir, timeout=timeout)
     found = []
     kept = [address for address in wanted if address in recorded]
@@ -90,4 +90,4 @@ def give_back(wanted: Sequence[str], recorded: Collection[str], state_dir: str, 
             except (VfioToolError, TimeoutError) as error:
                 found.append(str(error))
     gone = [address for address in wanted if not Tree().exists(device_path(address))]
-    return found + [f"{address} is not there any more" for address in gone]
+    return found + [f"{address} is gone" for address in gone]

@@ -1,4 +1,4 @@
-"""The kernel's own functions: those that ran against those the model says, and claims against releases."""
+"""Compares the kernel functions that ran with the model, and claims of DMA ownership with releases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from vfiotool.stress.monitors.samples import times
 
 _NOTIFIER = "vfio_iommu_group_notifier"
 _ACTIONS = frozenset(ACTIONS.values())
-_LAST_PUTS = frozenset(("vfio_group_release", "vfio_group_fops_release"))  # whoever has it: not predicted
+_LAST_PUTS = frozenset(
+    ("vfio_group_release", "vfio_group_fops_release")
+)  # the last holder puts the group: not predicted
 _JUDGED = frozenset(probe.function for probe in PROBES) - _LAST_PUTS - {_NOTIFIER} | _ACTIONS
 _OF_DEVICES = frozenset(probe.function for probe in PROBES if "device=" in probe.fetch)
 _BALANCED = (
@@ -23,11 +25,11 @@ _PUT = "vfio_group_put_bg"
 
 
 class ProbeMonitor:
-    """Counts functions, and actions of the notifier, which stand for its calls. One thread uses it.
+    """Counts kernel functions, and the notifier's calls by action. Only one thread may use a monitor.
 
-    ``probed`` names what this kernel lets be probed; it may grow while modules are loaded. What names a
-    device that is none of ``addresses`` is not counted: the machine has others. Functions that are about no
-    device all count.
+    ``probed`` names the functions that this kernel can probe; the set may grow while modules are loaded.
+    Calls for a device that is not in ``addresses`` do not count: other processes use other devices. Calls of
+    functions without a device argument all count.
     """
 
     def __init__(self, probed: Collection[str], addresses: Collection[str] | None = None) -> None:
@@ -41,11 +43,11 @@ class ProbeMonitor:
         self._is_finished = False
 
     def expect(self, probes: Iterable[str]) -> None:
-        """Take the names that an operation has run."""
+        """Expect the functions of a call, by name."""
         self._expected.update(probes)
 
     def see(self, entry: TimelineEntry) -> None:
-        """Take an entry of the source ``probe``."""
+        """Count an entry of the source ``probe``."""
         if entry.event == "missed":
             self._lost["trace"] += 1
         elif self._is_other(entry):
@@ -57,20 +59,20 @@ class ProbeMonitor:
             self._seen[entry.detail if entry.event == _NOTIFIER else entry.event] += 1
 
     def is_settled(self) -> bool:
-        """Say whether all that was expected has been seen, or cannot be."""
+        """Return True if all expected functions have been seen, or events were lost."""
         return bool(self._lost) or all(
             self._seen[name] >= count for name, count in self._expected.items() if self._is_judged(name)
         )
 
     def finish(self) -> None:
-        """Take it that nothing more comes: only now do counts say something."""
+        """End the observation: the counts are complete now."""
         self._is_finished = True
 
     def findings(self) -> list[str]:
-        """Return what is wrong: before the end only that events were lost."""
+        """Return the findings. Before ``finish``, only lost events are a finding."""
         if self._lost:
             lost = times(self._lost["trace"])
-            return [f"events of the trace buffer were lost, {lost}, so that counts of functions say nothing"]
+            return [f"events of the trace buffer were lost, {lost}: the counts of functions are incomplete"]
         return [*self._miscounted(), *self._unbalanced()] if self._is_finished else []
 
     def document(self) -> dict[str, int]:
@@ -81,7 +83,7 @@ class ProbeMonitor:
         }
 
     def _is_other(self, entry: TimelineEntry) -> bool:
-        """Say whether it is about a device that is not of the run; results name none."""
+        """Return True if an entry is about a device outside the run. Return values name no device."""
         if self._addresses is None or entry.address in self._addresses:
             return False
         is_result = entry.detail.startswith(_RETURNS)
@@ -94,14 +96,14 @@ class ProbeMonitor:
         for name in sorted(filter(self._is_judged, self._expected.keys() | self._seen.keys())):
             expected, seen = self._expected[name], self._seen[name]
             if not expected <= seen <= expected + self._spare(name):
-                what = f"{_NOTIFIER} with {name}" if name in _ACTIONS else name
-                yield f"{what} ran {times(seen)}, and must have run {times(expected)}"
+                function = f"{_NOTIFIER} with {name}" if name in _ACTIONS else name
+                yield f"{function} ran {times(seen)}, and must have run {times(expected)}"
 
     def _spare(self, name: str) -> int:
-        """Return how often more than the model says a name may have run.
+        """Return how many more runs of a function than predicted are permitted.
 
-        Up to 5.15 a worker puts the group, so that it may hear that its last member was unbound before it is
-        gone: then that may be put, too.
+        Up to 5.15 a kernel worker puts the group. The group may therefore still receive the event of the
+        unbind of its last member, and that event may cause another put.
         """
         if _PUT not in self._probed or name not in ("UNBOUND_DRIVER", _PUT):
             return 0
@@ -110,7 +112,7 @@ class ProbeMonitor:
         return max(0, gone if name != _PUT else min(gone, heard))
 
     def _unbalanced(self) -> Iterator[str]:
-        """A claim that fails takes nothing. Where results are not probed, nothing is said of it."""
+        """Yield claims without releases. A failed claim counts not; without probed results nothing counts."""
         for claim, release in _BALANCED:
             can_tell = self._is_judged(claim) and self._is_judged(release)
             claims, releases = self._succeeded[claim], self._seen[release]

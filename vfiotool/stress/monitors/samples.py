@@ -1,4 +1,4 @@
-"""Findings of one kind in bounded memory: all are counted, the first are kept."""
+"""Samples in bounded memory: count all items, keep the first items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST = 100
 
 
 class Samples(Generic[T]):
-    """The first hundred of something, and how many there were."""
+    """The first hundred items, and the number of all items."""
 
     __slots__ = ("count", "first")
 
@@ -18,24 +18,24 @@ class Samples(Generic[T]):
         self.first = list(first)
         self.count = len(first)
 
-    def add(self, one: T) -> None:
-        """Count one, and keep it if it is among the first."""
+    def add(self, item: T) -> None:
+        """Count an item, and keep the item among the first hundred."""
         self.count += 1
         if len(self.first) < MOST:
-            self.first.append(one)
+            self.first.append(item)
 
     def extend(self, others: Samples[T]) -> None:
-        """Count those of another, too."""
+        """Add the samples of another."""
         self.count += others.count
         self.first.extend(others.first[: MOST - len(self.first)])
 
     def copy(self) -> Samples[T]:
-        """Return the same, to be added to on its own."""
-        made = Samples[T]()
-        made.extend(self)
-        return made
+        """Return an independent copy."""
+        copied = Samples[T]()
+        copied.extend(self)
+        return copied
 
 
 def times(count: int) -> str:
-    """Return how often, in words."""
+    """Return ``once`` or ``N times``."""
     return "once" if count == 1 else f"{count} times"

@@ -1,8 +1,8 @@
-"""Two sequences that should be equal, matched as they grow: what was expected, and what came.
+"""Matches two growing sequences that should be equal: the expected items and the received items.
 
-Where they differ, several explanations are possible: of ``add add remove`` for ``add remove add remove`` the
-first ``remove`` is missing, or the second ``add`` one too many. All that need about as few faults as the best
-are followed, and what comes later tells which of them is right.
+A difference can have several explanations: for ``add remove add remove``, the sequence ``add add remove``
+lacks the first ``remove`` or has a surplus second ``add``. The matcher follows every explanation with about
+as few faults as the best; later items show which explanation is right.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Generic, Protocol, TypeVar
 from vfiotool.stress.monitors.samples import Samples
 
 _WORSE = 4
-"""By how many faults an explanation may be worse than the best and still be followed."""
+"""The most faults by which a followed explanation may exceed the best."""
 _LONGEST = 10_000
-"""How many may wait for the other side: more of them than this are faults."""
+"""The most items that may wait for the other side. Further items are faults."""
 
 
 class Item(Protocol):
-    """What is compared: by its ``action`` alone."""
+    """An item to compare. Only ``action`` is compared."""
 
     @property
     def action(self) -> str:
-        """Return what happened."""
+        """The action."""
 
 
 E = TypeVar("E", bound=Item)
@@ -36,10 +36,10 @@ C = TypeVar("C", bound=Item)
 
 @dataclass(slots=True)
 class Lane(Generic[E, C]):
-    """One explanation of how the sequences go together.
+    """One explanation of the differences between the sequences.
 
-    ``expected`` and ``came`` are how many of those that wait it has explained. Of what came out of order, the
-    one is kept that came too early.
+    ``expected`` and ``came`` are the numbers of explained waiting items. ``disordered`` holds the items that
+    came too early.
     """
 
     expected: int
@@ -50,11 +50,11 @@ class Lane(Generic[E, C]):
 
     @property
     def faults(self) -> int:
-        """How many faults it needs."""
+        """The number of faults of the explanation."""
         return self.missing.count + self.surplus.count + self.disordered.count
 
     def on(self, expected: int, came: int) -> Lane[E, C]:
-        """Return the explanation that goes on from this one."""
+        """Return a continuation of this explanation."""
         return Lane(
             self.expected + expected,
             self.came + came,
@@ -65,7 +65,7 @@ class Lane(Generic[E, C]):
 
 
 class SequenceMatcher(Generic[E, C]):
-    """Matches one pair of sequences. ``matched`` is told of each pair that is beyond doubt."""
+    """Matches one pair of sequences. Calls ``matched`` with each pair that is certain."""
 
     def __init__(self, matched: Callable[[E, C], None]) -> None:
         self._matched = matched
@@ -74,12 +74,12 @@ class SequenceMatcher(Generic[E, C]):
         self._lanes = [Lane[E, C](0, 0, Samples(), Samples(), Samples())]
 
     def expect(self, item: E) -> None:
-        """Add to what must come."""
+        """Add an expected item."""
         self._expected.append(item)
         self._advance()
 
     def see(self, item: C) -> None:
-        """Add to what came."""
+        """Add a received item."""
         self._came.append(item)
         self._advance()
 
@@ -90,19 +90,19 @@ class SequenceMatcher(Generic[E, C]):
 
     @property
     def is_settled(self) -> bool:
-        """Say whether all that was expected has come, or is missing for certain."""
+        """Return True if each expected item has been received, or is certainly missing."""
         if not self._expected:
             return True
         best = self._rank(self.best)
         return all(lane.expected == len(self._expected) for lane in self._lanes if self._rank(lane) == best)
 
     def finish(self) -> None:
-        """Take it that nothing more will come or be expected: what waits is a fault."""
+        """End the matching: all waiting items are faults."""
         self._lanes = [self._explain(self._lanes, is_all=True)[0]]
         self._trim()
 
     def _rank(self, lane: Lane[E, C]) -> int:
-        """Count the faults there are if nothing follows."""
+        """Return the number of faults if no items follow."""
         return lane.faults + len(self._expected) - lane.expected + len(self._came) - lane.came
 
     def _advance(self) -> None:
@@ -150,14 +150,14 @@ class SequenceMatcher(Generic[E, C]):
             lane.came += 1
 
     def _is_at_end(self, lane: Lane[E, C], *, is_all: bool) -> bool:
-        """Say whether to wait for more; of two that differ the next ones tell whether they are swapped."""
+        """Return True if more items are needed: two items per side show whether items are swapped."""
         expected, came = len(self._expected) - lane.expected, len(self._came) - lane.came
         if is_all:
             return not expected and not came
         return expected < 2 or came < 2
 
     def _branches(self, lane: Lane[E, C]) -> Iterator[Lane[E, C]]:
-        """Yield what a difference can be: swapped, missing, or one too many."""
+        """Yield the explanations of a difference: swapped, missing, surplus."""
         expected = list(itertools.islice(self._expected, lane.expected, lane.expected + 2))
         came = list(itertools.islice(self._came, lane.came, lane.came + 2))
         if [item.action for item in expected] == [item.action for item in reversed(came)] and len(came) == 2:
@@ -174,7 +174,7 @@ class SequenceMatcher(Generic[E, C]):
             yield surplus
 
     def _trim(self) -> None:
-        """Forget what every explanation has explained."""
+        """Drop the items that all explanations have explained."""
         expected = min(lane.expected for lane in self._lanes)
         came = min(lane.came for lane in self._lanes)
         for _ in range(expected):
@@ -186,7 +186,7 @@ class SequenceMatcher(Generic[E, C]):
             lane.came -= came
 
     def _drop_oldest(self) -> None:
-        """One side has been silent for so long that the other waits in vain."""
+        """Count the oldest item as a fault: the other side has been silent for too long."""
         lane = self.best
         self._lanes = [lane]
         self._trim()

@@ -1,4 +1,4 @@
-"""Tasks that are stuck in the kernel: in state D, at one place, for too long. Nobody waits for them."""
+"""Finds tasks that are stuck in the kernel: in state D, in one function, for too long."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _STAT = re.compile(r"\d+ \((.*)\) (\S)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class StuckTask:
-    """A thread in state D. ``stack`` has the kernel's frames, the innermost first; none without root.
+    """A thread in state D. ``stack`` holds the kernel's frames, the innermost first; empty without root.
 
-    ``wchan`` names the function in which it sleeps, and ``switches`` how often it went to sleep so far.
+    ``wchan`` is the function in which the thread sleeps. ``switches`` is the number of sleeps so far.
     """
 
     pid: int
@@ -33,29 +33,29 @@ class StuckTask:
 
     @property
     def place(self) -> str:
-        """Where in the kernel it is, if that can be told."""
+        """The function in which the thread sleeps, or an empty text."""
         return self.stack[0] if self.stack else self.wchan
 
 
 @dataclass(slots=True)
 class _Stay:
-    """How long a task has been at a place, in seconds of the caller's clock."""
+    """The stay of a task in one function. ``since`` is in seconds of the caller's clock."""
 
     since: float
     task: StuckTask
     is_reported: bool = False
 
     def is_same(self, task: StuckTask, now: float) -> bool:
-        """Say whether a task is there still, and not again.
+        """Return True if the task has not left the function since.
 
-        One that gets on sleeps many times a second; one that waits with a timeout wakes for a moment now and
-        then, as an unbind does every 10 seconds.
+        A task that makes progress sleeps many times a second. A task that waits with a timeout wakes now and
+        then: a blocked unbind wakes every 10 seconds.
         """
         return task.place == self.task.place and task.switches - self.task.switches <= now - self.since
 
 
 class StuckTaskMonitor:
-    """Looks at tasks again and again. ``patience`` is in seconds. One thread uses it."""
+    """Samples tasks. ``patience`` is in seconds. Only one thread may use a monitor."""
 
     def __init__(self, patience: float, proc: str = "/proc") -> None:
         self._patience = patience
@@ -64,7 +64,7 @@ class StuckTaskMonitor:
         self._stuck = Samples[tuple[StuckTask, float]]()
 
     def look(self, pids: Iterable[int], now: float) -> list[StuckTask]:
-        """Look at all threads of processes; return those that have become stuck, each stay once."""
+        """Sample all threads of processes. Return the threads that have become stuck, once per stay."""
         stays, fresh = dict[int, _Stay](), list[StuckTask]()
         for pid in pids:
             for task in _waiting(pid, self._proc):
@@ -77,7 +77,7 @@ class StuckTaskMonitor:
         return fresh
 
     def findings(self) -> list[str]:
-        """Return what was stuck, the first hundred."""
+        """Return the findings, at most a hundred."""
         return [
             f"task {task.tid} ({task.comm}) of process {task.pid} was stuck in state {task.state} "
             f"for {seconds:.0f} s in {task.place or 'the kernel'}"
@@ -85,7 +85,7 @@ class StuckTaskMonitor:
         ]
 
     def document(self) -> list[dict[str, Any]]:
-        """Return each with its kernel stack."""
+        """Return the stuck tasks in the form of the report, with their kernel stacks."""
         return [
             {
                 "pid": task.pid,
@@ -104,14 +104,14 @@ class StuckTaskMonitor:
 
 
 def stuck(pid: int, proc: str = "/proc") -> StuckTask | None:
-    """Return the first thread of a process that is in state D now, if there is one."""
+    """Return the first thread of a process that is in state D now, or None."""
     return next(_waiting(pid, proc), None)
 
 
 def _waiting(pid: int, proc: str) -> Iterator[StuckTask]:
     try:
         tids = sorted(int(name) for name in os.listdir(f"{proc}/{pid}/task"))
-    except OSError:  # it has ended
+    except OSError:  # the process has exited
         return
     for tid in tids:
         path = f"{proc}/{pid}/task/{tid}"
@@ -130,7 +130,7 @@ def _waiting(pid: int, proc: str) -> Iterator[StuckTask]:
 
 
 def _read(path: str) -> str:
-    """Return a file's text, none where the task has ended or root alone may read it."""
+    """Return the text of a file; empty if the task has exited or only root may read the file."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""Uevents expected against received: what is missing, came twice, or came before what must precede it."""
+"""Compares received uevents with expected: finds missing, duplicated and misordered uevents."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from vfiotool.stress.monitors.sequence_match import SequenceMatcher
 from vfiotool.stress.record import ExpectedUevent
 
 Key = tuple[str, str, str]
-"""Subsystem, the address of a device or the number of a group, and of a group's node the action."""
+"""The subsystem; the address of a device or the number of a group; for a group's node, the action."""
 _ACTIONS = ("add", "remove")
 Faults = Samples[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class _Operation:
-    """The uevents of one operation: their numbers, as far as they have come."""
+    """The uevents of one call, and the sequence numbers of those received."""
 
     uevents: tuple[ExpectedUevent, ...]
     seqnums: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
     def saw(self, place: int, seqnum: int) -> bool:
-        """Take the number of the uevent at a place, and say whether all have come."""
+        """Add the sequence number of the uevent at a place. Return True if all have been received."""
         self.places.append(place)
         self.seqnums.append(seqnum)
         return len(self.places) == len(self.uevents)
 
     def too_early(self) -> tuple[ExpectedUevent, int] | None:
-        """Return a uevent that came before one that must precede it, and its number."""
+        """Return a uevent that came before its predecessor, with its sequence number."""
         came = sorted(zip(self.seqnums, self.places, strict=True))
         for rank, (seqnum, place) in enumerate(came):
             if place != rank:
@@ -41,30 +41,30 @@ class _Operation:
         return None
 
     def overlaps(self, other: _Operation) -> bool:
-        """Say whether its uevents came between those of another."""
+        """Return True if uevents of this call came between those of another."""
         return min(self.seqnums) <= max(other.seqnums) and min(other.seqnums) <= max(self.seqnums)
 
 
 @dataclass(slots=True)
 class _Group:
-    """The order of a group's operations across its streams.
+    """Judges the order of uevents across the streams of a group.
 
-    If two uevents of one stream are lost which undo one another, the stream still seems whole, but all that
-    follows is matched an operation too late. So an operation is judged when the next is there: uevents
-    that were swapped are still all before those of the next.
+    If a stream loses two uevents that undo one another, the stream still seems complete, but each later
+    uevent is matched with the next call instead of its own. A call is therefore judged only when the next
+    call is complete: uevents that were really swapped still come before all uevents of the next call.
     """
 
     last: _Operation | None = None
     is_judged: bool = True
 
     def complete(self, operation: _Operation) -> tuple[ExpectedUevent, int] | None:
-        """Take the next operation, and return what came too early in the one before it."""
+        """Add the next complete call. Return the uevent that came too early in the call before."""
         found = self.settle(operation)
         self.last = operation
         return found
 
     def settle(self, following: _Operation | None = None) -> tuple[ExpectedUevent, int] | None:
-        """Judge the last operation."""
+        """Judge the last call."""
         last, self.last = self.last, None
         found = last.too_early() if last is not None and self.is_judged else None
         if found and last is not None and following is not None and last.overlaps(following):
@@ -93,16 +93,16 @@ class _Came:
 
 
 class UeventMonitor:
-    """Judges the streams it was told of: one for each device in each subsystem, and for each group's node.
+    """Judges the watched streams: one per device and subsystem, and one per group node and action.
 
-    Both what is expected and what comes is in order within a stream; which of the two is told of first does
-    not matter. An event that is one too many counts as duplicated, expected or not. Of a group's node only
-    their number counts: a group whose devices were removed may come back by another number, and that of one
-    be another's then. One thread uses it.
+    Expected and received uevents are in order within a stream, but may be added in any order relative to
+    each other. A surplus uevent counts as duplicated. For a group's node only the number of uevents counts: a
+    group whose devices were removed may return with another number, and its old number may go to another
+    group. Only one thread may use a monitor.
     """
 
     def __init__(self, *, is_ordered: bool = True) -> None:
-        """Say whether an operation's uevents have one order across streams: not if a worker puts groups."""
+        """``is_ordered``: uevents of a call have one order across streams. False if a worker puts groups."""
         self._is_ordered = is_ordered
         self._streams: dict[Key, SequenceMatcher[_Awaited, _Came]] = {}
         self._groups: dict[int, _Group] = {}
@@ -113,7 +113,7 @@ class UeventMonitor:
         self._missed = Samples[str]()
 
     def watch(self, group: int, addresses: Iterable[str]) -> None:
-        """Judge what is about a group's node and these devices from now on."""
+        """Judge the uevents of a group's node and of these devices from now on."""
         self._groups.setdefault(group, _Group())
         keys = [("vfio", str(group), action) for action in _ACTIONS]
         keys += [(subsystem, address, "") for address in addresses for subsystem in ("pci", "vfio-dev")]
@@ -123,7 +123,7 @@ class UeventMonitor:
                 self._streams[key] = SequenceMatcher(self._match)
 
     def expect(self, group: int, uevents: Iterable[ExpectedUevent]) -> None:
-        """Take what an operation must have sent. Operations of a group are told of in their order."""
+        """Expect the uevents of a call. The calls of a group must be added in their order."""
         sent = tuple(uevent for uevent in uevents if _key_of(uevent, group) in self._streams)
         operation = _Operation(tuple(uevent for uevent in sent if uevent.subsystem != "vfio"))
         self._expected += len(sent)
@@ -134,7 +134,7 @@ class UeventMonitor:
             self._streams[_key_of(uevent, group)].expect(_Awaited(uevent, group, operation, place))
 
     def see(self, entry: TimelineEntry) -> None:
-        """Take an entry of the source ``kernel``."""
+        """Match an entry of the source ``kernel``."""
         if entry.event == "missed":
             self._missed.add(entry.detail)
             return
@@ -144,29 +144,29 @@ class UeventMonitor:
             stream.see(_Came(entry.event, entry.seqnum))
 
     def is_settled(self) -> bool:
-        """Say whether nothing that was expected is outstanding."""
+        """Return True if no expected uevent is outstanding."""
         return all(stream.is_settled for stream in self._streams.values())
 
     def finish(self) -> None:
-        """Take it that nothing more comes: what is outstanding is missing, what nobody expected too many."""
+        """End the observation: outstanding uevents are missing, unmatched uevents are surplus."""
         for stream in self._streams.values():
             stream.finish()
         for number, group in self._groups.items():
             self._add_swapped(number, group.settle())
 
     def findings(self) -> list[str]:
-        """Return what is wrong so far."""
+        """Return the findings so far."""
         found = []
         for key, stream in self._streams.items():
             lane, where = stream.best, _name(key)
-            for what, faults in (
+            for fault, faults in (
                 ("did not come", lane.missing),
                 ("came again, or unexpectedly", lane.surplus),
                 ("came before what must precede it", lane.disordered),
             ):
                 if faults.count:
                     examples = ", ".join(sorted({item.action for item in faults.first}))
-                    found.append(f"a uevent of {where} {what}, {times(faults.count)}: {examples}")
+                    found.append(f"a uevent of {where} {fault}, {times(faults.count)}: {examples}")
         if self._swapped.count:
             first = self._swapped.first[0]
             found.append(
@@ -179,7 +179,7 @@ class UeventMonitor:
         return found
 
     def document(self) -> dict[str, Any]:
-        """Return ``udev`` of the report; lists have at most a hundred, ``counts`` says how many there are."""
+        """Return ``udev`` of the report. Lists hold at most a hundred items; ``counts`` counts all."""
         missing, duplicated, disordered = Faults(), Faults(), Faults()
         for key, stream in self._streams.items():
             for faults, into in (
@@ -205,7 +205,7 @@ class UeventMonitor:
         }
 
     def _named(self, key: Key, faults: Samples[_Awaited] | Samples[_Came]) -> Faults:
-        """Return the faults of a stream as the report has them."""
+        """Return the faults of a stream in the form of the report."""
         subsystem, name, _ = key
         address = None if subsystem == "vfio" else name
         named = Faults()
@@ -215,7 +215,7 @@ class UeventMonitor:
         return named
 
     def _match(self, awaited: _Awaited, came: _Came) -> None:
-        """Look at the order across streams, once all uevents of an operation are there."""
+        """Judge the order across streams, when all uevents of a call have been received."""
         if not self._is_ordered or came.seqnum is None or awaited.place is None:
             return
         if awaited.operation.saw(awaited.place, came.seqnum):
@@ -232,7 +232,7 @@ def _key_of(uevent: ExpectedUevent, group: int) -> Key:
 
 
 def _key(entry: TimelineEntry) -> Key:
-    """Tell the subsystem, which an entry does not name: a group has no address, a PCI device no detail."""
+    """Return the stream of an entry: a group's entry has no address, a PCI device's entry no detail."""
     if entry.address is None:
         return "vfio", str(entry.group), entry.event
     return "vfio-dev" if entry.detail else "pci", entry.address, ""
@@ -244,7 +244,7 @@ def _name(key: Key) -> str:
 
 
 def _document(uevent: ExpectedUevent, group: int, seqnum: int | None) -> dict[str, Any]:
-    """Return a uevent as the report has it; one that did not come has no number."""
+    """Return a uevent in the form of the report. ``seqnum`` is None for a missing uevent."""
     return {
         "action": uevent.action,
         "subsystem": uevent.subsystem,

@@ -1,4 +1,4 @@
-"""Delta debugging: the least of a failing sequence that still fails.
+"""Delta debugging: find the smallest part of a failing sequence that still fails.
 
 Source: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002 (ddmin).
 """
@@ -11,10 +11,10 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 Kept = tuple[int, ...]
-"""Indices of what is kept, ascending."""
+"""The indices of the kept items, ascending."""
 
 Progress = Callable[[int, int], None]
-"""Called with how much is left, and after how many tries."""
+"""Called with the number of kept items, and the number of tries so far."""
 
 MOST_TRIES = 1000
 
@@ -26,10 +26,10 @@ def shrink(
     *,
     most_tries: int = MOST_TRIES,
 ) -> list[T]:
-    """Return a part of a sequence that fails, in its order, of which nothing can be left out.
+    """Return a failing part of a sequence, in order, from which no item can be left out.
 
-    The whole is known to fail, and is not tried. After ``most_tries`` calls of ``fails`` it is the least
-    that was seen to fail. The same answers give the same result; none is asked for twice.
+    The whole sequence must fail; it is not tried. After ``most_tries`` calls of ``fails``, the result is the
+    smallest part that failed so far. The result is deterministic; ``fails`` is called once for each part.
     """
     search = _Search(items, fails, most_tries)
     kept = tuple(range(len(items)))
@@ -49,7 +49,7 @@ class _Search(Generic[T]):
         self._seen: dict[Kept, bool] = {}
 
     def run(self, kept: Kept) -> Iterator[Kept]:
-        """Yield what fails, each less than the one before: by parts first, then one by one."""
+        """Yield ever smaller failing parts: leave out whole sections first, then single items."""
         least = kept
         for least in self._by_parts(kept):
             yield least
@@ -87,7 +87,7 @@ class _Search(Generic[T]):
 
 
 def _split(kept: Kept, count: int) -> list[Kept]:
-    """Return ``count`` parts of about the same length."""
+    """Return ``count`` sections of about the same length."""
     bounds = [len(kept) * at // count for at in range(count + 1)]
     return [kept[begin:end] for begin, end in pairwise(bounds)]
 
