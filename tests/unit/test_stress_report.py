@@ -1,4 +1,4 @@
-"""What a stress run leaves (trace, latencies, verdict, page), and the progress that it shows."""
+"""The results of a stress run: trace, latencies, verdict, page, and the progress display."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from vfiotool.render.report_page import write_page
 from vfiotool.render.report_page.markup import duration
 from vfiotool.render.report_page.scales import LogScale, TimeScale
 from vfiotool.render.stress_progress import ProgressDisplay, RunProgress
+from vfiotool.stress.cleanup import killed_report
 from vfiotool.stress.record import Call, Expectation, Outcome, Record, TraceLine, errno_name
 from vfiotool.stress.results.report import (
     KILLED,
@@ -229,7 +230,7 @@ def test_a_sample_has_a_share_and_all_that_is_unexpected(tmp_path: Path) -> None
         ({"got": "\ud800"}, "half a surrogate pair"),
         ({"unexpected": 1}, "unexpected is neither"),
         ({"released": 1}, "released is not a string"),
-        ({"relased": ""}, "'relased' has no meaning"),
+        ({"relased": ""}, "'relased' is not a field"),
         ({"got": "x" * 200_000}, "more than 131072 bytes"),
     ],
 )
@@ -398,7 +399,7 @@ def test_a_run_without_a_reason_passes(interrupted: str | None) -> None:
         ({"restored": False}, "not back on their drivers"),
         ({"interrupted": KILLED}, "killed"),
         ({"cycles": 0}, "the run executed no cycle"),
-        ({"trace_failure": OSError(errno.ENOSPC, "No space left"), "dropped": 9}, "No space left.*lacks 9"),
+        ({"trace_failure": OSError(errno.ENOSPC, "No space left"), "dropped": 9}, "No space left.*9 operations are missing"),
     ],
 )
 def test_each_reason_alone_fails_a_run(change: dict[str, Any], reason: str) -> None:
@@ -458,6 +459,18 @@ def test_a_report_has_the_fields_of_the_contract(tmp_path: Path) -> None:
     assert read["unexpected_count"] == MOST_UNEXPECTED + 5
 
 
+def test_a_report_of_a_killed_run_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
+    with TraceWriter(str(tmp_path / "trace.jsonl"), HEADER) as trace:
+        trace.write(LINE)
+    document = killed_report(str(tmp_path), {**HEADER, "reproduce": "again"}, []).document()
+    assert " ".join(document) == CONTRACT
+    assert (document["cycles"], document["unexpected_count"], document["interrupted"]) == (1, 1, KILLED)
+    assert {*document["udev"].values(), document["probes"], document["kernel_log"]} == {None}
+    assert {*document["taint"].values(), *document["resources"].values()} == {None}
+    shown = page(tmp_path, document, [LINE]).text
+    assert shown.count("Not measured.") == 2  # kernel functions, kernel log
+
+
 def test_many_findings_are_counted_and_not_all_told() -> None:
     reasons = judge(**{**PASSED, "findings": [f"finding {number}" for number in range(1000)]})
     assert reasons[-1] == "the monitors have 950 more findings"
@@ -470,7 +483,7 @@ def test_a_full_disk_leaves_the_former_report(tmp_path: Path) -> None:
     cannot = pytest.raises(VfioToolError, match=r"report\.json cannot be written: File too large")
     with cannot as caught, files_of_at_most(100):
         write_report(str(tmp_path), document)
-    assert "make room" in caught.value.hint
+    assert "free space" in caught.value.hint
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.json", "former")]
 
 

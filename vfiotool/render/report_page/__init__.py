@@ -17,6 +17,7 @@ _HEAD = Markup(
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 )
 _ICONS = {"pass": "M7 12.5l3.4 3.4L17 9", "fail": "M8 8l8 8M16 8l-8 8"}
+_UNMEASURED = "Not measured."
 _SIGNS = (("missing", "missing"), ("duplicated", "duplicated"), ("out_of_order", "out of order"))
 
 
@@ -66,13 +67,13 @@ def _verdict(report: Mapping[str, Any]) -> Markup:
 
 def _numbers(report: Mapping[str, Any]) -> Markup:
     total, seconds = _total(report), max(report["seconds"], 1e-3)
-    udev, log = report["udev"], len(report["kernel_log"])
+    udev, log = report["udev"], _count(report["kernel_log"])
     tiles = (
         ("cycles", plain(report["cycles"]), f"{report['cycles'] / seconds:,.1f} a second", False),
         ("operations", plain(total), f"{total / seconds:,.0f} a second", False),
         ("unexpected", plain(report["unexpected_count"]), "by the model", report["unexpected_count"] > 0),
         ("uevents", plain(udev["received"]), f"of {plain(udev['expected'])} expected", _has_odd_signs(udev)),
-        ("kernel log", plain(log), "warnings and bugs", log > 0),
+        ("kernel log", plain(log), "warnings and bugs", bool(log)),
     )
     shown = [
         element("div", element("b", value), element("span", name), element("small", more), class_=_tone(odd))
@@ -127,10 +128,15 @@ def _timeline(report: Mapping[str, Any], marks: timeline.Marks, labels: Sequence
 def _uevents(report: Mapping[str, Any]) -> Markup:
     udev = report["udev"]
     facts = [("expected", plain(udev["expected"])), ("received", plain(udev["received"]))]
-    counts = udev.get("counts", {})
-    facts += [(name, plain(counts.get(key, len(udev[key])))) for key, name in _SIGNS]
+    counts = udev.get("counts") or {}
+    facts += [(name, plain(counts.get(key, _count(udev[key])))) for key, name in _SIGNS]
     lists = [_titled(name, [_uevent_text(one) for one in udev[key]]) for key, name in _SIGNS if udev[key]]
     return _section("Uevents", _table(("", "count"), facts), *lists)
+
+
+def _count(items: Sequence[Any] | None) -> int | None:
+    """Return the number of items, or None if the run did not measure them."""
+    return None if items is None else len(items)
 
 
 def _uevent_text(uevent: Any) -> str:
@@ -142,8 +148,12 @@ def _uevent_text(uevent: Any) -> str:
 
 
 def _probes(report: Mapping[str, Any]) -> Markup:
-    rows = [[element("code", name), f"{count:,}"] for name, count in sorted(report["probes"].items())]
-    body = _table(("function", "calls"), rows) if rows else element("p", "None was watched.", class_="note")
+    probes = report["probes"]
+    if not probes:
+        absent = "No function was called." if probes is not None else _UNMEASURED
+        return _section("Kernel functions", element("p", absent, class_="note"))
+    rows = [[element("code", name), f"{count:,}"] for name, count in sorted(probes.items())]
+    body = _table(("function", "calls"), rows)
     return _section("Kernel functions", body)
 
 
@@ -162,7 +172,8 @@ def _resources(report: Mapping[str, Any]) -> Markup:
 def _kernel_log(report: Mapping[str, Any]) -> Markup:
     log = report["kernel_log"]
     if not log:
-        return _section("Kernel log", element("p", "No warning, no bug.", class_="note"))
+        absent = "No warning, no bug." if log is not None else _UNMEASURED
+        return _section("Kernel log", element("p", absent, class_="note"))
     shown = [element("pre", *_log_entry(entry), class_="log") for entry in log[:_MOST_ITEMS]]
     return _section("Kernel log", *shown, *_rest(log))
 
