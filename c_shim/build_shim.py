@@ -1,4 +1,4 @@
-"""Build ``vfiotool._shim`` from the C files beside it, by cffi in API mode: one abi3 extension.
+"""Build ``vfiotool._shim`` from the C files beside it, with cffi in API mode: one abi3 extension.
 
 The GIL is released around every call, as cffi does for all functions of a library.
 """
@@ -20,12 +20,12 @@ def _text(name: str) -> str:
 
 
 def _parts() -> list[str]:
-    """Return the names of the parts: each is a header that shim.h includes, and a C file."""
+    """Return the names of the parts: each has a header that shim.h includes, and a C file."""
     return re.findall(r'#include "(\w+)\.h"', _text("shim.h"))
 
 
 def declarations() -> str:
-    """Return the parts of the headers that cffi can parse: what stands between their markers."""
+    """Return the declarations of the headers for cffi: the text between their markers."""
     texts = (_text(f"{part}.h") for part in _parts())
     return "".join(
         text.partition("/* declarations */")[2].partition("/* end of declarations */")[0] for text in texts
@@ -37,12 +37,12 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "vfiotool._shim",
     '#include "shim.h"',
-    # setuptools wants sources relative to setup.py, the compiler an include path that holds anywhere.
+    # setuptools needs sources relative to setup.py, the compiler an absolute include path.
     sources=[os.path.join("c_shim", f"{part}.c") for part in _parts()],
     include_dirs=[_HERE],
     depends=[os.path.join("c_shim", name) for name in sorted(os.listdir(_HERE)) if name.endswith(".h")],
     extra_compile_args=["-Wall", "-Wextra", "-pthread"],
-    extra_link_args=["-pthread"],  # a library of its own before glibc 2.34
-    # A free-threaded Python has no stable ABI to build against.
+    extra_link_args=["-pthread"],  # pthread is a separate library before glibc 2.34
+    # A free-threaded Python has no stable ABI.
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every file of the shim calls the kernel by. */
+/* The system calls of the shim. */
 #ifndef VFIOTOOL_CALL_H
 #define VFIOTOOL_CALL_H
 
 #include <errno.h>
 #include <sys/ioctl.h>
 
-/* ioctl(2) with -errno for failure. None of the calls here has an effect when it gives EINTR. */
+/* ioctl(2) that returns -errno. No ioctl of the shim has an effect if it fails with EINTR. */
 static inline int vt_call(int fd, unsigned long request, unsigned long argument)
 {
 	int result;

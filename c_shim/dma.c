@@ -61,7 +61,7 @@ static int ioas_map(int fd, uint32_t ioas, const struct vt_range *range, uint32_
 	};
 	int result = vt_call(fd, IOMMU_IOAS_MAP, (unsigned long)&map);
 
-	/* EFAULT: no such memory; or it has mapped, could not write its answer, and keeps the mapping (6.12). */
+	/* EFAULT: no such memory; or the kernel mapped it, could not write its reply, and keeps it (6.12). */
 	if (result == -EFAULT)
 		ioas_unmap(fd, ioas, range->iova, range->size);
 	return result;
@@ -89,10 +89,10 @@ int64_t vt_dma_unmap_all(int fd, uint32_t ioas)
 	int64_t result = ioas ? ioas_unmap(fd, ioas, 0, UINT64_MAX) :
 				type1_unmap(fd, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL);
 
-	return result == -ENOENT ? 0 : result; /* an IOAS without mappings */
+	return result == -ENOENT ? 0 : result; /* the IOAS has no mappings */
 }
 
-/* Whether `next` begins in IOVA where `span` ends. */
+/* Return true if `next` starts at the IOVA where `span` ends. */
 static int is_next(const struct vt_range *span, const struct vt_range *next)
 {
 	uint64_t iova, size;
@@ -101,7 +101,7 @@ static int is_next(const struct vt_range *span, const struct vt_range *next)
 	       !__builtin_add_overflow(span->size, next->size, &size) && span->size && next->size;
 }
 
-/* And in memory too, so that one mapping can be made of both. */
+/* Return true if `next` also continues `run` in memory: both then fit in one mapping. */
 static int continues(const struct vt_range *run, const struct vt_range *next)
 {
 	uint64_t vaddr;
@@ -112,7 +112,7 @@ static int continues(const struct vt_range *run, const struct vt_range *next)
 
 typedef int follows(const struct vt_range *run, const struct vt_range *next);
 
-/* Make `run` of the ranges from `first` on that belong together; returns the index after them. */
+/* Join the ranges from `first` on that belong to one `run`; returns the index after them. */
 static inline uint64_t next_run(const struct vt_range *ranges, uint64_t first, uint64_t count,
 				follows *belongs, struct vt_range *run)
 {
@@ -180,7 +180,7 @@ static int is_ordered(const struct vt_range *ranges, uint64_t count)
 	return 1;
 }
 
-/* Return how many ranges from `first` on are one piece of memory, and its size. */
+/* Return how many ranges from `first` on are contiguous in memory, and their size. */
 static uint64_t piece(const struct vt_range *ranges, uint64_t first, uint64_t count, uint64_t *size)
 {
 	uint64_t next = first, end = ranges[first].vaddr;
@@ -215,7 +215,7 @@ int64_t vt_ranges_lay_out(struct vt_range *ranges, uint64_t count, uint64_t iova
 	return cursor - iova > INT64_MAX ? -EOVERFLOW : (int64_t)(cursor - iova);
 }
 
-/* The kernel has refused a run of ranges [first, end): which of them is it that cannot be mapped? */
+/* Find the range that cannot be mapped in a run [first, end) that the kernel refused. */
 static uint64_t find_failing(int fd, uint32_t ioas, const struct vt_range *ranges, uint64_t first,
 			     uint64_t end, uint32_t flags)
 {
@@ -225,7 +225,7 @@ static uint64_t find_failing(int fd, uint32_t ioas, const struct vt_range *range
 		at++;
 	for (uint64_t mapped = first; mapped < at; mapped++)
 		vt_dma_unmap(fd, ioas, ranges[mapped].iova, ranges[mapped].size);
-	return at < end ? at : first; /* one by one they went: it is the run as a whole */
+	return at < end ? at : first; /* each range alone can be mapped: the run as a whole failed */
 }
 
 int64_t vt_dma_map_ranges(int fd, uint32_t ioas, const struct vt_range *ranges, uint64_t count,

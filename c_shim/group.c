@@ -52,6 +52,6 @@ int vt_group_unset_container(int group)
 
 int vt_group_device_fd(int group, const char *name)
 {
-	/* The kernel makes this fd close-on-exec itself. */
+	/* The kernel sets close-on-exec for this fd. */
 	return vt_call(group, VFIO_GROUP_GET_DEVICE_FD, (unsigned long)name);
 }

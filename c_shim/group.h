@@ -10,13 +10,13 @@
 /* Open the container node (/dev/vfio/vfio) or a group node (/dev/vfio/N); returns a fd. */
 int vt_open(const char *path);
 
-/* Return the container's API version; VFIO_API_VERSION is the only one there is. */
+/* Return the container's API version; VFIO_API_VERSION is the only version so far. */
 int vt_container_api_version(int container);
 
-/* Return what VFIO_CHECK_EXTENSION says: 0 for "no", a positive number for "yes". */
+/* Return the result of VFIO_CHECK_EXTENSION: 0 for "no", a positive number for "yes". */
 int vt_container_check_extension(int container, int extension);
 
-/* Choose the IOMMU driver of a container that has a group. */
+/* Set the IOMMU type of a container that has a group. */
 int vt_container_set_iommu(int container, int iommu);
 
 /* Return the group's VFIO_GROUP_FLAGS_*. */
@@ -25,7 +25,7 @@ int vt_group_status(int group);
 int vt_group_set_container(int group, int container);
 int vt_group_unset_container(int group);
 
-/* Return a fd for the device of that name (a PCI address, perhaps with a VF token). */
+/* Return a fd of the device `name`: a PCI address, optionally with a VF token. */
 int vt_group_device_fd(int group, const char *name);
 
 /* end of declarations */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the shim asks of an iommufd. <linux/iommufd.h> came with Linux 6.2, and many a system's headers are older. */
+/* The iommufd ioctls of the shim, for systems whose headers are older than <linux/iommufd.h> (6.2). */
 #ifndef VFIOTOOL_IOMMUFD_ABI_H
 #define VFIOTOOL_IOMMUFD_ABI_H
 

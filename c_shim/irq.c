@@ -18,7 +18,7 @@ static int64_t now(void)
 	return time.tv_sec * SECOND + time.tv_nsec;
 }
 
-/* Returns 0 once there may be something to read. */
+/* Returns 0 once the eventfd may be readable. */
 static int await(int fd, int64_t deadline_ns)
 {
 	struct pollfd event = { .fd = fd, .events = POLLIN };
@@ -40,7 +40,7 @@ int64_t vt_eventfd_wait(int fd, int64_t deadline_ns)
 	uint64_t count;
 	int error;
 
-	/* Another thread may take the count between poll and read, so neither is trusted alone. */
+	/* Another thread may read the count between poll and read, hence the loop. */
 	while (read(fd, &count, sizeof(count)) < 0) {
 		if (errno != EAGAIN)
 			return -errno;

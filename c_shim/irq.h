@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Waiting for interrupts, which the kernel counts in eventfds. */
+/* Waits for interrupts, which the kernel counts in eventfds. */
 #ifndef VFIOTOOL_IRQ_H
 #define VFIOTOOL_IRQ_H
 
@@ -8,12 +8,12 @@
 /* declarations */
 
 /*
- * Take what a non-blocking eventfd has counted, at least 1; where that is 0, wait for it until the
- * monotonic clock shows `deadline_ns`, or for ever where that is negative.
+ * Read the count of a non-blocking eventfd, at least 1. If the count is 0, wait until the monotonic clock
+ * reaches `deadline_ns`, or without a limit if `deadline_ns` is negative.
  *
- * -ETIMEDOUT: it has counted nothing by then, and was looked at once in any case. -EINTR: a signal came,
- * for the caller to handle; called again with the same deadline, it waits on. -EOVERFLOW: the count, which
- * is lost then, does not fit; no device counts so far.
+ * -ETIMEDOUT: the count was 0 until the deadline; it was read at least once. -EINTR: a signal arrived, which
+ * the caller must handle; a call with the same deadline continues the wait. -EOVERFLOW: the count does not
+ * fit, and is lost; no device reaches such a count.
  */
 int64_t vt_eventfd_wait(int fd, int64_t deadline_ns);
 

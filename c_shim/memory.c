@@ -18,7 +18,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-/* What a thread takes at a time: some milliseconds of work, so that starting one is worth it. */
+/* The work of a thread at a time: some milliseconds, so that it pays to start a thread. */
 #define PORTION (16ULL << 20)
 #define MAX_THREADS 64
 
@@ -28,7 +28,7 @@ struct prefault {
 	uint64_t portion;
 	uint64_t page_size;
 	bool can_populate;
-	_Atomic uint64_t next; /* counted from the address */
+	_Atomic uint64_t next; /* offset from the address */
 	_Atomic int error;
 };
 
@@ -43,9 +43,9 @@ static int populate(uint64_t address, uint64_t size)
 }
 
 /*
- * Before 5.14. To find the key of a futex that processes may share, the kernel faults its page in for
- * writing. Unlike a store, waking those who wait there changes nothing, gives an errno where there is
- * no page to be had instead of a signal, and does not reach a device's registers.
+ * For kernels before 5.14. To find the key of a futex that processes may share, the kernel faults its page
+ * in for writing. Unlike a store, FUTEX_WAKE changes nothing, returns an errno instead of a signal if the
+ * page cannot be made present, and does not reach a device's registers.
  */
 static int touch(uint64_t address, uint64_t size, uint64_t page_size)
 {
@@ -55,7 +55,7 @@ static int touch(uint64_t address, uint64_t size, uint64_t page_size)
 	return 0;
 }
 
-/* Take portions until none is left or one has failed, in whichever thread. */
+/* Take portions until none is left, or a thread has failed. */
 static void *work(void *argument)
 {
 	struct prefault *job = argument;
@@ -80,7 +80,7 @@ static void *work(void *argument)
 static unsigned int useful_threads(unsigned int wanted, uint64_t portions)
 {
 	cpu_set_t cpus;
-	/* A machine with more CPUs than the set has room for has enough of them. */
+	/* It fails only on machines with more CPUs than the set can hold. */
 	unsigned int most = sched_getaffinity(0, sizeof(cpus), &cpus) ? MAX_THREADS : CPU_COUNT(&cpus);
 
 	if (wanted && wanted < most)
@@ -90,14 +90,14 @@ static unsigned int useful_threads(unsigned int wanted, uint64_t portions)
 	return portions < most ? (unsigned int)portions : most;
 }
 
-/* Work in this thread and in others; where those cannot be started, this one does it all. */
+/* Work in this thread and in helpers; if none can be started, this thread does all the work. */
 static void share(struct prefault *job, unsigned int threads)
 {
 	pthread_t helpers[MAX_THREADS];
 	unsigned int started = 0;
 	sigset_t all, before;
 
-	/* Signals are for the threads that the program knows of. */
+	/* Signals must be delivered to the program's own threads. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	while (started + 1 < threads && !pthread_create(&helpers[started], NULL, work, job))
@@ -115,7 +115,7 @@ int vt_prefault(uint64_t address, uint64_t size, uint64_t page_size, unsigned in
 		.size = size,
 		.portion = page_size > PORTION ? page_size : PORTION,
 		.page_size = page_size,
-		/* The kernel first looks whether it knows the advice; for no bytes at all it then does nothing. */
+		/* For 0 bytes, madvise only checks that the kernel knows the advice. */
 		.can_populate = !madvise(NULL, 0, MADV_POPULATE_WRITE),
 	};
 

@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(void *) == 8, "64 bits of a device take one access");
+_Static_assert(sizeof(void *) == 8, "a 64-bit register takes one access");
 
-/* Devices are mapped uncached, so that the order of these alone is left to see to. */
+/* Device memory is mapped uncached, so only the order of accesses needs barriers. */
 #if defined(__x86_64__)
 #define BEFORE_WRITE() __asm__ volatile("" ::: "memory")
 #define AFTER_READ() __asm__ volatile("" ::: "memory")
@@ -26,7 +26,7 @@ _Static_assert(sizeof(void *) == 8, "64 bits of a device take one access");
 #define AFTER_READ() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #endif
 
-/* An offset below 0 becomes one that is too large. */
+/* A negative offset becomes a large offset, which is outside. */
 static inline int check(const struct vt_window *window, uint64_t offset, uint64_t size, uint64_t width)
 {
 	uint32_t flags = __atomic_load_n(&window->flags, __ATOMIC_ACQUIRE);
@@ -103,7 +103,7 @@ int vt_read64(const struct vt_window *window, int64_t offset, uint64_t *value)
 	return 0;
 }
 
-/* The memory of a copy may start anywhere, hence memcpy(). */
+/* The buffer of a copy may be misaligned, hence memcpy(). */
 #define COPY_FROM(type)								\
 	for (; count; count--, from += step, to += sizeof(type)) {		\
 		type value = LOAD(type, from);					\
@@ -196,11 +196,11 @@ int vt_write_fifo(const struct vt_window *window, int64_t offset, const void *da
 	return write_many(window, offset, data, size, width, true);
 }
 
-/* The whole pages that some bytes lie in. */
+/* The whole pages that contain some bytes. */
 struct pages {
 	void *address;
 	uint64_t size;
-	uint64_t before; /* bytes of the first page that are not among them */
+	uint64_t before; /* bytes of the first page before them */
 };
 
 static struct pages pages_of(uint64_t base, uint64_t size)
@@ -215,7 +215,7 @@ static struct pages pages_of(uint64_t base, uint64_t size)
 	};
 }
 
-/* Where there is no memory for all of a large window, there is for one that is only read. */
+/* If there is no memory for a large writable window, read-only memory takes none. */
 static int map_memory(const struct vt_window *window)
 {
 	struct pages pages = pages_of(window->base, window->size);
@@ -282,7 +282,7 @@ int vt_window_wake(struct vt_window *window, int fd, uint64_t offset)
 
 	if (result < 0)
 		return result;
-	/* Whoever revoked it meanwhile may have done so before the file came back. */
+	/* Another thread may have revoked the window before the file was mapped again. */
 	if (__atomic_and_fetch(&window->flags, ~VT_WINDOW_ASLEEP, __ATOMIC_SEQ_CST) & VT_WINDOW_CLOSED)
 		return map_memory(window);
 	return 0;

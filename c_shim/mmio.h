@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Registers of a device that are mapped into this process, accessed by exact width.
+ * Mapped registers of a device, accessed by exact width.
  *
- * An access is checked as a whole before the device sees any of it. It gives -EBADF where the window is
- * closed, -EAGAIN where it sleeps, -ERANGE outside of it, -EINVAL at an address that is no multiple of
- * the width, -EPERM for a write that the window or a guard of it forbids, and -EOVERFLOW for a value that
- * is too large. Widths are in bytes: 1, 2, 4 or 8. Numbers are in PCI's byte order, which is little endian.
+ * An access is checked as a whole before the device sees any of it. It returns -EBADF if the window is
+ * closed, -EAGAIN if the window sleeps, -ERANGE outside of the window, -EINVAL for an address that is not a
+ * multiple of the width, -EPERM for a write that the window or a guard forbids, and -EOVERFLOW for a value
+ * that is too large. Widths are in bytes: 1, 2, 4 or 8. Numbers are in PCI's byte order, little endian.
  *
- * Memory that was written before a register is written is there for the device by then, and memory
- * that is read after a register was read is what the device wrote before: as with the kernel's readl()
- * and writel().
+ * Memory that was written before a register is written is visible to the device by then. Memory that is
+ * read after a register was read has what the device wrote before. The kernel's readl() and writel() have
+ * the same order.
  *
- * Any thread may access, revoke, put to sleep and wake a window at any time. vt_window_unmap is for when
- * nobody does any longer.
+ * Any thread may access, revoke, put to sleep and wake a window at any time. vt_window_unmap must run
+ * only when no thread does so any more.
  */
 #ifndef VFIOTOOL_MMIO_H
 #define VFIOTOOL_MMIO_H
@@ -25,10 +25,10 @@ enum {
 	VT_WINDOW_WRITE = 1,
 	VT_WINDOW_CLOSED = 2,
 	VT_WINDOW_ASLEEP = 4,
-	VT_WINDOW_MAPPED = 8, /* by vt_window_map; another's memory otherwise */
+	VT_WINDOW_MAPPED = 8, /* by vt_window_map; otherwise the memory belongs to the caller */
 };
 
-/* No write reaches a byte of [start, end), counted from the window's start. */
+/* Writes to the bytes [start, end), counted from the window's start, are refused. */
 struct vt_guard {
 	uint64_t start;
 	uint64_t end;
@@ -41,19 +41,19 @@ struct vt_window {
 	struct vt_guard guards[2];
 };
 
-/* Map the pages of a file that hold these bytes; the window is of these bytes alone. */
+/* Map the pages of a file that contain these bytes; the window has only these bytes. */
 int vt_window_map(struct vt_window *window, int fd, uint64_t offset, uint64_t size, int write);
 
-/* Close it, and put plain memory in the device's place: accesses that are under way reach that. */
+/* Close the window, and replace the device by plain memory, which running accesses then reach. */
 int vt_window_revoke(struct vt_window *window);
 
-/* The same for a while: the kernel answers accesses to a device that is off with SIGBUS. */
+/* The same until vt_window_wake: accesses to a device that is off end in SIGBUS. */
 int vt_window_sleep(struct vt_window *window);
 
-/* Map the file again where it was. A window that was revoked stays so. */
+/* Map the file again at the same address. A revoked window stays revoked. */
 int vt_window_wake(struct vt_window *window, int fd, uint64_t offset);
 
-/* Free the addresses; a second time does nothing. */
+/* Free the addresses; later calls do nothing. */
 int vt_window_unmap(struct vt_window *window);
 
 int64_t vt_read8(const struct vt_window *window, int64_t offset);
@@ -67,8 +67,8 @@ int vt_write32(const struct vt_window *window, int64_t offset, uint64_t value);
 int vt_write64(const struct vt_window *window, int64_t offset, uint64_t value);
 
 /*
- * Copy `size` bytes, in their order, by accesses of one width in ascending order; `size` is a multiple
- * of it. A block is at consecutive addresses, a fifo behind one.
+ * Copy `size` bytes in ascending order by accesses of one width; `size` is a multiple of the width. A block
+ * has consecutive addresses, a FIFO a single address.
  */
 int vt_read_block(const struct vt_window *window, int64_t offset, void *data, uint64_t size,
 		  uint32_t width);

@@ -14,8 +14,8 @@ enum {
 	OP_WRITE = 1,
 	OP_READ = 2,
 	MAX_BLOCKS = 1 << 16,
-	LOOKS = 32, /* between two looks at the clock, which is slow */
-	TURNS = 1024, /* the same, while there is something to do */
+	POLLS_PER_CLOCK_READ = 32, /* to read the clock is slow */
+	ROUNDS_PER_CLOCK_READ = 1024, /* the same, while completions arrive */
 	SPIN_NS = 200 * 1000,
 };
 
@@ -28,7 +28,7 @@ struct sqe {
 	uint64_t metadata;
 	uint64_t prps[2];
 	uint64_t lba;
-	uint32_t blocks; /* less one, and flags */
+	uint32_t blocks; /* minus one, and flags */
 	uint32_t cdw13[3];
 };
 
@@ -38,18 +38,18 @@ struct cqe {
 	uint16_t sq_head;
 	uint16_t sq_id;
 	uint16_t cid;
-	uint16_t status; /* its lowest bit is the phase */
+	uint16_t status; /* bit 0 is the phase */
 };
 
 _Static_assert(sizeof(struct sqe) == 64, "section 3.3.3.1");
 _Static_assert(sizeof(struct cqe) == 16, "section 3.3.3.2");
 
-/* How a wait is getting on. */
+/* The progress of a wait. */
 struct wait {
 	int64_t deadline_ns;
-	int64_t since_ns; /* when there came to be nothing; 0: it is not known yet */
-	uint32_t looks; /* in vain */
-	uint32_t turns; /* not in vain */
+	int64_t idle_since_ns; /* 0: not known yet */
+	uint32_t polls; /* without a completion */
+	uint32_t rounds; /* with completions */
 };
 
 static int64_t now_ns(void)
@@ -69,7 +69,7 @@ int vt_nvme_queue_init(struct vt_nvme_queue *queue)
 		return -EINVAL;
 	for (uint32_t cid = 0; cid < queue->entries - 1; cid++)
 		queue->slots[cid] = (struct vt_nvme_slot){ .next_free = cid + 1 };
-	queue->closed = queue->in_flight = queue->sq_tail = queue->cq_head = queue->untold = 0;
+	queue->closed = queue->in_flight = queue->sq_tail = queue->cq_head = queue->unacknowledged = 0;
 	queue->next_free = 0;
 	queue->phase = 1;
 	return 0;
@@ -114,30 +114,30 @@ static bool is_closed(const struct vt_nvme_queue *queue)
 	return __atomic_load_n(&queue->closed, __ATOMIC_RELAXED);
 }
 
-/* Tell the controller how far its completions were taken, so that it may write over them. */
-static int tell(struct vt_nvme_queue *queue)
+/* Write the completion doorbell: the controller may then reuse the entries that were taken. */
+static int acknowledge(struct vt_nvme_queue *queue)
 {
-	queue->untold = 0;
+	queue->unacknowledged = 0;
 	return vt_write32(queue->registers, queue->cq_doorbell, queue->cq_head);
 }
 
-static int ring(const struct vt_nvme_queue *queue)
+static int ring_doorbell(const struct vt_nvme_queue *queue)
 {
 	return vt_write32(queue->registers, queue->sq_doorbell, queue->sq_tail);
 }
 
 /*
- * Have room for one more command: an entry to submit it by, and one for its completion, whatever the
- * controller completes before it is told of any. To tell it late saves register writes.
+ * Make sure that one more command has an entry in the submission queue, and an entry for its completion,
+ * whatever the controller completes before the next doorbell write. Late writes save register accesses.
  */
 static int make_room(struct vt_nvme_queue *queue)
 {
 	if (queue->in_flight == queue->entries - 1)
 		return -ENOSPC;
-	return queue->in_flight + queue->untold == queue->entries - 1 ? tell(queue) : 0;
+	return queue->in_flight + queue->unacknowledged == queue->entries - 1 ? acknowledge(queue) : 0;
 }
 
-/* Put a command into the ring, for which there is room; the controller sees it when it is rung. */
+/* Put a command into a submission queue with room; the doorbell shows it to the controller. */
 static void push(struct vt_nvme_queue *queue, struct sqe *command, uint64_t op)
 {
 	uint32_t cid = queue->next_free;
@@ -152,7 +152,7 @@ static void push(struct vt_nvme_queue *queue, struct sqe *command, uint64_t op)
 		queue->sq_tail = 0;
 }
 
-static int describe(const struct vt_nvme_queue *queue, const struct vt_nvme_op *op, uint64_t prps[2])
+static int make_prps(const struct vt_nvme_queue *queue, const struct vt_nvme_op *op, uint64_t prps[2])
 {
 	uint64_t at = (uint64_t)queue->next_free * queue->list_entries * sizeof(uint64_t);
 
@@ -172,13 +172,13 @@ static int push_op(struct vt_nvme_queue *queue, const struct vt_nvme_op *op, uin
 	int result = make_room(queue);
 
 	if (result == 0)
-		result = describe(queue, op, command.prps);
+		result = make_prps(queue, op, command.prps);
 	if (result == 0)
 		push(queue, &command, index);
 	return result;
 }
 
-static bool is_sound(const struct vt_nvme_queue *queue, const struct vt_nvme_op *op)
+static bool is_valid(const struct vt_nvme_queue *queue, const struct vt_nvme_op *op)
 {
 	uint64_t size = (uint64_t)op->blocks << queue->block_shift;
 	uint64_t pages = (size + (op->iova & (queue->page_size - 1)) - 1) / queue->page_size;
@@ -188,10 +188,10 @@ static bool is_sound(const struct vt_nvme_queue *queue, const struct vt_nvme_op 
 	       (pages < 2 || pages <= queue->list_entries);
 }
 
-static bool are_sound(const struct vt_nvme_queue *queue, const struct vt_nvme_op *ops, uint64_t count)
+static bool are_valid(const struct vt_nvme_queue *queue, const struct vt_nvme_op *ops, uint64_t count)
 {
 	for (uint64_t at = 0; at < count; at++)
-		if (!is_sound(queue, &ops[at]))
+		if (!is_valid(queue, &ops[at]))
 			return false;
 	return true;
 }
@@ -206,7 +206,7 @@ int vt_nvme_submit(struct vt_nvme_queue *queue, const void *command)
 		return result;
 	memcpy(&copy, command, sizeof(copy));
 	push(queue, &copy, 0);
-	result = ring(queue);
+	result = ring_doorbell(queue);
 	return result < 0 ? result : (int)cid;
 }
 
@@ -218,7 +218,7 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 
 	if (is_closed(queue))
 		return -ECANCELED;
-	if (!are_sound(queue, ops, count))
+	if (!are_valid(queue, ops, count))
 		return -EINVAL;
 	for (; done < count; done++) {
 		cids[done] = queue->next_free;
@@ -228,12 +228,12 @@ int vt_nvme_submit_ops(struct vt_nvme_queue *queue, const struct vt_nvme_op *ops
 	}
 	if (result < 0 && result != -ENOSPC)
 		return result;
-	result = done ? ring(queue) : 0;
+	result = done ? ring_doorbell(queue) : 0;
 	return result < 0 ? result : (int)done;
 }
 
-/* Go to the next completion; those of each round have the other phase. */
-static void step(const struct vt_nvme_queue *queue, uint32_t *head, uint32_t *phase)
+/* Advance to the next completion entry; the phase changes with each pass. */
+static void advance(const struct vt_nvme_queue *queue, uint32_t *head, uint32_t *phase)
 {
 	if (++*head == queue->entries) {
 		*head = 0;
@@ -248,12 +248,12 @@ uint32_t vt_nvme_unanswered(const struct vt_nvme_queue *queue)
 
 	while (left && (le16toh(entries[head].status) & 1) == phase) {
 		left--;
-		step(queue, &head, &phase);
+		advance(queue, &head, &phase);
 	}
 	return left;
 }
 
-/* Take the next completion: 1, or 0 where there is none yet. What the controller wrote is read once. */
+/* Take the next completion: returns 1, or 0 if there is none. Each field of the entry is read once. */
 static int take(struct vt_nvme_queue *queue, struct vt_nvme_completion *done)
 {
 	const volatile struct cqe *entry = (struct cqe *)(uintptr_t)queue->cq + queue->cq_head;
@@ -272,13 +272,13 @@ static int take(struct vt_nvme_queue *queue, struct vt_nvme_completion *done)
 	slot->next_free = queue->next_free;
 	queue->next_free = done->cid;
 	queue->in_flight--;
-	queue->untold++;
-	step(queue, &queue->cq_head, &queue->phase);
+	queue->unacknowledged++;
+	advance(queue, &queue->cq_head, &queue->phase);
 	return 1;
 }
 
-/* As short as the kernel makes it, which is some 50 us. */
-static void nap(void)
+/* The kernel makes this sleep about 50 us long. */
+static void sleep_briefly(void)
 {
 	struct timespec time = { .tv_nsec = 1 };
 
@@ -286,12 +286,12 @@ static void nap(void)
 }
 
 /*
- * After a look in vain: -ETIMEDOUT when the time is over. The more commands there are, the sooner it sleeps:
- * several of them are complete after that, and their successors take one doorbell. Meanwhile the
- * processor is others': those who emulate the controller need it. (There is no `pause` in the loop, as
- * emulators leave the emulated processor for each.)
+ * Called after a poll without a completion; returns -ETIMEDOUT at the deadline. With more commands in flight
+ * it sleeps sooner: several commands are complete afterwards, and their successors take one doorbell write.
+ * Meanwhile other threads can run, for example an emulator of the controller. (The loop has no `pause`
+ * instruction, since emulators leave the emulated processor at each.)
  */
-static int await(const struct vt_nvme_queue *queue, struct wait *wait)
+static int after_empty_poll(const struct vt_nvme_queue *queue, struct wait *wait)
 {
 	int64_t now;
 
@@ -299,31 +299,31 @@ static int await(const struct vt_nvme_queue *queue, struct wait *wait)
 		return -ECANCELED;
 	if (queue->interrupts || !wait->deadline_ns)
 		return -ETIMEDOUT;
-	if (++wait->looks % LOOKS)
+	if (++wait->polls % POLLS_PER_CLOCK_READ)
 		return 0;
 	now = now_ns();
 	if (now >= wait->deadline_ns)
 		return -ETIMEDOUT;
-	if (!wait->since_ns)
-		wait->since_ns = now;
-	if ((now - wait->since_ns) * (queue->in_flight + 1) >= SPIN_NS) {
-		nap();
-		wait->looks = LOOKS - 1;
+	if (!wait->idle_since_ns)
+		wait->idle_since_ns = now;
+	if ((now - wait->idle_since_ns) * (queue->in_flight + 1) >= SPIN_NS) {
+		sleep_briefly();
+		wait->polls = POLLS_PER_CLOCK_READ - 1;
 	}
 	return 0;
 }
 
-/* After a look that was not in vain. */
-static int go_on(struct wait *wait)
+/* Called after a poll with completions; returns -ETIMEDOUT at the deadline. */
+static int after_completions(struct wait *wait)
 {
-	wait->since_ns = wait->looks = 0;
-	return ++wait->turns % TURNS || now_ns() < wait->deadline_ns ? 0 : -ETIMEDOUT;
+	wait->idle_since_ns = wait->polls = 0;
+	return ++wait->rounds % ROUNDS_PER_CLOCK_READ || now_ns() < wait->deadline_ns ? 0 : -ETIMEDOUT;
 }
 
-/* The controller may send its next interrupt only when it is told of what was taken. */
-static int settle(struct vt_nvme_queue *queue)
+/* With interrupts, the next interrupt may need a doorbell write for the completions that were taken. */
+static int acknowledge_for_interrupt(struct vt_nvme_queue *queue)
 {
-	return queue->untold && queue->interrupts ? tell(queue) : 0;
+	return queue->unacknowledged && queue->interrupts ? acknowledge(queue) : 0;
 }
 
 int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, uint32_t max,
@@ -341,16 +341,16 @@ int vt_nvme_poll(struct vt_nvme_queue *queue, struct vt_nvme_completion *done, u
 		if (taken || !max)
 			break;
 		if (result == 0)
-			result = await(queue, &wait);
+			result = after_empty_poll(queue, &wait);
 		if (result < 0)
 			return result == -ETIMEDOUT ? 0 : result;
 	}
-	result = settle(queue);
+	result = acknowledge_for_interrupt(queue);
 	return result < 0 ? result : (int)taken;
 }
 
-/* Submit what there is room for, by one doorbell. */
-static int feed(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
+/* Submit as many ops as fit by one doorbell write. */
+static int submit_more(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
 {
 	uint64_t before = job->submitted;
 	int result = 0;
@@ -363,11 +363,11 @@ static int feed(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
 	}
 	if (result < 0 && result != -ENOSPC)
 		return result;
-	return job->submitted > before ? ring(queue) : 0;
+	return job->submitted > before ? ring_doorbell(queue) : 0;
 }
 
-/* Take all completions that are there; returns how many. */
-static int reap(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
+/* Take all completions that have arrived; returns how many. */
+static int take_all(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
 {
 	struct vt_nvme_completion done;
 	int taken = 0, result;
@@ -379,7 +379,7 @@ static int reap(struct vt_nvme_queue *queue, struct vt_nvme_job *job)
 		taken++;
 	}
 	if (result == 0)
-		result = settle(queue);
+		result = acknowledge_for_interrupt(queue);
 	return result < 0 ? result : taken;
 }
 
@@ -390,16 +390,16 @@ int vt_nvme_run(struct vt_nvme_queue *queue, struct vt_nvme_job *job, int64_t de
 
 	if (queue->in_flight != job->submitted - job->completed)
 		return -EBUSY;
-	if (!job->depth || (!job->submitted && !are_sound(queue, job->ops, job->count)))
+	if (!job->depth || (!job->submitted && !are_valid(queue, job->ops, job->count)))
 		return -EINVAL;
 	while (job->completed < job->count) {
-		result = is_closed(queue) ? -ECANCELED : feed(queue, job);
+		result = is_closed(queue) ? -ECANCELED : submit_more(queue, job);
 		if (result == 0)
-			result = reap(queue, job);
+			result = take_all(queue, job);
 		if (result == 0)
-			result = await(queue, &wait);
+			result = after_empty_poll(queue, &wait);
 		else if (result > 0)
-			result = go_on(&wait);
+			result = after_completions(&wait);
 		if (result < 0)
 			return result;
 	}

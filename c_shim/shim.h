@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What Python must not do: the calls whose result must be exact, and those that must be fast.
+ * Calls that Python cannot make exactly or fast enough.
  *
- * Every function returns a value >= 0, or -errno. None keeps state, allocates or prints, so any
- * thread may call any of them at any time; cffi releases the GIL around each call. What they open
- * is close-on-exec. A call that a signal interrupts (EINTR) is made again, but for the waiting in irq.h.
+ * Every function returns a value >= 0, or -errno. No function keeps state, allocates or prints, so any
+ * thread may call it at any time; cffi releases the GIL around each call. Descriptors are opened
+ * close-on-exec. A call that a signal interrupts (EINTR) is repeated, except for the waits in irq.h.
  *
- * build_shim.py reads what stands between the two markers of each file below, which has no
- * preprocessor lines there.
+ * build_shim.py reads the declarations between the two markers of each header below. They contain no
+ * preprocessor lines.
  */
 #ifndef VFIOTOOL_SHIM_H
 #define VFIOTOOL_SHIM_H

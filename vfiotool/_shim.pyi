@@ -1,11 +1,14 @@
-"""The C shim (see c_shim/shim.h): group and container life cycle, DMA mapping.
+"""The C shim (see c_shim/shim.h): groups and containers, DMA mappings, registers, interrupts, NVMe queues.
 
-Each function returns a value >= 0 or ``-errno``, keeps no state, and runs without the GIL.
+Each function returns a value >= 0 or ``-errno``, keeps no state, and runs without the GIL. The headers in
+c_shim document the functions.
 """
 
 from cffi import FFI
 
 class _Guard:
+    """``struct vt_guard``."""
+
     start: int
     end: int
 
@@ -23,6 +26,8 @@ class _Word:
     def __getitem__(self, index: int) -> int: ...
 
 class _NvmeSlot:
+    """``struct vt_nvme_slot``."""
+
     in_use: int
 
 class _NvmeQueue:
@@ -46,11 +51,15 @@ class _NvmeQueue:
     in_flight: int
 
 class _NvmeCompletion:
+    """``struct vt_nvme_completion``."""
+
     result: int
     cid: int
     status: int
 
 class _NvmeOp:
+    """``struct vt_nvme_op``."""
+
     lba: int
     iova: int
     blocks: int
