@@ -32,9 +32,10 @@ from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.groups import running_model
-from vfiotool.stress.model.lifecycle import Member, Model, Prediction, State, Uevent
+from vfiotool.stress.model.lifecycle import Member, Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk
+from vfiotool.stress.record import ExpectedUevent
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
 
@@ -113,7 +114,7 @@ class Witness:
         assert came == uevents, str(operation)
         assert ran == Counter(names), str(operation)
 
-    def name(self, event: Uevent) -> tuple[str, str | None]:
+    def name(self, event: ExpectedUevent) -> tuple[str, str | None]:
         return event.action, None if event.member is None else self.members[event.member]
 
     def is_ours(self, entry: TimelineEntry) -> bool:
@@ -184,7 +185,7 @@ class Mistaken(Model):
         (lambda: Mistaken(Kind.SET_IOMMU, errno=errno.EBUSY), "SET_IOMMU"),
         (lambda: Mistaken(Kind.GET_STATUS, flags=0), "GET_STATUS"),
         (lambda: Mistaken(Kind.BIND, uevents=()), "bind member 0"),
-        (lambda: Mistaken(Kind.OPEN_GROUP, uevents=(Uevent("add", "vfio"),)), "open group"),
+        (lambda: Mistaken(Kind.OPEN_GROUP, uevents=(ExpectedUevent("vfio", "add"),)), "open group"),
         (lambda: Mistaken(Kind.OPEN_GROUP, probes=("BOUND_DRIVER",)), "open group"),
     ],
     ids=["errno", "flags", "a uevent too many", "a uevent too few", "a function too few"],

@@ -33,7 +33,7 @@ from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import BusLock
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.operations.hotplug import HotplugOperations
-from vfiotool.stress.operations.lifecycle import call_of
+from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.operations.sriov import SriovOperations
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Record
 
@@ -87,7 +87,7 @@ def down(witness: GroupWitness) -> list[Record]:
 )
 def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) -> None:
     with watched(*members) as witness:
-        hotplug = HotplugOperations(witness.harness)
+        hotplug = HotplugOperations(witness.harness, witness.lifecycle)
         witness.add(hotplug)
         for seed in range(3):
             witness.cycle(hotplug, seed)
@@ -97,7 +97,7 @@ def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) ->
 
 def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
     with watched(E1000E) as witness:
-        witness.add(HotplugOperations(witness.harness))
+        witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         assert witness.harness.expect(RESCAN) is None, "nothing was removed"
         assert witness.perform(remove(0))
         assert not os.path.exists(path(E1000E))
@@ -113,7 +113,7 @@ def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
 def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> None:
     """Its host driver is refused since 5.19; up to 5.18 it must stay: to find it again is a BUG."""
     with watched(*E1000_PAIR) as witness:
-        witness.add(HotplugOperations(witness.harness))
+        witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         for call in (*OPENED, call_of(Operation(Kind.GET_DEVICE_FD))):
             assert witness.perform(call)
         assert witness.harness.expect(remove(0)) is None, "its fd is open"
@@ -129,7 +129,7 @@ def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> No
 
 def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
     with watched(EDU) as witness:
-        witness.add(HotplugOperations(witness.harness))
+        witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         for call in OPENED[:2]:
             assert witness.perform(call)
         if witness.harness.model.era.has_dma_owner:
@@ -148,7 +148,7 @@ def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
 ) -> None:
     monkeypatch.setattr(sysfs, "_BUS_SECONDS", 0.1)
     with watched(EDU) as witness:
-        witness.add(HotplugOperations(witness.harness))
+        witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         other = BusLock()
         witness.perform(remove(0))
         assert "somebody else" in other.take().note
@@ -229,7 +229,7 @@ def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: GroupW
 
 
 def test_a_pf_with_vfs_is_not_removed(witness_of_pf: GroupWitness) -> None:
-    witness_of_pf.add(HotplugOperations(witness_of_pf.harness))
+    witness_of_pf.add(HotplugOperations(witness_of_pf.harness, witness_of_pf.lifecycle))
     up(witness_of_pf, 1)
     assert witness_of_pf.harness.expect(remove(0)) is None
     down(witness_of_pf)
@@ -252,8 +252,8 @@ def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: GroupWitness) -> 
 class Mistaken(HotplugOperations):
     """Tells something else of removals."""
 
-    def __init__(self, harness: GroupHarness, **mistakes: Any) -> None:
-        super().__init__(harness)
+    def __init__(self, harness: GroupHarness, lifecycle: LifecycleOperations, **mistakes: Any) -> None:
+        super().__init__(harness, lifecycle)
         self._mistakes = mistakes
 
     def expect(self, call: Call) -> Expectation | None:
@@ -274,7 +274,7 @@ class Mistaken(HotplugOperations):
 def test_what_is_told_wrongly_is_found_out(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_witness, "LATE", 1)
     with watched(EDU) as witness:
-        witness.add(Mistaken(witness.harness, **mistakes))
+        witness.add(Mistaken(witness.harness, witness.lifecycle, **mistakes))
         with pytest.raises((AssertionError, pytest.fail.Exception), match="remove member=0"):
             witness.perform(remove(0))
         witness.forget()

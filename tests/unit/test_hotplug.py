@@ -15,6 +15,8 @@ from vfiotool.stress.groups import GroupSpec
 from vfiotool.stress.model.lifecycle import Container, Member, Model, State
 from vfiotool.stress.model.operation import Bound
 from vfiotool.stress.operations.hotplug import HotplugOperations
+from vfiotool.stress.operations.lifecycle import LifecycleOperations
+from vfiotool.stress.operations.registry import FAMILIES, GroupOperations
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 
 MEMBERS = ("0000:03:01.0", "0000:03:02.0")
@@ -33,7 +35,7 @@ class Scene:
         self.harness = GroupHarness(Model(era), GroupSpec(MEMBERS, {}))
         self.harness.tree = Tree(str(root))
         self.harness.state, self.harness.removed = state, set(removed)
-        self.hotplug = HotplugOperations(self.harness)
+        self.hotplug = HotplugOperations(self.harness, LifecycleOperations(self.harness))
 
     def expect(self, call: Call) -> Expectation | None:
         return self.hotplug.expect(call)
@@ -135,3 +137,17 @@ def test_a_seed_gives_the_same_cycle(tmp_path: Path) -> None:
     assert cycle(1) == cycle(1)
     assert len({tuple(cycle(seed)) for seed in range(10)}) > 1
     assert all(cycle(seed).count(f"remove member={at}") == 1 for seed in range(10) for at in range(2))
+
+
+def test_a_group_has_one_family_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families that need the life cycle's operations share the group's: two would each have a state."""
+    made, init = list[LifecycleOperations](), LifecycleOperations.__init__
+
+    def counted(self: LifecycleOperations, harness: GroupHarness) -> None:
+        made.append(self)
+        init(self, harness)
+
+    monkeypatch.setattr(LifecycleOperations, "__init__", counted)
+    operations = GroupOperations(Model(Era.CDEV), GroupSpec(MEMBERS, {}))
+    assert made == [operations.lifecycle]
+    assert [type(family) for family in operations.harness.families] == list(FAMILIES)

@@ -12,9 +12,10 @@ import pytest
 
 from vfiotool.host.era import Era
 from vfiotool.stress.model.diagram import draw
-from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State, Uevent
+from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk, explore
+from vfiotool.stress.record import ExpectedUevent
 from vfiotool.vfio.uapi import GroupFlags
 
 GUIDE = Path(__file__).parents[2] / "docs/group-life-cycle.md"
@@ -146,7 +147,7 @@ def test_what_the_notifier_is_told_of() -> None:
 
 
 def test_the_node_goes_with_the_last_member_or_up_to_5_18_with_its_fd() -> None:
-    remove = Uevent("remove", "vfio")
+    remove = ExpectedUevent("vfio", "remove")
     assert remove in after(Era.DMA_OWNER, ALONE, OPEN, UNBIND).uevents
     assert remove not in after(Era.NOTIFIER, ALONE, OPEN, UNBIND).uevents
     assert after(Era.NOTIFIER, ALONE, OPEN, UNBIND, CLOSE).uevents == (remove,)

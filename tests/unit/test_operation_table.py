@@ -17,7 +17,7 @@ from vfiotool.stress.model.operation import Bound, Fd, Kind, Operation, ScriptFo
 from vfiotool.stress.operations import race
 from vfiotool.stress.operations.lifecycle import call_of, operation_of
 from vfiotool.stress.operations.race import race_form
-from vfiotool.stress.operations.registry import SCRIPT_FORMS
+from vfiotool.stress.operations.registry import FAMILIES, SCRIPT_FORMS
 from vfiotool.stress.reproduce import script_runtime
 
 each_kind = pytest.mark.parametrize("kind", list(Kind))
@@ -77,6 +77,10 @@ def test_no_implementation_is_left_of_an_operation_that_is_not_declared(
         if [one.lstrip("_") for one in inspect.signature(method).parameters] == ["self", *parameters]
     }
     assert methods - {"do", "predict", "released", "_is_possible"} == {kind.method for kind in Kind}
+
+
+def test_each_operation_is_of_one_family() -> None:
+    assert sum(len(family.forms) for family in FAMILIES) == len(SCRIPT_FORMS)
 
 
 @pytest.mark.parametrize("form", list(forms()), ids=lambda form: form.function)

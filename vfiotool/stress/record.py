@@ -6,7 +6,7 @@ A worker sends records as named tuples: sending a frozen dataclass takes three t
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,11 +30,21 @@ class Call:
 
 
 class ExpectedUevent(NamedTuple):
-    """A uevent that must follow a call. ``address`` is None for the node of a group."""
+    """A uevent that must follow a call: of a device, or of a group's node.
+
+    A prediction of the model names a device by ``member``, its index in the group, a record by ``address``.
+    For the node of a group, both are None.
+    """
 
     subsystem: str
     action: str
     address: str | None = None
+    member: int | None = None
+
+    def resolved(self, members: Sequence[str], node: str | None = None) -> ExpectedUevent:
+        """Return the uevent of a prediction with addresses; ``node`` is the address of a group's node."""
+        address = node if self.member is None else members[self.member]
+        return ExpectedUevent(self.subsystem, self.action, address)
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.action, self.subsystem, self.address)))

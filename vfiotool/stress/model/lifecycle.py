@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from vfiotool.host.era import Era
 from vfiotool.stress.model.operation import Bound, Fd, Kind, Operation, kinds_taking
+from vfiotool.stress.record import ExpectedUevent
 from vfiotool.vfio.uapi import GroupFlags
 
 _NO_FLAGS = GroupFlags(0)
@@ -96,15 +97,6 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Uevent:
-    """An event that the kernel sends: ``member`` is None for the group's node."""
-
-    action: str
-    subsystem: str
-    member: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What must happen.
 
@@ -118,7 +110,7 @@ class Prediction:
     flags: GroupFlags = _NO_FLAGS
     waits_for: str = ""
     crash: str = ""
-    uevents: tuple[Uevent, ...] = ()
+    uevents: tuple[ExpectedUevent, ...] = ()
     probes: tuple[str, ...] = ()
 
 
@@ -220,7 +212,8 @@ class Model:
     def _close_group(self, state: State, _operation: Operation) -> Prediction:
         """Device fds keep the container; up to 5.18 the fd may be the last that keeps the group."""
         after = replace(state, is_open=False, is_orphaned=False)
-        uevents = () if self.has_node(after) or not self.has_node(state) else (Uevent("remove", "vfio"),)
+        loses_node = self.has_node(state) and not self.has_node(after)
+        uevents = (ExpectedUevent("vfio", "remove"),) if loses_node else ()
         if state.device_fds:
             return Prediction(after, uevents=uevents)
         return Prediction(_detached(after), uevents=uevents, probes=self._release(state))
@@ -317,12 +310,12 @@ class Model:
         return replace(self._bound(state, after, operation), probes=use or self._notified(state, _BINDS))
 
     def _bound(self, state: State, after: State, operation: Operation) -> Prediction:
-        events = [Uevent("bind", "pci", operation.member)]
+        events = [ExpectedUevent("pci", "bind", member=operation.member)]
         if operation.to is Bound.VFIO:
             if self.has_device_class:
-                events.insert(0, Uevent("add", "vfio-dev", operation.member))
+                events.insert(0, ExpectedUevent("vfio-dev", "add", member=operation.member))
             if not self.has_node(state):
-                events.insert(0, Uevent("add", "vfio"))
+                events.insert(0, ExpectedUevent("vfio", "add"))
         notified = _BINDS if self.has_node(state) else _BINDS[1:]  # the group is made between the two
         probes = self._notified(after, notified)
         return Prediction(after, uevents=tuple(events), probes=probes)
@@ -331,16 +324,16 @@ class Model:
         """It waits for the device's fds, and up to 5.18 for the container, if no member is left."""
         member = state.members[operation.member]
         after = _with_bound(state, operation.member, Bound.NONE)
-        events = [Uevent("unbind", "pci", operation.member)]
+        events = [ExpectedUevent("pci", "unbind", member=operation.member)]
         if member.bound is not Bound.VFIO:
             unuse = ("iommu_device_unuse_default_domain",) if self._has_owner else ()
             is_host = member.bound is Bound.HOST
             probes = (unuse if is_host else ()) or self._notified(state, _UNBINDS)
             return Prediction(after, uevents=tuple(events), probes=probes)
         if not self.has_node(after):
-            events.insert(0, Uevent("remove", "vfio"))
+            events.insert(0, ExpectedUevent("vfio", "remove"))
         if self.has_device_class:
-            events.insert(0, Uevent("remove", "vfio-dev", operation.member))
+            events.insert(0, ExpectedUevent("vfio-dev", "remove", member=operation.member))
         notified = _UNBINDS if self.has_node(after) else _UNBINDS[:1]
         probes = self._notified(state, notified)
         waits_for = self._awaited(state, after, member)

@@ -56,9 +56,9 @@ class HotplugOperations(NonBlocking):
         RESCAN: ScriptForm("rescan"),
     }
 
-    def __init__(self, harness: GroupHarness) -> None:
+    def __init__(self, harness: GroupHarness, lifecycle: LifecycleOperations) -> None:
         self._harness = harness
-        self._lifecycle = LifecycleOperations(harness)
+        self._lifecycle = lifecycle
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
         """Yield one cycle's worth: each member is removed and found once, alone or together with others."""

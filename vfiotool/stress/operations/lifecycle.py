@@ -11,7 +11,7 @@ from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter
 from vfiotool.stress.model.lifecycle import Prediction, State
 from vfiotool.stress.model.operation import Argument, Bound, Fd, Kind, Operation, ScriptForm
-from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
+from vfiotool.stress.record import Call, Expectation, Outcome
 
 _MOST_KNOWN = 1 << 12
 
@@ -92,10 +92,7 @@ class LifecycleOperations:
             frozenset((prediction.errno,)),
             waits_for=prediction.waits_for,
             crash=prediction.crash,
-            uevents=tuple(
-                ExpectedUevent(one.subsystem, one.action, None if one.member is None else members[one.member])
-                for one in prediction.uevents
-            ),
+            uevents=tuple(uevent.resolved(members) for uevent in prediction.uevents),
             probes=prediction.probes,
         )
 

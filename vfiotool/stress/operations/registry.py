@@ -32,7 +32,7 @@ class GroupOperations:
     def __init__(self, model: Model, spec: GroupSpec) -> None:
         self.harness = GroupHarness(model, spec)
         self.lifecycle = LifecycleOperations(self.harness)
-        self.hotplug = HotplugOperations(self.harness)
+        self.hotplug = HotplugOperations(self.harness, self.lifecycle)
         self.vfs = SriovOperations(self.harness)
         self.dma = DmaOperations(self.harness)
         self.interrupts = IrqOperations(self.harness)

@@ -178,11 +178,8 @@ class SriovOperations(NonBlocking):
         operation = Operation(Kind.BIND if is_bind else Kind.UNBIND, to=Bound.VFIO if is_bind else Bound.NONE)
         state = State((Member(Bound.NONE if is_bind else Bound.VFIO),))
         prediction = self._harness.model.predict(state, operation)
-        uevents = (
-            ExpectedUevent(one.subsystem, one.action, str(group) if one.member is None else vf.address)
-            for one in prediction.uevents
-        )
-        return Expectation(uevents=tuple(uevents), probes=prediction.probes)
+        uevents = tuple(uevent.resolved((vf.address,), str(group)) for uevent in prediction.uevents)
+        return Expectation(uevents=uevents, probes=prediction.probes)
 
     def _probed(self, at: int) -> tuple[str, ...]:
         """Since 5.19 every driver that knows a VF has its DMA, until it is told that it may not probe it."""
