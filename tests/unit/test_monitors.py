@@ -27,9 +27,10 @@ from vfiotool.stress.monitors.resources import (
     taint_findings,
 )
 from vfiotool.stress.monitors.samples import MOST
-from vfiotool.stress.monitors.stuck_tasks import StuckTask, StuckTaskMonitor, stuck
+from vfiotool.stress.monitors.stuck_tasks import StuckTaskMonitor
 from vfiotool.stress.monitors.uevents import UeventMonitor
 from vfiotool.stress.record import ExpectedUevent
+from vfiotool.util.tasks import Task, uninterruptible_tasks
 
 EDU = "0000:00:10.0"
 OTHER = "0000:00:11.0"
@@ -807,7 +808,7 @@ class Kmemleak:
 def kmemleak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kmemleak]:
     made = Kmemleak(tmp_path / "kmemleak")
     with monkeypatch.context() as patch:
-        patch.setattr("vfiotool.stress.monitors.resources.os.write", made.write)
+        patch.setattr("vfiotool.util.kernel_files.os.write", made.write)
         yield made
 
 
@@ -839,7 +840,7 @@ def test_a_kernel_without_kmemleak(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.EPERM, "it is turned off")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vfiotool.stress.monitors.resources.os.write", refuse)
+        patch.setattr("vfiotool.util.kernel_files.os.write", refuse)
         assert not LeakScan(str(tmp_path / "kmemleak")).is_present
     with pytest.raises(NotADirectoryError):
         LeakScan(str(tmp_path / "kmemleak/file"))
@@ -854,7 +855,8 @@ def task(proc: Path, tid: int, state: str, *frames: str, switches: int = 5, wcha
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stat").write_text(f"{tid} (un (bind) er) {state} 1 12 12 0")
     (folder / "status").write_text(
-        f"Name:\tx\nvoluntary_ctxt_switches:\t{switches}\nnonvoluntary_ctxt_switches:\t0\n"
+        f"Name:\tx\nState:\t{state} (x)\n"
+        f"voluntary_ctxt_switches:\t{switches}\nnonvoluntary_ctxt_switches:\t0\n"
     )
     (folder / "wchan").write_text(wchan)
     if frames:
@@ -902,7 +904,7 @@ def test_a_task_that_gets_on_is_not_stuck(tmp_path: Path) -> None:
 
 def test_a_task_that_wakes_for_a_moment_now_and_then_is_stuck(tmp_path: Path) -> None:
     monitor = StuckTaskMonitor(25.0, str(tmp_path))
-    found = list[StuckTask]()
+    found = list[Task]()
     for now in range(40):
         task(tmp_path, 12, "D", UNREGISTER, switches=5 + now // 10)
         found += monitor.look([12], float(now))
@@ -918,16 +920,16 @@ def test_a_task_that_is_stuck_again_is_told_of_again(tmp_path: Path) -> None:
 
 
 def test_without_root_wchan_tells_where(tmp_path: Path) -> None:
-    assert stuck(12, str(tmp_path)) is None
+    assert next(uninterruptible_tasks(12, str(tmp_path)), None) is None
     task(tmp_path, 12, "D", wchan="vfio_unregister_group_dev")
-    found = stuck(12, str(tmp_path))
+    found = next(uninterruptible_tasks(12, str(tmp_path)), None)
     assert found is not None
     assert (found.stack, found.place) == ((), "vfio_unregister_group_dev")
     task(tmp_path, 12, "D", wchan="0")
-    found = stuck(12, str(tmp_path))
+    found = next(uninterruptible_tasks(12, str(tmp_path)), None)
     assert found is not None
     assert found.place == ""
 
 
 def test_this_process_is_not_stuck() -> None:
-    assert stuck(os.getpid()) is None
+    assert next(uninterruptible_tasks(os.getpid()), None) is None

@@ -399,7 +399,10 @@ def test_a_run_without_a_reason_passes(interrupted: str | None) -> None:
         ({"restored": False}, "not back on their drivers"),
         ({"interrupted": KILLED}, "killed"),
         ({"cycles": 0}, "the run executed no cycle"),
-        ({"trace_failure": OSError(errno.ENOSPC, "No space left"), "dropped": 9}, "No space left.*9 operations are missing"),
+        (
+            {"trace_failure": OSError(errno.ENOSPC, "No space left"), "dropped": 9},
+            "No space left.*9 operations are missing",
+        ),
     ],
 )
 def test_each_reason_alone_fails_a_run(change: dict[str, Any], reason: str) -> None:

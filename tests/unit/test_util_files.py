@@ -115,18 +115,18 @@ def test_a_kernel_file_is_written_in_one_system_call(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert kernel_files.write(str(fifo), b"0000:00:10.0") == 0
+        assert kernel_files.write(str(fifo), "0000:00:10.0") == 0
         assert os.read(reader, 100) == b"0000:00:10.0"
     finally:
         os.close(reader)
 
 
 def test_a_kernel_file_is_appended_to(path: Path) -> None:
-    assert kernel_files.write(str(path), b" and new", append=True) == 0
+    assert kernel_files.write(str(path), " and new", append=True) == 0
     assert path.read_text() == "former and new"
 
 
 def test_an_errno_is_returned(tmp_path: Path) -> None:
-    assert kernel_files.write(str(tmp_path / "none"), b"") == errno.ENOENT
-    assert kernel_files.write(str(tmp_path), b"") == errno.EISDIR
-    assert kernel_files.write("/dev/full", b"text") == errno.ENOSPC
+    assert kernel_files.write(str(tmp_path / "none"), "") == errno.ENOENT
+    assert kernel_files.write(str(tmp_path), "") == errno.EISDIR
+    assert kernel_files.write("/dev/full", "text") == errno.ENOSPC

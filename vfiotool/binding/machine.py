@@ -108,8 +108,7 @@ class LiveMachine:
     def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
         # Never signal the writer. SIGTERM only makes an unbind that waits for the device's holder
         # uninterruptible, and SIGKILL has no effect until the holder releases the device.
-        content = value.encode()
-        pid, fd = start_child(lambda parent: _write_on_go(parent, path, content))
+        pid, fd = start_child(lambda parent: _write_on_go(parent, path, value))
         try:
             self._note(address, pid)
             os.write(fd, GO)
@@ -166,10 +165,10 @@ class LiveMachine:
             os.unlink(f"{pending_dir(self._state_dir)}/{address}")
 
 
-def _write_on_go(parent: int, path: str, content: bytes) -> None:
+def _write_on_go(parent: int, path: str, value: str) -> None:
     """Write, unless the parent is killed before it has noted the write."""
     if os.read(parent, len(GO)) == GO:
-        os.write(parent, _RESULT.pack(kernel_files.write(path, content)))
+        os.write(parent, _RESULT.pack(kernel_files.write(path, value)))
 
 
 def _await_result(fd: int, timeout: float) -> int | None:

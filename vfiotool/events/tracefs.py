@@ -192,7 +192,7 @@ def _append(mount: str, line: str) -> None:
 
 
 def _write(path: str, text: str, *, append: bool = False) -> None:
-    code = kernel_files.write(path, text.encode("ascii"), append=append)
+    code = kernel_files.write(path, text, append=append)
     if code:
         raise OSError(code, os.strerror(code), path)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Mapping
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +25,7 @@ from vfiotool.stress.results.report import (
 )
 from vfiotool.stress.results.stats import Latencies
 from vfiotool.stress.results.trace import read_trace
-from vfiotool.stress.workers import ignore_terminal_signals
+from vfiotool.util.child import TERMINAL_SIGNALS, fork_child
 
 
 class CleanupProcess:
@@ -35,20 +36,13 @@ class CleanupProcess:
 
     def __init__(self, config: RunConfig, header: Mapping[str, Any]) -> None:
         theirs, self._line = Pipe(duplex=False)
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                self._line.close()
-                ignore_terminal_signals()
-                recorded: Collection[str] | None = None
-                with contextlib.suppress(EOFError):
-                    while (message := theirs.recv()) is not None:
-                        recorded = message
-                    os._exit(0)
-                if recorded is not None:
-                    _clean_up(config, header, recorded)
-            finally:
-                os._exit(0)
+        line = self._line
+
+        def run() -> None:
+            line.close()
+            _clean_up_if_killed(theirs, config, header)
+
+        self._pid = fork_child(run, new_session=True, ignored_signals=TERMINAL_SIGNALS)
         theirs.close()
 
     def __enter__(self) -> CleanupProcess:
@@ -64,6 +58,17 @@ class CleanupProcess:
     def will_take(self, recorded: Collection[str]) -> None:
         """Announce that the run takes the devices now. ``recorded`` have a record in the journal already."""
         self._line.send(recorded)
+
+
+def _clean_up_if_killed(line: Connection, config: RunConfig, header: Mapping[str, Any]) -> None:
+    """Wait for the end of the run and of its workers, and clean up if the run did not announce its end."""
+    recorded: Collection[str] | None = None
+    with contextlib.suppress(EOFError):
+        while (message := line.recv()) is not None:
+            recorded = message
+        return
+    if recorded is not None:
+        _clean_up(config, header, recorded)
 
 
 def _clean_up(config: RunConfig, header: Mapping[str, Any], recorded: Collection[str]) -> None:

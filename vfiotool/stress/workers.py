@@ -25,14 +25,8 @@ from vfiotool.stress.monitors.resources import CycleLeakCheck, read_process_reso
 from vfiotool.stress.operations.registry import GroupOperations
 from vfiotool.stress.record import NOTHING, Call, Expectation, Record
 from vfiotool.stress.workloads import REPLAY, WORKLOADS, Workload, repetition
-
-
-def ignore_terminal_signals() -> None:
-    """Start a session, and ignore the signals that ask a process to exit."""
-    os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
+from vfiotool.util.child import TERMINAL_SIGNALS, fork_child
+from vfiotool.util.tasks import children
 
 BATCH = 64
 """The most records in one message."""
@@ -199,20 +193,17 @@ def start_worker(
     The worker ignores Ctrl-C: the run asks the worker to stop.
     """
     status_line = StatusLine()
-    pid = os.fork()
-    if pid:
-        return pid, status_line
-    status = 1
-    try:
-        ignore_terminal_signals()
-        make(line, status_line).run()
-        status = 0
-    except (BrokenPipeError, ConnectionResetError):
-        status = 0  # the run has exited
-    except Exception:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+
+    def run() -> None:
+        try:
+            make(line, status_line).run()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the run has exited
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    return fork_child(run, new_session=True, ignored_signals=TERMINAL_SIGNALS), status_line
 
 
 _MOST_AT_ONCE = 32
@@ -291,14 +282,20 @@ class WorkerPool:
 
     def processes(self) -> list[int]:
         """Return the pids of the workers and of their children."""
-        return [pid for worker in self.running for pid in (worker.pid, *_children(worker.pid))]
+        workers = [worker.pid for worker in self.running]
+        return [*workers, *children(workers)]
 
     def abandon(self) -> None:
-        """Kill those that do not end. One that is stuck in the kernel stays so, and is not waited for."""
+        """Kill the workers that do not exit, and their clients, and wait for none of them.
+
+        A worker and its client are one process group. A process that writes to sysfs has a session of its
+        own, and gets no signal: while an unbind waits for a user of the device, its write sleeps
+        interruptibly. A signal would move it to state D, and even SIGKILL would not end it before the device
+        is released. The write returns by itself once the worker is dead and its devices are closed.
+        """
         for worker in self.running:
-            for pid in (worker.pid, *_children(worker.pid)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
 
     def _start(
         self, config: RunConfig, model: Model, groups: Sequence[tuple[int, GroupSpec]], until: float | None
@@ -356,12 +353,3 @@ def _assignment(number: int, group: GroupSpec, model: Model, config: RunConfig) 
         replayed = Workload(REPLAY, repetition(config.repeated.get(number, ())))
         return Assignment(number, operations, (replayed,))
     return Assignment(number, operations, possible(operations, config.workloads))
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes that one has started; none where CONFIG_PROC_CHILDREN is not set."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []

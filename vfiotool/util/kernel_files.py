@@ -6,8 +6,8 @@ import errno
 import os
 
 
-def write(path: str, content: bytes, *, append: bool = False) -> int:
-    """Write in a single system call, as sysfs requires, and return 0 or the errno.
+def write(path: str, text: str, *, append: bool = False) -> int:
+    """Write a text in a single system call, as sysfs requires, and return 0 or the errno.
 
     ``append`` opens with O_APPEND: some files of tracefs are cleared if they are opened without it.
     """
@@ -15,7 +15,7 @@ def write(path: str, content: bytes, *, append: bool = False) -> int:
     try:
         fd = os.open(path, flags)
         try:
-            os.write(fd, content)
+            os.write(fd, text.encode())
         finally:
             os.close(fd)
     except OSError as error:

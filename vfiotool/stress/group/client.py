@@ -11,9 +11,10 @@ from typing import cast
 from vfiotool._shim import lib
 from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path
-from vfiotool.stress.group.sysfs import ask, write
+from vfiotool.stress.group.sysfs import ask
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation
+from vfiotool.util import kernel_files
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.nodes import CONTAINER, cdev_of, group_node
 from vfiotool.vfio.uapi import (
@@ -151,11 +152,11 @@ class GroupClient:
         drivers = {Bound.VFIO: VFIO, Bound.STUB: STUB, Bound.HOST: self._hosts.get(address, "")}
         driver = drivers[operation.to]
         path = f"{device_path(address)}/driver_override"
-        return -(write(path, driver) or write(f"{DRIVERS}/{driver}/bind", address))
+        return -(kernel_files.write(path, driver) or kernel_files.write(f"{DRIVERS}/{driver}/bind", address))
 
     def _unbind(self, operation: Operation) -> int:
         address = self.members[operation.member]
-        return -write(f"{device_path(address)}/driver/unbind", address)
+        return -kernel_files.write(f"{device_path(address)}/driver/unbind", address)
 
     @property
     def _group_fd(self) -> int:

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.model.operation import Fd, Kind, Operation
+from vfiotool.util.child import fork_child
 
 PROCESSES = 2
 
@@ -128,13 +129,10 @@ class _OtherProcess:
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
         self._line, theirs = multiprocessing.Pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                _keep_only(theirs.fileno())
-                _serve(theirs, GroupClient(group, members, hosts))
-            finally:
-                os._exit(0)
+        # A second process with an inherited descriptor of a device would keep the device busy.
+        self.pid = fork_child(
+            lambda: _serve(theirs, GroupClient(group, members, hosts)), kept_fds={0, 1, 2, theirs.fileno()}
+        )
         theirs.close()
 
     def start(self, operation: Operation) -> None:
@@ -158,12 +156,6 @@ class _OtherProcess:
     def close(self) -> None:
         self._line.close()
         os.waitpid(self.pid, 0)
-
-
-def _keep_only(fd: int) -> None:
-    """Close what was inherited: an fd of a device in a second process would keep it busy."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _serve(line: Connection, client: GroupClient) -> None:

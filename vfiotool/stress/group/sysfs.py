@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import select
 import time
 
 from vfiotool.stress.record import Outcome
+from vfiotool.util import kernel_files
 from vfiotool.util.child import start_child
+from vfiotool.util.tasks import sleeps_in
 
 RESCAN_FILE = "/sys/bus/pci/rescan"
 
@@ -19,21 +20,7 @@ _POLL_SECONDS = 0.001
 _BUS_SECONDS = 60.0
 _BUS_POLL_SECONDS = 0.005
 _WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; up to 5.13
-_SLEEPS = re.compile(r"^State:\t[SD]", re.MULTILINE)
 _RESULT_BYTES = 4
-
-
-def write(path: str, text: str) -> int:
-    """Write in one system call; return 0 or the errno."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode("ascii"))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
 
 
 def ask(fd: int, request: int, question: bytearray) -> int:
@@ -46,23 +33,27 @@ def ask(fd: int, request: int, question: bytearray) -> int:
 
 
 class SysfsWriter:
-    """A handle of one thread. The process is never signalled: a task that waits so would only get stuck."""
+    """A write to sysfs in a child process. Only one thread may use a writer.
+
+    Nothing signals the process, ``WorkerPool.abandon`` included: a signal moves a task that waits for a user
+    of the device from state S to D, and SIGKILL has no effect before the device is released.
+    """
 
     def __init__(self, path: str, text: str) -> None:
         """Begin to write."""
 
         def work(parent: int) -> None:
-            os.write(parent, write(path, text).to_bytes(_RESULT_BYTES, "little"))
+            os.write(parent, kernel_files.write(path, text).to_bytes(_RESULT_BYTES, "little"))
 
         self.pid, self._line = start_child(work)
 
     def comes_to_wait(self) -> bool:
-        """Wait until it sleeps until a device is let go of, or has ended; say whether it sleeps."""
+        """Wait until the write sleeps for a user of the device, or has returned; return True if it sleeps."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._waits():
+        while not sleeps_in(self.pid, _WAITS_IN):
             if self.has_ended(0) or time.monotonic() > deadline:
                 return False
-            time.sleep(_POLL_SECONDS)  # nothing tells of a task that waits in the kernel
+            time.sleep(_POLL_SECONDS)  # no event announces that a task sleeps in the kernel
         return True
 
     def result(self) -> Outcome:
@@ -82,19 +73,6 @@ class SysfsWriter:
     def has_ended(self, seconds: float) -> bool:
         """Wait for so long for it to end, and say whether it has."""
         return bool(select.select([self._line], [], [], seconds)[0])
-
-    def _waits(self) -> bool:
-        """Say whether it sleeps there: one that only gave way to another task has the same stack."""
-        try:
-            before, stack, after = map(self._proc, ("status", "stack", "status"))
-        except OSError:
-            return False
-        sleeps = before == after and _SLEEPS.search(after)
-        return bool(sleeps) and any(f" {name}+" in stack.partition("\n")[0] for name in _WAITS_IN)
-
-    def _proc(self, name: str) -> str:
-        with open(f"/proc/{self.pid}/{name}", encoding="ascii") as file:
-            return file.read()
 
 
 class BusLock:

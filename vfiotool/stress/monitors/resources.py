@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vfiotool.host.tree import Tree
+from vfiotool.util import kernel_files
 
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -199,22 +200,10 @@ class LeakScan:
 
     def _write(self) -> bool:
         """Write ``scan`` and wait for the scan. Return True if the kernel has kmemleak."""
-        try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as error:
-            return self._is_absent(error)
-        try:
-            os.write(fd, b"scan")
-        except OSError as error:
-            return self._is_absent(error)
-        finally:
-            os.close(fd)
-        return True
-
-    def _is_absent(self, error: OSError) -> bool:
-        if error.errno not in self._ABSENT:
-            raise error
-        return False
+        code = kernel_files.write(self._path, "scan")
+        if code and code not in self._ABSENT:
+            raise OSError(code, os.strerror(code), self._path)
+        return not code
 
     def _reports(self) -> Iterator[tuple[str, str]]:
         """Yield the address of each object, and the first lines of the object's report."""

@@ -18,12 +18,13 @@ from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.stress.group.harness import GroupHarness
-from vfiotool.stress.group.sysfs import RESCAN_FILE, write
+from vfiotool.stress.group.sysfs import RESCAN_FILE
 from vfiotool.stress.model.lifecycle import Member, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.base import NonBlocking
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
+from vfiotool.util import kernel_files
 
 REMOVE, RESCAN = "remove", "rescan"
 
@@ -179,7 +180,7 @@ class HotplugOperations(NonBlocking):
     # Doing it
 
     def _remove(self, at: int) -> Outcome:
-        code = write(f"{device_path(self._members[at])}/remove", "1")
+        code = kernel_files.write(f"{device_path(self._members[at])}/remove", "1")
         if not code:
             self.removed(at)
         return Outcome(code)
@@ -187,7 +188,7 @@ class HotplugOperations(NonBlocking):
     def _rescan(self) -> Outcome:
         harness, found = self._harness, sorted(self._harness.removed)
         change = self._found()
-        if code := write(RESCAN_FILE, "1"):
+        if code := kernel_files.write(RESCAN_FILE, "1"):
             return Outcome(code)
         for at in found:
             bound = change.state.members[at].bound

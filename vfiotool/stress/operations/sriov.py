@@ -21,12 +21,13 @@ from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.device_state import AUTOPROBE
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.group.harness import GroupHarness
-from vfiotool.stress.group.sysfs import SysfsWriter, write
+from vfiotool.stress.group.sysfs import SysfsWriter
 from vfiotool.stress.model.lifecycle import Member, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.base import NonBlocking
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
+from vfiotool.util import kernel_files
 
 VFS, BIND_VF, UNBIND_VF = "vfs", "bind vf", "unbind vf"
 
@@ -202,7 +203,7 @@ class SriovOperations(NonBlocking):
         comes = bool(count) and not before and 0 in expected.errnos
         if comes:
             self._keep_drivers_off(at)
-        code = write(self._path(at, "sriov_numvfs"), str(count))
+        code = kernel_files.write(self._path(at, "sriov_numvfs"), str(count))
         if comes and not code:
             self._vfs[at] = [Vf(place) for place in self._places(at, count)]
             return Outcome(note=self._misplaced(at), proved=expected._replace(probes=self._probed(at)))
@@ -218,13 +219,13 @@ class SriovOperations(NonBlocking):
     def _keep_drivers_off(self, at: int) -> None:
         path = self._path(at, AUTOPROBE)
         self._autoprobe[at] = self._harness.tree.read(path)
-        write(path, "0")
+        kernel_files.write(path, "0")
 
     def _forget(self, at: int) -> None:
         """There are no VFs any more, so their drivers may be what they were."""
         self._vfs.pop(at, None)
         if (former := self._autoprobe.pop(at, None)) is not None:
-            write(self._path(at, AUTOPROBE), former)
+            kernel_files.write(self._path(at, AUTOPROBE), former)
 
     def _misplaced(self, at: int) -> str:
         tree = self._harness.tree
