@@ -218,7 +218,7 @@ def test_what_could_not_be_put_back_is_mended_later(bench: Bench) -> None:
         f"{DRIVERS}/vfio-pci/bind": errno.EIO,
         f"{DRIVERS}/nvme/bind": errno.ENOMEM,
     }
-    with pytest.raises(BindError, match=f"{NVME} could not be put back"):
+    with pytest.raises(BindError, match=f"{NVME} could not be rolled back"):
         bench.binding().bind([NVME])
     assert bench.device(NVME).driver is None
     assert bench.binding().recorded() == [NVME]
@@ -340,7 +340,7 @@ def test_what_a_holder_kept_waiting_is_finished(bench: Bench) -> None:
         return binding.restore(PAIR) if bench.era.has_dma_owner else binding.unbind(PAIR)
 
     with bench.hold(E1000E):
-        with pytest.raises(BlockedError, match="did not let go"):
+        with pytest.raises(BlockedError, match="did not release it"):
             run(bench.binding(timeout=0.5, allowed=["held"]))
         assert bench.device(NVME).driver == "vfio-pci"
         assert bench.device(E1000E).blocked

@@ -482,7 +482,7 @@ def test_a_device_that_is_open_while_its_group_no_longer_is() -> None:
         assert done("groups", str(number))["groups"][0]["holders"] == []
         (one,) = refused("restore", NVME)
     assert one["rule"] == ("live-group" if HOST_DRIVER_IN_A_LIVE_GROUP_IS_A_BUG else "held")
-    assert "a process that cannot be named" in one["reason"]
+    assert "an unknown process" in one["reason"]
     done("restore", NVME)
     settle()
 

@@ -186,7 +186,7 @@ def test_a_record_with_a_field_that_is_wrong(
     journal.record(record)
     document = json.loads(record_path(journal).read_text())
     record_path(journal).write_text(json.dumps(document | fields))
-    with pytest.raises(VfioToolError, match="cannot be understood"):
+    with pytest.raises(VfioToolError, match="cannot be parsed"):
         journal.find(A)
 
 
@@ -200,14 +200,14 @@ GARBAGE = st.binary() | st.recursive(
 @given(GARBAGE)
 def test_garbage_is_an_error_of_ours(journal: Journal, content: bytes) -> None:
     record_path(journal).write_bytes(content)
-    with pytest.raises(VfioToolError, match="cannot be understood"):
+    with pytest.raises(VfioToolError, match="cannot be parsed"):
         journal.find(A)
 
 
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"9" * 10_000], ids=["deep", "long"])
 def test_json_that_python_gives_up_on(journal: Journal, content: bytes) -> None:
     record_path(journal).write_bytes(content)
-    with pytest.raises(VfioToolError, match="cannot be understood"):
+    with pytest.raises(VfioToolError, match="cannot be parsed"):
         journal.find(A)
 
 

@@ -174,7 +174,7 @@ def test_a_device_of_a_group_that_is_in_use(
 
 def test_a_holder_that_cannot_be_seen_counts_too(context: PlanContext) -> None:
     (one,) = refusals(held(context, Era.DEFERRED_PUT), {IDLE: TO_HOST})
-    assert (one.rule, "by a process that cannot be named" in one.reason) == ("live-group", True)
+    assert (one.rule, "by an unknown process" in one.reason) == ("live-group", True)
 
 
 @pytest.mark.parametrize("era", Era)

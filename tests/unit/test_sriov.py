@@ -226,7 +226,7 @@ def test_vfs_that_take_too_long_are_not_said_to_be_held(
         write(path, value, address=address, timeout=timeout)
 
     monkeypatch.setattr(host, "write", slow)
-    with pytest.raises(BlockedError, match="its VFs did not come or go within 30 s"):
+    with pytest.raises(BlockedError, match="its driver did not create or remove its VFs within 30 s"):
         binding.sriov(PF, 2)
 
 

@@ -1,1 +1,1 @@
-"""Change which driver has a device: planned, journalled, verified, and taken back where it fails."""
+"""Bind devices to drivers: each change is planned, recorded, verified, and rolled back if it fails."""

@@ -1,7 +1,7 @@
-"""Files of vfiotool's own in folders that it shares with others: udev's rules, hooks of an initramfs.
+"""Files that vfiotool writes into folders of other programs: udev rules, hooks of an initramfs.
 
-Each begins with a line that says whose it is, is replaced as a whole and synchronized. What is a
-symbolic link, or does not have that line, is somebody else's, and is never touched.
+Each has a mark, a line that says that vfiotool wrote it, and is replaced as a whole. A symbolic link, or a
+file without the mark, is not vfiotool's, and is never changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 16
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Keep other vfiotools from writing in a folder meanwhile; waits until they are done.
+    """Lock a folder against other vfiotools until the ``with`` block ends; wait until they are done.
 
     Raises:
         VfioToolError: the folder cannot be opened, or a write in the block fails.
@@ -37,10 +37,10 @@ def locked(folder: str) -> Iterator[None]:
 
 
 def read(path: str) -> str | None:
-    """Return the text of a file of ours, ``None`` where nothing is there.
+    """Return the text of a file with the mark, ``None`` if there is no file.
 
     Raises:
-        VfioToolError: it is not ours, or cannot be read.
+        VfioToolError: the file has no mark, or cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -59,10 +59,10 @@ def read(path: str) -> str | None:
 
 
 def write(path: str, text: str, mode: int = 0o644) -> None:
-    """Write a file of ours as a whole; nobody ever sees a part of it. ``locked`` must be held.
+    """Write a file as a whole; ``text`` includes the mark. The caller holds ``locked``.
 
     Raises:
-        VfioToolError: what is there is not ours, or it cannot be written.
+        VfioToolError: there is a file without the mark, or the file cannot be written.
     """
     if read(path) == text and stat.S_IMODE(os.stat(path).st_mode) == mode:
         return
@@ -71,20 +71,19 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
         replace_file(path, [text.encode()], mode=mode)
 
 
-def remove(path: str) -> bool:
-    """Remove a file of ours, and what a killed ``write`` left of it; say whether it was there.
+def remove(path: str) -> None:
+    """Remove a file with the mark, and the temporary file of a ``write`` that was killed.
 
-    ``locked`` must be held.
+    No effect if there is no file. The caller holds ``locked``.
 
     Raises:
-        VfioToolError: what is there is not ours, or it cannot be removed.
+        VfioToolError: the file has no mark, or cannot be removed.
     """
-    was_there = read(path) is not None
+    read(path)
     with _explained(path):
-        for one in (path, temporary_name(path)):
+        for name in (path, temporary_name(path)):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(one)
-    return was_there
+                os.unlink(name)
 
 
 @contextlib.contextmanager
@@ -101,6 +100,6 @@ def _unusable(path: str, error: OSError) -> VfioToolError:
 
 def _foreign(path: str) -> VfioToolError:
     return VfioToolError(
-        f"{path} is not vfiotool's own, though it has the name of such a file",
-        hint="look at it, and move it out of the way",
+        f"{path} is not vfiotool's own: it has no line '{MARK}'",
+        hint="inspect the file, and move it to another folder",
     )

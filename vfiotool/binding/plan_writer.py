@@ -32,11 +32,10 @@ from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.host.usage.openers import is_group_open
+from vfiotool.util.child import TERMINAL_SIGNALS
 
 EVENT_SECONDS = 30.0
 """How long to wait for a uevent after the kernel has made the change that the uevent reports."""
-
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PlanWriter:
@@ -109,7 +108,7 @@ class PlanWriter:
         if missing:
             names = ", ".join(f"'{action}' of {address}" for action, address in sorted(missing))
             raise VfioToolError(
-                f"no event {names} came from {events.source}",
+                f"no uevent {names} came from {events.source}",
                 hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
             )
 
@@ -155,7 +154,7 @@ class PlanWriter:
                 )
             if action == "remove" and is_there:
                 raise VfioToolError(
-                    f"{address} is still there", hint="another program may have made VFs at the same time"
+                    f"{address} is still there", hint="another program may have created VFs at the same time"
                 )
 
     def _roll_back(self, events: UeventListener, plan: Plan, touched: Iterable[str], era: Era) -> str:
@@ -172,17 +171,17 @@ class PlanWriter:
                     for step in steps_between(now, former, address, node=node):
                         self._execute(events, step, era)
                 except (VfioToolError, TimeoutError) as error:
-                    failures.append(f"{address} could not be put back ({error}): see 'vfiotool recover'")
+                    failures.append(f"{address} could not be rolled back ({error}): see 'vfiotool recover'")
         return "; ".join(failures) or "all devices are as they were before"
 
     def _blocked(self, step: Step, group_holders: Sequence[Holder], state: str) -> BlockedError:
         """Return the error that names the holders of the group, or else of any device's descriptor."""
         holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
         names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
-        event = "its VFs did not come or go" if isinstance(step, SetVfCount) else "its driver did not let go"
+        change = "create or remove its VFs" if isinstance(step, SetVfCount) else "release it"
         return BlockedError(
-            f"{step.address}: {event} within {self._timeout:g} s; held by "
-            f"{'; '.join(names) or 'a process that cannot be seen from here'}",
+            f"{step.address}: its driver did not {change} within {self._timeout:g} s; held by "
+            f"{'; '.join(names) or 'an unknown process'}",
             holders=names,
             hint="end that process, then run 'vfiotool recover', which finishes what is pending. "
             f"Other devices: {state}",
@@ -197,7 +196,7 @@ def _group_holders(context: PlanContext, address: str) -> Sequence[Holder]:
 @contextlib.contextmanager
 def _ending_signals_blocked() -> Iterator[None]:
     """Block the signals that end the process, so that a rollback is not left half done."""
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:
         yield
     finally:

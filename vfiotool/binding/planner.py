@@ -94,7 +94,7 @@ def pending_unbind(context: PlanContext, address: str) -> BlockedError:
     names = [holder.process for holder in (group.holders if group else ())]
     who = ", ".join(names) or "a process"
     return BlockedError(
-        f"an unbind of {address} is pending: its driver waits for {who} to let go",
+        f"an unbind of {address} is pending: its driver waits for {who} to release it",
         holders=names,
-        hint="end the process that holds it, then run 'vfiotool recover'",
+        hint="end the process that holds the device, then run 'vfiotool recover'",
     )

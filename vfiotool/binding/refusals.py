@@ -209,7 +209,7 @@ def is_host_driver(driver: str | None) -> bool:
 
 def _names(group: IommuGroup) -> str:
     names = dict.fromkeys(holder.process for holder in group.holders)
-    return some(list(names)) or "a process that cannot be named"
+    return some(list(names)) or "an unknown process"
 
 
 def _liftable(address: str, rule: str, reason: str) -> Refusal:

@@ -1,4 +1,4 @@
-"""The state folder's files: root's alone (0700, 0600), replaced as a whole, synchronized."""
+"""The files of the state folder: only their owner can use them (0700, 0600), each replaced as a whole."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _MOST_BYTES = 1 << 24
 
 
 def make_private(folder: str) -> None:
-    """Make a folder, with those above it, and have it be this user's alone.
+    """Create a folder that only this user can use, and the folders above it.
 
     Raises:
-        VfioToolError: it cannot be made, is a symbolic link, or others own it or can write it.
+        VfioToolError: the folder cannot be created, is a symbolic link, or other users own it or can write
+            to it.
     """
     with unusable(folder):
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -35,11 +36,11 @@ def make_private(folder: str) -> None:
 
 
 def open_own(path: str, flags: int) -> int:
-    """Open a plain file of this user; a new one is for nobody else.
+    """Open a plain file that this user owns, and return its descriptor; a new file gets mode 0600.
 
     Raises:
-        VfioToolError: it is no plain file, or others own it or can write it.
-        OSError: as the system call has it.
+        VfioToolError: it is no plain file, or other users own it or can write to it.
+        OSError: open() failed.
     """
     fd = os.open(path, flags | SAFELY, 0o600)
     status = os.fstat(fd)
@@ -50,10 +51,11 @@ def open_own(path: str, flags: int) -> int:
 
 
 def read_own(path: str) -> str:
-    """Return a file's text, bytes that are no UTF-8 replaced; raises as ``open_own`` does.
+    """Return a file's text; bytes that are no UTF-8 are replaced.
 
     Raises:
-        VfioToolError: also where it is larger than anything that vfiotool writes.
+        VfioToolError: as ``open_own`` does, or the file is larger than any that vfiotool writes.
+        OSError: open() or read() failed.
     """
     with open(open_own(path, os.O_RDONLY), "rb") as file:
         content = file.read(_MOST_BYTES + 1)
@@ -63,13 +65,17 @@ def read_own(path: str) -> str:
 
 
 def replace_own(path: str, text: str) -> None:
-    """Write a file as a whole: whoever is killed meanwhile leaves the former one. OSError as it comes."""
-    # ``journal.debris`` finds the temporary file of a killed process by this name.
+    """Write a file as a whole: if this process is killed meanwhile, the former file stays.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # ``journal.stale_files`` finds the temporary file of a killed process by this name.
     replace_file(path, [text.encode()], mode=0o600, temporary=f"{path}.new", fsync_folder=True)
 
 
 def remove_own(path: str) -> None:
-    """Remove a file; it need not exist."""
+    """Remove a file; no effect if it does not exist."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
         sync_folder(os.path.dirname(path))
@@ -77,7 +83,7 @@ def remove_own(path: str) -> None:
 
 @contextlib.contextmanager
 def unusable(folder: str) -> Iterator[None]:
-    """Say of errors in a block that the state folder cannot be used."""
+    """Turn an ``OSError`` of the ``with`` block into the error that the state folder cannot be used."""
     try:
         yield
     except OSError as error:
@@ -88,16 +94,17 @@ def unusable(folder: str) -> Iterator[None]:
 
 
 def damaged(path: str, cause: str) -> VfioToolError:
-    """What to say of a file that cannot be understood."""
+    """Return the error for a file that cannot be parsed."""
     return VfioToolError(
-        f"the journal's file {path} cannot be understood ({cause})",
-        hint="look at it; if it is of no use, remove it and bind the device as you wish it",
+        f"the journal's file {path} cannot be parsed ({cause})",
+        hint="inspect the file; if it is of no use, remove it and bind the device to the driver you want",
     )
 
 
 def _foreign(what: str) -> VfioToolError:
+    """Return the error for a file or folder that another user could have put there."""
     remedy = "run it as root" if os.geteuid() else "remove it"
     return VfioToolError(
-        f"{what} is not a plain one that only its user can write",
+        f"{what} is not a plain file or folder that only its user can write",
         hint=f"{remedy}, or name another folder with --state-dir",
     )

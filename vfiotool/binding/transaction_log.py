@@ -124,14 +124,11 @@ class TransactionLog:
             remove_own(self._path)
 
     def _mark(self, mark: Mapping[str, Any]) -> None:
+        line = json.dumps(mark).encode() + b"\n"
         with unusable(self._dir):
-            self._append(mark)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        content = json.dumps(line).encode() + b"\n"
-        if os.write(self._fd, content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._fd)
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
 
 
 def read_unfinished(journal: Journal) -> tuple[list[UnfinishedTransaction], dict[str, VfioToolError]]:

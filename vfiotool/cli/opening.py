@@ -61,7 +61,7 @@ def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
     if address in blocked_addresses(tree, state_dir):
         holders = find_holders(tree).get(DEVICE_DESCRIPTOR, ())
         return BlockedError(
-            f"an unbind of {address} is pending: its driver waits for a process to let go",
+            f"an unbind of {address} is pending: its driver waits for a process to release it",
             holders=[holder.process for holder in holders],
             hint="end the process that holds it, then run 'vfiotool recover'",
         )

@@ -74,7 +74,7 @@ timeout_option = click.option(
     default=UNBIND_SECONDS,
     show_default=True,
     metavar="S",
-    help="How long a driver may take to let go, in seconds.",
+    help="How long a driver may take to release its device, in seconds.",
 )
 
 allow_options = with_options(
