@@ -1,7 +1,8 @@
-"""Where a test can run: on the host (unit, contract on the fake, lab guests started) or in a guest.
+"""Where a test can run, on the host or in a guest, and in which tier.
 
 Tests marked ``needs_guest`` change real devices. They are collected only inside a lab guest, where
 ``tests/lab/test_in_guests.py`` runs them on every kernel; the others are collected only outside.
+Tests marked ``full`` are heavy: they run with ``--full``, or if they are named by their id (``file::test``).
 """
 
 from __future__ import annotations
@@ -18,17 +19,34 @@ GUEST_KERNEL = os.environ.get("VFIOTOOL_LAB_KERNEL")
 REQUIRE_LAB = os.environ.get("VFIOTOOL_REQUIRE_LAB") == "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that selects the tier."""
+    parser.addoption("--full", action="store_true", help="run the full tier: the tests marked 'full' too")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what runs here: a guest runs what needs one, a host runs the rest; some come last."""
-    wanted = GUEST_KERNEL is not None
-    here = [item for item in items if (item.get_closest_marker("needs_guest") is not None) == wanted]
+    """Keep the tests that run here and in this tier; some come last."""
+    here = [item for item in items if _runs_here(item) and _is_in_tier(config, item)]
     here.sort(
         key=lambda item: [item.get_closest_marker(late) is not None for late in ("after_all", "for_good")]
     )
-    elsewhere = [item for item in items if item not in here]
+    kept = set(here)
+    elsewhere = [item for item in items if item not in kept]
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
     items[:] = here
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    """Return True if a test that needs a guest is in one, or a test of the host is outside."""
+    return (item.get_closest_marker("needs_guest") is not None) == (GUEST_KERNEL is not None)
+
+
+def _is_in_tier(config: pytest.Config, item: pytest.Item) -> bool:
+    """Return True if the tier has this test. A test that is named by its id always runs."""
+    if item.get_closest_marker("full") is None or config.getoption("full"):
+        return True
+    return any("::" in argument for argument in config.args)
 
 
 def missing(reason: str) -> None:

@@ -6,12 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.results import Result
 from vfiotool import cli
 from vfiotool.cli.settings import Settings
 from vfiotool.host.tree import Tree
 from vfiotool.testing import FakeHost
+
+# A busy machine may slow any example down, so none has a deadline.
+_ANY_MACHINE = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.register_profile("full", _ANY_MACHINE)
+settings.register_profile("quick", _ANY_MACHINE, derandomize=True, database=None, max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the quick tier try the same few examples each time, and the full one others on each run."""
+    settings.load_profile("full" if config.getoption("full") else "quick")
 
 
 @pytest.fixture

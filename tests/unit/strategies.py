@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import struct
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from vfiotool.host.variant_drivers import ALIAS_FIELDS
@@ -15,6 +16,11 @@ TRICKS = (
     "9" * 5000, "0x" + "f" * 5000, "\x1b[2J", "٣", "vfio-pci\n../../CANARY", "0 0 0", "vfio-pci", "none",
     "0000:00:00.0", "[/x]", "[red]", "[link=x]",
 )  # fmt: skip
+
+
+def examples(count: int) -> settings:
+    """Settings of a test that tries so many examples in the full tier, and a quarter in the quick one."""
+    return settings(max_examples=max(1, count * settings().max_examples // 100))
 
 
 class Odd(enum.Enum):

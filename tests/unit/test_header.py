@@ -7,10 +7,10 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import config_spaces
+from tests.unit.strategies import config_spaces, examples
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import BaseAddress, BridgeHeader, Header, Window, read_header
@@ -168,7 +168,7 @@ def test_any_bytes_are_a_header(raw: bytes, header_type: int) -> None:
         assert len(header.bars) <= 6
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(config_spaces(), st.integers(0, 0x30), st.integers(0, 0x30))
 def test_whatever_is_decoded_can_be_shown_and_written(config: bytes, standard: int, extended: int) -> None:
     config = with_bytes(config, x40=("B", standard)) if len(config) > HEADER_SIZE else config

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.unit.strategies import examples
 from vfiotool.errors import DmaMapError, DmaRangeError, IovaExhaustedError
 from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.info import IovaRange
@@ -367,4 +368,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestModel.settings = settings(examples(40), stateful_step_count=30)

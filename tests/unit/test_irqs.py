@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.irq_device import (
@@ -34,6 +34,7 @@ from tests.unit.irq_device import (
     UNMASK,
     IrqDevice,
 )
+from tests.unit.strategies import examples
 from vfiotool._shim import lib
 from vfiotool.errors import (
     ClosedError,
@@ -123,7 +124,7 @@ def test_other_errors_are_not_taken_for_absence(device: IrqDevice, irqs: Irqs) -
     assert caught.value.errno == errno.EIO
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(device_info=st.binary(max_size=40), irq_info=st.binary(max_size=40), count=st.integers(-1, 8))
 def test_hostile_information_ends_in_vectors_or_a_named_error(
     device_info: bytes, irq_info: bytes, count: int

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiotool.binding.device_record import DeviceRecord, is_driver_name
@@ -196,7 +196,6 @@ GARBAGE = st.binary() | st.recursive(
 ).map(lambda document: json.dumps(document).encode())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(GARBAGE)
 def test_garbage_is_an_error_of_ours(journal: Journal, content: bytes) -> None:
     record_path(journal).write_bytes(content)

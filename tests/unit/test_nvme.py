@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.nvme_model import CSTS, DOORBELLS, IOVA, PAGE, Command, QueueModel, plain_memory
+from tests.unit.strategies import examples
 from vfiotool._shim import ffi, lib
 from vfiotool.drivers.nvme import NamespaceInfo, NvmeError, NvmeStatusError, NvmeTimeoutError, commands
 from vfiotool.drivers.nvme.commands import READ, WRITE, Completion
@@ -161,7 +162,6 @@ def test_a_read_and_a_write_say_what_the_specification_wants() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_order_of_work_gives_each_command_its_own_completion(data: st.DataObject) -> None:
     """A ring against a dict: what was submitted completes once, with its own words, in any order."""
@@ -490,7 +490,7 @@ class Disk:
         return (0x281 if command.lba == 99 else 0), 0
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(0, 90), st.integers(1, 9))
 def test_long_transfers_are_cut_into_commands(lba: int, blocks: int) -> None:
     disk = Disk()

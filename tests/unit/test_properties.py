@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.strategies import (
@@ -21,6 +21,7 @@ from tests.unit.strategies import (
     aliases,
     config_spaces,
     contents,
+    examples,
     link_targets,
     odd_files,
     pci_ids,
@@ -41,15 +42,6 @@ from vfiotool.pci.address import is_address, parse_address, sort_key
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE, capabilities
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost, config_space
-
-settings.register_profile(
-    "properties",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-settings.load_profile("properties")
 
 BRIDGE, NIC, FUNCTION, NVME = "0000:00:01.0", "0000:01:00.0", "0000:01:00.1", "0000:00:13.0"
 MARK = "c4nary"
@@ -186,7 +178,7 @@ def look_at_all(host: FakeHost) -> None:
     look(host, "show", NIC, "--json")
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_anything_in_the_place_of_files(
     machine: FakeHost, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
@@ -198,7 +190,7 @@ def test_anything_in_the_place_of_files(
         look_at_all(machine)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(dev=tricky_text, database=contents)
 @example(dev="\0", database=b"")
 @example(dev="9" * 5000, database=b"")
@@ -213,7 +205,7 @@ def test_what_udev_says_of_a_disk(machine: FakeHost, dev: str, database: bytes) 
         look(machine, "show", NVME, works=True)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_links_to_anywhere(machine: FakeHost, data: st.DataObject) -> None:
     links = [path for path in files(machine) if os.path.islink(machine.tree.path(path))]
@@ -243,7 +235,7 @@ def test_brackets_of_a_name_are_shown(machine: FakeHost, monkeypatch: pytest.Mon
         assert "Vendor [/x] Port [ext gfx]" in look(machine, *words, works=True)
 
 
-@settings(max_examples=15)
+@examples(15)
 @example(name="[/x]")
 @example(name="\x1b[2J")
 @given(name=tricky_text | st.text(max_size=20))
@@ -269,14 +261,14 @@ def test_names_in_folders(machine: FakeHost, name: str) -> None:
             os.rmdir(full)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(config_spaces())
 def test_configuration_space_of_a_bridge(machine: FakeHost, config: bytes) -> None:
     with changed(machine.tree, {f"{machine.devices[BRIDGE].folder}/config": config}):
         look(machine, "show", BRIDGE)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(selectors)
 def test_selectors_name_what_is_there(machine: FakeHost, selector: str) -> None:
     with contextlib.suppress(SelectorError, DeviceNotFoundError):
@@ -285,7 +277,7 @@ def test_selectors_name_what_is_there(machine: FakeHost, selector: str) -> None:
         assert set(found) <= set(addresses(machine.tree))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_the_alias_that_serves_best(machine: FakeHost, data: st.DataObject) -> None:
     """Against all lines that match as a shell's pattern, the one with the fewest stars."""
@@ -307,7 +299,7 @@ def test_the_alias_that_serves_best(machine: FakeHost, data: st.DataObject) -> N
     assert best_vfio_driver(machine.tree, device) == expected
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(st.dictionaries(st.sampled_from([NIC, NVME, "x", "0000:00:00.0"]), contents, max_size=3))
 def test_pending_notes(machine: FakeHost, notes: Mapping[str, bytes]) -> None:
     folder = pending_unbinds.pending_dir(machine.state_dir)
@@ -332,7 +324,7 @@ def journal(tmp_path: Path) -> Journal:
     return made
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(content=contents | json_values.map(lambda value: json.dumps(value).encode()))
 def test_journals_of_a_hostile_writer(journal: Journal, content: bytes) -> None:
     path = Path(journal.state_dir) / "journal" / f"{NIC}.json"

@@ -8,9 +8,10 @@ import mmap
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.strategies import examples
 from vfiotool.errors import DmaRangeError
 from vfiotool.vfio.iommu.ranges import Ranges
 
@@ -44,7 +45,7 @@ def fields(ranges: Ranges) -> list[tuple[int, int]]:
     return [(iova, size) for _vaddr, iova, size in ranges]
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(ranges=lists)
 def test_neighbours_become_one(ranges: list[Range]) -> None:
     given_ = Ranges.of(ranges)
@@ -54,7 +55,7 @@ def test_neighbours_become_one(ranges: list[Range]) -> None:
     assert fields(given_.spans()) == joined(ranges, in_memory=False)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(
     pages=st.lists(st.integers(0, 4 * LARGE // PAGE), unique=True, max_size=40),
     base=st.integers(0, 3).map(lambda number: number * LARGE),

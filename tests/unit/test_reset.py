@@ -8,10 +8,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.irq_device import ADDRESS, INFO_PCI, IrqDevice
+from tests.unit.strategies import examples
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError, VfioToolError
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.reset import hot_reset, read_hot_reset_info, reset_function
@@ -166,7 +167,7 @@ def test_more_devices_than_the_answer_holds_are_not_read(device: IrqDevice) -> N
     assert caught.value.errno == errno.EBADMSG
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.tuples(st.binary(max_size=80), st.sampled_from([0, 0, errno.ENOSPC, errno.ENODEV]))))
 def test_hostile_answers_end_in_a_reset_or_a_named_error(answers: list[tuple[bytes, int]]) -> None:
     remaining = iter(answers)

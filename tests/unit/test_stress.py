@@ -42,6 +42,7 @@ def record(number: int) -> Record:
     return Record(float(number), 10.0, 0, "bind", number, call, expected, Outcome(), group=5)
 
 
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_run(tmp_path: Any) -> None:
     """A hundred thousand operations, each with two uevents, a function and a line of the log."""
     uevents, probes = UeventMonitor(), ProbeMonitor({"iommu_device_use_default_domain"})

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.strategies import examples
 from vfiotool.errors import ClosedError, VfioToolError
 from vfiotool.render.report_page import write_page
 from vfiotool.render.report_page.markup import duration
@@ -303,7 +304,6 @@ JSON = st.recursive(
 CHANGED = st.dictionaries(st.sampled_from(sorted(LINE)) | st.text(), JSON, max_size=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     lines=st.lists(
         st.binary(max_size=80)
@@ -328,7 +328,7 @@ def test_whatever_a_trace_holds_is_read_or_refused(tmp_path: Path, lines: list[b
 # Latencies
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.lists(st.floats(0, 3.5e9), min_size=1, max_size=300))
 def test_percentiles_are_those_of_the_data(data: list[float]) -> None:
     latencies = Latencies()
@@ -600,7 +600,7 @@ def test_whatever_a_text_says_it_is_shown_and_nothing_else(tmp_path: Path) -> No
     assert "@import" not in found.raw
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(20)
 @given(st.text(max_size=30) | st.text("<>&\"'\\0\x1b\u202e\ud800 ", max_size=30))
 def test_any_text_makes_a_page(tmp_path: Path, text: str) -> None:
     found = page(tmp_path, filled(text), [{**LINE, "got": text}], text)

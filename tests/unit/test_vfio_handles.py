@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vfiotool.vfio
+from tests.unit.strategies import examples
 from vfiotool import _shim
 from vfiotool.errors import (
     ClosedError,
@@ -484,7 +485,7 @@ def assert_snapshot_or_named_error(parse: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize(("parse", "question"), PARSERS)
-@settings(derandomize=True, deadline=None, max_examples=100)
+@examples(100)
 @given(writes=st.lists(hostile, min_size=1, max_size=4))
 def test_no_answer_breaks_the_parser(
     parse: Callable[[InfoReply], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
@@ -502,7 +503,7 @@ def test_no_answer_breaks_the_parser(
 
 
 @pytest.mark.parametrize("parse", [parse for parse, _ in PARSERS])
-@settings(derandomize=True, deadline=None, max_examples=100)
+@examples(100)
 @given(body=hostile, flags=words, cap_offset=words)
 def test_no_chain_breaks_the_parser(
     parse: Callable[[InfoReply], object], body: bytes, flags: int, cap_offset: int
