@@ -1,4 +1,4 @@
-"""The model as a drawing: a Mermaid state diagram of what one device's group goes through."""
+"""Draw the model as a Mermaid state diagram of a group with one device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vfiotool.stress.model.walk import explore
 
 
 def draw(model: Model) -> str:
-    """Return the diagram: a group with one member and a container that stays open, one device fd at most.
+    """Return the diagram of a group with one member, an open container, and at most one device fd.
 
-    Refused operations are not drawn. Who waits stands in brackets.
+    Operations that the kernel refuses are not drawn. Brackets hold the condition on which an operation waits.
     """
     lines = ["stateDiagram-v2"]
     names = dict[State, str]()
@@ -41,8 +41,8 @@ def _leads_on(operation: Operation, prediction: Prediction) -> bool:
 
 
 def _is_drawn(operation: Operation, prediction: Prediction) -> bool:
-    is_ours = operation.kind.declaration.is_drawn and operation.to in (Bound.NONE, Bound.VFIO)
-    return is_ours and prediction.state.device_fds <= 1
+    is_in_diagram = operation.kind.declaration.is_drawn and operation.to in (Bound.NONE, Bound.VFIO)
+    return is_in_diagram and prediction.state.device_fds <= 1
 
 
 def _described(state: State) -> str:

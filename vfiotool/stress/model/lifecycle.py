@@ -1,7 +1,8 @@
-"""The life cycle of an IOMMU group as a state machine: for any operation in any state, what must happen.
+"""The life cycle of an IOMMU group as a state machine: what must happen for any operation in any state.
 
-One group, its members, containers, and one iommufd with an IOAS; the kernel's own terms, and one set of
-rules for each era of ``host.era``. It is pure: it asks no kernel; the tests hold it against kernels.
+The model has one group, its members, containers, and one iommufd with an IOAS. Its terms are the kernel's,
+and its rules depend on the era of ``host.era``. The model is pure: it reads nothing from the running kernel.
+Tests compare it with real kernels.
 
 Sources: drivers/vfio/vfio.c of 5.10 (commit 63b150fde7a1 came with 5.16), drivers/vfio/vfio_main.c of 6.1,
 drivers/vfio/group.c, container.c and device_cdev.c of 6.12, drivers/iommu/iommu.c, drivers/base/bus.c.
@@ -24,9 +25,9 @@ _NO_FLAGS = GroupFlags(0)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A device of the group: what it is bound to, and how many fds of it the group has given.
+    """A device of the group: the kind of its driver, and the number of its open fds from GET_DEVICE_FD.
 
-    ``cdev`` says whether its own node is open, and ``has_iommufd`` whether that is bound to the iommufd.
+    ``cdev`` is True if the device's own node is open, ``has_iommufd`` if that fd is bound to the iommufd.
     """
 
     bound: Bound = Bound.NONE
@@ -37,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """An open ``/dev/vfio/vfio``, or one whose fd was closed: a group keeps it for as long as it is set."""
+    """An open ``/dev/vfio/vfio``, or a closed one that still exists because a group is set to it."""
 
     is_open: bool = False
     has_iommu: bool = False
@@ -45,11 +46,11 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A group as userspace has it.
+    """The state of a group as userspace sees it.
 
-    ``is_open`` says whether its fd is open, ``is_orphaned`` that all members left VFIO meanwhile, so that
-    the fd is of a group that is no more (since 5.19). ``container`` is the index of the container that is
-    set.
+    ``is_open`` is True if the group's fd is open. ``is_orphaned`` is True if all members left VFIO while the
+    fd was open: since 5.19 the fd then refers to a group that no longer exists. ``container`` is the index of
+    the container to which the group is set, or None.
     """
 
     members: tuple[Member, ...]
@@ -68,41 +69,42 @@ class State:
 
     @property
     def device_fds(self) -> int:
-        """How many fds of members are open that the group has given."""
+        """The number of open fds from GET_DEVICE_FD, of all members."""
         return sum(member.fds for member in self.members)
 
     @property
     def container_users(self) -> int:
-        """What the kernel counts: the group itself, while its fd is open, and each device fd."""
+        """The kernel's count of users of the container: the group, while it is open, and the device fds."""
         return 0 if self.container is None else self.is_open + self.device_fds
 
     @property
     def has_iommu(self) -> bool:
-        """Say whether the container that is set has an IOMMU."""
+        """Return True if the group is set to a container that has an IOMMU."""
         return self.container is not None and self.containers[self.container].has_iommu
 
     @property
     def has_iommufd(self) -> bool:
-        """Say whether a member is in the iommufd, which keeps the group from being opened."""
+        """Return True if a member is bound to the iommufd; the group cannot be opened then."""
         return any(member.has_iommufd for member in self.members)
 
     @property
     def is_live(self) -> bool:
-        """Say whether userspace owns the DMA of the members."""
+        """Return True if userspace owns the DMA of the members."""
         return self.container is not None or self.has_iommufd
 
     def on(self, bound: Bound) -> int:
-        """Count the members that are bound so."""
+        """Count the members that are bound to a driver of this kind."""
         return sum(member.bound is bound for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What must happen.
+    """What must happen when an operation is executed.
 
-    ``errno`` is 0 where it succeeds, and ``flags`` what GET_STATUS tells then. ``waits_for`` says until when
-    it blocks: ``uevents``, ``probes`` and ``state`` are those of afterwards. ``crash`` names the kernel's
-    line that would end the machine. ``probes`` are the kernel's functions that run, in their order.
+    ``errno`` is 0 for success; ``flags`` is then the result of GET_STATUS. ``waits_for`` is the condition for
+    which the operation blocks, or empty; ``state``, ``uevents`` and ``probes`` then describe the time after
+    the wait. ``crash`` is the kernel's source line that would crash the machine, or empty. ``probes`` are the
+    probed kernel functions that run, in this order.
     """
 
     state: State
@@ -115,10 +117,10 @@ class Prediction:
 
 
 class Model:
-    """The rules of one kernel. It does not change, so threads may share it."""
+    """The rules of one kernel. The model is immutable, so threads may share it."""
 
     def __init__(self, era: Era, *, has_device_class: bool = True) -> None:
-        """Take the era, and whether the kernel has the class vfio-dev (since 6.1), which has uevents."""
+        """``has_device_class``: the kernel has the class vfio-dev (since 6.1), which sends uevents."""
         self.era = era
         self._has_owner = era.has_dma_owner
         self.has_device_class = has_device_class
@@ -127,7 +129,7 @@ class Model:
         }
 
     def predict(self, state: State, operation: Operation) -> Prediction:
-        """Say what an operation must do; it is one of ``operations(state)``."""
+        """Return what an operation of ``operations(state)`` must do."""
         return self._rules[operation.kind](state, operation)
 
     def operations(self, state: State) -> Iterator[Operation]:
@@ -139,7 +141,7 @@ class Model:
     def _is_possible(self, state: State, operation: Operation) -> bool:
         """Return False if an operation has nothing to act on, although its fd is open or it needs none."""
         kind = operation.kind
-        if kind is Kind.OPEN_CONTAINER:  # a group may still use a closed container: a new fd is another one
+        if kind is Kind.OPEN_CONTAINER:  # if a group still uses the closed one, a new fd is another container
             is_open = state.containers[operation.container].is_open
             return not is_open and state.container != operation.container
         if kind is Kind.SET_CONTAINER:
@@ -154,9 +156,10 @@ class Model:
         return True
 
     def released(self, state: State, operation: Operation) -> list[tuple[Operation, Prediction]]:
-        """Return what to do for an unbind to wait no longer, in this order, and at the end the unbind itself.
+        """Return the operations that unblock an unbind, in this order, and at the end the unbind itself.
 
-        It has been asked for before; what it does is done when nothing keeps it any more.
+        The unbind was requested before the others; the kernel completes it after them. Each operation comes
+        with its prediction.
         """
         index, steps = operation.member, list[tuple[Operation, Prediction]]()
         while (prediction := self.predict(state, operation)).waits_for:
@@ -168,11 +171,11 @@ class Model:
         return [*steps, (operation, prediction)]
 
     def is_viable(self, state: State) -> bool:
-        """Say whether nobody but VFIO has a part of the group."""
+        """Return True if no host driver is bound to a member."""
         return not state.on(Bound.HOST)
 
     def has_node(self, state: State) -> bool:
-        """Say whether ``/dev/vfio/N`` is there."""
+        """Return True if ``/dev/vfio/N`` exists."""
         return state.on(Bound.VFIO) > 0 or (not self._has_owner and state.is_open)
 
     # Containers
@@ -181,16 +184,16 @@ class Model:
         return Prediction(_with_container(state, operation.container, Container(is_open=True)))
 
     def _close_container(self, state: State, operation: Operation) -> Prediction:
-        """A group that is in it keeps it."""
+        """A group that is set to the container keeps it."""
         former = state.containers[operation.container]
         kept = replace(former, is_open=False) if state.container == operation.container else Container()
         return Prediction(_with_container(state, operation.container, kept))
 
     def _set_iommu(self, state: State, operation: Operation) -> Prediction:
-        """An empty container has no IOMMU, and none has two.
+        """A container without a group gets no IOMMU, and a container gets only one.
 
-        Up to 5.18 nobody asks here whether the group is viable: a host driver loses its DMA while it is at
-        work, and the kernel may not outlive what that does next (NVMe: a page fault in intel_unmap()).
+        Up to 5.18 the kernel does not check here that the group is viable: a host driver loses its DMA while
+        it works, and its next step may crash the kernel (NVMe: a page fault in intel_unmap()).
         """
         if state.container != operation.container or state.has_iommu:
             return Prediction(state, errno.EINVAL)
@@ -202,7 +205,7 @@ class Model:
     # The group
 
     def _open_group(self, state: State, _operation: Operation) -> Prediction:
-        """It has one user at a time, whose device fds outlive his group fd; cdevs in use exclude it."""
+        """A group has one user at a time, also while only its device fds are open, or a cdev is in use."""
         if not self.has_node(state):
             return Prediction(state, errno.ENOENT)
         if state.is_open or state.device_fds or state.has_iommufd:
@@ -210,7 +213,7 @@ class Model:
         return Prediction(replace(state, is_open=True))
 
     def _close_group(self, state: State, _operation: Operation) -> Prediction:
-        """Device fds keep the container; up to 5.18 the fd may be the last that keeps the group."""
+        """Device fds keep the container. Up to 5.18 this fd can be the last reference to the group."""
         after = replace(state, is_open=False, is_orphaned=False)
         loses_node = self.has_node(state) and not self.has_node(after)
         uevents = (ExpectedUevent("vfio", "remove"),) if loses_node else ()
@@ -227,7 +230,7 @@ class Model:
         return Prediction(state, flags=flags)
 
     def _set_container(self, state: State, operation: Operation) -> Prediction:
-        """Since 5.19 it claims the DMA of all members, up to 5.18 the first device fd asks for that."""
+        """Since 5.19 this claims the DMA of all members; up to 5.18 GET_DEVICE_FD checks if it can."""
         if state.container is not None:
             return Prediction(state, errno.EINVAL)
         if state.is_orphaned:
@@ -250,7 +253,7 @@ class Model:
     # Device fds
 
     def _get_device_fd(self, state: State, operation: Operation) -> Prediction:
-        """Up to 5.18 the container is looked at before the name is."""
+        """Up to 5.18 the kernel checks the container before the device's name."""
         is_ready = state.has_iommu and (self._has_owner or self.is_viable(state))
         is_there = state.members[operation.member].bound is Bound.VFIO and not state.is_orphaned
         if self._has_owner and not is_there:
@@ -267,15 +270,15 @@ class Model:
             return Prediction(after)
         return Prediction(_detached(after), probes=self._release(after))
 
-    # Devices by nodes of their own
+    # Nodes of single devices
 
     def _open_cdev(self, state: State, operation: Operation) -> Prediction:
-        """It gives nothing yet."""
+        """The open fd has no access to the device until BIND_IOMMUFD."""
         member = replace(state.members[operation.member], cdev=True)
         return Prediction(_with_member(state, operation.member, member))
 
     def _bind_iommufd(self, state: State, operation: Operation) -> Prediction:
-        """It claims the group's DMA, unless that is open: an fd of a group that is no more does not count."""
+        """This claims the group's DMA, unless the group is open; an orphaned group's fd does not count."""
         member = state.members[operation.member]
         if (state.is_open and not state.is_orphaned) or state.device_fds:
             return Prediction(state, errno.EBUSY)
@@ -298,7 +301,7 @@ class Model:
     # Drivers
 
     def _bind(self, state: State, operation: Operation) -> Prediction:
-        """A live group takes no host driver: EBUSY since 5.19, before it is a BUG."""
+        """A live group refuses a host driver: with EBUSY since 5.19, with a BUG before."""
         after = _with_bound(state, operation.member, operation.to)
         if operation.to is not Bound.HOST:
             return self._bound(state, after, operation)
@@ -321,7 +324,7 @@ class Model:
         return Prediction(after, uevents=tuple(events), probes=probes)
 
     def _unbind(self, state: State, operation: Operation) -> Prediction:
-        """It waits for the device's fds, and up to 5.18 for the container, if no member is left."""
+        """It waits for the device's fds; up to 5.18 also for the container if no other member is on VFIO."""
         member = state.members[operation.member]
         after = _with_bound(state, operation.member, Bound.NONE)
         events = [ExpectedUevent("pci", "unbind", member=operation.member)]
@@ -349,14 +352,14 @@ class Model:
             return "the container is unset"
         return ""
 
-    # What runs in the kernel
+    # Functions that run in the kernel
 
     def _release(self, state: State) -> tuple[str, ...]:
         is_owned = self._has_owner and state.container is not None
         return ("iommu_group_release_dma_owner",) if is_owned else ()
 
     def _notified(self, state: State, actions: tuple[str, ...]) -> tuple[str, ...]:
-        """It runs for members of a group that VFIO has; up to 5.15 a worker puts the group each time."""
+        """The notifier runs for a group that VFIO knows; up to 5.15 a worker puts the group each time."""
         if self._has_owner or not self.has_node(state):
             return ()
         put = ("vfio_group_put_bg",) if self.era is Era.DEFERRED_PUT else ()
@@ -409,7 +412,7 @@ def _with_fds(state: State, index: int, more: int) -> State:
 
 
 def _detached(state: State) -> State:
-    """Return the state without a container set: one that no group is in loses its IOMMU."""
+    """Return the state with the group set to no container; the container loses its IOMMU."""
     if state.container is None:
         return state
     former = state.containers[state.container]

@@ -1,4 +1,4 @@
-"""Ways through the model: all that there are, or one at random."""
+"""Paths through the model: all of them, or a random walk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from vfiotool.stress.model.lifecycle import Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Operation
 
 _LEADS_ON = 8
-"""How many times as likely as another is an operation that opens or sets what is not yet."""
+"""How many times more often a walk chooses an operation that opens, sets or binds something."""
 
 
 def explore(
     model: Model, start: State, follows: Callable[[Operation, Prediction], bool]
 ) -> Iterator[tuple[State, Operation, Prediction]]:
-    """Yield all that can be done in each state to which the steps lead that are followed, each state once."""
+    """Yield each state, operation and prediction that can be reached; each state is visited once.
+
+    ``follows`` returns True for a step whose resulting state is visited too.
+    """
     queue, seen = deque([start]), {start}
     while queue:
         state = queue.popleft()
@@ -36,10 +39,10 @@ def choose(
     to: Collection[Bound] = tuple(Bound),
     most_fds: int = 3,
 ) -> tuple[Operation, Prediction]:
-    """Choose an operation, rather one that leads on: else a walk would close all before it comes far.
+    """Choose an operation, more often an opening one than a closing one, so that a walk reaches all states.
 
-    Members are bound only to these, and there are at most so many device fds at a time. What would end the
-    machine is left out.
+    ``to`` are the drivers that members are bound to; ``most_fds`` is the highest number of open device fds.
+    Operations that would crash the machine are left out.
     """
 
     def is_possible(prediction: Prediction) -> bool:
@@ -59,10 +62,11 @@ def choose(
 
 
 class Walk:
-    """One walk, which its seed decides.
+    """A random walk, which depends on its seed alone.
 
-    Who walks does each operation that it yields and looks whether the prediction holds; where it waits, he
-    does what ``Model.released`` says, too. ``state`` is then what it leads to. One thread uses it.
+    The caller executes each operation that the walk yields, and compares the result with the prediction. If
+    an operation blocks, the caller also executes the operations of ``Model.released``. ``state`` is the state
+    after the last operation. Not thread-safe.
     """
 
     def __init__(
@@ -74,15 +78,15 @@ class Walk:
         to: Collection[Bound] = tuple(Bound),
         most_fds: int = 3,
     ) -> None:
-        """Begin in a state; see ``choose``."""
+        """Start in a state. For ``to`` and ``most_fds`` see ``choose``."""
         self.model = model
         self.state = state
         self._to = to
         self._most_fds = most_fds
-        self._random = random.Random(seed)  # noqa: S311 - it is to be the same each time
+        self._random = random.Random(seed)  # noqa: S311 - must be repeatable
 
     def steps(self, count: int) -> Iterator[tuple[Operation, Prediction]]:
-        """Yield so many operations, each with what must happen."""
+        """Yield ``count`` operations, each with its prediction."""
         for _ in range(count):
             operation, prediction = choose(
                 self.model, self.state, self._random, to=self._to, most_fds=self._most_fds
