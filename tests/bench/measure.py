@@ -1,7 +1,7 @@
-"""What this package costs over C, and saves over the obvious Python; `scripts/bench` runs it in a guest.
+"""The cost of this package compared with C and with plain Python; `scripts/bench` runs it in a guest.
 
-Each line is a pair that was timed in turns, in this process, on this container and device. The twin in C
-(twin.c) does the same system calls and accesses, and nothing else.
+Each line is a pair that is timed in turns, in this process, on this container and device. The twin in C
+(twin.c) makes the same system calls and accesses, and nothing else.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def twins() -> ctypes.CDLL:
 
 
 def checked(result: int) -> int:
-    """The nanoseconds that a twin took."""
+    """Return the nanoseconds that a twin took."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
 
 
 def timed(action: Callable[[], object]) -> int:
-    """The nanoseconds that it takes."""
+    """Return the nanoseconds that a call takes."""
     begun = time.perf_counter_ns()
     action()
     return time.perf_counter_ns() - begun
 
 
 class Memory:
-    """Memory that is there before it is timed."""
+    """Memory that is present before the measurement."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -79,7 +79,7 @@ class Memory:
 
 
 class Maps:
-    """Mapping, against the loop that a C program has."""
+    """Mapping, compared with a loop in C."""
 
     def __init__(self, device: Device, twin: ctypes.CDLL) -> None:
         self.dma = device.dma
@@ -87,7 +87,7 @@ class Maps:
         self.twin = twin
 
     def scattered(self, memory: Memory, size: int, count: int, rounds: int) -> Result:
-        """``count`` pieces of memory, some again and again, none after its neighbour: each takes a call."""
+        """``count`` pieces of memory, some repeated, none adjacent to the one before: each takes a call."""
         order = list(range(min(count, memory.size // size)))
         order.sort(key=lambda piece: (piece % 2, -piece))  # even ones, then odd ones, each downwards
         words = array.array("Q")
@@ -138,7 +138,7 @@ class Maps:
         return compare("one map() of 4 KiB : C", ours, theirs, count)
 
     def contiguous(self, memory: Memory, size: int) -> Result:
-        """Buffers of 4 KiB in any order, that are one piece of memory: one call against one for each."""
+        """Buffers of 4 KiB in any order in contiguous memory: a single call against a call for each."""
         count = size // PAGE
         addresses = [memory.address + number * PAGE for number in range(count)]
         addresses = addresses[::2] + addresses[1::2]
@@ -166,7 +166,7 @@ class Maps:
         return compare(name, ours, theirs, count, at_most=1 / 20, rounds=3)
 
     def memory_each(self, memory: Memory) -> tuple[float, float]:
-        """Bytes that are kept for a mapping, one by one and in a batch."""
+        """Bytes of memory that a mapping takes, single and in a batch."""
         count = 2048
         tracemalloc.start()
         made = [self.dma.map(memory.address, PAGE, iova=IOVA + n * PAGE) for n in range(count)]
@@ -179,7 +179,7 @@ class Maps:
         batch = self.dma.map_ranges(ranges)
         del ranges
         kept = tracemalloc.get_traced_memory()[0] - before
-        batched = (kept + len(batch.runs) * RUN) / count  # which are C's, and not traced
+        batched = (kept + len(batch.runs) * RUN) / count  # the memory of C is not traced
         tracemalloc.stop()
         batch.close()
         return single, batched
@@ -189,12 +189,12 @@ class Maps:
 
 
 def registers(device: Device, twin: ctypes.CDLL) -> Iterator[Result]:
-    """Registers by exact width, against C, and against a slice of an mmap, which has no exact width."""
+    """Registers by exact width, compared with C and with a slice of an mmap, which has no exact width."""
     count = 2000
     info = device.regions.bar0.info
     with device.regions.bar0.map() as bar0, mmap.mmap(device.fileno(), PAGE, offset=info.offset) as plain:
         address = ctypes.c_void_p(bar0.address + IDENT)
-        scratch = ctypes.c_void_p(bar0.address + 4)  # edu gives it back inverted
+        scratch = ctypes.c_void_p(bar0.address + 4)  # edu returns the value inverted
         times = ctypes.c_uint64(count)
 
         def read() -> None:
@@ -249,11 +249,11 @@ def interrupts(device: Device, twin: ctypes.CDLL) -> Result:
 
 
 def all_pairs(device: Device) -> Iterator[Result]:
-    """Every pair, in the order of the table."""
+    """Yield every pair, in the order of the table."""
     twin = twins()
     maps = Maps(device, twin)
     memory = Memory(1 << 30)
-    # No round of the kernel's is like another: a ratio near 1 takes many.
+    # Rounds in the kernel vary: a ratio near 1 needs many rounds.
     for size, count, rounds in ((PAGE, 16384, 121), (64 << 10, 16384, 121), (2 << 20, 4096, 121)):
         yield maps.scattered(memory, size, count, rounds)
     yield maps.contiguous(memory, 1 << 30)
@@ -266,7 +266,7 @@ def all_pairs(device: Device) -> Iterator[Result]:
 
 @contextlib.contextmanager
 def raised_limit() -> Iterator[None]:
-    """Let a container take as many mappings as the loop makes that joins none."""
+    """Let a container accept as many mappings as the loop that merges none makes."""
     with open("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit", "r+", encoding="ascii") as file:
         former = file.read()
         file.write("1000000")
@@ -278,7 +278,7 @@ def raised_limit() -> Iterator[None]:
 
 
 def main() -> int:
-    """Print the table; 1 where a goal is missed."""
+    """Print the table; return 1 if a goal is missed."""
     table = Table("pair", "ns each", "other", "ratio", "goal", box=None, pad_edge=False)
     results = []
     with vfiotool.bound(EDU), raised_limit(), vfiotool.open_device(EDU, iommu="type1v2") as device:

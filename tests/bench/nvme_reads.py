@@ -1,4 +1,4 @@
-"""Random 4K reads of an NVMe disk: this driver, and the kernel's with io_uring, in turns in one guest."""
+"""Random 4K reads of an NVMe disk by this driver, and by the kernel's with io_uring, in turns."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ GOAL, GOAL_DEPTH = 1.1, 32
 ROUNDS = 5
 SECONDS = 2.0
 SIZE = 4096
-_AT_ONCE = 256  # reads that go to C in one call, for each that is in flight
+_AT_ONCE = 256  # reads per call to C, for each read in flight
 _APPEARS = 30.0
 
 
 def measure(address: str, depth: int, seconds: float) -> float:
-    """Return how many reads a second this driver does, of a disk on vfio-pci."""
+    """Return how many reads a second this driver makes, of a disk on vfio-pci."""
     with open_device(address) as device, Nvme(device) as nvme, nvme.create_queue() as queue:
         return reads_a_second(queue, device.dma, depth, seconds)
 
 
 def reads_a_second(queue: IoQueue, dma: Dma, depth: int, seconds: float) -> float:
-    """Read for so long, each read into a piece of memory that no other one has."""
+    """Read for a time, each read into a separate piece of memory."""
     blocks = SIZE // queue.namespace.block_size
     pages = queue.namespace.blocks // blocks
     lbas = array.array("Q", (random.randrange(pages) * blocks for _ in range(depth * _AT_ONCE)))  # noqa: S311
@@ -48,13 +48,13 @@ def reads_a_second(queue: IoQueue, dma: Dma, depth: int, seconds: float) -> floa
 
 
 def measure_kernel(program: str, address: str, depth: int, seconds: float) -> float:
-    """Return how many reads a second the kernel's driver does, of the same disk on nvme."""
+    """Return how many reads a second the kernel's driver makes, of the same disk on nvme."""
     argv = [program, f"/dev/{disk_of(address)}", str(depth), str(seconds)]
     return float(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def disk_of(address: str) -> str:
-    """Return the disk of a controller, which comes some time after its driver."""
+    """Return the disk of a controller, which appears some time after its driver."""
     deadline = time.monotonic() + _APPEARS
     while True:
         for controller in Path(f"/sys/bus/pci/devices/{address}/nvme").glob("nvme*"):
@@ -67,7 +67,7 @@ def disk_of(address: str) -> str:
 
 
 def build(folder: str) -> str:
-    """Build the program that reads by io_uring."""
+    """Build the program that reads with io_uring."""
     program = f"{folder}/uring_reads"
     source = Path(__file__).with_name("uring_reads.c")
     subprocess.run(["gcc", "-O2", "-Wall", "-o", program, source], check=True)
@@ -75,7 +75,7 @@ def build(folder: str) -> str:
 
 
 def compare(address: str) -> dict[int, tuple[float, float, float]]:
-    """Return for each depth the medians of ours and theirs, and of each round's own ratio."""
+    """Return for each depth the medians of ours, of theirs, and of the ratios of the rounds."""
     rounds: dict[int, list[tuple[float, float]]] = {depth: [] for depth in DEPTHS}
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
@@ -96,7 +96,7 @@ def compare(address: str) -> dict[int, tuple[float, float, float]]:
 
 
 def main() -> int:
-    """Print both; 1 where the goal is missed."""
+    """Print both; return 1 if the goal is missed."""
     print(f"Linux {platform.release()}, {os.cpu_count()} processors: random 4K reads a second of {ADDRESS}")
     missed = False
     for depth, (ours, theirs, ratio) in compare(ADDRESS).items():

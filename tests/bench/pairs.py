@@ -1,4 +1,4 @@
-"""Two ways to do the same, timed in turns, and the ratio of their times."""
+"""Two implementations of an operation, timed in turns, and the ratio of their times."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ROUNDS = 7
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``ours`` and ``theirs`` are nanoseconds for one operation, ``ratio`` is ours to theirs.
+    """``ours`` and ``theirs`` are nanoseconds per operation, ``ratio`` is ours to theirs.
 
-    All three are medians, the ratio that of the rounds: a machine that grows slow does so for seconds, and
-    both halves of a round are as slow. ``goal`` says what the ratio should be.
+    All three are medians, the ratio over the rounds: a machine becomes slow for seconds at a time, and
+    both halves of a round are equally slow. ``goal`` is the intended ratio.
     """
 
     name: str
@@ -34,11 +34,11 @@ def compare(
     at_most: float | None = None,
     rounds: int = ROUNDS,
 ) -> Result:
-    """Run both in turns, first once unmeasured; each returns nanoseconds for ``count`` operations."""
+    """Run both in turns, after an unmeasured round; each returns nanoseconds for ``count`` operations."""
     ours(), theirs()
     mine, others = [], []
     for number in range(rounds):
-        # Who comes first changes: caches, and what else the machine does, favour neither.
+        # The order alternates, so that caches and other load favour neither.
         if number % 2:
             mine.append(ours())
         others.append(theirs())

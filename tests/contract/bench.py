@@ -1,4 +1,4 @@
-"""A bench to bind devices on: the fake host, or a lab guest's machine, with the same devices."""
+"""Machines for tests of binding: the fake host and a lab guest, with the same devices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOUCHED = (EDU, E1000E, NVME, BRIDGE, *SIBLINGS)
 
 @dataclass
 class Watched:
-    """A machine whose writes are seen, and can be made to fail before they reach it."""
+    """A machine whose writes are recorded, and can be made to fail before they reach it."""
 
     machine: MachineControl
     writes: list[str] = field(default_factory=list)

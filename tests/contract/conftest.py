@@ -1,4 +1,4 @@
-"""The machines that the contract tests run on."""
+"""The machines of the contract tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTRY_LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
     ],
 )
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """A machine, left as it was found; the fakes are of both ends of what kernels do."""
+    """A machine that is restored after the test; the fakes are of an old and of a new kernel."""
     state_dir = str(tmp_path / "state")
     if request.param == "kernel":
         made = kernel_bench(state_dir)
@@ -43,13 +43,13 @@ def vfio_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(params=params(*MODES))
 def space(request: pytest.FixtureRequest) -> Iterator[Space]:
-    """edu, open in an address space of each mode; the test leaves no fd open, and no memory pinned."""
+    """edu, open in an address space of each mode; the test must leave no fd open and no memory pinned."""
     yield from opened_space(request)
 
 
 @pytest.fixture
 def limit_of_eight() -> Iterator[None]:
-    """Containers that are opened meanwhile take eight mappings."""
+    """Containers that are opened meanwhile accept eight mappings."""
     if not os.path.exists(ENTRY_LIMIT):
         yield
         return

@@ -1,4 +1,4 @@
-"""An open edu in an address space of one mode: faked, or the kernel's in a lab guest."""
+"""An open edu in an address space of a mode: fake, or of the kernel in a lab guest."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ EDU_BUFFER = 0x40000
 FAULT = re.compile(rb"fault addr (?:0x)?([0-9a-f]+)")  # DMAR's
 
 CONTAINERS = (IommuMode.TYPE1, IommuMode.TYPE1V2)
-LIMITED = CONTAINERS  # those with a limit on how many mappings there may be
+LIMITED = CONTAINERS  # modes with a limit on the number of mappings
 MODES = (*CONTAINERS, IommuMode.COMPAT_TYPE1, IommuMode.COMPAT_TYPE1V2, IommuMode.IOMMUFD)
 OFFERED = MODES if GUEST_KERNEL is None or os.path.exists(IOMMUFD) else CONTAINERS
 
 
 def params(*modes: IommuMode) -> list[ParameterSet]:
-    """The parameters of a test that runs on the fakes of these modes, and on those that this kernel has."""
+    """The parameters of a test for the fakes of these modes, and for the modes of this kernel."""
     return [*(pytest.param((mode, True), id=f"fake-{mode.value}") for mode in modes), *kernel_params(*modes)]
 
 
 def kernel_params(*modes: IommuMode) -> list[ParameterSet]:
-    """The parameters of a test that runs in those of these modes that this kernel has."""
+    """The parameters of a test for the modes among these that this kernel has."""
     return [
         pytest.param((mode, False), id=mode.value, marks=pytest.mark.needs_guest)
         for mode in modes
@@ -53,7 +53,7 @@ def kernel_params(*modes: IommuMode) -> list[ParameterSet]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What mapping leaves behind, where it leaves anything."""
+    """Resources that a mapping may leak."""
 
     mapped: tuple[int, ...]
     free: tuple[IovaRange, ...]
@@ -64,7 +64,7 @@ class Footprint:
 
 
 class Space:
-    """An address space of a mode, with edu open in it as ``device``; ``close()`` ends both."""
+    """An address space of a mode, with edu open in it as ``device``; ``close()`` closes both."""
 
     def __init__(self, mode: IommuMode, *, fake: bool, limit: int = 65535) -> None:
         self.mode = mode
@@ -83,17 +83,17 @@ class Space:
 
     @property
     def reserved(self) -> list[tuple[int, int]]:
-        """What the kernel reserves, by its own account of edu's group."""
+        """The reserved regions of edu's group."""
         return [MSI_WINDOW] if self.is_fake else reserved_windows(EDU)
 
     def fault_of(self, action: Callable[[], object]) -> int:
-        """Have a device do what faults, and return the page that the IOMMU's driver tells of."""
+        """Run an action that faults, and return the page that the IOMMU's driver logs."""
         if isinstance(self.iommu, FakeIommu):
             action()
             return self.iommu.faults[-1].iova & -PAGE
         with open("/dev/kmsg", "rb", buffering=0) as log:
             log.seek(0, os.SEEK_END)
-            for _ in range(20):  # DMAR tells of three faults in five seconds
+            for _ in range(20):  # DMAR logs three faults in five seconds
                 action()
                 found = next_fault(log.fileno())
                 if found is not None:
@@ -102,11 +102,11 @@ class Space:
 
     @property
     def ranges(self) -> tuple[IovaRange, ...]:
-        """What is valid, lowest first."""
+        """The valid ranges, lowest first."""
         return self.iommu.info().iova_ranges
 
     def footprint(self) -> Footprint:
-        """Take down what there is now."""
+        """Record the current resources."""
         return Footprint(
             mapped=tuple(id(one) for one in self.dma.mapped),
             free=self.dma._allocator.free_ranges,
@@ -117,28 +117,28 @@ class Space:
         )
 
     def close(self) -> None:
-        """End it."""
+        """Close device and address space."""
         self.device.close()
         self.iommu.close()
 
 
 class Edu:
-    """edu's DMA, with the interrupt that tells of its end."""
+    """edu's DMA, with the interrupt that signals its end."""
 
     def __init__(self, bar: Mmio, vector: Vector) -> None:
         self._bar = bar
         self._vector = vector
 
     def fetch(self, iova: int, size: int, at: int = 0) -> None:
-        """Have it read memory into its buffer."""
+        """Make edu read memory into its buffer."""
         self._run(iova, EDU_BUFFER + at, size, 0b101)
 
     def store(self, iova: int, size: int, at: int = 0) -> None:
-        """Have it write its buffer to memory."""
+        """Make edu write its buffer to memory."""
         self._run(EDU_BUFFER + at, iova, size, 0b111)
 
     def copy(self, source: int, destination: int, size: int) -> None:
-        """Have it copy memory."""
+        """Make edu copy memory."""
         self.fetch(source, size)
         self.store(destination, size)
 
@@ -159,7 +159,7 @@ def status(field: str) -> int:
 
 
 def open_fds() -> dict[int, str]:
-    """Return what each open fd is, without the one that looks."""
+    """Return the target of each open fd, except that of the directory that is read."""
     found = {}
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
@@ -170,14 +170,14 @@ def open_fds() -> dict[int, str]:
 
 
 def reserved_windows(address: str) -> list[tuple[int, int]]:
-    """What sysfs says is reserved in a device's group, but for what may be mapped nevertheless."""
+    """The reserved regions of a device's group in sysfs, without those that may be mapped."""
     path = Path(f"/sys/bus/pci/devices/{address}/iommu_group/reserved_regions")
     rows = [line.split() for line in path.read_text().splitlines()]
     return [(int(start, 16), int(end, 16)) for start, end, kind in rows if kind != "direct-relaxable"]
 
 
 def next_fault(log: int) -> int | None:
-    """Return the page of the next fault of DMA that the kernel's log tells of, if it does in a second."""
+    """Return the page of the next DMA fault in the kernel's log, if there is one within a second."""
     while select.select([log], [], [], 1)[0]:
         found = FAULT.search(os.read(log, 8192))
         if found is not None:
@@ -186,7 +186,7 @@ def next_fault(log: int) -> int | None:
 
 
 def opened_space(request: pytest.FixtureRequest, **options: int) -> Iterator[Space]:
-    """Yield a space of the fixture's parameter; the test leaves no fd open, and no memory pinned."""
+    """Yield a space for the fixture's parameter; the test must leave no fd open and no memory pinned."""
     mode, is_fake = request.param
     if not is_fake:
         request.getfixturevalue("vfio_devices")
@@ -198,7 +198,7 @@ def opened_space(request: pytest.FixtureRequest, **options: int) -> Iterator[Spa
 
 
 def child_says(action: Callable[[], object]) -> str:
-    """Return what an action gives in a forked child, or the error that it ends in."""
+    """Return the result of an action in a forked child, or its error."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

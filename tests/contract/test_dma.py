@@ -1,6 +1,6 @@
-"""DMA in every mode, as real kernels have it; the fakes are held to the same.
+"""DMA in every mode, on real kernels and on the fakes.
 
-On a kernel it runs in a lab guest of the default machine, with edu and a network card on vfio-pci.
+On a kernel they run in a lab guest of the default machine, with edu and a network card on vfio-pci.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Memory:
         self.address = address_of(self.source)
 
     def tear(self, address: int, size: int) -> None:
-        """Have a hole in it."""
+        """Unmap a page of the memory."""
         assert _libc.munmap(ctypes.c_void_p(address), size) == 0
 
     def mend(self, address: int, size: int) -> None:
-        """Have other memory where the hole was."""
+        """Map other memory in place of the hole."""
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         _libc.mmap.restype = ctypes.c_void_p
         there = _libc.mmap(ctypes.c_void_p(address), size, protection, _FIXED, -1, ctypes.c_long(0))
@@ -87,7 +87,7 @@ def memory() -> Memory:
 
 
 def refused(code: int, action: Callable[[], object]) -> DmaMapError:
-    """Do what must be refused with this errno, and return the error."""
+    """Run a call that must fail with this errno, and return the error."""
     with pytest.raises(DmaMapError) as caught:
         action()
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[code]
@@ -97,7 +97,7 @@ def refused(code: int, action: Callable[[], object]) -> DmaMapError:
 # Mapping and unmapping
 
 
-def test_an_unmap_tells_the_bytes_that_were_mapped(space: Space, memory: Memory) -> None:
+def test_unmap_returns_the_bytes_that_were_mapped(space: Space, memory: Memory) -> None:
     space.iommu.map(memory.address, IOVA, 4 * PAGE, BOTH)
     assert space.iommu.unmap(IOVA, 4 * PAGE) == 4 * PAGE
     refused(errno.ENOENT, lambda: space.iommu.unmap(IOVA, 4 * PAGE))
@@ -110,7 +110,7 @@ def test_an_unmap_takes_all_mappings_in_its_range(space: Space, memory: Memory) 
     assert space.iommu.unmap_all() == PAGE
 
 
-def test_unmap_all_tells_the_bytes_of_all_mappings(space: Space, memory: Memory) -> None:
+def test_unmap_all_returns_the_bytes_of_all_mappings(space: Space, memory: Memory) -> None:
     assert space.iommu.unmap_all() == 0
     space.iommu.map(memory.address, IOVA, 4 * PAGE, BOTH)
     space.iommu.map(memory.address, space.ranges[-1].end + 1 - PAGE, PAGE, BOTH)
@@ -131,14 +131,14 @@ def test_the_last_page_of_64_bits_is_in_no_range(space: Space, memory: Memory) -
     refused(errno.ENOENT, lambda: space.iommu.unmap(TOP - PAGE, PAGE))
 
 
-def test_what_leaves_64_bits_is_an_overflow(space: Space, memory: Memory) -> None:
+def test_a_range_beyond_64_bits_is_an_overflow(space: Space, memory: Memory) -> None:
     for iova, size in ((TOP - PAGE, 2 * PAGE), (IOVA, TOP), (TOP, PAGE), (-PAGE, PAGE)):
         refused(errno.EOVERFLOW, partial(space.iommu.map, memory.address, iova, size, BOTH))
         refused(errno.EOVERFLOW, partial(space.iommu.unmap, iova, size))
     refused(errno.EOVERFLOW, lambda: space.iommu.map(TOP - PAGE, IOVA, 2 * PAGE, BOTH))
 
 
-def test_what_overlaps_is_refused(space: Space, memory: Memory) -> None:
+def test_an_overlapping_map_is_refused(space: Space, memory: Memory) -> None:
     space.iommu.map(memory.address, IOVA + 2 * PAGE, 2 * PAGE, BOTH)
     for first, pages in ((2, 2), (0, 3), (3, 1), (3, 4), (0, 8)):
         action = partial(space.iommu.map, memory.address, IOVA + first * PAGE, pages * PAGE, BOTH)
@@ -161,7 +161,7 @@ def test_an_unmap_of_nothing_is_refused(space: Space) -> None:
     refused(errno.EINVAL, lambda: space.iommu.unmap(IOVA, 0))
 
 
-# What an unmap does that would cut a mapping of pages 2 to 5, by mode: an errno, or how many pages it undoes.
+# Result of an unmap that cuts a mapping of pages 2 to 5, by mode: an errno, or the pages it unmaps.
 CUTS = {
     "in front": (0, 4),
     "behind": (4, 4),
@@ -177,7 +177,7 @@ CUT_BY = {
 }
 
 
-def test_each_mode_cuts_a_mapping_in_its_own_way(space: Space, memory: Memory) -> None:
+def test_each_mode_has_its_own_way_to_cut_a_mapping(space: Space, memory: Memory) -> None:
     outcomes = {}
     for cut, (first, pages) in CUTS.items():
         space.iommu.map(memory.address, IOVA + 2 * PAGE, 4 * PAGE, BOTH)
@@ -191,7 +191,7 @@ def test_each_mode_cuts_a_mapping_in_its_own_way(space: Space, memory: Memory) -
     assert outcomes == CUT_BY[space.mode]
 
 
-# What is reserved, and what is no memory
+# Reserved IOVAs, and addresses without memory
 
 
 def test_the_ranges_leave_out_what_the_kernel_reserves(space: Space) -> None:
@@ -200,7 +200,7 @@ def test_the_ranges_leave_out_what_the_kernel_reserves(space: Space) -> None:
     assert (0xFEE0_0000, 0xFEEF_FFFF) in space.reserved
 
 
-def test_what_is_reserved_cannot_be_mapped_and_its_neighbours_can(space: Space, memory: Memory) -> None:
+def test_reserved_iovas_cannot_be_mapped_but_adjacent_iovas_can(space: Space, memory: Memory) -> None:
     start, end = 0xFEE0_0000, 0xFEEF_FFFF
     for at, pages in ((start, 1), (end + 1 - PAGE, 1), (start - PAGE, 2), (end + 1 - PAGE, 2)):
         refused(errno.EINVAL, partial(space.iommu.map, memory.address, at, pages * PAGE, BOTH))
@@ -211,7 +211,7 @@ def test_what_is_reserved_cannot_be_mapped_and_its_neighbours_can(space: Space, 
     assert space.iommu.unmap_all() == 2 * PAGE
 
 
-def test_what_is_no_memory_cannot_be_mapped(space: Space, memory: Memory) -> None:
+def test_unmapped_memory_cannot_be_mapped_for_dma(space: Space, memory: Memory) -> None:
     before = space.footprint()
     hole = memory.address + 2 * PAGE
     memory.tear(hole, PAGE)
@@ -223,7 +223,7 @@ def test_what_is_no_memory_cannot_be_mapped(space: Space, memory: Memory) -> Non
     memory.mend(hole, PAGE)
 
 
-def test_memory_that_may_not_be_written_is_for_devices_that_do_not(space: Space) -> None:
+def test_read_only_memory_is_mapped_only_for_reads(space: Space) -> None:
     memory = Memory(prot=mmap.PROT_READ)
     refused(errno.EFAULT, lambda: space.iommu.map(memory.address, IOVA, PAGE, BOTH))
     refused(errno.EFAULT, lambda: space.dma.map(memory.address, PAGE))
@@ -243,7 +243,7 @@ def few(request: pytest.FixtureRequest, limit_of_eight: None) -> Iterator[Space]
 
 
 @pytest.mark.parametrize("few", params(*LIMITED), indirect=True)
-def test_a_container_tells_how_many_more_it_takes(few: Space, memory: Memory) -> None:
+def test_a_container_reports_how_many_mappings_are_left(few: Space, memory: Memory) -> None:
     assert few.iommu.info().dma_avail == 8
     for at in range(8):
         few.iommu.map(memory.address, IOVA + at * PAGE, PAGE, BOTH)
@@ -290,7 +290,7 @@ def test_65536_mappings_are_more_than_a_container_takes(space: Space, memory: Me
     assert space.iommu.unmap_all() == MANY * PAGE
 
 
-def test_65536_neighbours_are_one_mapping(space: Space) -> None:
+def test_65536_adjacent_pages_are_one_mapping(space: Space) -> None:
     memory = Memory(MANY)
     left = space.iommu.info().dma_avail
     ranges = [(memory.address + at * PAGE, IOVA + at * PAGE, PAGE) for at in range(MANY)]
@@ -309,13 +309,13 @@ FIRST_MIDDLE_LAST = (0, 3, COUNT - 1)
 
 
 def batch_of(memory: Memory, *, merged: bool) -> list[tuple[int, int, int]]:
-    """Eight pieces of two pages, from the memory's first page on: neighbours in IOVA, or with gaps."""
+    """Eight pieces of two pages, from the memory's first page on: adjacent in IOVA, or with gaps."""
     step = 2 if merged else 3
     return [(memory.address + 2 * at * PAGE, IOVA + step * at * PAGE, 2 * PAGE) for at in range(COUNT)]
 
 
 def both_ways(space: Space, ranges: list[tuple[int, int, int]]) -> list[Callable[[], object]]:
-    """Map a batch as the kernel is asked to, and as a driver does, who is refused some before."""
+    """Map a batch directly, and as a driver does, for which some errors come before the kernel."""
     return [
         lambda: space.iommu.map_ranges(Ranges.of(ranges), BOTH),
         lambda: space.dma.map_ranges(ranges),
@@ -372,7 +372,7 @@ def test_a_batch_outside_of_the_ranges_maps_nothing(space: Space, memory: Memory
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
-def test_a_batch_is_undone_as_it_was_made(space: Space, memory: Memory, merged: bool) -> None:
+def test_a_batch_is_unmapped_as_it_was_mapped(space: Space, memory: Memory, merged: bool) -> None:
     before = space.footprint()
     with space.dma.map_ranges(batch_of(memory, merged=merged)) as batch:
         assert len(batch.runs) == (1 if merged else COUNT)
@@ -382,7 +382,7 @@ def test_a_batch_is_undone_as_it_was_made(space: Space, memory: Memory, merged: 
     assert space.footprint() == before
 
 
-def test_buffers_that_are_neighbours_in_memory_become_one_mapping(space: Space, memory: Memory) -> None:
+def test_buffers_that_are_adjacent_in_memory_become_one_mapping(space: Space, memory: Memory) -> None:
     addresses = array.array("Q", [memory.address + at * PAGE for at in (5, 3, 4, 9)])
     before = space.footprint()
     with space.dma.map_buffers(addresses, PAGE, iova_max=EDU_MASK) as batch:
@@ -410,7 +410,7 @@ def test_a_device_reads_and_writes_a_buffer(space: Space, edu: Edu) -> None:
         assert (buffer.size, buffer.view.nbytes) == (2 * PAGE, 2 * PAGE)
 
 
-def test_a_buffer_is_what_all_of_python_takes(space: Space) -> None:
+def test_a_buffer_works_with_pythons_buffer_users(space: Space) -> None:
     buffer = space.dma.alloc(100)
     assert bytes(buffer) == bytes(100)
     with memoryview(buffer) as view:
@@ -458,7 +458,7 @@ def test_an_arena_is_one_mapping_of_many_buffers(space: Space, edu: Edu) -> None
 # The caller's memory
 
 
-def test_the_callers_memory_is_mapped_where_it_is(space: Space, edu: Edu, memory: Memory) -> None:
+def test_the_callers_memory_is_mapped_in_place(space: Space, edu: Edu, memory: Memory) -> None:
     memory.source[PAGE : PAGE + 4] = b"mine"
     with space.dma.map(memory.source, 2 * PAGE, offset=PAGE, iova_max=EDU_MASK) as mapping:
         assert (mapping.address, mapping.size) == (memory.address + PAGE, 2 * PAGE)
@@ -493,10 +493,10 @@ def test_a_file_is_mapped_by_its_descriptor(space: Space, edu: Edu) -> None:
     os.close(fd)
 
 
-# What faults
+# Faults
 
 
-def test_dma_to_what_is_not_mapped_is_lost(space: Space, edu: Edu) -> None:
+def test_dma_to_unmapped_iovas_is_lost(space: Space, edu: Edu) -> None:
     with space.dma.alloc(PAGE, iova=NEAR) as buffer:
         buffer[:] = b"\x55" * PAGE
         edu.fetch(buffer.iova, 2048)
@@ -505,7 +505,7 @@ def test_dma_to_what_is_not_mapped_is_lost(space: Space, edu: Edu) -> None:
         assert bytes(buffer) == b"\x55" * PAGE
 
 
-def test_dma_to_what_is_no_longer_mapped_is_lost(space: Space, edu: Edu) -> None:
+def test_dma_after_unmap_is_lost(space: Space, edu: Edu) -> None:
     buffer = space.dma.alloc(PAGE, iova=NEAR)
     view = buffer.view
     edu.store(buffer.iova, 4)
@@ -515,7 +515,7 @@ def test_dma_to_what_is_no_longer_mapped_is_lost(space: Space, edu: Edu) -> None
     assert bytes(view[:4]) == b"mine"
 
 
-def test_a_device_may_not_write_what_is_only_to_be_read(space: Space, edu: Edu) -> None:
+def test_a_device_cannot_write_to_a_read_only_mapping(space: Space, edu: Edu) -> None:
     with (
         space.dma.alloc(2 * PAGE, iova=NEAR, write=False) as readable,
         space.dma.alloc(PAGE, iova=0) as other,
@@ -528,7 +528,7 @@ def test_a_device_may_not_write_what_is_only_to_be_read(space: Space, edu: Edu) 
         assert not any(readable[PAGE:])
 
 
-def test_a_fault_is_told_of_and_raises_no_interrupt(space: Space) -> None:
+def test_a_fault_is_logged_and_raises_no_interrupt(space: Space) -> None:
     with space.device.regions.bar0.map() as bar, space.device.irqs.msi.enable() as (vector,):
         space.device.bus_master = True
 
@@ -540,7 +540,7 @@ def test_a_fault_is_told_of_and_raises_no_interrupt(space: Space) -> None:
         assert vector.read() == 0
 
 
-# How it ends
+# End of mappings
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(("mapping", "device", "space"))), ids="-".join)
@@ -564,7 +564,7 @@ def test_everything_closes_in_any_order(space: Space, memory: Memory, order: tup
     memory.source.close()
 
 
-def test_what_is_mapped_ends_with_the_last_device(space: Space) -> None:
+def test_mappings_end_with_the_last_device(space: Space) -> None:
     buffer = space.dma.alloc(PAGE)
     buffer[:4] = b"kept"
     view = buffer.view
@@ -577,7 +577,7 @@ def test_what_is_mapped_ends_with_the_last_device(space: Space) -> None:
         space.dma.alloc(PAGE)
 
 
-def test_unmap_all_forgets_what_was_mapped(space: Space, memory: Memory) -> None:
+def test_unmap_all_closes_all_mappings(space: Space, memory: Memory) -> None:
     before = space.footprint()
     mapping = space.dma.map(memory.source)
     buffer = space.dma.alloc(3 * PAGE)
@@ -589,7 +589,7 @@ def test_unmap_all_forgets_what_was_mapped(space: Space, memory: Memory) -> None
     memory.source.close()
 
 
-def test_a_device_that_is_given_back_takes_its_mappings_along(space: Space, memory: Memory) -> None:
+def test_a_released_device_ends_its_mappings(space: Space, memory: Memory) -> None:
     mapping = space.dma.map(memory.source)
     space.device.file.revoke("a test asked for it")
     assert space.device.closed
@@ -597,7 +597,7 @@ def test_a_device_that_is_given_back_takes_its_mappings_along(space: Space, memo
         with pytest.raises(ClosedError, match="no device is open"):
             space.dma.alloc(PAGE)
     else:
-        mapping.close()  # an IOAS outlives the devices in it
+        mapping.close()  # an IOAS outlives its devices
     assert mapping.closed
     assert space.dma.mapped == ()
     with pytest.raises(ClosedError) as caught:
@@ -606,7 +606,7 @@ def test_a_device_that_is_given_back_takes_its_mappings_along(space: Space, memo
     memory.source.close()
 
 
-def test_a_child_leaves_what_its_parent_has(space: Space, edu: Edu) -> None:
+def test_a_forked_child_leaves_its_parents_mappings(space: Space, edu: Edu) -> None:
     buffer = space.dma.alloc(PAGE, iova_max=EDU_MASK)
     buffer[:4] = b"mine"
     before = space.footprint()
@@ -642,7 +642,7 @@ def test_two_devices_share_an_address_space(space: Space, edu: Edu) -> None:
 
 
 @pytest.mark.parametrize("space", kernel_params(IommuMode.IOMMUFD), indirect=True)
-def test_what_is_copied_from_another_ioas_is_not_pinned_again(space: Space, edu: Edu) -> None:
+def test_a_copy_from_another_ioas_is_not_pinned_again(space: Space, edu: Edu) -> None:
     iommu = space.iommu
     assert isinstance(iommu, Iommufd)
     with iommu.another() as second, open_device(OTHER, iommu=Dma(second)) as other:
@@ -670,7 +670,7 @@ def test_iovas_that_are_reserved_cannot_be_kept_valid(space: Space) -> None:
 
 
 @pytest.mark.parametrize("space", kernel_params(IommuMode.IOMMUFD), indirect=True)
-def test_an_ioas_maps_a_file_where_the_kernel_can(space: Space) -> None:
+def test_an_ioas_maps_a_file_if_the_kernel_can(space: Space) -> None:
     iommu = space.iommu
     assert isinstance(iommu, Iommufd)
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
@@ -686,7 +686,7 @@ def test_an_ioas_maps_a_file_where_the_kernel_can(space: Space) -> None:
     os.close(fd)
 
 
-# What only a kernel has: BARs, limits, and allocations that fail
+# Only on a kernel: BARs, limits, and allocations that fail
 
 
 @pytest.mark.parametrize("space", kernel_params(*MODES), indirect=True)
@@ -703,7 +703,7 @@ def test_a_device_reaches_the_bar_of_another(space: Space, edu: Edu, memory: Mem
             assert bar.read32(RECEIVE_ADDRESS) == int.from_bytes(b"peer", "little")
 
 
-RECEIVE_ADDRESS = 0x5408  # of the e1000e: RAL1, which keeps what is written
+RECEIVE_ADDRESS = 0x5408  # RAL1 of the e1000e, which keeps written values
 
 LIMITED_CHILD = """
 import mmap, sys
@@ -733,7 +733,7 @@ with open_device(sys.argv[1], iommu=sys.argv[2]) as device:
 
 @pytest.mark.needs_guest
 @pytest.mark.parametrize("mode", [one.value for one in OFFERED])
-def test_a_limit_on_locked_memory_is_named_with_what_to_raise(mode: str, vfio_devices: None) -> None:
+def test_the_error_of_the_memlock_limit_says_what_to_raise(mode: str, vfio_devices: None) -> None:
     bounded = [
         "prlimit",
         "--memlock=65536:65536",
@@ -761,7 +761,7 @@ MOST_STEPS = 2000
 
 @pytest.fixture
 def fail_nth() -> Iterator[Callable[[int], bool]]:
-    """Have the n-th allocation or copy from now on fail; 0 ends that, and tells whether none did."""
+    """Make the n-th allocation or copy from now on fail; 0 ends that, and returns True if none failed."""
     if not os.path.exists("/proc/self/fail-nth"):
         pytest.skip("this kernel has no fault injection")
     if not os.path.exists(f"{DEBUGFS}/failslab"):
@@ -778,7 +778,7 @@ def fail_nth() -> Iterator[Callable[[int], bool]]:
     fd = os.open("/proc/self/fail-nth", os.O_RDWR)
 
     def arm(number: int) -> bool:
-        """Arm it, or say whether it had not yet struck: if not, it may strike when it is asked."""
+        """Arm the fault, or return True if it has not struck; this call itself may be the fault."""
         waits = False
         if not number:
             try:
@@ -796,12 +796,12 @@ def fail_nth() -> Iterator[Callable[[int], bool]]:
 
 @pytest.mark.parametrize("merged", [False, True], ids=["scattered", "merged"])
 @pytest.mark.parametrize("space", kernel_params(*MODES), indirect=True)
-def test_a_batch_leaves_nothing_wherever_the_kernel_fails(
+def test_a_failed_batch_leaves_no_mapping(
     space: Space, memory: Memory, merged: bool, fail_nth: Callable[[int], bool]
 ) -> None:
     ranges = batch_of(memory, merged=merged)
     given = Ranges.of(ranges)
-    with space.dma.map(memory.source, iova=NEAR):  # so that the memory is there, and tables and caches are
+    with space.dma.map(memory.source, iova=NEAR):  # so that memory, tables and caches are present
         before = space.footprint()
         codes = set()
         for step in range(1, MOST_STEPS):

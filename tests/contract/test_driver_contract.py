@@ -1,4 +1,4 @@
-"""What ``Driver`` promises, of each driver: on its model, and in a lab guest on the device itself."""
+"""The guarantees of ``Driver``, for each driver: on its model, and on the device in a lab guest."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from vfiotool.testing import FakeDevice, FakeEdu, open_fake
 from vfiotool.vfio.device import Device, open_device
 
 SOON = 60.0
-RNG = random.Random(17)  # noqa: S311 - it is to be the same each time
+RNG = random.Random(17)  # noqa: S311 - the test must be repeatable
 MODE = OFFERED[-1]  # the kernel's newest
 PRESENT = [address for address in (EDU, TESTDEV, NVME, IGB) if os.path.exists(path(address))]
 
 
 def compute_and_copy(edu: Edu) -> None:
-    """Have edu do what it can."""
+    """Use all functions of edu."""
     data = RNG.randbytes(CAPACITY)
     edu.copy_to_device(0, data)
     assert edu.factorial(12) == 479001600
@@ -42,12 +42,12 @@ def compute_and_copy(edu: Edu) -> None:
 
 
 def count_writes(testdev: PciTestdev) -> None:
-    """Have pci-testdev count."""
+    """Make pci-testdev count writes."""
     assert testdev.run(testdev.tests(0)[0], 500) == 500
 
 
 def copy_memory(igb: Igb) -> None:
-    """Have igb copy, in both directions."""
+    """Make igb copy, in both directions."""
     data = RNG.randbytes(100_000)
     with igb.device.dma.alloc(len(data)) as one, igb.device.dma.alloc(len(data)) as other:
         one[:] = data
@@ -56,7 +56,7 @@ def copy_memory(igb: Igb) -> None:
 
 
 def read_blocks(nvme: Nvme) -> None:
-    """Have a controller read, a queue's depth at a time."""
+    """Make a controller read, with a queue's depth in flight."""
     with nvme.create_queue() as queue, nvme.device.dma.alloc(64 << 10) as buffer:
         blocks = buffer.size // queue.namespace.block_size
         queue.read_into(0, buffer)
@@ -66,7 +66,7 @@ def read_blocks(nvme: Nvme) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A driver: how it is made for a device, and what makes its device work for a while."""
+    """A driver: how to make it for a device, and an action that keeps its device busy."""
 
     address: str
     make: Callable[[Device], Driver]
@@ -90,7 +90,7 @@ SUBJECTS = {
 
 
 def places(*, models: bool = True, takes: bool = False) -> list[ParameterSet]:
-    """Return drivers, all or those that take an interrupt, on models and on the devices."""
+    """Return all drivers, or those with an interrupt, on models and on the devices."""
     found = []
     for name, subject in SUBJECTS.items():
         if takes and not subject.takes:
@@ -114,18 +114,18 @@ def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Bench:
-    """A driver that was made and not started, of a device that is open."""
+    """A driver that is not started, of an open device."""
 
     subject: Subject
     device: Device
     driver: Driver
 
     def work(self) -> None:
-        """Have the device do something, of which all is checked."""
+        """Use the device, and check all results."""
         self.subject.work(self.driver)
 
     def trace(self) -> object:
-        """Return what a driver must leave as it was."""
+        """Return the state that a driver must restore."""
         irqs = self.device.irqs
         enabled = [irq.enabled for irq in (irqs.intx, irqs.msi, irqs.msix)]
         return self.device.bus_master, self.device.dma.mapped, enabled, mapped_registers(), open_fds()
@@ -133,7 +133,7 @@ class Bench:
 
 @pytest.fixture(params=places())
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A driver and its device; the test leaves nothing open or pinned."""
+    """A driver and its device; the test must leave nothing open or pinned."""
     subject, mode = request.param
     if mode is not None:
         request.getfixturevalue("bound")
@@ -148,14 +148,14 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def mapped_registers() -> int:
-    """How many mappings of devices this process has."""
+    """Return how many device mappings this process has."""
     with open("/proc/self/maps") as lines:
         return sum(name in line for line in lines for name in ("[vfio-device]", "/vfio", "memfd:fake"))
 
 
 @contextlib.contextmanager
 def worker(bench: Bench) -> Iterator[list[BaseException]]:
-    """Have a thread work until that fails, from before the block on; yield what it failed with at the end."""
+    """Run a thread until it fails, from before the block on; yield a list that gets its error."""
     begun, failures = threading.Event(), list[BaseException]()
 
     def work() -> None:
@@ -181,7 +181,7 @@ def test_nothing_is_touched_before_the_start(bench: Bench) -> None:
     assert not bench.driver.started
 
 
-def test_what_start_did_stop_undoes(bench: Bench) -> None:
+def test_stop_undoes_start(bench: Bench) -> None:
     before = bench.trace()
     for _ in range(3):
         bench.driver.start()
@@ -208,7 +208,7 @@ def test_a_driver_is_not_started_twice(bench: Bench) -> None:
         bench.work()
 
 
-def test_a_driver_that_is_not_started_is_of_no_use(bench: Bench) -> None:
+def test_a_driver_that_is_not_started_refuses_calls(bench: Bench) -> None:
     with pytest.raises(ClosedError, match="not started"):
         bench.work()
     with bench.driver:
@@ -230,7 +230,7 @@ def test_a_start_that_fails_is_undone(bench: Bench) -> None:
         bench.work()
 
 
-def test_a_reset_is_no_obstacle_to_the_next_start(bench: Bench) -> None:
+def test_a_driver_starts_after_a_reset(bench: Bench) -> None:
     with bench.driver:
         bench.work()
     with contextlib.suppress(UnsupportedError):  # edu and pci-testdev have none
@@ -241,7 +241,7 @@ def test_a_reset_is_no_obstacle_to_the_next_start(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", places(models=False), indirect=True)
 def test_start_takes_a_device_whatever_state_it_is_in(bench: Bench) -> None:
-    """As one driver left it that was never stopped: its device was closed, and given to the next."""
+    """The previous driver was never stopped: its device was closed and opened again."""
     bench.driver.start()
     bench.work()
     mode = bench.device.dma.iommu.mode
@@ -262,7 +262,7 @@ def test_stop_ends_the_calls_of_other_threads(bench: Bench) -> None:
         bench.work()
 
 
-def test_a_device_that_is_taken_away_ends_all_calls(bench: Bench) -> None:
+def test_a_revoked_device_ends_all_calls(bench: Bench) -> None:
     bench.driver.start()
     with worker(bench) as failures:
         bench.device.file.revoke("the test took it")
@@ -274,7 +274,7 @@ def test_a_device_that_is_taken_away_ends_all_calls(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", places(models=False), indirect=True)
-def test_a_driver_stops_before_its_device_is_given_back(bench: Bench) -> None:
+def test_a_driver_stops_before_its_device_is_released(bench: Bench) -> None:
     address, states = bench.subject.address, list[tuple[bool, bool]]()
     stop = bench.driver.stop
 

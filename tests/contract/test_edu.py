@@ -1,4 +1,4 @@
-"""The driver of edu in every mode, on the model and on QEMU's: it looks, or is told by MSI or INTx."""
+"""The driver of edu in every mode, on the model and on QEMU's: by polling, MSI and INTx."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vfiotool.vfio.device import Device
 from vfiotool.vfio.irqs.irqs import Irq
 
 UNMAPPED = 0x0123_4000
-RNG = random.Random(7)  # noqa: S311 - it is to be the same each time
+RNG = random.Random(7)  # noqa: S311 - the test must be repeatable
 
 
 KINDS = ("looking", "msi", "intx")
@@ -39,7 +39,7 @@ def irq_of(device: Device, kind: str) -> Irq | None:
 
 
 def places() -> list[ParameterSet]:
-    """Each mode with each way to wait; on kernels, where time passes, all ways are tried in one mode."""
+    """Each mode with each way to wait; on kernels, which take time, all ways in a single mode."""
     every_way = [*((mode, True) for mode in MODES), (OFFERED[-1], False)]
     return [
         pytest.param((*one.values, kind), id=f"{one.id}-{kind}", marks=one.marks)
@@ -64,30 +64,30 @@ def edu(request: pytest.FixtureRequest) -> Iterator[Edu]:
 
 @pytest.fixture(params=kernel_params(OFFERED[-1]))
 def real_space(request: pytest.FixtureRequest) -> Iterator[Space]:
-    """QEMU's edu, which takes its time."""
+    """QEMU's edu, which takes real time."""
     yield from opened_space(request)
 
 
-# What it computes
+# Computations
 
 
-def test_it_tells_what_it_is(edu: Edu) -> None:
+def test_edu_identifies_itself(edu: Edu) -> None:
     assert edu.version == (1, 0)
     with edu.device.regions.bar0.map() as bar0:
         assert bar0.read32(0) == 0x010000ED
 
 
 @pytest.mark.parametrize("number", [0, 1, 0x1234_5678, 0xFFFF_FFFF])
-def test_it_inverts(edu: Edu, number: int) -> None:
+def test_edu_inverts(edu: Edu, number: int) -> None:
     assert edu.invert(number) == number ^ 0xFFFF_FFFF
 
 
-def test_it_computes_factorials(edu: Edu) -> None:
+def test_edu_computes_factorials(edu: Edu) -> None:
     for number in (0, 1, 2, 12, 13, 20, 33, 34, 1000):
         assert edu.factorial(number) == math.factorial(number) % (1 << 32)
 
 
-# What it copies
+# Copies
 
 
 def test_bytes_go_to_the_device_and_come_back(edu: Edu) -> None:
@@ -99,7 +99,7 @@ def test_bytes_go_to_the_device_and_come_back(edu: Edu) -> None:
     assert edu.copy_from_device(CAPACITY - 1, 1) == wanted[-1:]
 
 
-def test_it_copies_between_memory_of_others(edu: Edu) -> None:
+def test_edu_copies_between_mapped_buffers(edu: Edu) -> None:
     dma, data = edu.device.dma, RNG.randbytes(CAPACITY)
     with dma.alloc(PAGE, iova_max=EDU_MASK) as source, dma.alloc(2 * PAGE, iova_max=EDU_MASK) as target:
         source[1:] = data
@@ -109,7 +109,7 @@ def test_it_copies_between_memory_of_others(edu: Edu) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, CAPACITY + 1), (CAPACITY, 1), (-1, 2), (1, -1)])
-def test_what_is_not_in_its_buffer_is_refused(edu: Edu, offset: int, size: int) -> None:
+def test_copies_beyond_edus_buffer_are_refused(edu: Edu, offset: int, size: int) -> None:
     with pytest.raises(DmaRangeError, match="exceed edu's buffer"):
         edu.copy_from_device(offset, size)
     if size > 0:
@@ -118,14 +118,14 @@ def test_what_is_not_in_its_buffer_is_refused(edu: Edu, offset: int, size: int) 
 
 
 @pytest.mark.parametrize("iova", [-1, EDU_MASK, EDU_MASK + 1, 1 << 64])
-def test_what_it_does_not_reach_is_refused(edu: Edu, iova: int) -> None:
+def test_iovas_beyond_edus_mask_are_refused(edu: Edu, iova: int) -> None:
     for action in (edu.fetch, edu.store):
         with pytest.raises(DmaRangeError, match="does not reach"):
             action(iova, 0, 2)
 
 
 def test_memory_that_is_not_mapped_is_neither_read_nor_written(space: Space) -> None:
-    """The IOMMU tells; the device does not. No interrupt comes but those that it was told to raise."""
+    """The IOMMU reports the fault, the device does not. Only requested interrupts arrive."""
     device = space.device
     with device.irqs.msi.enable() as (vector,), Edu(device) as edu:
         data = RNG.randbytes(64)
@@ -137,7 +137,7 @@ def test_memory_that_is_not_mapped_is_neither_read_nor_written(space: Space) -> 
         assert edu.copy_from_device(64, 64) == data
 
 
-def test_memory_that_it_may_only_read_is_not_written(space: Space) -> None:
+def test_a_read_only_mapping_is_not_written(space: Space) -> None:
     with Edu(space.device) as edu, space.dma.alloc(PAGE, iova_max=EDU_MASK, write=False) as buffer:
         buffer[:4] = b"mine"
         edu.copy_to_device(0, b"not!")
@@ -145,7 +145,7 @@ def test_memory_that_it_may_only_read_is_not_written(space: Space) -> None:
         assert buffer[:4] == b"mine"
 
 
-# Its interrupts
+# Interrupts
 
 
 def test_each_interrupt_comes_once(edu: Edu) -> None:
@@ -164,7 +164,7 @@ def test_an_interrupt_needs_a_cause(space: Space) -> None:
         edu.interrupt(0)
 
 
-# What it is at when it is stopped
+# Stops during operations
 
 
 def test_stop_waits_for_a_copy_that_timed_out(real_space: Space) -> None:
@@ -184,7 +184,7 @@ def test_stop_waits_for_a_copy_that_timed_out(real_space: Space) -> None:
 
 
 @pytest.mark.parametrize("kind", ["msi", "intx"])
-def test_a_call_that_timed_out_leaves_no_interrupt_to_the_next(real_space: Space, kind: str) -> None:
+def test_a_late_interrupt_does_not_end_the_next_call(real_space: Space, kind: str) -> None:
     with Edu(real_space.device, irq=irq_of(real_space.device, kind)) as edu:
         edu.copy_to_device(0, b"ping")
         with pytest.raises(TimeoutError):

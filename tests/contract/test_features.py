@@ -1,4 +1,4 @@
-"""Features of a device: what is there, and its sleep, as real kernels have it."""
+"""Features of devices, and low power, on real kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ can_sleep = pytest.mark.skipif(RELEASE < (6, 1), reason="low power came with Lin
 
 @pytest.fixture(scope="module", autouse=True)
 def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The devices on vfio-pci for all of these tests; the kernel has nothing to complain of."""
+    """The devices on vfio-pci for all of these tests; the kernel must log no complaint."""
     before = kernel_complaints()
     with vfiotool.bound(NVME, PF, state_dir=str(tmp_path_factory.mktemp("state"))):
         yield
@@ -48,7 +48,7 @@ def nvme() -> Iterator[Device]:
         yield device
 
 
-def test_what_is_there(nvme: Device) -> None:
+def test_the_features_of_each_device(nvme: Device) -> None:
     sleep = DeviceFeatureFlags.SET if RELEASE >= (6, 1) else DeviceFeatureFlags(0)
     expected = {
         DeviceFeature.PCI_VF_TOKEN: DeviceFeatureFlags(0),
@@ -71,7 +71,7 @@ def test_only_a_pf_has_a_token(nvme: Device) -> None:
 
 
 @pytest.mark.skipif(RELEASE >= (6, 1), reason="this kernel lets devices sleep")
-def test_an_old_kernel_lets_none_sleep(nvme: Device) -> None:
+def test_an_old_kernel_has_no_low_power(nvme: Device) -> None:
     with nvme.regions.bar0.map() as registers:
         version = registers.read32(NVME_VERSION)
         for wakeup in (False, True):
@@ -82,7 +82,7 @@ def test_an_old_kernel_lets_none_sleep(nvme: Device) -> None:
 
 
 @can_sleep
-def test_registers_of_a_device_that_sleeps_are_out_of_reach(nvme: Device) -> None:
+def test_low_power_blocks_mapped_registers_until_it_ends(nvme: Device) -> None:
     with nvme.regions.bar0.map() as registers:
         version = registers.read32(NVME_VERSION)
         assert version & 0xFFFF0000 == 0x00010000
@@ -99,7 +99,7 @@ def test_registers_of_a_device_that_sleeps_are_out_of_reach(nvme: Device) -> Non
 
 
 @can_sleep
-def test_a_system_call_wakes_it_for_its_own_time(nvme: Device) -> None:
+def test_a_system_call_wakes_a_device_for_its_duration(nvme: Device) -> None:
     with nvme.features.low_power():
         await_("it sleeps", lambda: read(path(NVME, "power/runtime_status")) == "suspended")
         assert nvme.config.read32(0) == 0x00101B36
@@ -107,13 +107,13 @@ def test_a_system_call_wakes_it_for_its_own_time(nvme: Device) -> None:
 
 
 @can_sleep
-def test_a_device_sleeps_once(nvme: Device) -> None:
+def test_low_power_cannot_be_entered_twice(nvme: Device) -> None:
     with nvme.features.low_power(), pytest.raises(KernelError):
         nvme.features.low_power()
 
 
 @can_sleep
-def test_a_wakeup_is_told(nvme: Device) -> None:
+def test_a_wakeup_is_signalled(nvme: Device) -> None:
     with nvme.regions.bar0.map() as registers:
         version = registers.read32(NVME_VERSION)
         with nvme.features.low_power(wakeup=True) as sleep:
@@ -130,7 +130,7 @@ def test_a_wakeup_is_told(nvme: Device) -> None:
 
 
 @can_sleep
-def test_a_device_that_sleeps_may_be_closed(nvme: Device) -> None:
+def test_a_device_in_low_power_can_be_closed(nvme: Device) -> None:
     sleep = nvme.features.low_power()
     nvme.close()
     sleep.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""The driver of an 82576 on QEMU's igb; skipped where QEMU has none, as all before version 8."""
+"""The driver of an 82576 on QEMU's igb; skipped if QEMU is older than version 8."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = 4096
 SIZE = 1 << 20
 VECTORS = 10
 UNMAPPED = 0x0123_4000
-RNG = random.Random(13)  # noqa: S311 - it is to be the same each time
+RNG = random.Random(13)  # noqa: S311 - the test must be repeatable
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def device(request: pytest.FixtureRequest, bound: None) -> Iterator[Device]:
 
 @pytest.fixture
 def source(device: Device) -> Iterator[Buffer]:
-    """Random bytes, in pages that lie anywhere in memory."""
+    """Random bytes, in scattered pages of memory."""
     with device.dma.alloc(SIZE, pages="4K") as buffer:
         buffer[:] = RNG.randbytes(SIZE)
         yield buffer
@@ -71,8 +71,8 @@ def test_any_bytes_are_copied(device: Device, source: Buffer, target: Buffer, ve
             assert target[:] == bytes(to) + source[from_ : from_ + size] + bytes(SIZE - to - size)
 
 
-def test_what_looks_like_a_header_is_data(device: Device, source: Buffer, target: Buffer) -> None:
-    """A broken IP packet, a VLAN's tag, a multicast address: none of it is anything to the device."""
+def test_data_that_looks_like_a_header_is_copied(device: Device, source: Buffer, target: Buffer) -> None:
+    """A broken IP packet, a VLAN tag, a multicast address: the device must ignore them all."""
     headers = [
         b"\xff" * 12 + kind + bytes(50) for kind in (b"\x08\x00", b"\x81\x00", b"\x88\xa8", b"\x86\xdd")
     ]
@@ -84,7 +84,7 @@ def test_what_looks_like_a_header_is_data(device: Device, source: Buffer, target
 
 
 @pytest.mark.parametrize("vectors", [0, 1])
-def test_thousands_of_copies_are_under_way(
+def test_thousands_of_copies_are_in_flight(
     device: Device, source: Buffer, target: Buffer, vectors: int
 ) -> None:
     order = RNG.sample(range(SIZE // 256), SIZE // 256)
@@ -103,14 +103,14 @@ def test_a_storm_of_interrupts_is_counted_exactly(device: Device) -> None:
             assert [igb.interrupt([vector]) for _ in range(20)] == [[1]] * 20
 
 
-def test_no_vector_is_raised_but_those_it_was_told_of(device: Device, source: Buffer, target: Buffer) -> None:
+def test_only_requested_vectors_are_raised(device: Device, source: Buffer, target: Buffer) -> None:
     with Igb(device, vectors=VECTORS) as igb:
         igb.copy(source.iova, target.iova, SIZE)
         assert igb.interrupt(range(1, VECTORS)) == [1] * (VECTORS - 1)
 
 
 def test_memory_that_is_not_mapped_is_not_written(device: Device, source: Buffer, target: Buffer) -> None:
-    """The kernel tells of the fault; all other memory is as it was, and copies go on."""
+    """The kernel logs the fault. All other memory is unchanged, and further copies work."""
     before = source[:]
     target[:] = RNG.randbytes(SIZE)
     kept = target[:]
@@ -122,7 +122,7 @@ def test_memory_that_is_not_mapped_is_not_written(device: Device, source: Buffer
 
 
 def test_memory_that_is_not_mapped_is_not_read(device: Device, target: Buffer) -> None:
-    """What QEMU sends instead goes to the destination of that copy, and nowhere else."""
+    """The bytes that QEMU sends instead go to the destination of that copy, and nowhere else."""
     target[:] = RNG.randbytes(SIZE)
     kept = target[:]
     with Igb(device) as igb:
@@ -131,10 +131,10 @@ def test_memory_that_is_not_mapped_is_not_read(device: Device, target: Buffer) -
 
 
 def fault_of(igb: Igb, source: int, destination: int, size: int) -> int:
-    """Have the device copy, and return the page at which the kernel's log says that it was refused."""
+    """Make the device copy, and return the refused page in the kernel's log."""
     with open("/dev/kmsg", "rb", buffering=0) as log:
         log.seek(0, os.SEEK_END)
-        for _ in range(20):  # DMAR tells of three faults in five seconds
+        for _ in range(20):  # DMAR logs three faults in five seconds
             igb.copy(source, destination, size)
             found = next_fault(log.fileno())
             if found is not None:

@@ -1,4 +1,4 @@
-"""Interrupts: exact counts, every way to wait, and their end; on the fake edu, and on real kernels.
+"""Interrupts: exact counts, every way to wait, and their end, on the fake edu and on real kernels.
 
 edu raises its interrupt when a bit is written to 0x60, and lowers INTx when all are written to 0x64 (QEMU
 docs/specs/edu). The NVMe controller is there for its 65 vectors of MSI-X, the network card because it
@@ -45,7 +45,7 @@ SOON = 30.0
 
 @pytest.fixture(scope="module")
 def vfio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """All three devices on vfio-pci for all of these tests; the kernel has nothing to complain of."""
+    """All three devices on vfio-pci for all of these tests; the kernel must log no complaint."""
     before = kernel_complaints()
     with vfiotool.bound(EDU, NVME, E1000E, state_dir=str(tmp_path_factory.mktemp("state"))):
         yield
@@ -54,7 +54,7 @@ def vfio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """The test leaves no file and no thread behind."""
+    """The test must leave no file open and no thread running."""
     before = open_fds(), threading.active_count()
     yield
     assert (open_fds(), threading.active_count()) == before
@@ -62,7 +62,7 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(params=["fake", pytest.param("kernel", marks=on_a_kernel)])
 def edu(request: pytest.FixtureRequest, nothing_left: None) -> Iterator[Device]:
-    """edu, open, and allowed to send messages."""
+    """edu, open, with bus mastering on."""
     iommu: str | Dma = "auto"
     if request.param == "fake":
         iommu = Dma(FakeIommu(IommuMode.TYPE1V2, [FakeEdu(EDU)]))
@@ -75,7 +75,7 @@ def edu(request: pytest.FixtureRequest, nothing_left: None) -> Iterator[Device]:
 
 @pytest.fixture
 def registers(edu: Device) -> Iterator[Mmio]:
-    """edu's; nothing is raised before and after."""
+    """edu's registers; no interrupt is raised before and after."""
     with edu.regions.bar0.map() as bar:
         bar.write32(IRQ_ACK, 0xFFFFFFFF)
         yield bar
@@ -85,7 +85,7 @@ def registers(edu: Device) -> Iterator[Mmio]:
 
 @pytest.fixture
 def msi(edu: Device, registers: Mmio) -> Iterator[Vector]:
-    """edu's vector of MSI; it has told of all that came."""
+    """edu's MSI vector; all its counts must have been read at the end."""
     with edu.irqs.msi.enable() as (vector,):
         yield vector
         assert edu.closed or vector.closed or vector.read() == 0, "a stray interrupt"
@@ -106,7 +106,7 @@ def nvme(vfio: None, nothing_left: None) -> Iterator[Device]:
 
 
 def settled(registers: Mmio) -> None:
-    """Have what edu was told before have happened: it answers in order, and its messages go before that."""
+    """Wait for earlier writes to edu: it answers in order, and its messages arrive before the answer."""
     assert registers.read32(0) & 0xFF == 0xED
 
 
@@ -152,7 +152,7 @@ def test_no_message_without_bus_mastering(edu: Device, registers: Mmio, msi: Vec
     assert msi.wait(SOON) == 1
 
 
-def test_what_is_disabled_counts_nothing(edu: Device, registers: Mmio) -> None:
+def test_a_disabled_interrupt_counts_nothing(edu: Device, registers: Mmio) -> None:
     with edu.irqs.msi.enable() as (vector,):
         copy = os.dup(vector.fileno())
         registers.write32(IRQ_RAISE, 1)
@@ -198,7 +198,7 @@ def test_a_line_counts_once_until_it_is_unmasked(registers: Mmio, intx: Vector) 
     intx.unmask()
 
 
-def test_a_masked_line_tells_later(registers: Mmio, intx: Vector) -> None:
+def test_a_masked_line_is_signalled_after_unmask(registers: Mmio, intx: Vector) -> None:
     intx.mask()
     registers.write32(IRQ_RAISE, 1)
     settled(registers)
@@ -232,7 +232,7 @@ def test_kinds_exclude_each_other(edu: Device, registers: Mmio, intx: Vector) ->
     intx.unmask()
 
 
-def test_what_the_device_lacks(edu: Device) -> None:
+def test_missing_interrupts_are_errors(edu: Device) -> None:
     for irq in (edu.irqs.msix, edu.irqs.err):
         assert irq.count == 0
         with pytest.raises(UnsupportedError):
@@ -273,7 +273,7 @@ def test_tasks_of_asyncio(registers: Mmio, msi: Vector) -> None:
     assert asyncio.run(serve()) == 20
 
 
-def test_threads_that_wait_are_told_of_the_end(edu: Device, msi: Vector) -> None:
+def test_waiting_threads_are_woken_by_the_end(edu: Device, msi: Vector) -> None:
     ended: list[type] = []
 
     def wait() -> None:
@@ -291,7 +291,7 @@ def test_threads_that_wait_are_told_of_the_end(edu: Device, msi: Vector) -> None
     assert ended == [ClosedError] * 3
 
 
-def test_a_forked_child_has_none_and_takes_none_away(edu: Device, registers: Mmio, msi: Vector) -> None:
+def test_a_forked_child_has_no_vectors_and_consumes_none(edu: Device, registers: Mmio, msi: Vector) -> None:
     pid = os.fork()
     if not pid:
         try:
@@ -323,8 +323,8 @@ def test_each_of_many_vectors_counts_its_own(nvme: Device) -> None:
 
 
 @on_a_kernel
-def test_vectors_are_the_kernels(nvme: Device) -> None:
-    """The kernel lists one interrupt for each vector that is enabled, and none afterwards."""
+def test_enabled_vectors_are_listed_by_the_kernel(nvme: Device) -> None:
+    """The kernel lists one interrupt for each enabled vector, and none afterwards."""
     with nvme.irqs.msix.enable(3):
         assert named_interrupts("vfio-msix", NVME) == 3
     assert named_interrupts("vfio-msix", NVME) == 0
@@ -352,7 +352,7 @@ def test_growth(nvme: Device) -> None:
 
 
 def grow(vectors: Vectors) -> None:
-    """Grow step by step to all vectors; what the first have counted stays."""
+    """Grow step by step to all vectors; the counts of the first vectors stay."""
     for count in (3, 10, 65):
         new = vectors.grow(count)
         assert len(vectors) == count
@@ -362,7 +362,7 @@ def grow(vectors: Vectors) -> None:
 
 
 @on_a_kernel
-def test_a_device_that_has_err_can_have_it_beside_others(nvme: Device) -> None:
+def test_err_can_be_enabled_beside_other_interrupts(nvme: Device) -> None:
     with nvme.irqs.err.enable() as (error,), nvme.irqs.msix.enable(2) as vectors:
         error.trigger()
         vectors[0].trigger()
@@ -373,7 +373,7 @@ def test_a_device_that_has_err_can_have_it_beside_others(nvme: Device) -> None:
 
 
 @on_a_kernel
-def test_vectors_go_on_after_a_reset(nvme: Device) -> None:
+def test_vectors_stay_enabled_after_a_reset(nvme: Device) -> None:
     with nvme.irqs.msix.enable(5) as vectors:
         fds = [vector.fileno() for vector in vectors]
         vectors[3].trigger()
@@ -422,9 +422,7 @@ def unbinding(vfio: None) -> Iterator[list[Program]]:
 
 
 @on_a_kernel
-def test_a_driver_that_waits_is_told_and_the_unbind_ends(
-    nothing_left: None, unbinding: list[Program]
-) -> None:
+def test_an_unbind_wakes_a_waiting_driver_and_completes(nothing_left: None, unbinding: list[Program]) -> None:
     asked: list[tuple[Device, bool]] = []
     with open_device(EDU) as edu:
         edu.on_request = lambda device: asked.append((device, device.closed))
@@ -445,7 +443,7 @@ def test_a_driver_that_waits_is_told_and_the_unbind_ends(
 
 
 @on_a_kernel
-def test_a_select_loop_is_woken_when_the_kernel_asks(nothing_left: None, unbinding: list[Program]) -> None:
+def test_a_request_wakes_a_select_loop(nothing_left: None, unbinding: list[Program]) -> None:
     with open_device(EDU) as edu, edu.irqs.intx.enable() as (vector,):
         watched = vector.fileno()
         unbinding.append(writing(path(EDU, "driver/unbind"), EDU))
@@ -473,7 +471,7 @@ def test_a_child_that_was_forked_does_not_hold_the_device(
 
 
 @on_a_kernel
-def test_a_user_who_wants_to_be_asked_decides_when(nothing_left: None, unbinding: list[Program]) -> None:
+def test_a_user_may_handle_the_request_itself(nothing_left: None, unbinding: list[Program]) -> None:
     with open_device(EDU, honour_requests=False) as edu, edu.irqs.req.enable() as (request,):
         unbinding.append(writing(path(EDU, "driver/unbind"), EDU))
         assert request.wait(SOON) >= 1
@@ -484,6 +482,6 @@ def test_a_user_who_wants_to_be_asked_decides_when(nothing_left: None, unbinding
 
 
 @on_a_kernel
-def test_req_belongs_to_who_honours_it(vfio: None, nothing_left: None) -> None:
+def test_req_cannot_be_enabled_beside_the_handler(vfio: None, nothing_left: None) -> None:
     with open_device(EDU) as edu, pytest.raises(IrqError, match="enabled already"):
         edu.irqs.req.enable()

@@ -1,4 +1,4 @@
-"""The NVMe driver on real kernels, against QEMU's controllers and the kernel's own driver."""
+"""The NVMe driver on real kernels, with QEMU's controllers, compared with the kernel's driver."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ PER_PAGE = PAGE // BLOCK
 BLOCKS = (16 << 20) // BLOCK
 SOON = 30.0
 UNMAPPED = 1 << 40
-_EVENT_REQUEST = 0x0C  # Asynchronous Event Request, which completes when there is an event
+_EVENT_REQUEST = 0x0C  # Asynchronous Event Request: completes at an event
 _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
-RNG = random.Random(4)  # noqa: S311 - it is to be the same each time
+RNG = random.Random(4)  # noqa: S311 - the test must be repeatable
 
 
 @dataclass(frozen=True)
 class KernelView:
-    """What the kernel's own driver says of a controller and its namespace."""
+    """The kernel driver's attributes of a controller and its namespace."""
 
     serial: str
     model: str
@@ -76,12 +76,12 @@ def text(file: str) -> str:
 
 
 def controller_of(address: str) -> str:
-    """The folder that the kernel's driver has for a controller."""
+    """Return the sysfs folder of the kernel driver for a controller."""
     return path(address, f"nvme/{os.listdir(path(address, 'nvme'))[0]}")
 
 
 def disk_of(address: str) -> str:
-    """The block device of a controller's only namespace, which comes some time after the driver."""
+    """Return the block device of a controller's only namespace, which appears some time after the driver."""
 
     def found() -> list[str]:
         with contextlib.suppress(FileNotFoundError, IndexError):
@@ -97,7 +97,7 @@ def disk_of(address: str) -> str:
 
 @contextlib.contextmanager
 def uncached(disk: str) -> Iterator[tuple[int, mmap.mmap]]:
-    """A disk open past the page cache, and as much memory as it takes."""
+    """A disk opened without the page cache, and a buffer of its size."""
     with contextlib.closing(mmap.mmap(-1, BLOCKS * BLOCK)) as memory:
         fd = os.open(f"/dev/{disk}", os.O_RDWR | os.O_DIRECT)
         try:
@@ -120,14 +120,14 @@ def write_by_kernel(address: str, data: bytes) -> None:
 
 
 def shuffled() -> array[int]:
-    """Where each page of the namespace starts, in a random order."""
+    """The first block of each page of the namespace, in random order."""
     lbas = array("Q", range(0, BLOCKS, PER_PAGE))
     RNG.shuffle(lbas)
     return lbas
 
 
 def in_order(data: bytes, lbas: array[int]) -> bytes:
-    """The pages of a namespace's content in another order."""
+    """Return the pages of a namespace's content in another order."""
     return b"".join(data[lba * BLOCK : lba * BLOCK + PAGE] for lba in lbas)
 
 
@@ -147,7 +147,7 @@ def bind(tmp_path_factory: pytest.TempPathFactory) -> Bound:
 
 @pytest.fixture(scope="module")
 def kernel_views(bind: Bound) -> Iterator[dict[str, KernelView]]:
-    """What the kernel says of the controllers, which are on vfio-pci after that."""
+    """The kernel's attributes of the controllers, which are then bound to vfio-pci."""
     before = kernel_complaints()
     views = {address: KernelView.of(address) for address in (NVME, SUBSYSTEM_NVME)}
     with bind():
@@ -170,7 +170,7 @@ def device(kernel_views: dict[str, KernelView], nothing_left: None) -> Iterator[
 
 @pytest.fixture
 def nvme(device: Device) -> Iterator[Nvme]:
-    """A controller that is ready; it leaves nothing mapped, and no bus mastering."""
+    """A started controller; the test must leave nothing mapped, and bus mastering off."""
     with Nvme(device) as started:
         yield started
     if not device.closed:
@@ -207,7 +207,7 @@ def test_data_goes_from_the_kernels_driver_to_this_one_and_back(bind: Bound) -> 
 
 
 @pytest.mark.parametrize("address", [NVME, SUBSYSTEM_NVME])
-def test_a_controller_is_what_the_kernel_says(
+def test_identify_data_agree_with_the_kernels_driver(
     kernel_views: dict[str, KernelView], nothing_left: None, address: str
 ) -> None:
     with open_device(address) as device, Nvme(device) as nvme:
@@ -228,7 +228,7 @@ def test_a_controller_is_what_the_kernel_says(
             assert queue.read(5, 3) == data
 
 
-def test_a_namespace_that_is_not_there_is_an_error(nvme: Nvme) -> None:
+def test_a_missing_namespace_is_an_error(nvme: Nvme) -> None:
     with pytest.raises(NvmeError, match="namespace 2 is not active"):
         nvme.namespace(2)
     with pytest.raises(NvmeStatusError, match="invalid namespace or format"):
@@ -239,7 +239,7 @@ def test_a_namespace_that_is_not_there_is_an_error(nvme: Nvme) -> None:
 
 
 @pytest.mark.parametrize("kind", kernel_params(*MODES))
-def test_each_mode_of_the_iommu_will_do(
+def test_each_mode_of_the_iommu_works(
     kernel_views: dict[str, KernelView], nothing_left: None, kind: tuple[IommuMode, bool]
 ) -> None:
     data = RNG.randbytes(600 * BLOCK)
@@ -259,7 +259,7 @@ def test_each_mode_of_the_iommu_will_do(
 
 @pytest.mark.parametrize("size", [1, 8, 9, 16, 17, 255, 1024, 1025])
 def test_memory_need_not_be_aligned(device: Device, queue: IoQueue, size: int) -> None:
-    """Each length has other PRPs: none but the first, a second, a list, several commands."""
+    """Each length has different PRPs: the first alone, a second, a list, several commands."""
     data = RNG.randbytes(size * BLOCK)
     with device.dma.arena((size + 64) * BLOCK) as arena:
         arena.alloc(64)
@@ -274,7 +274,7 @@ def test_memory_need_not_be_aligned(device: Device, queue: IoQueue, size: int) -
     assert queue.max_blocks == 1024, "QEMU's MDTS is 7"
 
 
-def test_what_was_submitted_completes_in_any_order_with_its_own_data(device: Device, queue: IoQueue) -> None:
+def test_submitted_commands_complete_in_any_order_with_their_own_data(device: Device, queue: IoQueue) -> None:
     lbas = shuffled()[: queue.depth]
     data = RNG.randbytes(BLOCKS * BLOCK)
     queue.write(0, data)
@@ -292,7 +292,7 @@ def test_what_was_submitted_completes_in_any_order_with_its_own_data(device: Dev
         assert bytes(buffer) == in_order(data, lbas)
 
 
-def test_rings_wrap_around(device: Device, nvme: Nvme) -> None:
+def test_queues_wrap_around(device: Device, nvme: Nvme) -> None:
     with nvme.create_queue(entries=3) as queue, device.dma.alloc(PAGE) as buffer:
         for round_ in range(20):
             queue.write(round_, bytes([round_]) * BLOCK)
@@ -302,7 +302,7 @@ def test_rings_wrap_around(device: Device, nvme: Nvme) -> None:
         assert buffer[:] == b"\7" * PAGE
 
 
-def test_queues_are_given_out_and_taken_back(device: Device, nvme: Nvme) -> None:
+def test_queues_are_created_and_deleted(device: Device, nvme: Nvme) -> None:
     with contextlib.ExitStack() as stack:
         queues = [stack.enter_context(nvme.create_queue(entries=2)) for _ in range(64)]
         assert [queue.number for queue in queues] == list(range(1, 65))
@@ -357,11 +357,11 @@ def test_a_queue_that_is_polled_raises_no_interrupt(device: Device, nvme: Nvme) 
         assert [vector.read() for vector in vectors] == [0, 0]
 
 
-# What fails
+# Failures
 
 
-def test_dma_to_what_is_not_mapped_is_a_fault_and_the_queue_goes_on(queue: IoQueue) -> None:
-    """QEMU's controller does not notice, and says that it was well: it is the IOMMU that kept it out."""
+def test_dma_to_unmapped_memory_is_a_fault_and_the_queue_stays_usable(queue: IoQueue) -> None:
+    """QEMU's controller reports success although the IOMMU blocked its DMA."""
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(log, 0, os.SEEK_END)
@@ -375,7 +375,7 @@ def test_dma_to_what_is_not_mapped_is_a_fault_and_the_queue_goes_on(queue: IoQue
     assert queue.read(0) == data
 
 
-def test_a_command_that_does_not_end_is_a_timeout_and_no_other_suffers(nvme: Nvme, queue: IoQueue) -> None:
+def test_a_command_that_does_not_end_is_a_timeout_and_others_complete(nvme: Nvme, queue: IoQueue) -> None:
     pair = nvme._admin.pair
     with pytest.raises(NvmeTimeoutError, match=r"event request did not complete within 0\.05 s"):
         pair.execute("event request", commands.command(_EVENT_REQUEST), 0.05)
@@ -442,7 +442,7 @@ def test_a_driver_is_started_once_and_stopped_any_number_of_times(device: Device
             nvme.namespaces()
 
 
-def test_a_start_that_fails_undoes_what_it_did(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_undoes_its_changes(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     nvme = Nvme(device)
     monkeypatch.setattr(commands, "set_number_of_queues", lambda count: commands.command(0x7F))
     with pytest.raises(NvmeStatusError, match="invalid command opcode"):
@@ -459,7 +459,7 @@ def test_a_start_that_fails_undoes_what_it_did(device: Device, monkeypatch: pyte
 
 
 def run_until_it_ends(queue: IoQueue, device: Device, ended: list[BaseException]) -> threading.Thread:
-    """Read at depth in a thread until that is an error; returns when reads are under way."""
+    """Read at depth in a thread until an error; return once reads are in flight."""
     under_way = threading.Event()
     buffer = device.dma.alloc(32 * PAGE)
 
@@ -477,7 +477,7 @@ def run_until_it_ends(queue: IoQueue, device: Device, ended: list[BaseException]
     return thread
 
 
-def test_a_stop_ends_what_another_thread_is_in(device: Device) -> None:
+def test_a_stop_ends_calls_of_another_thread(device: Device) -> None:
     ended: list[BaseException] = []
     nvme = Nvme(device)
     with nvme:
@@ -486,7 +486,7 @@ def test_a_stop_ends_what_another_thread_is_in(device: Device) -> None:
     assert [type(error) for error in ended] == [ClosedError]
 
 
-def test_memory_that_a_queue_gets_as_a_stop_ends_it_is_freed(
+def test_memory_allocated_during_a_stop_is_freed(
     device: Device, nvme: Nvme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, alloc = nvme.create_queue(), device.dma.alloc
@@ -502,7 +502,7 @@ def test_memory_that_a_queue_gets_as_a_stop_ends_it_is_freed(
     assert device.dma.mapped == ()
 
 
-def test_the_kernel_gets_the_device_when_it_asks_though_reads_are_under_way(device: Device) -> None:
+def test_a_requested_device_is_released_during_reads(device: Device) -> None:
     ended: list[BaseException] = []
     nvme = Nvme(device)
     nvme.start()

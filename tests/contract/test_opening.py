@@ -1,4 +1,4 @@
-"""Opening a device: which of the kernel's interfaces it goes through, and what stands in the way."""
+"""Opening a device: the kernel interface that is used, and errors."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def test_a_name_forces_a_mode() -> None:
             assert device.config.read(4) == bytes.fromhex("3412e811")
 
 
-def test_a_mode_that_there_is_not() -> None:
+def test_an_unknown_mode_is_an_error() -> None:
     with pytest.raises(UsageError, match="no IOMMU mode 'type3'") as caught:
         vfiotool.open_device(EDU, iommu="type3")
     assert all(mode.value in caught.value.hint for mode in IommuMode)
 
 
-def test_a_device_that_there_is_not() -> None:
+def test_a_missing_device_is_an_error() -> None:
     with pytest.raises(DeviceNotFoundError):
         vfiotool.open_device("0000:7f:00.0")
 
 
 @pytest.mark.usefixtures("bound")
-def test_what_cannot_be_opened_leaves_nothing_open() -> None:
+def test_a_failed_open_leaves_nothing_open() -> None:
     before = descriptors()
-    for address in (NVME, PAIR[0]):  # on its own driver, and beside a device that is
+    for address in (NVME, PAIR[0]):  # on a host driver, and in a group with a device on a host driver
         for mode in vfiotool.offered_modes(EDU):
             with pytest.raises((KernelError, GroupNotViableError)):
                 vfiotool.open_device(address, iommu=mode.value)
@@ -68,7 +68,7 @@ def test_what_cannot_be_opened_leaves_nothing_open() -> None:
 
 
 @pytest.mark.usefixtures("bound")
-def test_a_device_that_someone_has_open_is_in_use() -> None:
+def test_a_device_that_is_open_is_in_use() -> None:
     with GroupDevice(EDU, int(os.path.basename(os.readlink(f"/sys/bus/pci/devices/{EDU}/iommu_group")))):
         for mode in vfiotool.offered_modes(EDU):
             with pytest.raises(KernelError) as caught:

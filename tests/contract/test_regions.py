@@ -1,6 +1,6 @@
 """Regions, mapped registers and configuration space of real devices, on a real kernel.
 
-edu (QEMU docs/specs/edu) shows of what width an access is: below 0x80 it answers 32 bits only. pci-testdev
+edu (QEMU docs/specs/edu) shows the width of an access: below 0x80 it responds to 32 bits only. pci-testdev
 (QEMU docs/specs/pci-testdev) has I/O ports, and counts what is written to them. The NVMe controller has its
 MSI-X table in BAR0, and Power Management.
 """
@@ -43,13 +43,13 @@ COMMAND = 0x04
 
 @pytest.fixture(scope="module", autouse=True)
 def devices_bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """All three on vfio-pci, for all of these tests: binding takes time."""
+    """All three devices on vfio-pci for all of these tests: binding takes time."""
     with vfiotool.bound(*DEVICES, state_dir=str(tmp_path_factory.mktemp("state"))):
         yield
 
 
 def opened(address: str) -> Device:
-    """Open a device without the thread that honours the kernel's requests."""
+    """Open a device without the thread that handles the kernel's requests."""
     return open_device(address, honour_requests=False)
 
 
@@ -77,7 +77,7 @@ def sysfs(address: str, name: str) -> bytes:
 
 
 def bar_sizes(address: str) -> dict[int, int]:
-    """Return the size of each BAR, and of the ROM, as the kernel has them."""
+    """Return the kernel's sizes of the BARs and the ROM."""
     lines = sysfs(address, "resource").decode().splitlines()[:7]
     ends = [[int(word, 16) for word in line.split()[:2]] for line in lines]
     return {index: end - start + 1 for index, (start, end) in enumerate(ends) if end}
@@ -89,7 +89,7 @@ def mapped_files() -> str:
 
 
 def device_is_mapped() -> bool:
-    """Say whether this process maps a device's file, from a group or a cdev."""
+    """Return True if this process maps a device's file, from a group or a cdev."""
     return "[vfio-device]" in mapped_files() or "/dev/vfio/" in mapped_files()
 
 
@@ -113,7 +113,7 @@ def test_regions_are_those_of_sysfs(address: str) -> None:
 
 @pytest.mark.parametrize("address", DEVICES)
 def test_configuration_space_is_that_of_sysfs(address: str) -> None:
-    """But for what the kernel has of its own: command register, interrupt line, BARs, what it hides."""
+    """Except what the kernel emulates: command register, interrupt line, BARs, hidden capabilities."""
     with opened(address) as device:
         config, kernels = device.config, sysfs(address, "config")
         raw = config.raw()
@@ -182,7 +182,7 @@ def test_edus_registers(edu: Device, bar0: Mmio, which: int) -> None:
 
 
 def test_the_device_sees_the_width_of_each_access(edu: Device, bar0: Mmio) -> None:
-    """Where edu takes no access of a width, it gives 0 (too narrow) or ones (too wide)."""
+    """For an access of an unsupported width edu returns 0 (too narrow) or ones (too wide)."""
     for space in spaces(edu, bar0):
         assert space.read8(0) == space.read16(0) == 0
         assert space.read32(0) == EDU_IDENT
@@ -212,8 +212,8 @@ def test_blocks_and_fifos(bar0: Mmio) -> None:
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_testdev_counts_what_is_written(mapped: bool) -> None:
-    """BAR0 is memory, BAR1 is I/O ports: the kernel maps no ports."""
+def test_testdev_counts_writes(mapped: bool) -> None:
+    """BAR0 is memory, BAR1 has I/O ports, which the kernel cannot map."""
     with opened(TESTDEV) as device, contextlib.ExitStack() as stack:
         region = device.regions.bar0 if mapped else device.regions.bar1
         space: RegisterSpace = stack.enter_context(region.map()) if mapped else region
@@ -307,7 +307,7 @@ def test_memory_that_is_off_is_an_error_and_no_signal(edu: Device, bar0: Mmio) -
         assert other.read32(0) == bar0.read32(0) == EDU_IDENT
 
 
-def test_it_would_be_a_signal(edu: Device) -> None:
+def test_an_unblocked_access_is_a_signal(edu: Device) -> None:
     with mmap.mmap(edu.fileno(), 4096, offset=edu.regions.bar0.info.offset) as memory:
         edu.config.memory = False
         pid = os.fork()
@@ -334,7 +334,7 @@ def test_d3hot_is_an_error_and_no_signal(nvme: Device) -> None:
 
 
 def test_memory_goes_off_while_threads_access(edu: Device, bar0: Mmio) -> None:
-    """Each access reaches the device, or memory for a moment, or is refused; none kills the process."""
+    """Each access reaches the device or plain memory, or is refused; none kills the process."""
     done = threading.Event()
     failed: list[BaseException] = []
 
@@ -374,8 +374,8 @@ def test_a_device_is_free_once_its_windows_are_closed_with_it(edu: Device, bar0:
     opened(EDU).close()
 
 
-def test_a_device_that_is_given_back_lets_the_unbind_complete() -> None:
-    """While a thread uses its registers, and nothing is closed."""
+def test_a_released_device_lets_the_unbind_complete() -> None:
+    """While a thread uses the registers, and no object is closed."""
     device = opened(EDU)
     window = device.regions.bar0.map()
     outcome: list[BaseException] = []
@@ -445,8 +445,8 @@ def child_is_clean(edu: Device, bar0: Mmio) -> bool:
     return not device_is_mapped()
 
 
-def test_a_large_window_is_closed_where_memory_is_short() -> None:
-    """A kernel that overcommits nothing has no writable memory to put in a large BAR's place."""
+def test_a_large_window_is_closed_without_free_memory() -> None:
+    """Without overcommit the kernel has no writable memory to replace a large BAR."""
     fd = os.memfd_create("device")
     os.truncate(fd, 1 << 42)
     window = Mmio.of_file(fd, 0, 1 << 42, write=True, name="bar0")

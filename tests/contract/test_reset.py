@@ -1,6 +1,6 @@
-"""Resets: what they reset, what they take along, and who must agree, as real kernels have it.
+"""Resets: their effects, the devices that they include, and ownership, on real kernels.
 
-What a reset does is seen in registers that only software writes: CC of the NVMe controller (NVMe 1.4, 3.1.5),
+Registers that only software writes show a reset: CC of the NVMe controller (NVMe 1.4, 3.1.5),
 and TDBAL of the network cards (Intel 82574 datasheet 10.2.6; the older card has it at the same place).
 """
 
@@ -28,7 +28,7 @@ from vfiotool.vfio.uapi import DeviceIoctl, HotResetInfoFlags
 pytestmark = pytest.mark.needs_guest
 
 BELOW_SWITCH = "0000:07:00.0"  # a network card, alone on its bus
-ITS_NEIGHBOUR = "0000:06:00.0"  # on another bus, but in the same group where the kernel knows no ACS
+ITS_NEIGHBOUR = "0000:06:00.0"  # on another bus, but in the same group if the kernel finds no ACS
 CC, QUEUE_ENTRIES = 0x14, 0x00460000  # of a controller that is not enabled
 TDBAL = 0x3800
 ICS, IMS, ICR, LSC = 0xC8, 0xD0, 0xC0, 1 << 2
@@ -45,7 +45,7 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 @pytest.fixture(scope="module", autouse=True)
 def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The devices on vfio-pci for all of these tests; the kernel has nothing to complain of."""
+    """The devices on vfio-pci for all of these tests; the kernel must log no complaint."""
     before = kernel_complaints()
     addresses = (EDU, NVME, BELOW_SWITCH, ITS_NEIGHBOUR, *SIBLINGS)
     with vfiotool.bound(*addresses, state_dir=str(tmp_path_factory.mktemp("state"))):
@@ -71,7 +71,7 @@ def opened(address: str, mode: str) -> Iterator[tuple[Device, Mmio]]:
 
 
 @modes
-def test_a_function_forgets_what_it_was_told(mode: str) -> None:
+def test_a_function_reset_clears_registers(mode: str) -> None:
     with opened(NVME, mode) as (nvme, registers):
         at = nvme.regions.config.info.offset
         config = nvme.file.pread(64, at)
@@ -84,7 +84,7 @@ def test_a_function_forgets_what_it_was_told(mode: str) -> None:
 
 @modes
 @pytest.mark.parametrize("mastering", [False, True])
-def test_bus_mastering_is_after_a_reset_what_it_was(mode: str, mastering: bool) -> None:
+def test_a_reset_keeps_bus_mastering(mode: str, mastering: bool) -> None:
     """The kernel saves configuration space before a reset, and restores it."""
     for address, reset in ((NVME, Device.reset), (BELOW_SWITCH, Device.hot_reset)):
         with open_device(address, iommu=mode) as device:
@@ -111,7 +111,7 @@ def opened_edu() -> Iterator[Device]:
 
 
 @modes
-def test_a_hot_reset_takes_the_devices_of_the_bus(mode: str) -> None:
+def test_a_hot_reset_resets_the_devices_of_the_bus(mode: str) -> None:
     on_bus = {name for name in os.listdir(path(BRIDGE)) if name.startswith("0000:03:")}
     assert on_bus == set(SIBLINGS)
     with opened(SIBLINGS[0], mode) as (card, _):
@@ -144,7 +144,7 @@ def test_siblings_are_reset_together(mode: str) -> None:
 
 
 @modes
-def test_interrupts_go_on_after_a_hot_reset(mode: str) -> None:
+def test_interrupts_stay_enabled_after_a_hot_reset(mode: str) -> None:
     with opened(BELOW_SWITCH, mode) as (card, registers), card.irqs.msi.enable() as (vector,):
         card.bus_master = True
         for _ in range(2):
@@ -165,8 +165,8 @@ def test_devices_of_groups_that_are_not_passed_are_named() -> None:
         assert registers.read32(TDBAL) == 0x12340
 
 
-def test_the_kernel_wants_the_right_groups_too() -> None:
-    """What vfiotool asks ahead, the kernel refuses."""
+def test_the_kernel_refuses_wrong_groups_as_well() -> None:
+    """The kernel refuses the cases that vfiotool checks before."""
     with opened(SIBLINGS[0], "type1v2") as (card, _), open_device(EDU, iommu="type1v2") as edu:
         (foreign,) = edu.dma.iommu.groups
         assert raw_hot_reset(card) == errno.EINVAL
@@ -194,7 +194,7 @@ def lonely() -> Iterator[str]:
     write("/sys/bus/pci/drivers/vfio-pci/bind", SIBLINGS[1])
 
 
-def test_a_sibling_without_a_driver_is_not_reset_behind_its_back(lonely: str) -> None:
+def test_a_sibling_without_a_driver_is_not_reset(lonely: str) -> None:
     with (
         opened(lonely, "type1v2") as (card, _),
         pytest.raises(KernelError, match="not on vfio-pci") as caught,

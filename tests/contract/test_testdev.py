@@ -1,4 +1,4 @@
-"""The driver of pci-testdev on QEMU's, against what its source says of the tests that it has."""
+"""The driver of pci-testdev on QEMU's device, compared with the tests in QEMU's source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfiotool.vfio.iommu import IommuMode
 
 pytestmark = pytest.mark.needs_guest
 
-MEMORY_AT, PORTS_AT = 2048, 128  # where the tests of each BAR write to (hw/misc/pci-testdev.c)
+MEMORY_AT, PORTS_AT = 2048, 128  # the targets of the tests in each BAR (hw/misc/pci-testdev.c)
 ANY, MATCHED = 0xCE, 0xFA
 
 TESTS = {
@@ -49,12 +49,12 @@ def testdev(request: pytest.FixtureRequest, bound: None) -> Iterator[PciTestdev]
 
 
 @pytest.mark.parametrize("bar", TESTS)
-def test_it_tells_its_tests(testdev: PciTestdev, bar: int) -> None:
+def test_testdev_lists_its_tests(testdev: PciTestdev, bar: int) -> None:
     assert testdev.tests(bar) == TESTS[bar]
 
 
 @pytest.mark.parametrize("bar", TESTS)
-def test_it_counts_what_comes_through(testdev: PciTestdev, bar: int) -> None:
+def test_testdev_counts_writes_that_reach_it(testdev: PciTestdev, bar: int) -> None:
     direct, wildcard, match = testdev.tests(bar)
     assert [testdev.run(direct, times) for times in (0, 1, 300, 2)] == [0, 1, 300, 2]
     assert testdev.run(wildcard, 5) == testdev.run(match, 5) == 0, "QEMU makes events of them"
@@ -67,7 +67,7 @@ def test_a_write_of_other_data_is_not_counted(testdev: PciTestdev) -> None:
     assert testdev.run(other, 5) == 0
 
 
-def test_a_test_that_leads_out_of_its_bar_is_refused(testdev: PciTestdev) -> None:
+def test_a_test_beyond_its_bar_is_refused(testdev: PciTestdev) -> None:
     for bar in TESTS:
         with pytest.raises(AccessError, match=f"bar{bar}"):
             testdev.run(AccessTest(bar, 0, "", 32, 1 << 31, 0))
@@ -79,5 +79,5 @@ def test_there_are_no_tests_in_other_bars(testdev: PciTestdev) -> None:
         testdev.tests(2)
 
 
-def test_it_needs_no_bus_mastering(testdev: PciTestdev) -> None:
+def test_testdev_needs_no_bus_mastering(testdev: PciTestdev) -> None:
     assert not testdev.device.bus_master

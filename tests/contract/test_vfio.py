@@ -1,6 +1,6 @@
-"""The life cycle of VFIO containers, groups and devices, as a real kernel has it.
+"""The life cycle of VFIO containers, groups and devices on a real kernel.
 
-Runs in a lab guest of the default machine: edu is alone in its group, the two e1000 share one.
+Runs in a lab guest of the default machine: edu is alone in its group, the two e1000 share a group.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VfioBound = Callable[..., AbstractContextManager[int]]
 
 
 def open_fds() -> dict[str, str]:
-    """Return what each open fd is, without the one that looks."""
+    """Return the target of each open fd, except that of the directory that is read."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -56,7 +56,7 @@ def open_fds() -> dict[str, str]:
 
 
 def fails(code: int, action: Callable[[], object]) -> KernelError:
-    """Run what must fail with this errno, and return the error."""
+    """Run a call that must fail with this errno, and return the error."""
     with pytest.raises(KernelError) as caught:
         action()
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[code]
@@ -76,7 +76,7 @@ def edu_bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def group_id(edu_bound: int) -> Iterator[int]:
-    """The number of edu's group; the test leaves no fd open."""
+    """The number of edu's group; the test must leave no fd open."""
     before = open_fds()
     yield edu_bound
     assert open_fds() == before
@@ -139,7 +139,7 @@ def test_a_second_container_is_refused(container: Container, group: Group) -> No
     fails(errno.EINVAL, lambda: group.set_container(container))
 
 
-def test_a_container_takes_its_iommu_after_its_group_and_once(container: Container, group: Group) -> None:
+def test_an_iommu_is_set_once_and_after_the_group(container: Container, group: Group) -> None:
     error = fails(errno.EINVAL, lambda: container.set_iommu(IommuType.TYPE1v2))
     assert error.operation == "VFIO_SET_IOMMU"
     fails(errno.EINVAL, container.type1_info)
@@ -174,7 +174,7 @@ def test_unset_waits_for_the_devices(edu: GroupDevice) -> None:
     fails(errno.EINVAL, edu.group.unset_container)
 
 
-def test_a_device_comes_after_container_and_iommu(container: Container, group: Group) -> None:
+def test_a_device_needs_container_and_iommu(container: Container, group: Group) -> None:
     error = fails(errno.EINVAL, lambda: group.open_device(EDU))
     assert (error.operation, error.subject) == ("VFIO_GROUP_GET_DEVICE_FD", f"{EDU} of group {group.id}")
     group.set_container(container)
@@ -190,8 +190,8 @@ def test_a_group_has_only_its_own_devices(container: Container, group: Group) ->
     fails(errno.ENODEV, lambda: group.open_device("no device at all"))
 
 
-def test_a_device_that_is_no_pf_neither_takes_nor_gives_a_token(edu: GroupDevice) -> None:
-    """Those that do are in tests/lab/test_traps_sriov.py."""
+def test_a_device_that_is_no_pf_has_no_token(edu: GroupDevice) -> None:
+    """tests/lab/test_traps_sriov.py tests PFs with tokens."""
     with pytest.raises(UnsupportedError, match="no VF token"):
         Features(edu.file).set_vf_token(uuid.uuid4())
     edu.file.close()
@@ -234,8 +234,8 @@ def test_a_group_that_is_not_viable_is_refused_the_same_in_every_era(vfio_bound:
         assert open_fds() == before
 
 
-def test_what_a_group_that_is_not_viable_does_underneath(vfio_bound: VfioBound) -> None:
-    """Up to 5.18 the group takes a container and then gives no device; since 5.19 neither."""
+def test_a_group_that_is_not_viable_in_each_era(vfio_bound: VfioBound) -> None:
+    """Up to 5.18 the group accepts a container but opens no device; since 5.19 it does neither."""
     with vfio_bound(PAIR[0]) as number, Container() as container, Group(number) as group:
         result = lib.vt_group_set_container(group.fileno(), container.fileno())
         if detect_era(Tree()).has_dma_owner:
@@ -252,7 +252,7 @@ def test_what_a_group_that_is_not_viable_does_underneath(vfio_bound: VfioBound) 
 # The device
 
 
-def test_edu_is_described_as_sysfs_has_it(edu: GroupDevice) -> None:
+def test_edus_info_agrees_with_sysfs(edu: GroupDevice) -> None:
     info = read_device_info(edu.file)
     assert (info.num_regions, info.num_irqs) == (9, 5)
     assert DeviceInfoFlags.PCI in info.flags
@@ -262,7 +262,7 @@ def test_edu_is_described_as_sysfs_has_it(edu: GroupDevice) -> None:
             assert read_region_info(edu.file, index).size == (end - start + 1 if end else 0)
 
 
-def test_edus_regions_say_what_may_be_done(edu: GroupDevice) -> None:
+def test_edus_regions_have_their_flags(edu: GroupDevice) -> None:
     bar0 = read_region_info(edu.file, PciRegion.BAR0)
     assert bar0.flags & ~RegionInfoFlags.CAPS == 7
     assert [(area.offset, area.size) for area in bar0.mmap_areas] == [(0, 1 << 20)]
@@ -285,15 +285,15 @@ def test_edus_interrupts(edu: GroupDevice) -> None:
 
 
 @pytest.mark.parametrize("index", [9, 1000, (1 << 32) - 1, 1 << 32, -1])
-def test_an_index_that_is_not_there_is_refused(edu: GroupDevice, index: int) -> None:
+def test_a_missing_index_is_refused(edu: GroupDevice, index: int) -> None:
     assert fails(errno.EINVAL, lambda: read_region_info(edu.file, index)).subject == EDU
     fails(errno.EINVAL, lambda: read_irq_info(edu.file, index))
 
 
-# What the container takes
+# Limits of the container
 
 
-def test_iova_ranges_are_those_that_sysfs_does_not_reserve(edu: GroupDevice) -> None:
+def test_iova_ranges_exclude_reserved_regions_of_sysfs(edu: GroupDevice) -> None:
     info = edu.container.type1_info()
     assert info.page_sizes & PAGE
     ranges = info.iova_ranges
@@ -335,7 +335,7 @@ def test_a_device_outlives_its_group_and_container(edu: GroupDevice) -> None:
     assert read_device_info(edu.file).num_regions == 9
 
 
-def test_a_failed_open_gives_the_group_back(group_id: int) -> None:
+def test_a_failed_open_closes_the_group(group_id: int) -> None:
     before = open_fds()
     fails(errno.ENODEV, lambda: GroupDevice("0000:00:1f.0", group_id))
     assert open_fds() == before

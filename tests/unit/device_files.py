@@ -1,4 +1,4 @@
-"""A device's file for unit tests: its answers are given, its regions are parts of a sparse file in memory."""
+"""A fake device file for unit tests: replies are preset, and regions are parts of a sparse memfd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def region_answer(
     *,
     msix: bool = False,
 ) -> bytes:
-    """Return an answer to VFIO_DEVICE_GET_REGION_INFO; ``areas`` are those of a SPARSE_MMAP capability."""
+    """Return a reply to VFIO_DEVICE_GET_REGION_INFO; ``areas`` are the areas of a SPARSE_MMAP capability."""
     caps = []
     if areas is not None:
         caps.append(
@@ -48,9 +48,9 @@ def region_answer(
 
 
 class MemoryDeviceFile(KernelDeviceFile):
-    """Plays the kernel under a PCI device's file; a region without an answer is not there (EINVAL).
+    """Fakes the kernel behind a PCI device's file; a region without a reply does not exist (EINVAL).
 
-    ``written`` has each (offset, bytes) that came through ``pwrite``.
+    ``written`` has the (offset, bytes) of each ``pwrite``.
     """
 
     def __init__(self, answers: Mapping[int, bytes], *, config: bytes = b"", num_regions: int = 9) -> None:
@@ -82,12 +82,12 @@ class MemoryDeviceFile(KernelDeviceFile):
 
 
 def at(index: int) -> int:
-    """Return where vfio-pci has a region in its file."""
+    """Return the offset of a region in vfio-pci's file."""
     return index << 40
 
 
 def device(config: bytes | None = None) -> MemoryDeviceFile:
-    """Return a device with a BAR of four pages, one of I/O ports, one that is only read, and a ROM."""
+    """Return a device with a BAR of four pages, a BAR of I/O ports, a read-only BAR, and a ROM."""
     return MemoryDeviceFile(
         {
             PciRegion.BAR0: region_answer(ALL, 0x4000, at(0)),
@@ -101,7 +101,7 @@ def device(config: bytes | None = None) -> MemoryDeviceFile:
 
 
 def enabled(config: bytes) -> bytes:
-    """Return configuration space with its memory turned on, as VFIO opens a device."""
+    """Return configuration space with memory on, as VFIO opens a device."""
     return config[:4] + b"\x02" + config[5:]
 
 

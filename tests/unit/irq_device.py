@@ -1,4 +1,4 @@
-"""An open device whose kernel is played: interrupts, resets and features as vfio-pci has them."""
+"""An open device with a fake kernel: interrupts, resets and features as in vfio-pci."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADDRESS = "0000:00:13.0"
 
 
 class IrqDevice(KernelDeviceFile):
-    """Answers ioctls as the kernel does; what ends it is as in the real one.
+    """Answers ioctls like the kernel; it is closed and revoked like a real file.
 
     ``granted`` is how many vectors the kernel has to give, ``answers`` overrides what an ioctl says,
     ``set_irqs`` has what was asked: (flags, index, start, count).
@@ -64,7 +64,7 @@ class IrqDevice(KernelDeviceFile):
         return result
 
     def raise_irq(self, index: int, number: int = 0) -> None:
-        """Have the device raise an interrupt."""
+        """Raise an interrupt of the device."""
         if index == INTX:
             if self.masked:
                 self.raised_while_masked = True

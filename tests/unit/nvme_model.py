@@ -1,4 +1,4 @@
-"""An NVMe controller's side of a queue pair, played over plain memory."""
+"""A model of an NVMe controller's side of a queue pair, in plain memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOORBELLS = 0x1008, 0x100C
 
 
 class Command(NamedTuple):
-    """The fields of a submission queue entry, in their order."""
+    """The fields of a submission queue entry, in order."""
 
     opcode: int
     flags: int
@@ -55,14 +55,14 @@ class Command(NamedTuple):
 
 
 def plain_memory(size: int, iova: int = IOVA) -> Buffer:
-    """Memory as ``Dma.alloc`` makes it, but no device reaches it."""
+    """Memory like that of ``Dma.alloc``, which no device reaches."""
     buffer = Buffer.over(mmap.mmap(-1, -(-size // PAGE) * PAGE), 0, iova, size)
     buffer.on_close(lambda: None)
     return buffer
 
 
 class QueueModel:
-    """A queue pair, and the controller behind it, which follows the specification to the letter.
+    """A queue pair, and its controller, which follows the specification exactly.
 
     ``carry_out`` gives the status and result of each command; ``None`` leaves the command for
     ``complete()``. With ``interrupts`` the controller does a ``step()`` whenever the ring awaits one.
@@ -88,14 +88,14 @@ class QueueModel:
         self.waiting: list[Command] = []
         self.seen: list[Command] = []
         self.waits = 0
-        self.tellings = 0  # writes of the completion queue's doorbell that were seen
+        self.tellings = 0  # observed writes of the completion queue's doorbell
         self._head = 0
         self._sq_head = self._cq_tail = 0
         self._phase = 1
         self._completions = layout.completions
 
     def fetch(self) -> None:
-        """Take all commands that the doorbell tells of."""
+        """Fetch all commands up to the doorbell."""
         tail = self.registers.read32(DOORBELLS[0])
         assert tail < self.entries
         while self._sq_head != tail:
@@ -106,7 +106,7 @@ class QueueModel:
             self.seen.append(command)
 
     def complete(self, cid: int, status: int = 0, result: int = 0) -> None:
-        """Complete a command that was fetched, or any other."""
+        """Complete a fetched command, or any other."""
         self.waiting = [command for command in self.waiting if command.cid != cid]
         head = self.registers.read32(DOORBELLS[1])
         self.tellings += head != self._head
@@ -120,7 +120,7 @@ class QueueModel:
             self._phase ^= 1
 
     def step(self) -> bool:
-        """Fetch commands, and carry out the one that was fetched last, for controllers may choose."""
+        """Fetch commands, and execute the last: controllers may choose the order."""
         self.fetch()
         answer = self.carry_out(self.waiting[-1]) if self.waiting else None
         if answer is not None:
@@ -128,7 +128,7 @@ class QueueModel:
         return answer is not None
 
     def wait(self, timeout: float) -> int:
-        """Be the vector that the ring sleeps by."""
+        """Act as the vector that the queue waits for."""
         self.waits += 1
         if not self.step():
             raise IrqTimeoutError("nothing came, and time is over at once")
@@ -136,7 +136,7 @@ class QueueModel:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Have the controller work, in a thread, for a ``with`` block."""
+        """Run the controller in a thread, for a ``with`` block."""
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -144,7 +144,7 @@ class QueueModel:
             try:
                 while not stop.is_set():
                     self.step()
-                    time.sleep(0)  # so that the other thread gets Python's lock
+                    time.sleep(0)  # so that the other thread gets the GIL
             except BaseException as error:
                 failures.append(error)
 

@@ -1,4 +1,4 @@
-"""Configuration space of a device that is played: registers, capabilities, and what turns its memory off."""
+"""Configuration space of a fake device: registers, capabilities, and writes that turn its memory off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POWER_STATE_AT = POWER_AT + 4
 
 
 def with_power() -> bytes:
-    """Configuration space with Power Management, and MSI-X behind it."""
+    """Configuration space with Power Management, followed by MSI-X."""
     return enabled(
         config_space(
             capabilities=[
@@ -47,7 +47,7 @@ def config(file: MemoryDeviceFile) -> ConfigSpace:
 
 
 class StuckFile(MemoryDeviceFile):
-    """A device whose command register keeps some bits as they are."""
+    """A device whose command register has read-only bits."""
 
     stuck = 0
 
@@ -62,13 +62,13 @@ class StuckFile(MemoryDeviceFile):
 # Registers
 
 
-def test_who_it_is(config: ConfigSpace) -> None:
+def test_vendor_and_device_ids_are_read(config: ConfigSpace) -> None:
     assert (config.vendor_id, config.device_id) == (0x1234, 0x11E8)
     assert config.size == 256
     assert config.raw() == with_power()
 
 
-def test_it_is_a_space_of_registers(file: MemoryDeviceFile, config: ConfigSpace) -> None:
+def test_configuration_space_is_a_register_space(file: MemoryDeviceFile, config: ConfigSpace) -> None:
     assert config.read32(0) == 0x11E81234
     assert config.read8(POWER_AT) == 1
     config.write16(0x3C, 0x1234)
@@ -79,7 +79,9 @@ def test_it_is_a_space_of_registers(file: MemoryDeviceFile, config: ConfigSpace)
         config.map()
 
 
-def test_bits_of_the_command_register_leave_the_others(file: MemoryDeviceFile, config: ConfigSpace) -> None:
+def test_a_bit_of_the_command_register_changes_no_other_bit(
+    file: MemoryDeviceFile, config: ConfigSpace
+) -> None:
     config.command = 0x0103
     assert not config.bus_master
     config.bus_master = True
@@ -94,7 +96,7 @@ def test_bits_of_the_command_register_leave_the_others(file: MemoryDeviceFile, c
 
 
 @pytest.mark.parametrize(("stuck", "on"), [(4, True), (4, False), (2, True), (2, False)])
-def test_a_bit_that_does_not_change_is_told(stuck: int, on: bool) -> None:
+def test_a_command_bit_that_does_not_change_is_an_error(stuck: int, on: bool) -> None:
     config = enabled(config_space())
     command = 0 if on else 6
     file = StuckFile({}, config=config[:4] + bytes([command]) + config[5:])
@@ -107,7 +109,7 @@ def test_a_bit_that_does_not_change_is_told(stuck: int, on: bool) -> None:
         assert ADDRESS in str(caught.value)
 
 
-def test_a_closed_device_says_so(file: MemoryDeviceFile, config: ConfigSpace) -> None:
+def test_a_closed_device_raises_closed_error(file: MemoryDeviceFile, config: ConfigSpace) -> None:
     file.close()
     uses: list[Callable[[], object]] = [
         lambda: config.vendor_id,
@@ -140,7 +142,7 @@ def test_capabilities_are_decoded(config: ConfigSpace) -> None:
     assert config.find(0x01, extended=True) is None
 
 
-def test_they_are_as_they_are_now(config: ConfigSpace) -> None:
+def test_capabilities_have_their_current_contents(config: ConfigSpace) -> None:
     config.write8(POWER_STATE_AT, 3)
     found = config.find(0x01)
     assert found is not None
@@ -148,7 +150,7 @@ def test_they_are_as_they_are_now(config: ConfigSpace) -> None:
     assert found.content.state == "D3hot"
 
 
-def test_extended_ones_have_ids_of_their_own() -> None:
+def test_extended_capabilities_have_separate_ids() -> None:
     with device(enabled(config_space(extended=[(0x01, 0x100), (0x10, 0x200)]))) as file:
         config = Regions(file).config
         found = config.find(0x10, extended=True)
@@ -160,7 +162,7 @@ def test_extended_ones_have_ids_of_their_own() -> None:
 
 @settings(deadline=None)
 @given(config_spaces() | st.binary(min_size=1, max_size=5000))
-def test_no_configuration_space_breaks_it(data: bytes) -> None:
+def test_any_configuration_space_is_decoded_without_a_crash(data: bytes) -> None:
     with device(data) as file:
         try:
             regions = Regions(file)
@@ -186,7 +188,7 @@ WAYS: list[tuple[Callable[[ConfigSpace], None], Callable[[ConfigSpace], None], s
 
 
 @pytest.mark.parametrize(("off", "on", "why"), WAYS)
-def test_what_is_mapped_sleeps_before_the_memory_is_off(
+def test_mapped_registers_are_blocked_before_the_memory_is_off(
     file: MemoryDeviceFile,
     monkeypatch: pytest.MonkeyPatch,
     off: Callable[[ConfigSpace], None],
@@ -217,7 +219,7 @@ def test_what_is_mapped_sleeps_before_the_memory_is_off(
         window.write32(0, 1)
 
 
-def test_a_write_that_is_refused_puts_nothing_to_sleep(
+def test_a_refused_write_blocks_no_mapped_registers(
     file: MemoryDeviceFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Regions(file).config
@@ -228,7 +230,7 @@ def test_a_write_that_is_refused_puts_nothing_to_sleep(
             use()
 
 
-def test_it_sleeps_until_both_are_mended(file: MemoryDeviceFile) -> None:
+def test_registers_stay_blocked_until_no_reason_is_left(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     config = regions.config
     with regions.bar0.map() as window:
@@ -241,7 +243,9 @@ def test_it_sleeps_until_both_are_mended(file: MemoryDeviceFile) -> None:
         assert window.read32(0) == 0
 
 
-def test_other_writes_put_nothing_to_sleep(file: MemoryDeviceFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_writes_block_no_mapped_registers(
+    file: MemoryDeviceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     regions = Regions(file)
     with regions.bar0.map() as window:
         pwrite = file.pwrite
@@ -258,7 +262,7 @@ def test_other_writes_put_nothing_to_sleep(file: MemoryDeviceFile, monkeypatch: 
     assert len(file.written) == 4
 
 
-def test_a_write_that_fails_leaves_it_as_the_device_is(
+def test_after_a_failed_write_the_registers_follow_the_device(
     file: MemoryDeviceFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     regions = Regions(file)
@@ -273,7 +277,7 @@ def test_a_write_that_fails_leaves_it_as_the_device_is(
         assert window.read32(0) == 0
 
 
-def test_a_device_whose_memory_is_off_when_it_is_opened() -> None:
+def test_a_device_can_be_opened_with_its_memory_off() -> None:
     with device(config_space()) as file:
         regions = Regions(file)
         with regions.bar0.map() as window:
@@ -283,7 +287,7 @@ def test_a_device_whose_memory_is_off_when_it_is_opened() -> None:
             assert window.read32(0) == 0
 
 
-def test_settle_follows_what_somebody_else_did(file: MemoryDeviceFile) -> None:
+def test_settle_follows_external_changes(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     with regions.bar0.map() as window:
         regions.config.write8(POWER_STATE_AT, 3)
@@ -296,7 +300,7 @@ def test_settle_follows_what_somebody_else_did(file: MemoryDeviceFile) -> None:
             window.read32(0)
 
 
-def test_a_device_without_power_management_or_with_it_cut_off() -> None:
+def test_power_management_may_be_missing_or_truncated() -> None:
     body = struct.pack("<HII", 3, 0x2000, 0x3000)
     for config in (
         with_msix(0x2000, 0x3000),

@@ -15,7 +15,7 @@ from vfiotool.vfio.irqs.irqs import Irqs
 
 
 class Driver:
-    """What is asked to let go."""
+    """A driver that is called before its device is released."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -53,7 +53,7 @@ def request_(device: IrqDevice, irqs: Irqs, driver: Driver) -> Iterator[DeviceRe
 
 
 class Gone:
-    """Learns when a device is given back, and why."""
+    """Records when a device is released, and why."""
 
     def __init__(self, device: IrqDevice) -> None:
         self.reason = ""
@@ -73,7 +73,7 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == f"REQ of {ADDRESS}"}
 
 
-def test_a_device_that_is_asked_for_is_given_back(
+def test_a_requested_device_is_released(
     device: IrqDevice, irqs: Irqs, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     states: list[bool] = []
@@ -90,8 +90,8 @@ def test_a_device_that_is_asked_for_is_given_back(
     assert not request_.waiting
 
 
-def test_the_driver_is_asked_once(device: IrqDevice, driver: Driver, request_: DeviceRequestHandler) -> None:
-    driver.does = lambda: device.raise_irq(REQ)  # as the kernel does every 10 s
+def test_the_driver_is_called_once(device: IrqDevice, driver: Driver, request_: DeviceRequestHandler) -> None:
+    driver.does = lambda: device.raise_irq(REQ)  # the kernel repeats its request every 10 s
     (thread,) = threads()
     device.raise_irq(REQ)
     thread.join(30)
@@ -100,7 +100,7 @@ def test_the_driver_is_asked_once(device: IrqDevice, driver: Driver, request_: D
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
-def test_a_driver_that_fails_loses_its_device_and_its_error_is_logged(
+def test_the_device_of_a_failing_driver_is_released_and_the_error_logged(
     device: IrqDevice,
     driver: Driver,
     request_: DeviceRequestHandler,
@@ -121,7 +121,7 @@ def test_a_driver_that_fails_loses_its_device_and_its_error_is_logged(
     assert ADDRESS in record.getMessage()
 
 
-def test_close_ends_the_thread_and_asks_no_one(
+def test_close_ends_the_thread_without_calling_the_driver(
     device: IrqDevice, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     assert request_.waiting
@@ -143,7 +143,7 @@ def test_the_end_of_the_device_ends_the_thread(
     assert driver.asked == 0
 
 
-def test_a_driver_may_close_all_when_it_is_asked(
+def test_a_driver_may_close_the_device_when_it_is_called(
     device: IrqDevice, irqs: Irqs, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     def close() -> None:
@@ -158,7 +158,7 @@ def test_a_driver_may_close_all_when_it_is_asked(
     assert not thread.is_alive()
 
 
-def test_close_does_not_wait_for_a_driver_that_waits_for_who_closes(
+def test_close_does_not_wait_for_a_driver_that_waits_for_the_closing_thread(
     device: IrqDevice, driver: Driver, request_: DeviceRequestHandler
 ) -> None:
     asked, closed = threading.Event(), threading.Event()
@@ -177,7 +177,7 @@ def test_close_does_not_wait_for_a_driver_that_waits_for_who_closes(
     assert not thread.is_alive()
 
 
-def test_the_user_cannot_enable_what_is_awaited_already(irqs: Irqs, request_: DeviceRequestHandler) -> None:
+def test_req_cannot_be_enabled_twice(irqs: Irqs, request_: DeviceRequestHandler) -> None:
     with pytest.raises(IrqError, match=r"REQ of .* is enabled already") as caught:
         irqs.req.enable()
     assert "honour_requests=False" in caught.value.hint
@@ -191,7 +191,7 @@ def test_a_device_without_the_interrupt_has_no_thread(device: IrqDevice, irqs: I
     request.close()
 
 
-def test_the_thread_keeps_neither_device_nor_driver(device: IrqDevice, irqs: Irqs) -> None:
+def test_the_thread_holds_neither_device_nor_driver(device: IrqDevice, irqs: Irqs) -> None:
     driver = Driver()
     request = DeviceRequestHandler(device, irqs, driver.ask)
     (thread,) = threads()

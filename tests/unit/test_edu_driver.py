@@ -1,4 +1,4 @@
-"""The driver of edu where its device does what QEMU's seldom or never does."""
+"""The driver of edu with behaviour that QEMU's device seldom or never shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHER_CAUSE = 0x8000_0000
 
 
 class PatientEdu(FakeEdu):
-    """It starts no DMA until ``waits_for`` says so; meanwhile it says that it is at it."""
+    """Starts no DMA until ``waits_for`` is set, and reports DMA in progress meanwhile."""
 
     waits_for: Callable[[int, int], bool] = staticmethod(lambda _offset, _value: False)
     waiting = 0
@@ -53,7 +53,9 @@ def test_an_interrupt_for_something_else_does_not_end_a_copy(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "msi"])
-def test_a_device_that_does_not_end_its_dma_is_cut_off(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_does_not_end_its_dma_loses_its_mappings(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vfiotool.drivers.edu._TIMEOUT", 0.01)
     with open_fake(PatientEdu()) as device:
         edu = Edu(device, irq=device.irqs.msi if kind else None)
@@ -68,7 +70,7 @@ def test_a_device_that_does_not_end_its_dma_is_cut_off(kind: str, monkeypatch: p
         edu.stop()
 
 
-def test_the_driver_stops_when_the_kernel_asks_for_its_device() -> None:
+def test_the_driver_stops_when_the_kernel_requests_its_device() -> None:
     model, told = FakeEdu(), threading.Event()
     with open_fake(model) as device:
         edu = Edu(device, irq=device.irqs.msi)

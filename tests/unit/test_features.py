@@ -1,4 +1,4 @@
-"""vfiotool.vfio.features: what a device offers, and its sleep. The kernel is played by IrqDevice."""
+"""vfiotool.vfio.features: probes and low power, with IrqDevice in place of the kernel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def low_power_calls(device: IrqDevice) -> list[int]:
 
 
 @pytest.mark.parametrize("offered", [GET, SET, GET | SET])
-def test_a_feature_that_is_there(device: IrqDevice, features: Features, offered: int) -> None:
+def test_an_existing_feature_is_probed(device: IrqDevice, features: Features, offered: int) -> None:
     device.features[DeviceFeature.MIGRATION] = offered
     assert features.probe(DeviceFeature.MIGRATION) == DeviceFeatureFlags(offered)
     assert device.feature_calls == [
@@ -51,11 +51,11 @@ def test_a_feature_that_is_there(device: IrqDevice, features: Features, offered:
     ]
 
 
-def test_a_feature_that_is_not_there(device: IrqDevice, features: Features) -> None:
+def test_a_missing_feature_has_no_operation(device: IrqDevice, features: Features) -> None:
     assert features.probe(DeviceFeature.DMA_BUF) == DeviceFeatureFlags(0)
 
 
-def test_other_errors_of_a_probe_are_not_taken_for_absence(device: IrqDevice, features: Features) -> None:
+def test_other_errors_of_a_probe_do_not_mean_missing(device: IrqDevice, features: Features) -> None:
     device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EIO
     with pytest.raises(KernelError):
         features.probe(DeviceFeature.MIGRATION)
@@ -67,7 +67,7 @@ def test_a_pfs_owner_sets_the_token_in_the_order_of_its_bytes(device: IrqDevice,
     assert device.feature_calls == [struct.pack("=2I", 24, SET) + token]
 
 
-def test_what_is_no_pf_has_no_token(device: IrqDevice, features: Features) -> None:
+def test_a_device_that_is_no_pf_has_no_token(device: IrqDevice, features: Features) -> None:
     del device.features[0]
     with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no VF token") as caught:
         features.set_vf_token(TOKEN)
@@ -75,7 +75,7 @@ def test_what_is_no_pf_has_no_token(device: IrqDevice, features: Features) -> No
     assert str(TOKEN) not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_sleeping_device_has_its_windows_asleep(device: IrqDevice, features: Features) -> None:
+def test_low_power_blocks_mapped_registers(device: IrqDevice, features: Features) -> None:
     with features.low_power() as sleep:
         assert device.sleeps == [True]
     sleep.close()
@@ -83,7 +83,7 @@ def test_a_sleeping_device_has_its_windows_asleep(device: IrqDevice, features: F
     assert low_power_calls(device) == [LOW_POWER_ENTRY, LOW_POWER_EXIT]
 
 
-def test_it_may_sleep_again_but_not_twice(device: IrqDevice, features: Features) -> None:
+def test_low_power_can_be_entered_again_but_not_twice(device: IrqDevice, features: Features) -> None:
     with features.low_power():
         with pytest.raises(KernelError) as caught:
             features.low_power(wakeup=True)
@@ -94,7 +94,7 @@ def test_it_may_sleep_again_but_not_twice(device: IrqDevice, features: Features)
 
 
 @pytest.mark.parametrize("wakeup", [False, True])
-def test_an_old_kernel_is_named_and_nothing_sleeps(
+def test_an_old_kernel_has_no_low_power_and_blocks_nothing(
     device: IrqDevice, features: Features, wakeup: bool
 ) -> None:
     device.features.clear()
@@ -104,7 +104,7 @@ def test_an_old_kernel_is_named_and_nothing_sleeps(
     assert device.sleeps == [True, False]
 
 
-def test_what_does_not_wake_keeps_its_windows_asleep(device: IrqDevice, features: Features) -> None:
+def test_registers_stay_blocked_if_the_device_does_not_wake(device: IrqDevice, features: Features) -> None:
     sleep = features.low_power()
     device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EIO
     with pytest.raises(KernelError):
@@ -115,13 +115,13 @@ def test_what_does_not_wake_keeps_its_windows_asleep(device: IrqDevice, features
     assert device.sleeps == [True, False]
 
 
-def test_a_device_that_was_given_back_need_not_be_woken(device: IrqDevice, features: Features) -> None:
+def test_a_released_device_needs_no_wake(device: IrqDevice, features: Features) -> None:
     with features.low_power():
         device.revoke("the test")
     assert low_power_calls(device) == [LOW_POWER_ENTRY]
 
 
-def test_a_wakeup_is_told(device: IrqDevice, features: Features) -> None:
+def test_a_wakeup_is_signalled(device: IrqDevice, features: Features) -> None:
     with features.low_power(wakeup=True) as sleep:
         assert device.feature_calls == [
             struct.pack("=2IiI", 16, SET | LOW_POWER_WAKEUP, sleep.wakeup.fileno(), 0)
@@ -131,7 +131,7 @@ def test_a_wakeup_is_told(device: IrqDevice, features: Features) -> None:
     assert low_power_calls(device) == [LOW_POWER_WAKEUP, LOW_POWER_EXIT]
 
 
-def test_who_waits_for_a_wakeup_is_told_of_the_end(device: IrqDevice, features: Features) -> None:
+def test_a_wait_for_a_wakeup_ends_with_the_device(device: IrqDevice, features: Features) -> None:
     with features.low_power(wakeup=True) as sleep:
         device.revoke("the test")
         with pytest.raises(ClosedError):

@@ -1,4 +1,4 @@
-"""The driver of an 82576 on a model of it."""
+"""The driver of an 82576 on a model of the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfiotool.vfio.device import Device
 PAGE = 4096
 SIZE = 512 << 10
 UNMAPPED = 0x0123_4000
-RNG = random.Random(11)  # noqa: S311 - it is to be the same each time
+RNG = random.Random(11)  # noqa: S311 - the test must be repeatable
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_frame_that_is_lost_ends_all_copies_until_a_restart(igb: Igb) -> None:
         assert buffer[64:68] == b"same"
 
 
-def test_what_comes_back_otherwise_is_an_error(igb: Igb, model: FakeIgb) -> None:
+def test_a_changed_frame_is_an_error(igb: Igb, model: FakeIgb) -> None:
     receive = model._receive
     model._receive = lambda frame: receive(frame[:-1])  # type: ignore[method-assign]
     with igb.device.dma.alloc(PAGE) as buffer, pytest.raises(IgbError, match="received 63 bytes for 64"):
@@ -102,7 +102,7 @@ def test_vectors_are_raised_at_once_and_count(device: Device) -> None:
             igb.interrupt([10])
 
 
-def test_there_are_no_vectors_but_those_asked_for(device: Device) -> None:
+def test_only_enabled_vectors_can_be_raised(device: Device) -> None:
     with Igb(device) as igb, pytest.raises(UsageError, match="has 0 vectors"):
         igb.interrupt()
     with pytest.raises(IrqError, match="10 vectors"):

@@ -1,4 +1,4 @@
-"""The IOVA allocator, against a model that knows nothing but pages, and at the ends of what IOVAs can be."""
+"""The IOVA allocator against a simple model of pages, and at the limits of IOVAs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIB = 1 << 30
 FOUR_GIB = 4 * GIB
 TOP = 1 << 64
 
-# What VT-d gives: all of 39 bits but for where interrupts are written to.
+# The ranges of VT-d: 39 bits without the addresses of interrupt messages.
 VTD = (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, (1 << 39) - 1))
 
 
@@ -34,7 +34,7 @@ def fails(code: int, action: Callable[[], object]) -> DmaMapError:
     return caught.value
 
 
-def test_iovas_come_from_above_4_gib_next_to_each_other() -> None:
+def test_iovas_are_adjacent_above_4_gib() -> None:
     iovas = IovaAllocator(VTD, PAGE)
     assert [iovas.allocate(size * PAGE) for size in (1, 2, 1)] == [
         FOUR_GIB,
@@ -43,7 +43,7 @@ def test_iovas_come_from_above_4_gib_next_to_each_other() -> None:
     ]
 
 
-def test_a_limited_device_gets_the_highest_that_it_reaches() -> None:
+def test_a_limited_device_gets_its_highest_iovas() -> None:
     iovas = IovaAllocator(VTD, PAGE)
     assert iovas.allocate(PAGE, iova_max=(1 << 33) - 1) == FOUR_GIB
     assert iovas.allocate(PAGE, iova_max=(1 << 32) - 1) == (1 << 32) - PAGE
@@ -53,13 +53,13 @@ def test_a_limited_device_gets_the_highest_that_it_reaches() -> None:
     assert iovas.allocate(PAGE, iova_max=FOUR_GIB + 2 * PAGE - 1) == FOUR_GIB + PAGE
 
 
-def test_who_can_have_any_gets_low_ones_only_when_there_are_no_others() -> None:
+def test_low_iovas_are_used_last_without_a_limit() -> None:
     iovas = IovaAllocator([IovaRange(0, FOUR_GIB + 2 * PAGE - 1)], PAGE)
     assert iovas.allocate(2 * PAGE) == FOUR_GIB
     assert iovas.allocate(PAGE) == FOUR_GIB - PAGE
     iovas.free(FOUR_GIB)
     iovas.free(FOUR_GIB - PAGE)
-    assert iovas.allocate(3 * PAGE) == FOUR_GIB - PAGE  # both sides of 4 GiB at once
+    assert iovas.allocate(3 * PAGE) == FOUR_GIB - PAGE  # a range across 4 GiB
 
 
 def test_above_4_gib_the_smallest_range_with_room_is_taken() -> None:
@@ -82,7 +82,7 @@ def test_below_4_gib_the_highest_range_with_room_is_taken() -> None:
     assert iovas.allocate(PAGE, iova_max=2 * GIB + 2 * PAGE) == 2 * GIB + PAGE
 
 
-def test_iova_0_is_only_for_who_asks_for_it() -> None:
+def test_iova_0_is_only_reserved_explicitly() -> None:
     iovas = IovaAllocator([IovaRange(0, 3 * PAGE - 1)], PAGE)
     assert {iovas.allocate(PAGE), iovas.allocate(PAGE)} == {PAGE, 2 * PAGE}
     with pytest.raises(IovaExhaustedError):
@@ -109,7 +109,7 @@ def test_the_last_page(bits: int) -> None:
     assert sorted([iovas.allocate(PAGE), iovas.allocate(PAGE)]) == [low.start, low.start + PAGE]
 
 
-def test_all_there_is_in_one_piece() -> None:
+def test_a_whole_range_can_be_allocated() -> None:
     iovas = IovaAllocator([IovaRange(0, TOP - 1)], PAGE)
     iovas.reserve(0, TOP)
     assert iovas.free_ranges == ()
@@ -144,7 +144,7 @@ def test_alignment_as_large_pages_need_it(align: int, offset: int, iova_max: int
         (PAGE, 2 * PAGE, -PAGE),
     ],
 )
-def test_what_is_not_whole_pages_is_not_rounded(size: int, align: int, offset: int) -> None:
+def test_sizes_are_not_rounded_to_pages(size: int, align: int, offset: int) -> None:
     iovas = IovaAllocator(VTD, PAGE)
     with pytest.raises(DmaRangeError, match=f"{size:#x} bytes") as caught:
         iovas.allocate(size, align=align, offset=offset)
@@ -171,7 +171,7 @@ def test_what_is_not_whole_pages_is_not_rounded(size: int, align: int, offset: i
         (GIB - PAGE, 4 * PAGE, errno.EEXIST),
     ],
 )
-def test_iovas_that_nobody_can_reserve(iova: int, size: int, code: int) -> None:
+def test_invalid_iovas_cannot_be_reserved(iova: int, size: int, code: int) -> None:
     iovas = IovaAllocator(VTD, PAGE)
     iovas.reserve(GIB, 2 * PAGE)
     before = iovas.free_ranges
@@ -190,7 +190,7 @@ def test_only_what_was_allocated_can_be_freed() -> None:
     assert iovas.free_ranges == VTD
 
 
-def test_exhaustion_says_what_is_left_and_changes_nothing() -> None:
+def test_exhaustion_names_the_largest_free_range_and_changes_nothing() -> None:
     iovas = IovaAllocator(VTD, PAGE)
     with pytest.raises(
         IovaExhaustedError, match=r"0x20000000 bytes .* up to 0xfffffff: .* 0x10000000"
@@ -253,27 +253,27 @@ def test_many_holes_are_filled_and_joined() -> None:
     assert min(larger) > max(held)
     assert {iovas.allocate(PAGE) for _ in holes} == set(holes)
     everything = [*held, *larger]
-    random.Random(4).shuffle(everything)  # noqa: S311 - it is to be the same each time
+    random.Random(4).shuffle(everything)  # noqa: S311 - the test must be repeatable
     for iova in everything:
         iovas.free(iova)
     assert iovas.free_ranges == VTD
 
 
-# Few pages at the places where something changes: 0, 4 GiB, and both the usual and the very last end.
+# Few pages around each boundary: 0, 4 GiB, the usual last IOVA, and the last of 64 bits.
 WINDOWS = (0, FOUR_GIB // PAGE - 8, (1 << 39) // PAGE - 16, TOP // PAGE - 16)
 PAGES = [start + page for start in WINDOWS for page in range(16)]
 page_sets = st.sets(st.sampled_from(PAGES), min_size=24).map(frozenset)
 
 
 def joined(pages: frozenset[int]) -> tuple[IovaRange, ...]:
-    """The ranges that pages make, by looking at each page alone."""
+    """Return the ranges of a set of pages, from each page alone."""
     starts = sorted(page * PAGE for page in pages if page - 1 not in pages)
     ends = sorted((page + 1) * PAGE - 1 for page in pages if page + 1 not in pages)
     return tuple(map(IovaRange, starts, ends))
 
 
 class Model(RuleBasedStateMachine):
-    """The allocator beside sets of pages."""
+    """The allocator, compared with sets of pages."""
 
     @initialize(valid=page_sets)
     def start(self, valid: frozenset[int]) -> None:

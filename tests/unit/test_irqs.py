@@ -1,4 +1,4 @@
-"""A device's interrupts: counts, waiting in all ways, and what ends it. The kernel is played by IrqDevice."""
+"""A device's interrupts: counts, all ways to wait, and their end, with IrqDevice in place of the kernel."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ REASON = "the test took it"
 
 
 def open_fds() -> dict[str, str]:
-    """Return what each open fd is, without the one that looks."""
+    """Return the target of each open fd, except that of the directory that is read."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -63,7 +63,7 @@ def open_fds() -> dict[str, str]:
 
 @pytest.fixture
 def device() -> Iterator[IrqDevice]:
-    """An open device; the test leaves no fd open."""
+    """An open device; the test must leave no fd open."""
     before = open_fds()
     opened = IrqDevice()
     yield opened
@@ -90,34 +90,34 @@ def vector(vectors: Vectors) -> Vector:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Look until a condition holds that another thread brings about."""
+    """Poll until another thread makes a condition true."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         os.sched_yield()
 
 
-# What there is
+# Info
 
 
-def test_what_the_device_has(irqs: Irqs) -> None:
+def test_counts_are_those_of_the_device(irqs: Irqs) -> None:
     assert [irq.count for irq in (irqs.intx, irqs.msi, irqs.msix, irqs.err, irqs.req)] == [1, 4, 65, 1, 1]
     assert irqs.intx.info.flags == IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
 
 
-def test_an_index_that_the_kernel_does_not_know_counts_none(device: IrqDevice, irqs: Irqs) -> None:
+def test_an_unknown_index_has_no_vectors(device: IrqDevice, irqs: Irqs) -> None:
     del device.irqs[ERR]
     assert irqs.err.count == 0
     with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no ERR"):
         irqs.err.enable()
 
 
-def test_a_device_that_is_not_pci_has_none_of_these(device: IrqDevice, irqs: Irqs) -> None:
+def test_a_device_that_is_not_pci_has_no_vectors(device: IrqDevice, irqs: Irqs) -> None:
     device.info_flags = 0
     assert irqs.req.count == irqs.msi.count == 0
 
 
-def test_other_errors_are_not_taken_for_absence(device: IrqDevice, irqs: Irqs) -> None:
+def test_other_errors_do_not_mean_missing(device: IrqDevice, irqs: Irqs) -> None:
     device.answers[DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO] = lambda data: -errno.EIO
     with pytest.raises(KernelError) as caught:
         irqs.msi.enable()
@@ -138,11 +138,11 @@ def test_hostile_information_ends_in_vectors_or_a_named_error(
             with irqs.msix.enable(count) as vectors:
                 assert len(vectors) == count <= irqs.msix.count
         except VfioToolError:
-            pass  # and no other error
+            pass  # no other error
 
 
 def scribble(answer: bytes) -> Callable[[bytearray], int]:
-    """Answer an ioctl with any bytes at all, as far as there is room."""
+    """Answer an ioctl with arbitrary bytes, as many as fit."""
 
     def write(data: bytearray) -> int:
         room = min(len(answer), len(data))
@@ -155,7 +155,7 @@ def scribble(answer: bytes) -> Callable[[bytearray], int]:
 # Enabling
 
 
-def test_set_irqs_is_asked_as_the_header_has_it(device: IrqDevice, irqs: Irqs) -> None:
+def test_set_irqs_has_the_layout_of_the_header(device: IrqDevice, irqs: Irqs) -> None:
     asked: list[bytes] = []
     real = device._vfio_device_set_irqs
 
@@ -189,13 +189,15 @@ def test_vectors_are_a_sequence_that_disables(device: IrqDevice, irqs: Irqs) -> 
 
 
 @pytest.mark.parametrize(("count", "has"), [(66, "65 vectors of MSI-X"), (0, "65"), (-1, "65")])
-def test_a_count_that_the_device_does_not_have(device: IrqDevice, irqs: Irqs, count: int, has: str) -> None:
+def test_more_vectors_than_the_device_has_are_an_error(
+    device: IrqDevice, irqs: Irqs, count: int, has: str
+) -> None:
     with pytest.raises(IrqError, match=f"has {has}.* and {count} were requested"):
         irqs.msix.enable(count)
     assert device.set_irqs == []
 
 
-def test_fewer_than_asked_for_leave_nothing(device: IrqDevice, irqs: Irqs) -> None:
+def test_fewer_vectors_than_requested_leave_none_enabled(device: IrqDevice, irqs: Irqs) -> None:
     before = open_fds()
     device.granted = 5
     with pytest.raises(KernelError, match="8 vectors of MSI-X") as caught:
@@ -206,7 +208,7 @@ def test_fewer_than_asked_for_leave_nothing(device: IrqDevice, irqs: Irqs) -> No
     irqs.msix.enable(5).close()
 
 
-def test_an_enable_that_the_kernel_refuses_leaves_nothing(device: IrqDevice, irqs: Irqs) -> None:
+def test_a_refused_enable_leaves_no_eventfd(device: IrqDevice, irqs: Irqs) -> None:
     before = open_fds()
     device.answers[DeviceIoctl.VFIO_DEVICE_SET_IRQS] = lambda data: -errno.ENOMEM
     with pytest.raises(KernelError):
@@ -219,7 +221,7 @@ def test_an_enable_that_the_kernel_refuses_leaves_nothing(device: IrqDevice, irq
 
 @contextmanager
 def fds_left(count: int) -> Iterator[None]:
-    """Let this process open so many more files, and no more."""
+    """Limit this process to a number of further open files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
     highest = max(int(fd) for fd in open_fds())
@@ -238,7 +240,7 @@ def fds_left(count: int) -> Iterator[None]:
             os.close(one)
 
 
-def test_too_many_open_files_leave_nothing(device: IrqDevice, irqs: Irqs) -> None:
+def test_too_many_open_files_leave_no_eventfd(device: IrqDevice, irqs: Irqs) -> None:
     with fds_left(3), pytest.raises(KernelError, match="too many open files") as caught:
         irqs.msix.enable(4)
     assert "ulimit -n" in caught.value.hint
@@ -279,7 +281,7 @@ def test_a_kernel_that_does_not_disable_leaves_no_fd_open(device: IrqDevice, irq
 # Counts
 
 
-def test_counts_are_exact_and_each_is_given_once(device: IrqDevice, vectors: Vectors) -> None:
+def test_counts_are_exact_and_returned_once(device: IrqDevice, vectors: Vectors) -> None:
     for _ in range(1000):
         vectors[0].trigger()
     device.raise_irq(MSIX, 2)
@@ -294,7 +296,7 @@ def test_a_count_does_not_wait(device: IrqDevice, vector: Vector) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.001, float("nan")])
-def test_no_interrupt_in_time(vector: Vector, timeout: float) -> None:
+def test_no_interrupt_in_time_is_a_timeout(vector: Vector, timeout: float) -> None:
     with pytest.raises(IrqTimeoutError, match=f"MSI-X 1 of {ADDRESS} was not signalled within") as caught:
         vector.wait(timeout)
     assert isinstance(caught.value, TimeoutError)
@@ -302,7 +304,7 @@ def test_no_interrupt_in_time(vector: Vector, timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, float("inf"), 1e30])
-def test_a_wait_that_may_last_for_ever_ends_with_the_interrupt(vector: Vector, timeout: float | None) -> None:
+def test_a_wait_without_a_limit_ends_with_the_interrupt(vector: Vector, timeout: float | None) -> None:
     vector.trigger()
     assert vector.wait(timeout) == 1
 
@@ -327,7 +329,7 @@ def test_a_count_that_no_device_reaches_is_an_error(vector: Vector) -> None:
 
 @contextmanager
 def alarms(handler: Callable[[], None], interval: float = 0) -> Iterator[None]:
-    """Have a signal come soon, and again where there is an interval."""
+    """Raise a signal soon, and repeatedly if there is an interval."""
     former = signal.signal(signal.SIGALRM, lambda number, frame: handler())
     signal.setitimer(signal.ITIMER_REAL, 0.01, interval)
     try:
@@ -342,7 +344,7 @@ def test_a_signal_handler_runs_while_its_thread_waits(vector: Vector) -> None:
         assert vector.wait(30) == 1
 
 
-def test_what_a_signal_handler_raises_ends_the_wait(vector: Vector) -> None:
+def test_an_exception_of_a_signal_handler_ends_the_wait(vector: Vector) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -357,7 +359,7 @@ def test_signals_do_not_prolong_a_wait(vector: Vector) -> None:
 
     def note() -> None:
         came.append(time.monotonic())
-        if len(came) == 100:  # a wait that began anew with each would have ended never
+        if len(came) == 100:  # a wait that restarts at each signal would never end
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     start = time.monotonic()
@@ -367,12 +369,12 @@ def test_signals_do_not_prolong_a_wait(vector: Vector) -> None:
     assert 1 <= len(came) < 100
 
 
-def test_a_signal_handler_may_close_what_its_thread_waits_for(vectors: Vectors) -> None:
+def test_a_signal_handler_may_close_the_vector_of_its_thread(vectors: Vectors) -> None:
     with alarms(vectors.close), pytest.raises(ClosedError):
         vectors[0].wait(30)
 
 
-# Who waits when it ends
+# Waits at the end of a vector
 
 ENDS: dict[str, Callable[[IrqDevice, Irqs, Vectors], object]] = {
     "vectors.close": lambda device, irqs, vectors: vectors.close(),
@@ -386,7 +388,7 @@ End = Callable[[IrqDevice, Irqs, Vectors], object]
 
 
 def in_threads(count: int, action: Callable[[], object]) -> tuple[list[threading.Thread], list[object]]:
-    """Run an action in threads, and collect what each returns or raises."""
+    """Run an action in threads, and collect the result or exception of each."""
     results: list[object] = []
 
     def run() -> None:
@@ -408,7 +410,9 @@ def joined(threads: list[threading.Thread]) -> bool:
 
 
 @ends
-def test_all_threads_that_wait_are_told(device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End) -> None:
+def test_all_waiting_threads_are_woken_by_the_end(
+    device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End
+) -> None:
     threads, results = in_threads(4, vectors[1].wait)
     until(lambda: vectors[1]._inside == 4)
     end(device, irqs, vectors)
@@ -417,7 +421,9 @@ def test_all_threads_that_wait_are_told(device: IrqDevice, irqs: Irqs, vectors: 
 
 
 @ends
-def test_after_the_end_each_use_says_so(device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End) -> None:
+def test_after_the_end_each_use_raises_closed_error(
+    device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End
+) -> None:
     end(device, irqs, vectors)
     vector = vectors[1]
     uses: tuple[Callable[[], object], ...] = (vector.wait, vector.read, vector.fileno, vector.trigger)
@@ -429,7 +435,7 @@ def test_after_the_end_each_use_says_so(device: IrqDevice, irqs: Irqs, vectors: 
     assert vector.closed
 
 
-def test_the_reason_is_told(device: IrqDevice, vectors: Vectors) -> None:
+def test_closed_error_has_the_reason(device: IrqDevice, vectors: Vectors) -> None:
     device.revoke(REASON)
     with pytest.raises(ClosedError) as caught:
         vectors[0].wait()
@@ -437,7 +443,9 @@ def test_the_reason_is_told(device: IrqDevice, vectors: Vectors) -> None:
 
 
 @ends
-def test_a_task_that_waits_is_told(device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End) -> None:
+def test_a_waiting_task_is_woken_by_the_end(
+    device: IrqDevice, irqs: Irqs, vectors: Vectors, end: End
+) -> None:
     async def run() -> list[object]:
         tasks = [asyncio.create_task(vectors[1].wait_async()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -447,7 +455,7 @@ def test_a_task_that_waits_is_told(device: IrqDevice, irqs: Irqs, vectors: Vecto
     assert [type(result) for result in asyncio.run(run())] == [ClosedError] * 3
 
 
-def test_a_loop_of_others_is_woken_when_the_device_is_given_back(device: IrqDevice, vector: Vector) -> None:
+def test_a_foreign_event_loop_is_woken_when_the_device_is_released(device: IrqDevice, vector: Vector) -> None:
     with select.epoll() as epoll:
         epoll.register(vector, select.EPOLLIN)
         ready: list[list[tuple[int, int]]] = []
@@ -461,7 +469,7 @@ def test_a_loop_of_others_is_woken_when_the_device_is_given_back(device: IrqDevi
 
 
 def test_threads_race_for_counts_and_none_is_lost(device: IrqDevice, vector: Vector) -> None:
-    """Four threads take what a fifth triggers, until all are closed under them."""
+    """Four threads read the counts that a fifth triggers, until all vectors are closed."""
     total = [0] * 4
 
     def take(number: int) -> None:
@@ -510,13 +518,13 @@ def test_a_task_waits(device: IrqDevice, vector: Vector) -> None:
     assert asyncio.run(run()) == 1
 
 
-def test_a_task_whose_time_is_up(vector: Vector) -> None:
+def test_a_task_times_out(vector: Vector) -> None:
     for timeout in (0, 0.01):
         with pytest.raises(IrqTimeoutError):
             asyncio.run(vector.wait_async(timeout))
 
 
-def test_what_a_cancelled_task_awaited_is_there_for_the_next(device: IrqDevice, vector: Vector) -> None:
+def test_a_cancelled_task_consumes_no_interrupt(device: IrqDevice, vector: Vector) -> None:
     async def run() -> int:
         task = asyncio.create_task(vector.wait_async())
         await asyncio.sleep(0)
@@ -531,7 +539,7 @@ def test_what_a_cancelled_task_awaited_is_there_for_the_next(device: IrqDevice, 
     assert open_fds() == before
 
 
-def test_tasks_share_what_comes(device: IrqDevice, vector: Vector) -> None:
+def test_tasks_share_the_interrupts(device: IrqDevice, vector: Vector) -> None:
     async def run() -> list[int]:
         tasks = [asyncio.create_task(vector.wait_async(30)) for _ in range(3)]
         for number in range(1, 4):
@@ -576,7 +584,7 @@ def test_the_kernel_masks_nothing_else(device: IrqDevice, vector: Vector) -> Non
 # Growth
 
 
-def test_msix_grows_where_the_kernel_can(device: IrqDevice, vectors: Vectors) -> None:
+def test_msix_grows_if_the_kernel_can(device: IrqDevice, vectors: Vectors) -> None:
     first = [vector.fileno() for vector in vectors]
     vectors[0].trigger()
     made = vectors.grow(65)
@@ -604,7 +612,7 @@ def test_a_kernel_that_cannot_resize_is_named(device: IrqDevice, irqs: Irqs) -> 
     assert len(vectors) == device.armed(MSIX) == 3
 
 
-def test_a_growth_that_fails_changes_nothing(device: IrqDevice, vectors: Vectors) -> None:
+def test_a_failed_growth_changes_nothing(device: IrqDevice, vectors: Vectors) -> None:
     before = open_fds()
     device.granted = 10
     with pytest.raises(KernelError):
@@ -636,7 +644,7 @@ def test_rearm_keeps_eventfds_and_counts(device: IrqDevice, irqs: Irqs, vectors:
         assert [vector.fileno() for vector in vectors] == fds
 
 
-def test_rearm_of_a_closed_kind_is_nothing(device: IrqDevice, irqs: Irqs, vectors: Vectors) -> None:
+def test_rearm_skips_closed_vectors(device: IrqDevice, irqs: Irqs, vectors: Vectors) -> None:
     vectors.close()
     device.set_irqs.clear()
     irqs.rearm()
@@ -655,7 +663,9 @@ def test_a_rearm_that_fails_leaves_nothing_enabled(device: IrqDevice, irqs: Irqs
 # Processes
 
 
-def test_a_forked_child_has_none_and_disables_none(device: IrqDevice, irqs: Irqs, vectors: Vectors) -> None:
+def test_a_forked_child_has_no_vectors_and_disables_none(
+    device: IrqDevice, irqs: Irqs, vectors: Vectors
+) -> None:
     pid = os.fork()
     if not pid:
         os._exit(child_of_a_fork(device, vectors))
@@ -666,7 +676,7 @@ def test_a_forked_child_has_none_and_disables_none(device: IrqDevice, irqs: Irqs
 
 
 def child_of_a_fork(device: IrqDevice, vectors: Vectors) -> int:
-    """Return 0 if a child neither has the interrupts nor asks the kernel to disable them."""
+    """Return 0 if a child has no interrupts, and does not make the kernel disable them."""
     asked = len(device.set_irqs)
     try:
         vectors[0].wait(0)

@@ -1,4 +1,4 @@
-"""Memory for devices: what it is made of, who holds it, how it is brought in. A guest has real pools."""
+"""Memory for DMA: its pages, its references, and how it becomes present. A lab guest has real pools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ THP = "sys/kernel/mm/transparent_hugepage/enabled"
 
 
 class Machine:
-    """The files that tell of huge pages, and a kernel that gives out as many as they say, but no memory."""
+    """The sysfs files of huge pages, and a kernel that grants as many pages as they say, but no memory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,7 +68,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine that has transparent huge pages and no pool."""
+    """A machine with transparent huge pages and without a pool."""
     made = Machine(tmp_path)
     monkeypatch.setattr(memory, "Tree", lambda: Tree(str(tmp_path)))
     monkeypatch.setattr(memory, "_mapped", made.map)
@@ -77,14 +77,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def present(address: int, size: int) -> list[bool]:
-    """Say of each page whether the kernel has it in place (Documentation/admin-guide/mm/pagemap.rst)."""
+    """Return for each page True if it is present (Documentation/admin-guide/mm/pagemap.rst)."""
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         pagemap.seek(address // PAGE * 8)
         return [bool(entry >> 63) for (entry,) in struct.iter_unpack("<Q", pagemap.read(size // PAGE * 8))]
 
 
 def area_flags(address: int) -> set[str]:
-    """Return the flags of the mapping at an address, as ``VmFlags`` of proc_pid_smaps(5) has them."""
+    """Return the ``VmFlags`` of the mapping at an address (proc_pid_smaps(5))."""
     found = False
     with open("/proc/self/smaps", encoding="ascii") as smaps:
         for line in smaps:
@@ -110,7 +110,7 @@ def test_small_pages_are_present_and_zero() -> None:
         assert bytes(made.source[made.offset :][: made.size]) == bytes(made.size)
 
 
-def test_transparent_huge_pages_start_where_one_can() -> None:
+def test_transparent_huge_pages_are_aligned() -> None:
     with Memory(HUGE + PAGE, PageKind.THP) as made:
         assert (made.kind, made.page_size, made.size) == (PageKind.THP, HUGE, HUGE + PAGE)
         assert made.address % HUGE == 0
@@ -134,7 +134,7 @@ def test_source_and_offset_are_where_the_address_is(pages: str) -> None:
 
 
 @pytest.mark.parametrize("pages", ["4K", "thp"])
-def test_close_leaves_memory_to_who_still_refers_to_it(pages: str) -> None:
+def test_closed_memory_stays_for_its_references(pages: str) -> None:
     made = Memory(PAGE, pages)
     address = made.address
     view = memoryview(made.source)[made.offset :]
@@ -148,7 +148,7 @@ def test_close_leaves_memory_to_who_still_refers_to_it(pages: str) -> None:
     assert "wf" not in area_flags(address)
 
 
-def test_nothing_of_closed_memory_can_be_had() -> None:
+def test_closed_memory_has_no_address_or_source() -> None:
     made = Memory(PAGE)
     made.close()
     with pytest.raises(ClosedError):
@@ -173,14 +173,14 @@ def test_a_forked_child_sees_zeros(pages: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_no_memory_has_that_size(size: int) -> None:
+def test_a_size_must_be_positive(size: int) -> None:
     with pytest.raises(DmaRangeError, match=f"{size} bytes"):
         Memory(size)
 
 
 @pytest.mark.parametrize("pages", ["auto", "4K", "thp", "2M", "1G"])
 @pytest.mark.parametrize("size", [1 << 60, 1 << 64, 1 << 80])
-def test_more_memory_than_there_is(size: int, pages: str) -> None:
+def test_more_memory_than_the_machine_has_is_an_error(size: int, pages: str) -> None:
     with pytest.raises((KernelError, UnsupportedError)) as caught:
         Memory(size, pages)
     if isinstance(caught.value, KernelError):
@@ -189,7 +189,7 @@ def test_more_memory_than_there_is(size: int, pages: str) -> None:
 
 
 @pytest.mark.parametrize("pages", ["", "AUTO", "2m", "3M"])
-def test_pages_that_nobody_knows(pages: str) -> None:
+def test_an_unknown_kind_of_pages_is_an_error(pages: str) -> None:
     with pytest.raises(UsageError) as caught:
         Memory(PAGE, pages)
     assert caught.value.hint == "use auto, 4K, thp, 2M, 1G"
@@ -220,7 +220,7 @@ def test_auto_takes_the_largest_pages_that_waste_little(
         assert (made.kind, made.size) == (kind, has)
 
 
-def test_auto_takes_what_is_left(machine: Machine) -> None:
+def test_auto_falls_back_to_available_pages(machine: Machine) -> None:
     machine.pool(HUGE, total=4, free=3, reserved=2)
     with Memory(HUGE) as made:
         assert made.kind is PageKind.HUGE_2M
@@ -266,7 +266,7 @@ def test_a_machine_without_transparent_huge_pages(machine: Machine, mode: str | 
     assert f"echo madvise > /{THP}" in caught.value.hint
 
 
-def test_what_cannot_be_brought_in_is_freed(machine: Machine) -> None:
+def test_memory_that_cannot_be_made_present_is_freed(machine: Machine) -> None:
     machine.pool(HUGE, total=1, free=1)
     machine.refusal = -errno.EFAULT
     with pytest.raises(KernelError, match="MADV_POPULATE_WRITE on 0x200000 bytes in 4K pages") as caught:
@@ -275,7 +275,7 @@ def test_what_cannot_be_brought_in_is_freed(machine: Machine) -> None:
     assert [source.closed for source in machine.made] == [True, True, True]
 
 
-# What the shim does, on memory of all sorts.
+# vt_prefault on all kinds of memory
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -283,13 +283,13 @@ LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, cty
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 SIZE = 40 * MIB
-"""What more than one thread takes a part in."""
+"""A size that takes more than one thread."""
 
 
 @pytest.fixture
 def area() -> Iterator[mmap.mmap]:
     made = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    made.madvise(mmap.MADV_HUGEPAGE)  # or it would take its time
+    made.madvise(mmap.MADV_HUGEPAGE)  # otherwise it would take long
     yield made
     made.close()
 
@@ -299,7 +299,7 @@ def address_of(area: mmap.mmap) -> int:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_all_is_present_and_as_it_was(area: mmap.mmap, count: int) -> None:
+def test_prefault_makes_all_pages_present_and_keeps_their_contents(area: mmap.mmap, count: int) -> None:
     area[SIZE - 3 * PAGE] = 7
     before = threads()
     address = address_of(area)
@@ -311,7 +311,7 @@ def test_all_is_present_and_as_it_was(area: mmap.mmap, count: int) -> None:
     assert area.find(b"\7") == SIZE - 3 * PAGE
 
 
-def test_no_bytes_at_all(area: mmap.mmap) -> None:
+def test_prefault_of_no_bytes_does_nothing(area: mmap.mmap) -> None:
     assert lib.vt_prefault(address_of(area), 0, PAGE, 0) == 0
     assert not any(present(address_of(area), PAGE))
 
@@ -326,18 +326,18 @@ def test_no_bytes_at_all(area: mmap.mmap) -> None:
         (0, PAGE, 64 * GIB),
     ],
 )
-def test_what_is_not_whole_pages(area: mmap.mmap, start: int, size: int, page: int) -> None:
+def test_prefault_refuses_partial_pages(area: mmap.mmap, start: int, size: int, page: int) -> None:
     assert lib.vt_prefault(address_of(area) + start, size, page, 0) == -errno.EINVAL
 
 
 @pytest.mark.parametrize("size", [PAGE, 2 * PAGE, SIZE])
-def test_what_ends_at_or_beyond_64_bits(size: int) -> None:
+def test_prefault_refuses_ranges_beyond_64_bits(size: int) -> None:
     assert lib.vt_prefault((1 << 64) - PAGE, size, PAGE, 0) in (-errno.EINVAL, -errno.ENOMEM)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("protection", [mmap.PROT_READ, 0])
-def test_what_may_not_be_written(protection: int, count: int) -> None:
+def test_prefault_refuses_read_only_memory(protection: int, count: int) -> None:
     address = LIBC.mmap(None, SIZE, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     before = threads()
     assert lib.vt_prefault(address, SIZE, PAGE, count) in (-errno.EINVAL, -errno.EFAULT)
@@ -346,7 +346,7 @@ def test_what_may_not_be_written(protection: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_hole(count: int) -> None:
+def test_prefault_refuses_a_hole(count: int) -> None:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     address = LIBC.mmap(None, SIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(SIZE), mmap.MADV_HUGEPAGE)

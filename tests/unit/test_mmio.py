@@ -1,6 +1,6 @@
-"""Mapped registers over plain memory: exact widths, bounds, rights, and windows taken away while in use.
+"""Mapped registers over plain memory: exact widths, bounds, rights, and revocation during use.
 
-What a device sees of an access is in tests/contract/test_regions.py.
+tests/contract/test_regions.py tests what a device sees of an access.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def window(memory: bytearray) -> Mmio:
 
 @pytest.fixture
 def file() -> Iterator[int]:
-    """A file of four pages, each byte its page's number."""
+    """A file of four pages; each byte is the number of its page."""
     fd = os.memfd_create("device")
     os.write(fd, b"".join(bytes([number]) * PAGE for number in range(4)))
     yield fd
@@ -70,7 +70,7 @@ def write(window: Mmio, width: int, offset: int, value: int) -> None:
 
 
 def mappings(address: int) -> str:
-    """Return the line of /proc/self/maps that has the address, or nothing."""
+    """Return the line of /proc/self/maps for an address, or an empty string."""
     with open("/proc/self/maps", encoding="ascii") as lines:
         for line in lines:
             start, end = (int(part, 16) for part in line.split()[0].split("-"))
@@ -159,7 +159,7 @@ def test_no_access_leaves_the_window(width: int, offset: int, value: int) -> Non
         (lambda w: w.write_fifo(0, bytes(4), 33), "has an invalid width"),
     ],
 )
-def test_an_access_that_is_refused_says_why(
+def test_the_error_of_a_refused_access_has_the_reason(
     window: Mmio, memory: bytearray, use: Callable[[Mmio], object], message: str
 ) -> None:
     with pytest.raises(AccessError, match=message) as caught:
@@ -168,7 +168,7 @@ def test_an_access_that_is_refused_says_why(
     assert memory == PATTERN
 
 
-def test_what_may_not_be_written_is_read_all_the_same() -> None:
+def test_a_read_only_window_can_be_read() -> None:
     window = Mmio.of_memory(PATTERN, write=False, name=NAME)
     uses: list[Callable[[], None]] = [
         lambda: window.write8(0, 0),
@@ -255,14 +255,14 @@ def test_a_file_is_mapped_from_any_byte_on(file: int) -> None:
             window.read8(2 * PAGE)
 
 
-def test_alignment_is_the_devices_and_not_the_windows(file: int) -> None:
+def test_alignment_counts_from_the_device_not_from_the_window(file: int) -> None:
     with mapped(file, 2, 8) as window:
         assert window.read32(2) == 0
         with pytest.raises(AccessError, match="is misaligned"):
             window.read32(0)
 
 
-def test_it_outlives_its_descriptor() -> None:
+def test_a_window_outlives_its_descriptor() -> None:
     fd = os.memfd_create("device")
     os.truncate(fd, PAGE)
     with mapped(fd) as window:
@@ -278,12 +278,12 @@ def test_it_outlives_its_descriptor() -> None:
         (0, (1 << 63) - 1), ((1 << 63) - 1, (1 << 63) - 1), (1 << 70, 1 << 70),
     ],
 )  # fmt: skip
-def test_what_no_file_has_is_not_mapped(file: int, offset: int, size: int) -> None:
+def test_invalid_file_ranges_are_not_mapped(file: int, offset: int, size: int) -> None:
     with pytest.raises(KernelError, match=f"mmap on {NAME} failed"):
         mapped(file, offset, size)
 
 
-def test_a_file_that_is_only_read_is_mapped_so(file: int) -> None:
+def test_a_read_only_file_is_mapped_read_only(file: int) -> None:
     fd = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     with pytest.raises(KernelError) as caught:
         mapped(fd)
@@ -296,7 +296,7 @@ def test_a_file_that_is_only_read_is_mapped_so(file: int) -> None:
 # The end of a window
 
 
-def test_close_takes_the_file_away_and_then_does_nothing(file: int) -> None:
+def test_close_unmaps_the_file_once(file: int) -> None:
     window = mapped(file)
     address = window.address
     assert "memfd:device" in mappings(address)
@@ -321,7 +321,7 @@ CLOSED_USES: list[Callable[[Mmio], object]] = [
 
 
 @pytest.mark.parametrize("use", CLOSED_USES)
-def test_a_window_that_was_revoked_tells_everybody_why(file: int, use: Callable[[Mmio], object]) -> None:
+def test_errors_of_a_revoked_window_have_the_reason(file: int, use: Callable[[Mmio], object]) -> None:
     window = mapped(file)
     window.revoke("the kernel asks for it")
     with pytest.raises(ClosedError, match=f"{NAME} is closed") as caught:
@@ -331,14 +331,14 @@ def test_a_window_that_was_revoked_tells_everybody_why(file: int, use: Callable[
     assert window.size == PAGE
 
 
-def test_plain_memory_is_closed_and_left_alone(window: Mmio, memory: bytearray) -> None:
+def test_closing_a_window_over_memory_leaves_the_memory(window: Mmio, memory: bytearray) -> None:
     window.close()
     with pytest.raises(ClosedError):
         window.write8(0, 0)
     assert memory == PATTERN
 
 
-def test_its_addresses_are_freed_when_it_dies(file: int) -> None:
+def test_the_addresses_of_a_window_are_freed_with_it(file: int) -> None:
     window = mapped(file)
     address = window.address
     window.close()
@@ -351,7 +351,7 @@ def test_its_addresses_are_freed_when_it_dies(file: int) -> None:
 
 @pytest.mark.parametrize("use", [lambda w: w.read32(99), lambda w: w.write_block(1, memoryview(bytes(8)))])
 def test_the_collector_survives_windows_over_views(use: Callable[[Mmio], object]) -> None:
-    """An error's traceback makes a cycle of them; cffi's buffer over a view must not be in it."""
+    """An error's traceback makes a cycle; a cffi buffer over a view must not be part of it."""
     for _ in range(100):
         with pytest.raises(AccessError) as caught:
             use(Mmio.of_memory(memoryview(bytearray(SIZE))))
@@ -379,7 +379,7 @@ def test_repr(file: int) -> None:
 
 
 def test_revoke_while_threads_access(file: int) -> None:
-    """No access crashes or is lost in between: each either reached the file, or memory, or says closed."""
+    """No access crashes or is lost: each reaches the file or plain memory, or raises ClosedError."""
     current = [mapped(file)]
     done = threading.Event()
     outcomes: list[BaseException] = []
@@ -424,7 +424,7 @@ def test_two_threads_close_one_window(file: int) -> None:
         assert window.closed
 
 
-def test_a_child_of_fork_lets_go_of_its_copy_alone(file: int) -> None:
+def test_a_forked_child_frees_only_its_copy(file: int) -> None:
     window = mapped(file)
     pid = os.fork()
     if not pid:  # pragma: no cover - in the child
@@ -439,10 +439,10 @@ def test_a_child_of_fork_lets_go_of_its_copy_alone(file: int) -> None:
     window.close()
 
 
-# Sleep
+# Blocked windows
 
 
-def test_a_window_that_sleeps_refuses_and_wakes(file: int) -> None:
+def test_a_blocked_window_refuses_accesses_until_it_wakes(file: int) -> None:
     with mapped(file, PAGE + 8, 16) as window:
         address = window.address
         window.sleep("its memory is turned off", "set memory to True")
@@ -461,7 +461,7 @@ def test_a_window_that_sleeps_refuses_and_wakes(file: int) -> None:
         assert os.pread(file, 1, PAGE + 8) == b"\x09"
 
 
-def test_a_window_that_cannot_be_mapped_again_sleeps_on(file: int) -> None:
+def test_a_window_that_cannot_be_mapped_again_stays_blocked(file: int) -> None:
     with mapped(file) as window, open(os.devnull, "rb") as other:
         window.sleep("it is off", "turn it on")
         with pytest.raises(KernelError):
@@ -481,8 +481,8 @@ def test_a_window_that_was_revoked_does_not_wake(file: int) -> None:
     assert "memfd" not in mappings(address)
 
 
-def test_a_device_that_is_off_kills_only_who_does_not_sleep() -> None:
-    """The kernel answers an access beyond a file's end as it answers one to a device that is off."""
+def test_a_device_that_is_off_kills_only_unblocked_accesses() -> None:
+    """An access beyond a file's end raises the same signal as an access to a device that is off."""
     program = """if True:
         import os, sys
         from vfiotool.errors import AccessError

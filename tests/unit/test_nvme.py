@@ -1,4 +1,4 @@
-"""The NVMe driver over plain memory: commands, PRPs, the ring in C, and a controller that lies."""
+"""The NVMe driver over plain memory: commands, PRPs, the queue in C, and a misbehaving controller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT = 0.002
 # Registers and commands
 
 
-def test_registers_and_doorbells_are_where_the_specification_has_them() -> None:
+def test_registers_and_doorbells_are_at_the_specified_offsets() -> None:
     assert {name: register.offset for name, register in NvmeRegisters._members.items()} == {
         "cap": 0x0, "vs": 0x8, "cc": 0x14, "csts": 0x1C, "aqa": 0x24, "asq": 0x28, "acq": 0x30,
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_registers_and_doorbells_are_where_the_specification_has_them() -> None:
         (commands.delete_completion_queue(5), {"opcode": 0x04, "cdw10": 5}),
     ],
 )
-def test_commands_are_built_as_the_specification_draws_them(command: bytes, fields: dict[str, int]) -> None:
+def test_commands_have_the_specified_layout(command: bytes, fields: dict[str, int]) -> None:
     assert Command.of(command)._asdict() == dict.fromkeys(Command._fields, 0) | fields
 
 
@@ -78,12 +78,12 @@ def test_commands_are_built_as_the_specification_draws_them(command: bytes, fiel
 
 
 def pages_of(iova: int, size: int) -> list[int]:
-    """The PRP entries of a piece of memory, byte by page, as section 4.1.1 has it."""
+    """Return the PRP entries of a piece of memory by section 4.1.1."""
     return sorted({max(at // PAGE * PAGE, iova) for at in (*range(iova, iova + size, PAGE), iova + size - 1)})
 
 
 def prps(iova: int, size: int, room: int) -> tuple[int, list[int], list[int]]:
-    """What C makes of it: its result, PRP1 and PRP2, and the list."""
+    """Return the result of the C function, PRP1 and PRP2, and the list."""
     entries = ffi.new("uint64_t[]", room + 1)
     pair = ffi.new("uint64_t[2]")
     result = lib.vt_nvme_prps(iova, size, PAGE, entries, 0xBEEF000, room, pair)
@@ -120,20 +120,20 @@ def test_prps_are_those_of_a_naive_model(iova: int, size: int) -> None:
         (IOVA + 4, 3 * PAGE, 2),
     ],
 )
-def test_prps_that_cannot_be_are_refused(iova: int, size: int, room: int) -> None:
+def test_invalid_prps_are_refused(iova: int, size: int, room: int) -> None:
     result, _, entries = prps(iova, size, room)
     assert result == EINVAL
     assert not any(entries)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 3 * PAGE), (4, 2 * PAGE), (PAGE - 4, 2 * PAGE + 8)])
-def test_a_list_may_be_full(offset: int, size: int) -> None:
+def test_a_prp_list_may_be_full(offset: int, size: int) -> None:
     result, _, entries = prps(IOVA + offset, size, 2 + (offset > 4))
     assert result == 0
     assert all(entries)
 
 
-def test_each_command_in_flight_has_a_list_of_its_own() -> None:
+def test_each_command_in_flight_has_a_separate_prp_list() -> None:
     model = QueueModel(entries=4, list_entries=8)
     places = [DATA, DATA + 8 * PAGE, DATA + 16 * PAGE]
     for place in places:
@@ -147,10 +147,10 @@ def test_each_command_in_flight_has_a_list_of_its_own() -> None:
         assert at // PAGE == (at + 7 * 8 - 1) // PAGE, "a list must not cross a page"
 
 
-# The ring
+# The queue pair
 
 
-def test_a_read_and_a_write_say_what_the_specification_wants() -> None:
+def test_reads_and_writes_have_the_specified_fields() -> None:
     model = QueueModel()
     model.pair.submit_op(READ, 0x1_2345_6789, 2, DATA)
     model.pair.submit_op(WRITE, 7, 15, DATA + 512)
@@ -163,8 +163,8 @@ def test_a_read_and_a_write_say_what_the_specification_wants() -> None:
 
 
 @given(st.data())
-def test_any_order_of_work_gives_each_command_its_own_completion(data: st.DataObject) -> None:
-    """A ring against a dict: what was submitted completes once, with its own words, in any order."""
+def test_each_command_has_its_own_completion_in_any_order(data: st.DataObject) -> None:
+    """A queue pair against a dict: each command completes once, with its own words, in any order."""
     model = QueueModel(entries=data.draw(st.integers(2, 9)))
     in_flight: dict[int, int] = {}
     done: list[Completion] = []
@@ -189,7 +189,7 @@ def test_any_order_of_work_gives_each_command_its_own_completion(data: st.DataOb
     assert [command.nsid for command in model.seen] == sorted(command.nsid for command in model.seen)
 
 
-def test_a_full_ring_refuses_and_goes_on() -> None:
+def test_a_full_queue_refuses_commands_and_stays_usable() -> None:
     model = QueueModel(entries=4)
     cids = [model.pair.submit(commands.flush(1)) for _ in range(3)]
     with pytest.raises(UsageError, match="full"):
@@ -202,7 +202,7 @@ def test_a_full_ring_refuses_and_goes_on() -> None:
     assert model.pair.submit(commands.flush(1)) == cids[1]
 
 
-def test_entries_of_the_last_round_are_not_taken_again() -> None:
+def test_entries_of_the_last_pass_are_not_taken_again() -> None:
     model = QueueModel(entries=2)
     for number in range(1, 9):
         assert model.pair.poll(9, 0) == []
@@ -213,14 +213,14 @@ def test_entries_of_the_last_round_are_not_taken_again() -> None:
         assert model.pair.poll(9, 0) == [(cid, 0, number)]
 
 
-def test_the_controller_is_told_late_of_what_was_taken_and_always_has_room() -> None:
+def test_completions_are_acknowledged_late_and_always_have_room() -> None:
     model = QueueModel(entries=8)
     with model.running():
         model.pair.run("reads", make_ops(READ, range(100), 1, DATA), 3, 10)
     assert model.tellings <= 100 // (8 - 1 - 3) + 1
 
 
-def test_a_job_is_done_at_depth_and_each_op_has_its_own_status() -> None:
+def test_a_job_runs_at_its_depth_and_each_op_has_its_status() -> None:
     most = 0
 
     def carry_out(command: Command) -> tuple[int, int]:
@@ -254,7 +254,7 @@ def test_a_malformed_op_keeps_all_from_the_controller() -> None:
     assert model.seen == []
 
 
-def test_a_job_must_have_the_queue_for_itself() -> None:
+def test_a_job_needs_an_idle_queue() -> None:
     model = QueueModel()
     cid = model.pair.submit(commands.flush(1))
     ops = make_ops(READ, [1], 1, DATA)
@@ -269,7 +269,7 @@ def test_a_job_must_have_the_queue_for_itself() -> None:
 # Time
 
 
-def test_nothing_in_flight_gives_nothing_in_time() -> None:
+def test_a_poll_of_an_idle_queue_ends_in_time() -> None:
     started = time.monotonic()
     assert QueueModel().pair.poll(1, SHORT) == []
     assert time.monotonic() - started >= SHORT
@@ -288,7 +288,7 @@ def test_a_command_that_is_late_disturbs_no_other() -> None:
     assert model.pair.in_flight == 0
 
 
-def test_a_job_that_is_late_leaves_the_ring_usable_once_it_is_done() -> None:
+def test_a_late_job_leaves_the_queue_usable_once_it_is_done() -> None:
     model = QueueModel(carry_out=lambda command: None)
     with pytest.raises(NvmeTimeoutError, match="5 of 5 commands did not complete"):
         model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, SHORT)
@@ -304,7 +304,7 @@ def test_a_job_that_is_late_leaves_the_ring_usable_once_it_is_done() -> None:
     assert model.pair.poll(9, 0) == []
 
 
-def test_another_commands_completion_is_kept_for_who_polls() -> None:
+def test_completions_of_other_commands_are_kept_for_poll() -> None:
     model = QueueModel(interrupts=True)
     cid = model.pair.submit(commands.flush(5))
     model.step()
@@ -315,7 +315,7 @@ def test_another_commands_completion_is_kept_for_who_polls() -> None:
 # Interrupts
 
 
-def test_with_a_vector_the_ring_sleeps_until_its_interrupt() -> None:
+def test_with_a_vector_the_queue_sleeps_until_its_interrupt() -> None:
     model = QueueModel(interrupts=True)
     model.pair.run("reads", make_ops(READ, range(6), 1, DATA), 2, 10)
     assert model.waits == 6
@@ -326,20 +326,20 @@ def test_with_a_vector_the_ring_sleeps_until_its_interrupt() -> None:
     assert model.waits == 7
 
 
-def test_with_a_vector_too_a_dead_controller_is_seen() -> None:
+def test_with_a_vector_a_failed_controller_is_noticed() -> None:
     model = QueueModel(interrupts=True, carry_out=lambda command: None)
     model.registers.write32(CSTS, 0x3)
     with pytest.raises(NvmeError, match=r"CSTS\.CFS"):
         model.pair.execute("flush", commands.flush(1), 10)
 
 
-# Controllers that lie, fail or go
+# Controllers that misbehave, fail or vanish
 
 
 @pytest.mark.parametrize("cid", [6, 7, 8, 0x7FFF, 0xFFFF, 3])
-def test_a_completion_of_what_was_not_submitted_is_an_error(cid: int) -> None:
+def test_a_completion_of_an_unknown_command_is_an_error(cid: int) -> None:
     model = QueueModel(entries=8)
-    model.pair.submit(commands.flush(1))  # it is 0
+    model.pair.submit(commands.flush(1))  # its identifier is 0
     model.fetch()
     model.complete(cid)
     for _ in range(2):
@@ -348,7 +348,7 @@ def test_a_completion_of_what_was_not_submitted_is_an_error(cid: int) -> None:
     assert model.pair.in_flight == 1
 
 
-def test_what_completes_twice_is_an_error() -> None:
+def test_a_second_completion_of_a_command_is_an_error() -> None:
     model = QueueModel(entries=8)
     cid = model.pair.submit(commands.flush(1))
     model.fetch()
@@ -360,7 +360,7 @@ def test_what_completes_twice_is_an_error() -> None:
 
 
 @given(st.binary(min_size=128, max_size=128), st.integers(0, 6))
-def test_no_bytes_in_the_completion_queue_do_harm(noise: bytes, count: int) -> None:
+def test_any_bytes_in_the_completion_queue_are_harmless(noise: bytes, count: int) -> None:
     model = QueueModel(entries=8, carry_out=lambda command: None)
     cids = {model.pair.submit(commands.flush(1)) for _ in range(count)}
     model.memory[model.pair.layout.completions : model.pair.layout.completions + 128] = noise
@@ -382,7 +382,7 @@ def test_a_controller_that_failed_or_is_gone_is_an_error_and_no_timeout(csts: in
         model.pair.run("reads", make_ops(READ, range(5), 1, DATA), 3, 10)
 
 
-def test_a_closed_ring_says_so() -> None:
+def test_a_closed_queue_raises_closed_error() -> None:
     model = QueueModel()
     model.pair.end()
     for use in (
@@ -397,7 +397,7 @@ def test_a_closed_ring_says_so() -> None:
             use()
 
 
-def test_a_call_that_a_close_ends_returns_when_the_controller_is_through_with_its_memory() -> None:
+def test_a_call_ended_by_close_returns_when_its_memory_is_free() -> None:
     model = QueueModel(carry_out=lambda command: None)
     failures = list[BaseException]()
 
@@ -423,7 +423,7 @@ def test_a_call_that_a_close_ends_returns_when_the_controller_is_through_with_it
     assert [type(error) for error in failures] == [ClosedError]
 
 
-def test_what_is_unanswered_is_counted_over_the_end_of_the_ring() -> None:
+def test_unanswered_commands_are_counted_across_the_end_of_the_queue() -> None:
     model = QueueModel(entries=4)
     for _ in range(3):
         for _ in range(3):
@@ -434,7 +434,7 @@ def test_what_is_unanswered_is_counted_over_the_end_of_the_ring() -> None:
         assert len(model.pair.poll(3, 10)) == 3
 
 
-def test_a_ring_that_has_ended_awaits_nothing_and_looks_at_no_memory() -> None:
+def test_an_ended_queue_awaits_nothing_and_reads_no_memory() -> None:
     model = QueueModel()
     model.pair.submit(commands.flush(1))
     assert model.pair.unanswered() == 1
@@ -443,7 +443,7 @@ def test_a_ring_that_has_ended_awaits_nothing_and_looks_at_no_memory() -> None:
     assert model.pair.unanswered() == 0
 
 
-def test_a_revoked_device_ends_what_is_under_way() -> None:
+def test_a_revoked_device_ends_running_calls() -> None:
     model = QueueModel()
     model.pair.submit(commands.flush(1))
     model.registers.revoke("somebody wants it")
@@ -456,7 +456,7 @@ def test_a_revoked_device_ends_what_is_under_way() -> None:
 
 
 class PlainDma:
-    """Memory that no device reaches, and what became of it."""
+    """Memory that no device reaches; records allocations and closes."""
 
     def __init__(self) -> None:
         self.made: list[Buffer] = []
@@ -467,7 +467,7 @@ class PlainDma:
 
 
 class Disk:
-    """An I/O queue of 100 blocks of 512 bytes, up to 4 of them a command, on a controller that has them."""
+    """An I/O queue for 100 blocks of 512 bytes, up to 4 blocks in a command, and its controller."""
 
     def __init__(self) -> None:
         self.blocks = bytearray(100 * 512)
@@ -523,7 +523,7 @@ def test_many_reads_and_writes_use_the_buffer_in_turn() -> None:
         queue.read_many([], pieces)
 
 
-def test_submit_and_poll_are_each_a_callers_own() -> None:
+def test_submit_and_poll_can_be_called_separately() -> None:
     disk = Disk()
     buffer = disk.dma.alloc(1024)
     cids = [disk.queue.submit_write(7, 1, buffer.iova), disk.queue.submit_read(99, 1, buffer.iova + 512)]
@@ -550,7 +550,7 @@ def test_submit_and_poll_are_each_a_callers_own() -> None:
         lambda queue, buffer: queue.submit_write(100, 1, 0),
     ],
 )
-def test_what_the_namespace_does_not_have_is_refused_before_the_controller_sees_it(
+def test_invalid_blocks_are_refused_before_the_controller_sees_them(
     use: Callable[[IoQueue, Buffer], object],
 ) -> None:
     disk = Disk()
@@ -583,7 +583,7 @@ def test_memory_of_a_late_command_is_not_lent_again() -> None:
     assert disk.model.memory.closed
 
 
-def test_a_queue_is_deleted_once_and_of_no_use_then() -> None:
+def test_a_queue_is_deleted_once_and_unusable_then() -> None:
     disk = Disk()
     disk.queue.close()
     disk.queue.close()
@@ -592,7 +592,7 @@ def test_a_queue_is_deleted_once_and_of_no_use_then() -> None:
         disk.queue.read(0)
 
 
-# What a device says of itself
+# Identify data
 
 
 def identified(**fields: bytes) -> bytes:
@@ -602,7 +602,7 @@ def identified(**fields: bytes) -> bytes:
     return bytes(data)
 
 
-def test_a_controller_is_described_by_the_bytes_of_figure_275() -> None:
+def test_identify_controller_is_parsed_by_figure_275() -> None:
     data = identified(
         at0=b"\x36\x1b\xf4\x1a", at4=b"lab0".ljust(20), at24=b"A model\xff".ljust(40), at64=b"1.0".ljust(8),
         at77=b"\x07", at78=b"\x34\x12", at80=b"\x01\x04\x02\x00", at512=b"\x66\x44", at516=b"\0\1",
@@ -613,7 +613,7 @@ def test_a_controller_is_described_by_the_bytes_of_figure_275() -> None:
     )
 
 
-def test_a_namespace_is_described_by_the_format_in_use() -> None:
+def test_identify_namespace_uses_the_current_format() -> None:
     formats = b"".join(bytes([at, 0, 9 + at % 4, 0]) for at in range(64))
     data = identified(at0=b"\1\0\0\0\0\0\0\1", at26=b"\x22", at128=formats)
     assert NamespaceInfo.parse(3, data) == NamespaceInfo(3, (1 << 56) + 1, 0, 0, 512 << (18 % 4), 18)
@@ -624,7 +624,7 @@ def test_an_inactive_namespace_is_an_error() -> None:
         NamespaceInfo.parse(2, bytes(SIZE))
 
 
-def test_the_list_of_namespaces_must_rise() -> None:
+def test_the_list_of_namespaces_must_ascend() -> None:
     assert parse_active(array("I", [3, 9, 0, 1]).tobytes(), 2) == [3, 9]
     for numbers, above in (([3, 3], 0), ([3, 2], 0), ([3], 3)):
         with pytest.raises(NvmeError, match="does not ascend"):
@@ -634,7 +634,7 @@ def test_the_list_of_namespaces_must_rise() -> None:
 @given(
     st.binary(min_size=700, max_size=700).map(lambda data: data.ljust(SIZE, data[:1])), st.integers(0, 2**32)
 )
-def test_any_bytes_are_a_description_or_a_named_error(data: bytes, number: int) -> None:
+def test_any_identify_data_is_parsed_or_a_named_error(data: bytes, number: int) -> None:
     ControllerInfo.parse(data)
     for parse in (lambda: NamespaceInfo.parse(number, data), lambda: parse_active(data, number)):
         with contextlib.suppress(NvmeError):

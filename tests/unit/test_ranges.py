@@ -1,4 +1,4 @@
-"""Many ranges at once: joined, laid out and counted in C, against the obvious Python."""
+"""Many ranges at once: merged, laid out and counted in C, against simple Python."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LARGE = 2 << 20
 
 Range = tuple[int, int, int]
 
-# Few places and sizes, so that neighbours are as frequent as gaps; and the end of the 64 bits.
+# Few places and sizes, so that adjacent ranges are as frequent as gaps; and the end of 64 bits.
 places = st.one_of(st.integers(0, 12).map(lambda page: page * PAGE), st.just(TOP - PAGE))
 sizes = st.sampled_from([0, PAGE, 2 * PAGE])
 lists = st.lists(st.tuples(places, places, sizes), max_size=12)
 
 
 def joined(ranges: list[Range], *, in_memory: bool) -> list[tuple[int, int]]:
-    """Return IOVA and size of what belongs together."""
+    """Return IOVA and size of adjacent ranges."""
     found: list[Range] = []
     for vaddr, iova, size in ranges:
         if found and size and found[-1][2]:
@@ -47,7 +47,7 @@ def fields(ranges: Ranges) -> list[tuple[int, int]]:
 
 @examples(300)
 @given(ranges=lists)
-def test_neighbours_become_one(ranges: list[Range]) -> None:
+def test_adjacent_ranges_are_merged(ranges: list[Range]) -> None:
     given_ = Ranges.of(ranges)
     assert list(given_) == ranges
     assert given_.size == sum(size for _, _, size in ranges)
@@ -60,7 +60,7 @@ def test_neighbours_become_one(ranges: list[Range]) -> None:
     pages=st.lists(st.integers(0, 4 * LARGE // PAGE), unique=True, max_size=40),
     base=st.integers(0, 3).map(lambda number: number * LARGE),
 )
-def test_what_is_laid_out_keeps_neighbours_and_overlaps_nothing(pages: list[int], base: int) -> None:
+def test_laid_out_ranges_stay_adjacent_and_do_not_overlap(pages: list[int], base: int) -> None:
     addresses = array.array("Q", [page * PAGE for page in pages])
     ranges, span = Ranges.laid_out(addresses, PAGE, LARGE)
     ranges.place(base, LARGE)
@@ -85,7 +85,7 @@ def test_a_run_of_large_pages_is_congruent() -> None:
     assert span == 3 * PAGE + 2 * LARGE + PAGE
 
 
-def test_a_buffer_of_words_is_taken_as_it_is() -> None:
+def test_a_buffer_of_words_is_used_without_a_copy() -> None:
     words = array.array("Q", [PAGE, 0, PAGE, 2 * PAGE, PAGE, PAGE])
     ranges = Ranges.of(words)
     assert list(ranges) == [(PAGE, 0, PAGE), (2 * PAGE, PAGE, PAGE)]
@@ -118,12 +118,12 @@ def test_a_buffer_of_words_is_taken_as_it_is() -> None:
         "a number",
     ],
 )
-def test_what_is_no_range_is_refused(wrong: object) -> None:
+def test_invalid_ranges_are_refused(wrong: object) -> None:
     with pytest.raises(DmaRangeError):
         Ranges.of(wrong)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_in_64_bits_is_refused() -> None:
+def test_ranges_beyond_64_bits_are_refused() -> None:
     with pytest.raises(DmaRangeError):
         _ = Ranges.of([(0, 0, TOP - 1), (0, 0, PAGE)]).size
     with pytest.raises(DmaRangeError):
@@ -140,7 +140,7 @@ def test_an_index_past_the_end() -> None:
 
 
 def test_ranges_over_a_buffer_can_be_collected_in_a_cycle() -> None:
-    """As an error's traceback makes one; the collector must not meet a buffer of cffi's over a view."""
+    """An error's traceback makes such a cycle; the collector must not find a cffi buffer over a view."""
     for _ in range(100):
         cycle: list[object] = [Ranges.of(array.array("Q", [0, 0, PAGE]))]
         cycle.append(cycle)

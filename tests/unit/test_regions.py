@@ -1,6 +1,6 @@
-"""Regions of a device that is played: what is there, what is bounded, what is mapped, what is guarded.
+"""Regions of a fake device: existence, bounds, mappings, and guards.
 
-What vfio-pci says of real regions is in tests/contract/test_regions.py.
+tests/contract/test_regions.py tests the regions of vfio-pci.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def only_bar0(answer: bytes, config: bytes = b"") -> Iterator[Regions]:
 
 
 def poke(file: MemoryDeviceFile, offset: int, data: bytes) -> None:
-    """Change a region's bytes behind everybody's back."""
+    """Change a region's bytes directly in its file."""
     os.pwrite(file.fileno(), data, offset)
 
 
-# What is there
+# Existing regions
 
 
 def test_regions_are_found_by_index_and_by_name(regions: Regions) -> None:
@@ -71,7 +71,7 @@ def test_regions_are_found_by_index_and_by_name(regions: Regions) -> None:
     assert repr(regions.bar0) == f"<Region bar0 of {ADDRESS}, 0x4000 bytes>"
 
 
-def test_iterating_gives_those_that_the_device_has(regions: Regions) -> None:
+def test_iteration_yields_existing_regions(regions: Regions) -> None:
     assert [region.index for region in regions] == [0, 1, 2, 6, 7]
     assert 0 in regions
     assert 3 not in regions, "it is empty"
@@ -79,7 +79,7 @@ def test_iterating_gives_those_that_the_device_has(regions: Regions) -> None:
 
 
 @pytest.mark.parametrize("index", [3, 4, 8, 9, -1, 1 << 32, 1 << 80])
-def test_a_region_that_is_not_there(regions: Regions, index: int) -> None:
+def test_a_missing_region_is_an_error(regions: Regions, index: int) -> None:
     name = PciRegion(index).name.lower() if 0 <= index < 9 else f"region {index}"
     with pytest.raises(UnsupportedError, match=f"^{ADDRESS} has no {name}$") as caught:
         regions[index]
@@ -89,7 +89,7 @@ def test_a_region_that_is_not_there(regions: Regions, index: int) -> None:
     )
 
 
-def test_an_attribute_that_is_not_there(regions: Regions) -> None:
+def test_an_unknown_attribute_is_an_error(regions: Regions) -> None:
     for name in ("bar3", "bar4", "bar5", "vga"):
         with pytest.raises(UnsupportedError, match=f"has no {name}"):
             getattr(regions, name)
@@ -98,7 +98,7 @@ def test_an_attribute_that_is_not_there(regions: Regions) -> None:
     assert caught.value.hint == "it has no regions"
 
 
-def test_regions_of_a_drivers_own(file: MemoryDeviceFile) -> None:
+def test_device_specific_regions(file: MemoryDeviceFile) -> None:
     file.answers[9] = region_answer(ALL, PAGE, at(9))
     file.num_regions = 10
     regions = Regions(file)
@@ -170,7 +170,7 @@ def test_no_call_leaves_its_region(offset: int, size: int) -> None:
         (lambda r: r.bar2.write(b"abc", 4), "a write of 0x3 bytes at 0x4 of bar2 of .* it is read-only"),
     ],
 )
-def test_an_access_that_is_refused_says_why(
+def test_the_error_of_a_refused_access_has_the_reason(
     file: MemoryDeviceFile, use: Callable[[Regions], object], message: str
 ) -> None:
     with pytest.raises(AccessError, match=message) as caught:
@@ -179,7 +179,7 @@ def test_an_access_that_is_refused_says_why(
     assert file.written == []
 
 
-def test_what_cannot_be_read() -> None:
+def test_an_unreadable_region_refuses_reads() -> None:
     with (
         only_bar0(region_answer(WRITE, 0x100, 0)) as regions,
         pytest.raises(AccessError, match="cannot be read"),
@@ -187,7 +187,7 @@ def test_what_cannot_be_read() -> None:
         regions.bar0.read8(0)
 
 
-def test_a_closed_device_says_so(file: MemoryDeviceFile) -> None:
+def test_a_closed_device_raises_closed_error(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     bar0, bar1 = regions.bar0, regions.bar1
     file.close()
@@ -203,7 +203,7 @@ def test_a_closed_device_says_so(file: MemoryDeviceFile) -> None:
 # Mapping
 
 
-def test_all_of_a_region_is_mapped(file: MemoryDeviceFile) -> None:
+def test_a_whole_region_is_mapped(file: MemoryDeviceFile) -> None:
     with Regions(file).bar0.map() as window:
         assert (window.size, window.name) == (0x4000, f"bar0 of {ADDRESS}")
         window.write32(0x3FFC, 7)
@@ -223,7 +223,7 @@ def test_a_part_of_a_region_is_mapped(file: MemoryDeviceFile, offset: int, size:
             window.read8(window.size)
 
 
-def test_less_than_a_page_is_mapped_and_bounded_to_it() -> None:
+def test_a_map_of_less_than_a_page_has_exact_bounds() -> None:
     with only_bar0(region_answer(ALL, 0x100, 0)) as regions, regions.bar0.map() as window:
         assert window.size == 0x100
         with pytest.raises(AccessError, match="lies outside: it has 0x100 bytes"):
@@ -231,26 +231,26 @@ def test_less_than_a_page_is_mapped_and_bounded_to_it() -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 0x4001), (0x3FFF, 2), (-1, 4), (1 << 70, 4)])
-def test_what_lies_outside_is_not_mapped(regions: Regions, offset: int, size: int) -> None:
+def test_a_map_outside_of_the_region_is_refused(regions: Regions, offset: int, size: int) -> None:
     with pytest.raises(AccessError, match=r"^a map of .* lies outside: it has 0x4000 bytes$"):
         regions.bar0.map(offset, size)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0x4000, None), (0, 0), (0, -4), (1 << 70, None)])
-def test_nothing_is_not_mapped(regions: Regions, offset: int, size: int | None) -> None:
+def test_an_empty_map_is_refused(regions: Regions, offset: int, size: int | None) -> None:
     with pytest.raises(AccessError, match=r"^a map of .* is empty$") as caught:
         regions.bar0.map(offset, size)
     assert caught.value.hint == "the region has 0x4000 bytes"
 
 
-def test_what_is_only_read_is_mapped_so(regions: Regions) -> None:
+def test_a_read_only_region_is_mapped_read_only(regions: Regions) -> None:
     with regions.bar2.map() as window:
         assert window.read32(0) == 0
         with pytest.raises(AccessError, match="it is read-only"):
             window.write32(0, 1)
 
 
-def test_what_cannot_be_mapped_says_what_to_do(regions: Regions) -> None:
+def test_the_error_of_an_unmappable_region_has_a_hint(regions: Regions) -> None:
     for region in (regions.bar1, regions.rom, regions.config):
         assert region.areas == ()
         with pytest.raises(AccessError, match="is not possible: the kernel cannot map this region") as caught:
@@ -258,10 +258,10 @@ def test_what_cannot_be_mapped_says_what_to_do(regions: Regions) -> None:
         assert "read32()" in caught.value.hint
 
 
-# MSI-X, as kernels keep it
+# MSI-X tables of different kernels
 
 
-def test_where_the_whole_bar_is_mapped_the_table_is_guarded() -> None:
+def test_a_mapping_of_the_whole_bar_guards_the_msix_table() -> None:
     """Since 4.16 (MSIX_MAPPABLE)."""
     with only_bar0(region_answer(ALL, 0x4000, 0, msix=True), with_msix(0x2000, 0x3000, count=65)) as regions:
         assert regions.bar0.info.msix_mappable
@@ -288,8 +288,8 @@ def test_where_the_whole_bar_is_mapped_the_table_is_guarded() -> None:
             assert window.read32(0x1FFC) == 5
 
 
-def test_where_the_table_is_not_mapped_the_rest_is() -> None:
-    """As up to 4.15, and as other drivers do it: SPARSE_MMAP leaves the table's page out."""
+def test_a_bar_is_mapped_around_its_msix_table() -> None:
+    """Kernels up to 4.15, and other drivers: SPARSE_MMAP excludes the page of the table."""
     areas = ((0x3000, 0x1000), (0, 0x1000), (0x1000, 0x1000), (0x2000, 0))
     with only_bar0(region_answer(ALL, 0x4000, 0, areas), with_msix(0x2000, 0x2800)) as regions:
         bar0 = regions.bar0
@@ -320,10 +320,10 @@ def test_table_and_pending_bits_are_each_guarded_in_their_own_bar() -> None:
         regions.bar1.write32(0x48, 1)
 
 
-# The end, and sleep
+# End and low power
 
 
-def test_a_device_that_is_given_back_takes_its_windows_along(file: MemoryDeviceFile) -> None:
+def test_a_released_device_closes_its_windows(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     window, other = regions.bar0.map(), regions.bar2.map()
     file.revoke("the kernel asks for it")
@@ -333,7 +333,7 @@ def test_a_device_that_is_given_back_takes_its_windows_along(file: MemoryDeviceF
         assert caught.value.hint == "the kernel asks for it"
 
 
-def test_all_windows_sleep_until_no_reason_is_left(file: MemoryDeviceFile) -> None:
+def test_all_windows_are_blocked_until_no_reason_is_left(file: MemoryDeviceFile) -> None:
     regions = Regions(file)
     broken = "it is broken", "mend it"
     with regions.bar0.map() as first, regions.bar2.map() as second:
@@ -353,13 +353,13 @@ def test_all_windows_sleep_until_no_reason_is_left(file: MemoryDeviceFile) -> No
             assert [window.read8(0) for window in (first, second, third)] == [0, 0, 5]
 
 
-# Hostile answers
+# Hostile replies
 
 
 @pytest.mark.parametrize(
     ("offset", "size"), [((1 << 63) - 1, 2), (1 << 63, 1), (0, (1 << 64) - 1), ((1 << 64) - 1, 1)]
 )
-def test_a_region_that_no_file_has_is_malformed(offset: int, size: int) -> None:
+def test_a_region_beyond_the_largest_offset_is_malformed(offset: int, size: int) -> None:
     with only_bar0(region_answer(ALL, size, offset)) as regions, pytest.raises(KernelError) as caught:
         regions.bar0  # noqa: B018 - it raises
     assert caught.value.errno == errno.EBADMSG
@@ -397,7 +397,9 @@ hostile_answers = st.one_of(
     | st.builds(with_msix, st.integers(0, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF)),
     num_regions=st.integers(0, 20) | st.sampled_from([4096, 4097, 0xFFFFFFFF]),
 )
-def test_no_answer_breaks_it(answers: dict[int, bytes], config: bytes, num_regions: int) -> None:
+def test_any_reply_gives_regions_or_a_named_error(
+    answers: dict[int, bytes], config: bytes, num_regions: int
+) -> None:
     with MemoryDeviceFile(answers, config=config, num_regions=num_regions) as file:
         regions = Regions(file)
         for index in range(11):
@@ -430,7 +432,7 @@ def test_the_longest_list_of_regions_ends() -> None:
 
 
 @pytest.mark.parametrize("flags", [0, READ, MMAP, ALL])
-def test_what_the_flags_say_holds(flags: int) -> None:
+def test_the_flags_of_a_region_are_respected(flags: int) -> None:
     with only_bar0(region_answer(flags, PAGE, 0)) as regions:
         assert (regions.bar0.areas != ()) == bool(flags & MMAP)
         try_out(lambda: regions.bar0.map().close())

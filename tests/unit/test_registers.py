@@ -18,7 +18,7 @@ from vfiotool.vfio.regions.register_space import RegisterSpace
 
 
 class Space:
-    """Memory that remembers who reached it: ``("read32", 4)``, ``("write8", 0, 255)``."""
+    """Memory that records accesses: ``("read32", 4)``, ``("write8", 0, 255)``."""
 
     def __init__(self, size: int = 0x1000) -> None:
         self.memory = bytearray(size)
@@ -106,7 +106,7 @@ def card(space: Space) -> Card:
     return Card(space)
 
 
-def test_the_example_of_the_design(space: Space) -> None:
+def test_the_example_of_the_guide(space: Space) -> None:
     class Edu(RegisterBlock, width=32):
         irq_status = Register(0x24, access="ro")
         irq_ack = Register(0x64, access="wo")
@@ -161,13 +161,13 @@ def test_a_block_may_start_anywhere_in_its_space(space: Space) -> None:
     assert space.seen == [("write32", 0x204, 5)]
 
 
-def test_fields_are_written_together_and_all_else_is_zero(space: Space, card: Card) -> None:
+def test_fields_are_written_with_all_other_bits_zero(space: Space, card: Card) -> None:
     card.control.write(0xFFFF_FFFF)
     card.control.write(mode=0xA, enable=True)
     assert space.seen[1:] == [("write32", 8, 0xA1)]
 
 
-def test_fields_are_put_into_a_value(space: Space, card: Card) -> None:
+def test_fields_replace_bits_of_a_value(space: Space, card: Card) -> None:
     card.control.write(0xFFFF_FFFF, mode=0)
     assert space.seen == [("write32", 8, 0xFFFF_FF0F)]
 
@@ -179,14 +179,14 @@ def test_fields_are_read_in_one_access(space: Space, card: Card) -> None:
     assert space.seen[1:] == [("read32", 8), ("read32", 8)]
 
 
-def test_an_update_keeps_what_it_does_not_name(space: Space, card: Card) -> None:
+def test_an_update_keeps_other_fields(space: Space, card: Card) -> None:
     card.control.write(0x1234_5678)
     card.control.update(mode=0, enable=1)
     assert space.seen[1:] == [("read32", 8), ("write32", 8, 0x1234_5609)]
 
 
-def test_an_update_neither_clears_nor_kicks_what_it_does_not_name(space: Space, card: Card) -> None:
-    """What writing 1 clears, or does, must not be written back as it was read."""
+def test_an_update_writes_0_to_other_w1c_and_wo_fields(space: Space, card: Card) -> None:
+    """Bits that a 1 clears or triggers must not be written back as they were read."""
     space.memory[0x0C:0x10] = (0xFFFF_FFFF).to_bytes(4, "little")
     card.status.update(mask=5)
     card.status.update(error=1)
@@ -219,7 +219,7 @@ def test_blocks_within_a_block(space: Space, card: Card) -> None:
     assert card.queue[2] is card.queue[2]
 
 
-def test_a_subclass_has_the_registers_of_its_base_too(space: Space) -> None:
+def test_a_subclass_inherits_registers(space: Space) -> None:
     class Newer(Queue):
         depth = Register(0x10)
 
@@ -319,7 +319,7 @@ REFUSED: dict[str, tuple[Callable[[Card], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_before_the_device_sees_anything(space: Space, card: Card, case: str) -> None:
+def test_invalid_uses_are_refused_before_the_device_sees_them(space: Space, card: Card, case: str) -> None:
     act, message = REFUSED[case]
     with pytest.raises(RegisterError) as caught:
         act(card)
@@ -328,7 +328,7 @@ def test_what_is_refused_before_the_device_sees_anything(space: Space, card: Car
     assert space.seen == []
 
 
-def test_an_unknown_field_comes_with_those_there_are(card: Card) -> None:
+def test_the_error_of_an_unknown_field_lists_the_fields(card: Card) -> None:
     with pytest.raises(RegisterError) as caught:
         card.control.update(moed=1)
     assert caught.value.hint == "its fields: enable, mode, level"
@@ -422,7 +422,7 @@ def test_a_register_without_a_width_makes_no_class() -> None:
             a = Register(0)
 
 
-def test_registers_that_are_declared_to_may_overlap(space: Space) -> None:
+def test_registers_with_overlaps_may_overlap(space: Space) -> None:
     class Uart(RegisterBlock, width=8):
         received = Register(0, access="ro")
         sent = Register(0, access="wo", overlaps=True)
@@ -457,7 +457,7 @@ def test_a_block_that_just_fits() -> None:
         Queue(Space(0x0F))
 
 
-def test_dump_reads_what_may_be_read(space: Space, card: Card) -> None:
+def test_dump_reads_registers_without_side_effects(space: Space, card: Card) -> None:
     card.control.write(7)
     card.queue[1].base.write(0x1_0000_0000)
     del space.seen[:]
@@ -474,7 +474,7 @@ def test_dump_reads_what_may_be_read(space: Space, card: Card) -> None:
     assert all(access.startswith("read") for access, _ in space.seen)
 
 
-def test_representations_leave_the_device_alone(space: Space) -> None:
+def test_repr_does_not_access_the_device(space: Space) -> None:
     card = Card(space, 0x200, name="0000:00:10.0")
     assert repr(card) == "<0000:00:10.0, 0x190 bytes at 0x200 of <Space>>"
     assert repr(card.queue[1].head) == "<0000:00:10.0.queue[1].head at 0x348, 32 bits, ro>"
@@ -485,7 +485,7 @@ def test_representations_leave_the_device_alone(space: Space) -> None:
 
 
 class Counting(Space):
-    """A device whose register at 0 counts the reads of it, up to a last value."""
+    """A device whose register at 0 counts its reads, up to a last value."""
 
     def __init__(self, last: int) -> None:
         super().__init__()
@@ -514,7 +514,7 @@ def test_waiting_for_a_condition() -> None:
     assert Counter(Counting(last=20)).count.wait_for(lambda value: value > 6, timeout=60) == 7
 
 
-def test_waiting_in_vain() -> None:
+def test_waiting_times_out() -> None:
     space = Counting(last=3)
     with pytest.raises(RegisterTimeoutError) as caught:
         Counter(space).count.wait_until(low=7, high=0, timeout=0.002)
@@ -527,7 +527,7 @@ def test_waiting_in_vain() -> None:
     assert error.hint == ""
 
 
-def test_no_time_to_wait_is_one_look() -> None:
+def test_a_timeout_of_0_is_a_single_read() -> None:
     space = Counting(last=3)
     with pytest.raises(
         RegisterTimeoutError, match="did not show the awaited value within 0 s: it last read 0x1"
@@ -545,8 +545,8 @@ def test_waiting_for_a_device_that_is_gone() -> None:
     assert caught.value.hint == "all ones: the device may be gone, in reset or without power"
 
 
-def test_waiting_leaves_the_cpu_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that only sleeping moves: few reads, short pauses, and a last read at the end."""
+def test_waiting_sleeps_between_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that only sleep advances: few reads, short pauses, and a last read at the end."""
     now = [100.0]
     pauses: list[float] = []
 
@@ -565,8 +565,8 @@ def test_waiting_leaves_the_cpu_to_others(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(space.seen) == len(pauses) + 1 < 1050
 
 
-def test_a_block_that_is_let_go_lets_go_of_its_space() -> None:
-    """At once, and not when the garbage collector comes by: a space owns a mapping of the device."""
+def test_a_freed_block_releases_its_space() -> None:
+    """At once, and not at the next garbage collection: a space owns a mapping of the device."""
     space = Space()
     gone = weakref.ref(space)
     card = Card(space)
@@ -582,7 +582,7 @@ def test_a_block_that_is_let_go_lets_go_of_its_space() -> None:
 
 @given(st.data())
 def test_fields_against_arithmetic(data: st.DataObject) -> None:
-    """Cut a register at random places, and write each part: by shifts, and by names."""
+    """Split a register at random bits, and write each part by shifts and by names."""
     width = data.draw(st.sampled_from(WIDTHS))
     cuts = sorted(data.draw(st.sets(st.integers(1, width - 1), max_size=6)) | {0, width})
     parts = list(pairwise(cuts))
@@ -604,7 +604,7 @@ def test_fields_against_arithmetic(data: st.DataObject) -> None:
 
 
 def test_types(card: Card) -> None:
-    """What a type checker takes these for is what they are."""
+    """The types for a type checker are the types at run time."""
     one: DeviceRegister = card.ident
     many: RegisterArray[DeviceRegister] = card.limit
     block: Queue = card.spare

@@ -1,4 +1,4 @@
-"""vfiotool.vfio.reset: what is reset, and who must agree. The kernel is played by IrqDevice."""
+"""vfiotool.vfio.reset: which devices are reset, and whose they are, with IrqDevice in place of the kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIR = [(13, 0, 3, 0x08), (13, 0, 3, 0x10)]
 
 
 class OpenGroup(Handle):
-    """A group as it stands open."""
+    """An open group."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), f"group {number}")
@@ -50,21 +50,21 @@ def test_a_function_is_reset(device: IrqDevice) -> None:
     assert device.resets == 1
 
 
-def test_a_function_that_has_no_reset_is_left_alone(device: IrqDevice) -> None:
+def test_a_function_without_reset_is_not_reset(device: IrqDevice) -> None:
     device.info_flags = INFO_PCI
     with pytest.raises(UnsupportedError, match=f"{ADDRESS} has no function reset"):
         reset_function(device)
     assert device.resets == 0
 
 
-def test_a_reset_that_meets_another_says_so(device: IrqDevice) -> None:
+def test_a_concurrent_reset_is_named(device: IrqDevice) -> None:
     device.answers[DeviceIoctl.VFIO_DEVICE_RESET] = lambda data: -errno.EAGAIN
     with pytest.raises(KernelError, match="another reset") as caught:
         reset_function(device)
     assert caught.value.errno == errno.EAGAIN
 
 
-def test_what_a_hot_reset_takes_along(device: IrqDevice) -> None:
+def test_the_devices_of_a_hot_reset_are_listed(device: IrqDevice) -> None:
     device.dependents = [(13, 0xFFFF, 0x3A, 0xFF), (14, 0, 0, 0)]
     info = read_hot_reset_info(device)
     assert [(one.address, one.group, one.owned) for one in info.devices] == [
@@ -101,7 +101,7 @@ def test_a_hot_reset_of_several_groups(device: IrqDevice, groups: tuple[OpenGrou
     assert [sorted(fds) for fds in device.hot_resets] == [sorted(group.fileno() for group in groups)]
 
 
-def test_devices_of_others_are_named_before_the_kernel_is_asked(
+def test_devices_of_others_are_named_before_the_ioctl(
     device: IrqDevice, groups: tuple[OpenGroup, OpenGroup]
 ) -> None:
     device.dependents = [*PAIR, (15, 0, 3, 0x18), (16, 0, 3, 0x19)]
@@ -127,7 +127,7 @@ def test_a_device_of_another_iommufd_is_named(device: IrqDevice) -> None:
     assert device.hot_resets == []
 
 
-def test_devices_that_come_meanwhile_are_made_room_for(device: IrqDevice) -> None:
+def test_the_buffer_grows_for_devices_that_appear(device: IrqDevice) -> None:
     device.dependents = PAIR[:1]
     asked: list[int] = []
 
@@ -143,7 +143,7 @@ def test_devices_that_come_meanwhile_are_made_room_for(device: IrqDevice) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 3, (1 << 16) + 1, (1 << 32) - 1])
-def test_room_that_is_never_enough_ends(device: IrqDevice, count: int) -> None:
+def test_a_buffer_that_is_never_large_enough_is_an_error(device: IrqDevice, count: int) -> None:
     def answer(data: bytearray) -> int:
         assert len(data) <= 12 + 8 * (1 << 16)
         struct.pack_into("=I", data, 8, count)
@@ -156,7 +156,7 @@ def test_room_that_is_never_enough_ends(device: IrqDevice, count: int) -> None:
     assert f"{count} devices never fit" in caught.value.hint
 
 
-def test_more_devices_than_the_answer_holds_are_not_read(device: IrqDevice) -> None:
+def test_devices_beyond_the_reply_are_not_read(device: IrqDevice) -> None:
     def answer(data: bytearray) -> int:
         struct.pack_into("=3I", data, 0, len(data), 0, 1 << 31)
         return 0
@@ -169,7 +169,7 @@ def test_more_devices_than_the_answer_holds_are_not_read(device: IrqDevice) -> N
 
 @examples(300)
 @given(st.lists(st.tuples(st.binary(max_size=80), st.sampled_from([0, 0, errno.ENOSPC, errno.ENODEV]))))
-def test_hostile_answers_end_in_a_reset_or_a_named_error(answers: list[tuple[bytes, int]]) -> None:
+def test_any_reply_gives_a_reset_or_a_named_error(answers: list[tuple[bytes, int]]) -> None:
     remaining = iter(answers)
 
     def answer(data: bytearray) -> int:

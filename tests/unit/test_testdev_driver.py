@@ -1,4 +1,4 @@
-"""The driver of pci-testdev on a model, which may say what no real one does."""
+"""The driver of pci-testdev on a model, which may behave as no real device does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfiotool.testing import FakeEdu, open_fake
 ENDLESS = [(1, 2048, 0xFA, b"again\0")] * 300
 
 
-def test_what_a_bar_offers_ends_where_a_width_is_none() -> None:
+def test_the_list_of_tests_ends_with_an_invalid_width() -> None:
     model = FakeTestdev([(1, 8, 9, b"bytes\0"), (4, 12, 13, b"words\0"), (3, 0, 0, b"none\0"), ENDLESS[0]])
     with open_fake(model) as device, PciTestdev(device) as testdev:
         assert testdev.tests(0) == [
@@ -22,7 +22,7 @@ def test_what_a_bar_offers_ends_where_a_width_is_none() -> None:
         assert model.current is None
 
 
-def test_a_list_without_end_is_cut() -> None:
+def test_an_endless_list_of_tests_is_cut() -> None:
     with open_fake(FakeTestdev(ENDLESS)) as device, PciTestdev(device) as testdev:
         assert [test.number for test in testdev.tests(0)] == list(range(255))
 
@@ -44,7 +44,7 @@ def test_a_name_is_bounded_and_printable(name: bytes, told: str) -> None:
     ("width", "offset", "data"),
     [(1, 4096, 0), (1, 0xFFFF_FFFF, 0), (4, 4094, 0), (4, 2, 0), (1, 100, 256), (2, 100, 0xFFFF_FFFF)],
 )
-def test_a_test_that_leads_astray_is_refused(width: int, offset: int, data: int) -> None:
+def test_a_test_outside_of_the_bar_is_refused(width: int, offset: int, data: int) -> None:
     model = FakeTestdev([(width, offset, data, b"astray\0")])
     with open_fake(model) as device, PciTestdev(device) as testdev:
         (test,) = testdev.tests(0)
@@ -52,7 +52,7 @@ def test_a_test_that_leads_astray_is_refused(width: int, offset: int, data: int)
             testdev.run(test)
 
 
-def test_it_counts_by_width_and_data() -> None:
+def test_writes_are_counted_by_width_and_data() -> None:
     with open_fake(FakeTestdev()) as device, PciTestdev(device) as testdev:
         narrow, wide = testdev.tests(0)
         assert (testdev.run(narrow, 3), testdev.run(wide, 4)) == (3, 4)

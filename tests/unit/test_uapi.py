@@ -1,8 +1,8 @@
 """vfiotool.vfio.uapi against the C headers: every size, offset, flag and ioctl number.
 
-A C program made from the ctypes definitions prints what the compiler makes of <linux/vfio.h> and
-<linux/iommufd.h>: those of the lab's debug kernel where it was built, else the installed ones. What
-they are too old to know is skipped, item by item.
+A C program made from the ctypes definitions prints the compiler's values of <linux/vfio.h> and
+<linux/iommufd.h>: of the lab's debug kernel if it was built, else of the installed headers. Items that
+the headers are too old for are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.conftest import missing
 from vfiotool.lab import kernels
 from vfiotool.vfio import uapi
 
-# How the header spells the members of each enumeration.
+# The prefix of each enumeration in the header.
 C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
     uapi.ContainerIoctl: "{}",
     uapi.GroupIoctl: "{}",
@@ -51,7 +51,7 @@ C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
     uapi.RegionInfoCap: "VFIO_REGION_INFO_CAP_{}",
     uapi.Type1InfoCap: "VFIO_IOMMU_TYPE1_INFO_CAP_{}",
 }
-# The one constant that the header names unlike its siblings.
+# The only constant whose name in the header differs from the others.
 ODD_NAMES = {"VFIO_IOMMU_TYPE1_INFO_CAP_DMA_AVAIL": "VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL"}
 # Since 6.6 the header pads vfio_device_info, which ours leaves out: kernels before it
 # put the first capability where the padding would be.
@@ -59,7 +59,7 @@ ODD_SIZES = {"vfio_device_info": "offsetof(struct vfio_device_info, cap_offset) 
 
 
 class Item(NamedTuple):
-    """One number: a C expression, the word the header must know for it, and our value."""
+    """A number: a C expression, the identifier that the header must contain, and our value."""
 
     expression: str
     needs: str
@@ -116,7 +116,7 @@ def compiler() -> str:
 
 
 class Header(NamedTuple):
-    """What the C compiler says: the words that the header uses, and the value of expressions."""
+    """Results of the C compiler: the identifiers of the header, and the values of expressions."""
 
     version: str
     words: frozenset[str]
@@ -124,14 +124,14 @@ class Header(NamedTuple):
 
 
 def debug_kernel_headers() -> list[str]:
-    """The folder with the debug kernel's headers, where it was built."""
+    """The folder with the debug kernel's headers, if it was built."""
     known = [one for one in kernels.available() if one.name == kernels.BUILT and one.path is not None]
     return [f"{one.path}/usr/include" for one in known if os.path.isdir(f"{one.path}/usr/include")]
 
 
 @pytest.fixture(scope="module")
 def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
-    """Compile and run one program that prints every item which the installed header knows."""
+    """Compile and run a program that prints every item of the installed header."""
     folder: Path = tmp_path_factory.mktemp("uapi")
     include = (
         "#include <linux/vfio.h>\n#include <linux/version.h>\n#include <stddef.h>\n"
@@ -163,7 +163,7 @@ def test_item_agrees_with_the_c_header(header: Header, item: Item) -> None:
     assert item.value == header.values[item.expression]
 
 
-def test_the_debug_kernels_headers_know_all_but_what_came_after_6_12(header: Header) -> None:
+def test_the_debug_kernels_headers_have_all_items_up_to_6_12(header: Header) -> None:
     if not debug_kernel_headers():
         missing("the debug kernel was not built: run scripts/build-kernel")
     newer = {item.needs for item in all_items()} - header.words

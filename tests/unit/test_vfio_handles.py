@@ -1,7 +1,6 @@
-"""vfiotool.vfio without a device: the life of a handle, errors, and answers that are hostile.
+"""vfiotool.vfio without a device: the life of a handle, errors, and hostile replies.
 
-What the shim would return comes from a fake one; what a kernel really answers is in
-tests/contract/test_vfio.py.
+A fake shim returns the results. tests/contract/test_vfio.py has the replies of a real kernel.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ TOKEN = uuid.UUID("B7A4C2D0-1E2F-4A5B-8C9D-0123456789AB")
 
 
 class FakeShim:
-    """Stands in for the C shim: hands out fds of /dev/null, and answers what a test tells it to."""
+    """A fake C shim: returns fds of /dev/null, and the results that a test sets."""
 
     def __init__(self) -> None:
         self.answers: dict[str, int] = {}
@@ -83,7 +82,7 @@ class FakeShim:
 
 @pytest.fixture
 def shim(monkeypatch: pytest.MonkeyPatch) -> FakeShim:
-    """A shim whose kernel likes everything: groups are viable, type1v2 is there."""
+    """A fake shim whose kernel accepts all calls: groups are viable, and type1v2 exists."""
     fake = FakeShim()
     fake.answers = {"vt_group_status": GroupFlags.VIABLE, "vt_container_check_extension": 1}
     for module in ("container", "nodes", "iommu.address_space", "iommu.type1"):
@@ -110,7 +109,7 @@ def null() -> int:
 
 
 def open_fds() -> dict[str, str]:
-    """Return what each open fd is, without the one that looks."""
+    """Return the target of each open fd, except that of the directory that is read."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -133,7 +132,7 @@ def test_close_closes_the_fd_once_and_then_does_nothing() -> None:
     assert handle.closed
 
 
-def test_a_second_close_spares_the_next_owner_of_the_number() -> None:
+def test_a_second_close_leaves_a_reused_descriptor_open() -> None:
     handle = Handle(null(), "group 7")
     number = handle.fileno()
     handle.close()
@@ -181,7 +180,7 @@ CLOSED_USES: list[tuple[str, Callable[[Container, Group, KernelDeviceFile], obje
 
 
 @pytest.mark.parametrize("use", [use for _, use in CLOSED_USES], ids=[name for name, _ in CLOSED_USES])
-def test_a_closed_handle_says_so_and_reaches_no_kernel(
+def test_a_closed_handle_raises_closed_error_without_a_call(
     shim: FakeShim, use: Callable[[Container, Group, KernelDeviceFile], object]
 ) -> None:
     container, group, device = Container(), Group(7), KernelDeviceFile(null(), ADDRESS)
@@ -193,7 +192,7 @@ def test_a_closed_handle_says_so_and_reaches_no_kernel(
     assert shim.calls == []
 
 
-def test_a_group_does_not_take_a_closed_container(shim: FakeShim, group: Group) -> None:
+def test_a_closed_container_cannot_be_set(shim: FakeShim, group: Group) -> None:
     container = Container()
     container.close()
     with pytest.raises(ClosedError):
@@ -229,7 +228,7 @@ def test_a_group_that_is_open_elsewhere_is_in_use(shim: FakeShim) -> None:
     assert isinstance(error, OSError)
 
 
-def test_a_missing_group_and_a_group_without_a_node_are_told_apart(
+def test_a_missing_group_and_a_group_without_a_node_are_different_errors(
     shim: FakeShim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shim.answers["vt_open"] = -errno.ENOENT
@@ -264,13 +263,13 @@ def test_einval_of_a_device_is_explained_by_viability(shim: FakeShim, group: Gro
 
 
 @pytest.mark.parametrize("name", ["", "0000:00:10.0\0", "\0"])
-def test_a_name_that_c_would_cut_reaches_no_kernel(shim: FakeShim, group: Group, name: str) -> None:
+def test_a_name_with_nul_reaches_no_kernel(shim: FakeShim, group: Group, name: str) -> None:
     with pytest.raises(DeviceNotFoundError):
         group.open_device(name)
     assert not shim.called("vt_group_device_fd")
 
 
-def test_the_token_follows_the_name_and_stands_in_no_message(shim: FakeShim, group: Group) -> None:
+def test_the_token_follows_the_name_and_is_in_no_message(shim: FakeShim, group: Group) -> None:
     group.open_device("0000:01:00.1", TOKEN).close()
     assert shim.called("vt_group_device_fd") == [
         (group.fileno(), b"0000:01:00.1 vf_token=b7a4c2d0-1e2f-4a5b-8c9d-0123456789ab")
@@ -323,7 +322,7 @@ def test_a_type1_closes_the_group_with_the_last_of_its_devices(shim: FakeShim) -
     assert open_fds() == before
 
 
-# The answers of the kernel
+# Replies of the kernel
 
 
 def capability(kind: int, following: int, payload: bytes, version: int = 1) -> bytes:
@@ -345,7 +344,7 @@ def assert_malformed(parse: Callable[[], object]) -> None:
     assert caught.value.hint
 
 
-def test_ask_grows_to_what_the_kernel_wants() -> None:
+def test_query_info_grows_to_the_size_that_the_kernel_needs() -> None:
     sizes = []
 
     def kernel(data: bytearray) -> None:
@@ -359,7 +358,7 @@ def test_ask_grows_to_what_the_kernel_wants() -> None:
     assert len(found.data) == 100
 
 
-def test_ask_passes_the_errno_on() -> None:
+def test_query_info_passes_the_errno_on() -> None:
     def kernel(data: bytearray) -> None:
         raise OSError(errno.EINVAL, "no")
 
@@ -370,7 +369,7 @@ def test_ask_passes_the_errno_on() -> None:
 
 
 @pytest.mark.parametrize("grow", [lambda size: size + 1, lambda size: MAX_SIZE + 1])
-def test_ask_gives_up_on_a_kernel_that_always_wants_more(grow: Callable[[int], int]) -> None:
+def test_query_info_gives_up_if_the_size_always_grows(grow: Callable[[int], int]) -> None:
     sizes = []
 
     def kernel(data: bytearray) -> None:
@@ -401,7 +400,7 @@ def test_an_offset_without_the_caps_flag_is_not_followed() -> None:
     assert parse_region_info(region(7, 0xFFFFFFFF, 0x4000)).type is None
 
 
-def test_a_capability_of_a_later_version_is_passed_over() -> None:
+def test_a_capability_of_an_unknown_version_is_skipped() -> None:
     caps = capability(2, 0, struct.pack("=II", 1, 1), version=2)
     assert parse_region_info(region(0xF, 32, 0x4000, caps)).type is None
 
@@ -455,12 +454,12 @@ def test_type1_with_all_its_capabilities() -> None:
     assert found.dma_avail == 65535
 
 
-def test_type1_of_a_kernel_that_tells_nothing() -> None:
+def test_type1_of_a_kernel_without_capabilities() -> None:
     found = parse_type1_info(answer(struct.pack("=IIQII", 24, 0, 0xFFFF, 0, 0)))
     assert (found.page_sizes, found.iova_ranges, found.dma_avail) == (0, None, None)
 
 
-# Small numbers as often as any: they are offsets, counts and ids that lead somewhere.
+# Many small numbers: they are valid offsets, counts and ids.
 words = st.one_of(
     st.sampled_from([0, 1, 2, 3, 5, 20, 24, 32, 40, 48, 56, 64, 0xFFFFFFFF]), st.integers(0, 0xFFFFFFFF)
 )
@@ -487,10 +486,10 @@ def assert_snapshot_or_named_error(parse: Callable[[], object]) -> None:
 @pytest.mark.parametrize(("parse", "question"), PARSERS)
 @examples(100)
 @given(writes=st.lists(hostile, min_size=1, max_size=4))
-def test_no_answer_breaks_the_parser(
+def test_any_reply_is_parsed_or_a_named_error(
     parse: Callable[[InfoReply], object], question: Callable[[], vfio_irq_info], writes: list[bytes]
 ) -> None:
-    """Whatever a kernel writes to the buffer, time after time: a snapshot, or a named error."""
+    """Arbitrary bytes in each reply give a snapshot or a named error."""
     remaining = iter(writes)
 
     def kernel(data: bytearray) -> None:
@@ -505,10 +504,10 @@ def test_no_answer_breaks_the_parser(
 @pytest.mark.parametrize("parse", [parse for parse, _ in PARSERS])
 @examples(100)
 @given(body=hostile, flags=words, cap_offset=words)
-def test_no_chain_breaks_the_parser(
+def test_any_capability_chain_is_parsed_or_a_named_error(
     parse: Callable[[InfoReply], object], body: bytes, flags: int, cap_offset: int
 ) -> None:
-    """The same with chains that are entered: flags, counts and the first offset make some sense."""
+    """The same with plausible chains: flags, counts and the first offset are valid."""
     head = struct.pack("=IIIII", 0, flags, 9, cap_offset, cap_offset)
     assert_snapshot_or_named_error(lambda: parse(answer(head + body)))
 
@@ -554,6 +553,6 @@ def test_open_returns_minus_errno_or_a_fd_that_no_child_inherits(tmp_path: Path)
         assert os.read(handle.fileno(), 1) == b""
 
 
-def test_every_error_of_a_handle_is_one_of_ours() -> None:
+def test_every_error_of_a_handle_is_a_vfiotool_error() -> None:
     for kind in (ClosedError, KernelError, DmaMapError, GroupNotViableError, UnsupportedError):
         assert issubclass(kind, VfioToolError)
