@@ -382,10 +382,10 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unbind that waits, and is told to end, waits on in state D; nothing lets go of the device."""
-    comes_to_wait = SysfsWriter.comes_to_wait
+    blocks = SysfsWriter.blocks
 
-    def stop(self: SysfsWriter) -> bool:
-        waits = comes_to_wait(self)
+    def blocks_in_state_d(self: SysfsWriter) -> bool:
+        waits = blocks(self)
         os.kill(self.pid, signal.SIGUSR1)
         return waits
 
@@ -396,7 +396,7 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
         signal.pause()
         return Outcome()
 
-    monkeypatch.setattr(SysfsWriter, "comes_to_wait", stop)
+    monkeypatch.setattr(SysfsWriter, "blocks", blocks_in_state_d)
     monkeypatch.setattr(LifecycleOperations, "releases", nothing)
     monkeypatch.setattr(LifecycleOperations, "finish", held)
     monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 2.0)

@@ -409,19 +409,19 @@ def swallow(times: int) -> Callable[..., int]:
     """Return a trigger by which the first so many interrupts are lost."""
     lost = 0
 
-    def ask(fd: int, request: DeviceIoctl, question: bytearray) -> int:
+    def replaced(fd: int, request: DeviceIoctl, argument: bytearray) -> int:
         nonlocal lost
         lost += 1
-        return 0 if lost <= times else sysfs.ask(fd, request, question)
+        return 0 if lost <= times else sysfs.ioctl(fd, request, argument)
 
-    return ask
+    return replaced
 
 
 @on_one
 def test_a_lost_interrupt_is_found(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     play.open(*BY_GROUP)
     play.do("enable irqs", member=0, kind="msix", count=3)
-    monkeypatch.setattr(irq, "ask", swallow(1))
+    monkeypatch.setattr(irq, "ioctl", swallow(1))
     play.do("trigger irq", member=0, vector=2, times=5)
     assert play.unexpected == ["trigger irq member=0 vector=2 times=5: 0, 4, not 0, 5"]
 
@@ -445,7 +445,7 @@ def test_an_interrupt_that_was_read_by_another_is_found(play: Play, monkeypatch:
 def test_an_interrupt_that_nobody_asked_for_is_found(play: Play) -> None:
     play.open(*BY_GROUP)
     play.do("enable irqs", member=0, kind="msix", count=5)
-    fd = play.harness.clients.client.device(0)
+    fd = play.harness.clients.first.device(0)
     assert fd is not None
     trigger = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
     irq._set(fd, PciIrq.MSIX, trigger, 4, 1)
@@ -458,7 +458,7 @@ def test_an_interrupt_that_nobody_asked_for_is_found(play: Play) -> None:
 def test_interrupts_that_were_disabled_by_another_are_found(play: Play) -> None:
     play.open(*BY_GROUP)
     play.do("enable irqs", member=0, kind="msix", count=1)
-    fd = play.harness.clients.client.device(0)
+    fd = play.harness.clients.first.device(0)
     assert fd is not None
     irq._set(fd, PciIrq.MSIX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER, 0, 0)
     play.do("trigger irq", member=0, vector=0, times=1)
@@ -468,10 +468,10 @@ def test_interrupts_that_were_disabled_by_another_are_found(play: Play) -> None:
 @on_one
 @pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN])
 def test_a_reset_that_fails_is_found(play: Play, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(fd: int, request: DeviceIoctl, question: bytearray) -> int:
-        return -code if request is DeviceIoctl.VFIO_DEVICE_RESET else sysfs.ask(fd, request, question)
+    def replaced(fd: int, request: DeviceIoctl, argument: bytearray) -> int:
+        return -code if request is DeviceIoctl.VFIO_DEVICE_RESET else sysfs.ioctl(fd, request, argument)
 
-    monkeypatch.setattr(reset, "ask", ask)
+    monkeypatch.setattr(reset, "ioctl", replaced)
     play.open(*BY_GROUP)
     play.do("reset", member=0)
     assert play.unexpected == [f"reset member=0: {errno_name(code)}, not 0"]

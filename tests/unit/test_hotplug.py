@@ -124,8 +124,8 @@ def test_up_to_5_18_the_group_is_closed_before_a_removal_goes_on(
     monkeypatch.setattr(BusLock, "take", lambda _: Outcome())
     state = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO)), LIVE.containers, is_open=True, container=0)
     scene = Scene(tmp_path, Era.DMA_OWNER, state)
-    assert [one.name for one in scene.hotplug.lets_go(0)] == ["close device"]
-    names = [one.name for one in Scene(tmp_path, Era.NOTIFIER, state).hotplug.lets_go(0)]
+    assert [one.name for one in scene.hotplug.unblocks_removal(0)] == ["close device"]
+    names = [one.name for one in Scene(tmp_path, Era.NOTIFIER, state).hotplug.unblocks_removal(0)]
     assert names[0] == "close group"
 
 

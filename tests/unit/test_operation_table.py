@@ -189,7 +189,7 @@ class Recorder:
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> ClientPair:
     monkeypatch.setattr(client_pair, "GroupClient", Recorder)
-    monkeypatch.setattr(client_pair, "_OtherProcess", Recorder)
+    monkeypatch.setattr(client_pair, "_SecondProcess", Recorder)
     return ClientPair(0, ("0000:00:10.0",), {})
 
 

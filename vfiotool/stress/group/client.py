@@ -1,4 +1,4 @@
-"""What the model speaks of, done: the operations of one group, on this machine."""
+"""Execute the model's operations on one group of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import cast
 from vfiotool._shim import lib
 from vfiotool.binding.steps import DRIVERS
 from vfiotool.host.attributes import device_path
-from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.group.sysfs import ioctl
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation
 from vfiotool.util import kernel_files
@@ -26,14 +26,14 @@ from vfiotool.vfio.uapi import (
 
 
 class GroupClient:
-    """The fds of one group and its containers. A handle of one thread; ``close()`` leaves drivers alone.
+    """The fds of one group and of its containers. Not thread-safe. ``close()`` leaves drivers bound.
 
-    Operations are done the bare way, with nothing between them and the kernel: none is refused here, and
-    one that blocks does.
+    Each operation is the bare system call: nothing is refused here, and a call that blocks in the kernel
+    blocks the caller.
     """
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
-        """Take the addresses of the members, in the model's order, and the host driver of each."""
+        """``members`` are the addresses, in the model's order; ``hosts`` has the host driver of each."""
         self._node = group_node(group).encode()
         self.members = tuple(members)
         self._hosts = dict(hosts)
@@ -55,21 +55,21 @@ class GroupClient:
         return self._containers[at]
 
     def borrow(self, at: int, fd: int) -> None:
-        """Use another process's container, by an fd that is closed when it is given back."""
+        """Use another process's container by an fd, which ``give_back`` closes."""
         self._containers[at] = fd
 
     def give_back(self, at: int) -> None:
-        """Have no part any more in a container that was borrowed."""
+        """Close the fd of a borrowed container."""
         os.close(self._containers.pop(at))
 
     def device(self, member: int) -> int | None:
-        """Return the fd by which a device can be used: of the group, or a node's that has an IOAS."""
+        """Return the fd by which a device can be used: from the group, or else of the device's own node."""
         fds = self._devices[member]
         return fds[-1] if fds else self._cdevs.get(member)
 
     @property
     def iommufd(self) -> Iommufd | None:
-        """The iommufd that the nodes of devices are bound to, once one was."""
+        """The iommufd to which nodes of devices are bound, or None before the first BIND_IOMMUFD."""
         return self._iommufd
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class GroupClient:
         while self._containers:
             os.close(self._containers.popitem()[1])
 
-    # The operations: each method is found by its kind's name, and returns what the kernel does, or -errno
+    # The operations: ``Kind.method`` is the name of each; they return the kernel's result, or -errno.
 
     def _open_container(self, operation: Operation) -> int:
         return _keep(self._containers, operation.container, lib.vt_open(CONTAINER.encode()))
@@ -106,7 +106,7 @@ class GroupClient:
         return lib.vt_group_unset_container(self._group_fd)
 
     def _open_group(self, _operation: Operation) -> int:
-        """Keep the fd, unless the group is open: an fd that the model does not expect is closed again."""
+        """Keep the fd. If the group is open already, the model does not expect a second fd: close it."""
         fd = lib.vt_open(self._node)
         if fd >= 0 and self._group is not None:
             os.close(fd)
@@ -141,11 +141,11 @@ class GroupClient:
 
     def _bind_iommufd(self, operation: Operation) -> int:
         bind = vfio_device_bind_iommufd(iommufd=self._open_iommufd().fileno())
-        return _ask(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind)
+        return _ioctl(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind)
 
     def _attach_iommufd_pt(self, operation: Operation) -> int:
         attach = vfio_device_attach_iommufd_pt(pt_id=self._open_iommufd().ioas)
-        return _ask(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+        return _ioctl(self._cdevs[operation.member], DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
 
     def _bind(self, operation: Operation) -> int:
         address = self.members[operation.member]
@@ -179,6 +179,6 @@ def _closed(fd: int) -> int:
     return 0
 
 
-def _ask(fd: int, request: int, question: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt) -> int:
-    question.argsz = ctypes.sizeof(question)
-    return ask(fd, request, bytearray(question))
+def _ioctl(fd: int, request: int, argument: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt) -> int:
+    argument.argsz = ctypes.sizeof(argument)
+    return ioctl(fd, request, bytearray(argument))

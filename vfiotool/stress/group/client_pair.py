@@ -1,4 +1,4 @@
-"""Processes that share a group: each of its fds is one of theirs, as with users apart from each other."""
+"""Two processes that share a group, as two users would: each fd is open in one of them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ _iommus = itertools.count(1)
 
 
 class ClientPair:
-    """This process and another one, which starts when it is first needed. A handle of one thread.
+    """This process and a second process, which starts when it is first needed. Not thread-safe.
 
-    Who opens an fd does what is done by it. A container is lent to the process that has the group, for a
-    SET_CONTAINER alone. Nodes of single devices are all this process's: their iommufd is.
+    The process that opened an fd executes the operations on that fd. Only for a SET_CONTAINER, a container is
+    lent to the process that has the group. The nodes of single devices are all open in this process, because
+    the iommufd is.
     """
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
-        self.client = GroupClient(group, members, hosts)
+        self.first = GroupClient(group, members, hosts)
+        """The fds of this process."""
         self._arguments = (group, tuple(members), dict(hosts))
-        self._other: _OtherProcess | None = None
+        self._second: _SecondProcess | None = None
         self._owners: dict[tuple[Fd, int], list[int]] = {}
-        """The processes that have the fds of a container, the group or a member, in the order of opening."""
+        """The processes in which a container, the group or a member is open, in the order of opening."""
         self._iommus: dict[int, int] = {}
 
     def do(self, operation: Operation, process: int = 0) -> tuple[int, int]:
-        """Execute an operation; return its errno, or 0, and the flags of a GET_STATUS.
+        """Execute an operation; return its errno, or 0, and its value: the flags of a GET_STATUS, else 0.
 
-        ``process`` executes it if any process can: it opens what is opened, and writes to sysfs.
+        ``process`` executes the operation if both processes can: it opens an fd, or writes to sysfs.
         """
         owner = self.owner(operation, process)
         if operation.kind is Kind.SET_CONTAINER and self._owner(Fd.CONTAINER, operation) != owner:
             return self._set_foreign_container(operation, owner)
-        errno, flags = self._by(owner, operation)
+        errno, flags = self._execute(owner, operation)
         if not errno:
             self._note(operation, owner)
         return errno, flags
@@ -66,27 +68,27 @@ class ClientPair:
         return self._owners.get((Fd.DEVICE, member), [])[-1:] == [0]
 
     def start(self, operation: Operation) -> None:
-        """Have the other process do an operation, and do not wait for it: ``finish`` does."""
+        """Start an operation in the second process; ``finish`` waits for its end."""
         self._ready().start(operation)
 
     def finish(self, operation: Operation) -> tuple[int, int]:
-        """Return what came of the operation that was started."""
+        """Return the errno and the value of the operation that was started."""
         errno, flags = self._ready().finish()
         if not errno:
             self._note(operation, 1)
         return errno, flags
 
     def close(self) -> None:
-        """Close all fds, and end the other process."""
-        self.client.close()
-        if self._other is not None:
-            self._other.close()
-            self._other = None
+        """Close all fds, and end the second process."""
+        self.first.close()
+        if self._second is not None:
+            self._second.close()
+            self._second = None
         self._owners.clear()
 
-    def _by(self, owner: int, operation: Operation) -> tuple[int, int]:
+    def _execute(self, owner: int, operation: Operation) -> tuple[int, int]:
         if owner == 0:
-            return self.client.do(operation)
+            return self.first.do(operation)
         other = self._ready()
         other.start(operation)
         return other.finish()
@@ -94,12 +96,12 @@ class ClientPair:
     def _set_foreign_container(self, operation: Operation, owner: int) -> tuple[int, int]:
         at = operation.container
         if owner == 0:
-            self.client.borrow(at, self._ready().lend(at))
+            self.first.borrow(at, self._ready().lend(at))
         else:
-            self._ready().borrow(at, self.client.container(at))
-        result = self._by(owner, operation)
+            self._ready().borrow(at, self.first.container(at))
+        result = self._execute(owner, operation)
         if owner == 0:
-            self.client.give_back(at)
+            self.first.give_back(at)
         else:
             self._ready().give_back(at)
         return result
@@ -118,17 +120,17 @@ class ClientPair:
         if operation.kind is Kind.SET_IOMMU:
             self._iommus[operation.container] = next(_iommus)
 
-    def _ready(self) -> _OtherProcess:
-        if self._other is None:
-            self._other = _OtherProcess(*self._arguments)
-        return self._other
+    def _ready(self) -> _SecondProcess:
+        if self._second is None:
+            self._second = _SecondProcess(*self._arguments)
+        return self._second
 
 
-class _OtherProcess:
-    """An actor in a process of its own, which ends with this one."""
+class _SecondProcess:
+    """A client in a second process, which ends with this process."""
 
     def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
-        self._line, theirs = multiprocessing.Pipe()
+        self._pipe, theirs = multiprocessing.Pipe()
         # A second process with an inherited descriptor of a device would keep the device busy.
         self.pid = fork_child(
             lambda: _serve(theirs, GroupClient(group, members, hosts)), kept_fds={0, 1, 2, theirs.fileno()}
@@ -136,39 +138,39 @@ class _OtherProcess:
         theirs.close()
 
     def start(self, operation: Operation) -> None:
-        self._line.send(("do", operation))
+        self._pipe.send(("do", operation))
 
     def finish(self) -> tuple[int, int]:
-        errno, flags = self._line.recv()
+        errno, flags = self._pipe.recv()
         return errno, flags
 
     def lend(self, container: int) -> int:
-        self._line.send(("lend", container))
-        return reduction.recv_handle(self._line)
+        self._pipe.send(("lend", container))
+        return reduction.recv_handle(self._pipe)
 
     def borrow(self, container: int, fd: int) -> None:
-        self._line.send(("borrow", container))
-        reduction.send_handle(self._line, fd, self.pid)
+        self._pipe.send(("borrow", container))
+        reduction.send_handle(self._pipe, fd, self.pid)
 
     def give_back(self, container: int) -> None:
-        self._line.send(("give back", container))
+        self._pipe.send(("give back", container))
 
     def close(self) -> None:
-        self._line.close()
+        self._pipe.close()
         os.waitpid(self.pid, 0)
 
 
-def _serve(line: Connection, client: GroupClient) -> None:
+def _serve(pipe: Connection, client: GroupClient) -> None:
     while True:
         try:
-            verb, what = line.recv()
+            verb, what = pipe.recv()
         except EOFError:
             return
         if verb == "do":
-            line.send(client.do(what))
+            pipe.send(client.do(what))
         elif verb == "lend":
-            reduction.send_handle(line, client.container(what), os.getppid())
+            reduction.send_handle(pipe, client.container(what), os.getppid())
         elif verb == "borrow":
-            client.borrow(what, reduction.recv_handle(line))
+            client.borrow(what, reduction.recv_handle(pipe))
         else:
             client.give_back(what)

@@ -1,4 +1,4 @@
-"""One group under test: its state, the operations on it, and what each must give."""
+"""A group under test: its state, and the execution of calls on the group with their expected results."""
 
 from __future__ import annotations
 
@@ -24,34 +24,39 @@ _POLL_SECONDS = 0.001
 
 
 class OperationFamily(Protocol):
-    """A family of operations. What a run chooses, a replay repeats: all state is here and in the group."""
+    """Operations that belong together, for example all of DMA.
+
+    A run chooses calls, and a replay repeats them: the result of a call depends only on the state of the
+    group and of its families.
+    """
 
     forms: ClassVar[Mapping[str, ScriptForm]]
     """The names of the operations, each with its form in a script."""
 
     def expect(self, call: Call) -> Expectation | None:
-        """Say what must come of an action; ``None``, it cannot be done now."""
+        """Return what must come of a call, or None if the call is not possible in this state."""
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
-        """Do it, and take note of what it has changed."""
+        """Execute a call, and record what it changes."""
 
     def releases(self, call: Call) -> Iterator[Call]:
-        """Yield what ends the wait of an action that was begun."""
+        """Yield the calls that unblock a call that was started."""
 
     def finish(self, call: Call) -> Outcome:
-        """Say what came of an action that waited, once nothing keeps it any more."""
+        """Return the outcome of a call that blocked, after it was unblocked."""
 
     def wind_down(self) -> Iterator[Call]:
-        """Yield what brings the group back to rest, as far as this family goes."""
+        """Yield the calls that undo the effects of this family, to bring the group back to rest."""
 
     def abandon(self) -> None:
-        """Close what it has open, after something went otherwise than told."""
+        """Close everything that the family has open, after an unexpected outcome."""
 
 
 class GroupHarness:
-    """A handle of one thread. At rest all members are on vfio-pci, and nothing is open.
+    """Executes calls on a group. Not thread-safe.
 
-    ``state`` is what the model has; ``removed`` are members that are off the bus, while ``bus`` is locked.
+    At rest, all members are on vfio-pci, and no fd is open. ``state`` is the model's state of the group.
+    ``removed`` are the indices of members that are off the bus; ``bus`` is locked while there are any.
     """
 
     def __init__(self, model: Model, spec: GroupSpec) -> None:
@@ -63,16 +68,16 @@ class GroupHarness:
         self.families: list[OperationFamily] = []
         self._by_name: dict[str, OperationFamily] = {}
         self.before_close: list[Callable[[int], None]] = []
-        """Called with a member whose fds are closed next."""
+        """Called with a member before its fds are closed."""
         self.open()
 
     def add(self, family: OperationFamily) -> None:
-        """Have a family of operations, which are wound down before those that came earlier."""
+        """Add a family of operations. It is wound down before those that were added earlier."""
         self.families.append(family)
         self._by_name |= dict.fromkeys(family.forms, family)
 
     def open(self) -> None:
-        """Look at the group anew: after a rescan it may have another number."""
+        """Read the group's number and state from the kernel: a rescan may change the number."""
         present = [one for one in self.spec.members if self.tree.exists(device_path(one))]
         self.number = find_group(self.tree, present[0]) if present else None
         self.clients = ClientPair(self.number or 0, self.spec.members, self.spec.hosts)
@@ -80,15 +85,15 @@ class GroupHarness:
         self.removed = {at for at, address in enumerate(self.spec.members) if address not in present}
 
     def expect(self, call: Call) -> Expectation | None:
-        """Say what must come of an action; ``None``, it cannot be done in this state."""
+        """Return what must come of a call, or None if the call is not possible in this state."""
         family = self._by_name.get(call.name)
         return None if family is None else family.expect(call)
 
     def perform(self, call: Call, template: Record, expected: Expectation | None = None) -> Iterator[Record]:
-        """Do an action that can be done, and yield what came of it: before it what released it, if it waited.
+        """Execute a call and yield its record, or yield nothing if the call is not possible.
 
-        ``template`` has the fields that all records of a cycle share; ``expected`` is what ``expect`` has
-        just said, for who has asked.
+        If the call blocks, first yield the records of the calls that unblock it. ``template`` has the fields
+        that all records of a cycle share. ``expected`` is the result of ``expect``, if the caller has it.
         """
         expected = expected or self.expect(call)
         if expected is None:
@@ -100,12 +105,14 @@ class GroupHarness:
             for release in family.releases(call):
                 yield from self.perform(release, template._replace(released=str(call)))
             outcome = family.finish(call)
-            # What follows is decided by the state in which it goes on.
+            # The state in which the call goes on decides its uevents and probes.
             proved = outcome.proved or expected
             expected = proved._replace(waits_for=expected.waits_for, pairs=expected.pairs)
         ended = now()
-        if expected.allows(outcome) and not template.released:  # what still waits may have the node gone
-            outcome = outcome._replace(note=note) if (note := self.unsettled()) else outcome
+        if (
+            expected.allows(outcome) and not template.released
+        ):  # a call that still waits may have removed the node
+            outcome = outcome._replace(note=note) if (note := self.await_node()) else outcome
         yield template._replace(
             group=group,
             at=begun,
@@ -116,7 +123,7 @@ class GroupHarness:
         )
 
     def about(self, expected: Expectation) -> set[tuple[int, frozenset[str]]]:
-        """Return the groups, and the devices of each, that may send something once an operation is done."""
+        """Return the groups, with the devices of each, whose events a call may cause."""
         of_nodes = {
             int(uevent.address)
             for uevent in expected.uevents
@@ -128,24 +135,27 @@ class GroupHarness:
         own = (self.number or 0, frozenset(devices | set(self.spec.members)))
         return {own, *((number, frozenset[str]()) for number in of_nodes)}
 
-    def unsettled(self) -> str:
-        """Wait until a worker of the kernel has put the group (up to 5.15); say what did not come to be."""
-        return self.unsettled_node(self.number, is_there=self.model.has_node(self.state))
+    def await_node(self) -> str:
+        """Wait until the group's node exists, or not, as the model says; return a note if that fails.
 
-    def unsettled_node(self, number: int | None, *, is_there: bool) -> str:
-        """Wait until the node of a group has come, or gone; say what did not come to be."""
+        Up to 5.15 a worker of the kernel puts the group, and removes its node, after the system call.
+        """
+        return self.await_node_of(self.number, exists=self.model.has_node(self.state))
+
+    def await_node_of(self, number: int | None, *, exists: bool) -> str:
+        """Wait until the node of a group exists or not; return a note if that fails, else an empty text."""
         if self.model.era is not Era.DEFERRED_PUT or number is None:
             return ""
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while os.path.exists(f"/dev/vfio/{number}") != is_there:
+        while os.path.exists(f"/dev/vfio/{number}") != exists:
             if time.monotonic() > deadline:
-                state = "still there" if not is_there else "not there"
+                state = "still there" if not exists else "not there"
                 return f"/dev/vfio/{number} is {state} after {_SETTLE_SECONDS:g} s"
-            time.sleep(_POLL_SECONDS)  # the node's uevent is the run's
+            time.sleep(_POLL_SECONDS)  # the run reads the node's uevent
         return ""
 
-    def alone_on_bus(self, work: Callable[[], Outcome]) -> Outcome:
-        """Do what changes what is on the bus, and keep others from it for as long as members are off it."""
+    def with_bus_lock(self, work: Callable[[], Outcome]) -> Outcome:
+        """Change the devices on the bus, under the bus lock, which is held while members are off the bus."""
         if (held := self.bus.take()).note:
             return held
         outcome = work()
@@ -154,32 +164,32 @@ class GroupHarness:
         return outcome
 
     def wind_down(self) -> Iterator[Call]:
-        """Yield what brings it back to rest; each is to be done before the next is asked for."""
+        """Yield the calls that bring the group back to rest; execute each before taking the next."""
         for family in reversed(self.families):
             yield from family.wind_down()
 
     @property
     def is_at_rest(self) -> bool:
-        """Say whether all members are on vfio-pci, and nothing is open."""
+        """Return True if all members are on vfio-pci, and no fd is open."""
         member = Member(Bound.VFIO)
         return self.state == State((member,) * len(self.spec.members)) and not self.removed
 
     def abandon(self) -> None:
-        """Close all, and look at the kernel: for when something went otherwise than the model has it."""
+        """Close everything and read the state from the kernel, after an unexpected outcome."""
         self.close()
         self.open()
 
     def close(self) -> None:
-        """Close all fds; drivers stay as they are."""
+        """Close all fds. Drivers stay bound."""
         for family in reversed(self.families):
             family.abandon()
         with contextlib.suppress(OSError):
             self.clients.close()
 
-    def let_go(self, member: int) -> None:
-        """Tell all families that the fds of a member are closed next."""
-        for stop in self.before_close:
-            stop(member)
+    def announce_close(self, member: int) -> None:
+        """Call ``before_close`` for a member."""
+        for function in self.before_close:
+            function(member)
 
     def _bound(self, address: str) -> Bound:
         driver = self.tree.find_link(f"{device_path(address)}/driver")

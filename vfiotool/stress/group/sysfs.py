@@ -1,4 +1,4 @@
-"""Writes to sysfs and ioctls of operations: direct, in a child process, under the bus lock."""
+"""System calls of operations: ioctls, writes to sysfs that may block, and the lock of the PCI bus."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _WAITS_IN = ("vfio_unregister_group_dev", "vfio_del_group_dev")  # since 5.14; u
 _RESULT_BYTES = 4
 
 
-def ask(fd: int, request: int, question: bytearray) -> int:
-    """Do an ioctl, which writes its answer into the question; what the kernel returns, or -errno."""
+def ioctl(fd: int, request: int, argument: bytearray) -> int:
+    """Execute an ioctl, which may change its argument; return the kernel's result, or -errno."""
     try:
-        result: int = fcntl.ioctl(fd, int(request), question)
+        result: int = fcntl.ioctl(fd, int(request), argument)
     except OSError as error:
         return -(error.errno or errno.EIO)
     return result
@@ -40,14 +40,14 @@ class SysfsWriter:
     """
 
     def __init__(self, path: str, text: str) -> None:
-        """Begin to write."""
+        """Start to write."""
 
         def work(parent: int) -> None:
             os.write(parent, kernel_files.write(path, text).to_bytes(_RESULT_BYTES, "little"))
 
         self.pid, self._line = start_child(work)
 
-    def comes_to_wait(self) -> bool:
+    def blocks(self) -> bool:
         """Wait until the write sleeps for a user of the device, or has returned; return True if it sleeps."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not sleeps_in(self.pid, _WAITS_IN):
@@ -57,7 +57,7 @@ class SysfsWriter:
         return True
 
     def result(self) -> Outcome:
-        """Return what came of it, or that it still waits."""
+        """Return the errno of the write, or a note that the write still waits."""
         if not self.has_ended(_PATIENCE_SECONDS):
             self.abandon()
             return Outcome(note=f"still waits after {_PATIENCE_SECONDS:g} s (pid {self.pid})")
@@ -67,35 +67,38 @@ class SysfsWriter:
         return Outcome(code)
 
     def abandon(self) -> None:
-        """Leave it to itself."""
+        """Leave the child alone: nobody reads its result."""
         os.close(self._line)
 
     def has_ended(self, seconds: float) -> bool:
-        """Wait for so long for it to end, and say whether it has."""
+        """Wait at most ``seconds`` for the write to return; return True if it has returned."""
         return bool(select.select([self._line], [], [], seconds)[0])
 
 
 class BusLock:
-    """Held by whoever has devices off the bus. A handle of one thread; who dies lets go of it."""
+    """A lock that a process holds while devices are off the bus. Not thread-safe.
+
+    The kernel releases the lock of a process that dies.
+    """
 
     def __init__(self) -> None:
         self._fd: int | None = None
 
     def take(self) -> Outcome:
-        """Wait for the lock, if this is not held already; say so where somebody else keeps it too long."""
+        """Wait for the lock, unless it is held already; the outcome has a note if that takes too long."""
         if self._fd is not None:
             return Outcome()
         fd, deadline = os.open(RESCAN_FILE, os.O_WRONLY | os.O_CLOEXEC), time.monotonic() + _BUS_SECONDS
         while not _is_taken(fd):
             if time.monotonic() > deadline:
                 os.close(fd)
-                return Outcome(note=f"somebody else has had devices off the bus for {_BUS_SECONDS:g} s")
-            time.sleep(_BUS_POLL_SECONDS)  # the call that waits would do so for ever
+                return Outcome(note=f"another process has kept devices off the bus for {_BUS_SECONDS:g} s")
+            time.sleep(_BUS_POLL_SECONDS)  # flock() without LOCK_NB has no timeout
         self._fd = fd
         return Outcome()
 
     def release(self) -> None:
-        """Let others have it. Any number of times."""
+        """Release the lock, if it is held."""
         if self._fd is not None:
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child may have inherited the fd
             os.close(self._fd)

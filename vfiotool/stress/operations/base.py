@@ -8,7 +8,7 @@ from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.record import Call, Outcome
 
 
-class NonBlocking:
+class NonBlockingFamily:
     """The part of ``OperationFamily`` for what never waits."""
 
     def releases(self, _call: Call) -> Iterator[Call]:
@@ -25,7 +25,7 @@ def usable_fd(harness: GroupHarness, member: int) -> int | None:
     if not 0 <= member < len(harness.spec.members):
         return None
     if harness.clients.owns_device(member) or harness.state.members[member].has_iommufd:
-        return harness.clients.client.device(member)
+        return harness.clients.first.device(member)
     return None
 
 

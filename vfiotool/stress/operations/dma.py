@@ -15,7 +15,7 @@ from vfiotool._shim import ffi, lib
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.model.dma_mappings import Mappings
 from vfiotool.stress.model.operation import ScriptForm
-from vfiotool.stress.operations.base import NonBlocking
+from vfiotool.stress.operations.base import NonBlockingFamily
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.iommufd import Iommufd
@@ -48,7 +48,7 @@ class _Space:
         self.mappings = Mappings(is_ioas=self.ioas != 0)
 
 
-class DmaOperations(NonBlocking):
+class DmaOperations(NonBlockingFamily):
     """The family of the container that is set and has its IOMMU, or else of the IOAS of the iommufd.
 
     A slot is 64 KiB of this process's memory, and always at the same IOVA. ``pins`` are the pages that the
@@ -161,11 +161,11 @@ class DmaOperations(NonBlocking):
             return None
         iommu = clients.iommu(state.container)
         if self._container is None or self._container.owner != iommu:
-            self._container = _Space(iommu, clients.client.container(state.container), 0)
+            self._container = _Space(iommu, clients.first.container(state.container), 0)
         return self._container
 
     def _look_at_iommufd(self) -> _Space | None:
-        owner = self._harness.clients.client.iommufd
+        owner = self._harness.clients.first.iommufd
         if owner is None:
             self._ioas = None
         elif self._ioas is None or self._ioas.owner is not owner:

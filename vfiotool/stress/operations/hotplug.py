@@ -21,7 +21,7 @@ from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import RESCAN_FILE
 from vfiotool.stress.model.lifecycle import Member, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
-from vfiotool.stress.operations.base import NonBlocking
+from vfiotool.stress.operations.base import NonBlockingFamily
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 from vfiotool.util import kernel_files
@@ -44,7 +44,7 @@ class Change:
     expected: Expectation
 
 
-class HotplugOperations(NonBlocking):
+class HotplugOperations(NonBlockingFamily):
     """``remove`` of a member, and ``rescan``, which finds all that were removed.
 
     It removes only what the kernel lets go of at once. Up to 5.18 no member leaves or joins a live group: for
@@ -85,9 +85,9 @@ class HotplugOperations(NonBlocking):
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
         if call.name == RESCAN:
-            return self._harness.alone_on_bus(self._rescan)
+            return self._harness.with_bus_lock(self._rescan)
         at = int(call.arguments["member"])
-        return self._harness.alone_on_bus(lambda: self._remove(at))
+        return self._harness.with_bus_lock(lambda: self._remove(at))
 
     def wind_down(self) -> Iterator[Call]:
         """Find what was removed: for that the group may have to be closed."""
@@ -103,7 +103,7 @@ class HotplugOperations(NonBlocking):
 
     # For a removal that waits, which somebody else asks for
 
-    def lets_go(self, at: int) -> Iterator[Call]:
+    def unblocks_removal(self, at: int) -> Iterator[Call]:
         """Yield what ends the wait of a member's removal: up to 5.18 its group must not be live by then."""
         if self._harness.state.is_open and not self._harness.model.era.has_dma_owner:
             yield call_of(Operation(Kind.CLOSE_GROUP))

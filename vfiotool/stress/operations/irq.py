@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from vfiotool.stress.group.harness import GroupHarness
-from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.group.sysfs import ioctl
 from vfiotool.stress.model.operation import ScriptForm
-from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
+from vfiotool.stress.operations.base import NonBlockingFamily, usable_fd, usable_members
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_info, vfio_irq_set
 
@@ -37,7 +37,7 @@ class _Enabled:
     eventfds: tuple[int, ...]
 
 
-class IrqOperations(NonBlocking):
+class IrqOperations(NonBlockingFamily):
     """The family of interrupts, of members that this process can use; a device has them, not its fd.
 
     A trigger by software comes through a mask: the kernel holds back what the device raises.
@@ -55,15 +55,15 @@ class IrqOperations(NonBlocking):
         self._harness = harness
         self._enabled: dict[int, _Enabled] = {}
         self._counts: dict[tuple[int, str], int] = {}
-        harness.before_close.append(self._let_go)
+        harness.before_close.append(self._before_close)
 
     def count(self, member: int, kind: str) -> int:
         """Return how many vectors of a kind a member has that can be used; asked once for each opening."""
         fd = cast("int", usable_fd(self._harness, member))
         if (member, kind) not in self._counts:
-            question = bytearray(vfio_irq_info(argsz=sizeof(vfio_irq_info), index=KINDS[kind]))
-            result = ask(fd, DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, question)
-            found = 0 if result < 0 else vfio_irq_info.from_buffer(question).count
+            argument = bytearray(vfio_irq_info(argsz=sizeof(vfio_irq_info), index=KINDS[kind]))
+            result = ioctl(fd, DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO, argument)
+            found = 0 if result < 0 else vfio_irq_info.from_buffer(argument).count
             self._counts[member, kind] = found
         return self._counts[member, kind]
 
@@ -172,7 +172,7 @@ class IrqOperations(NonBlocking):
         count = rng.randint(1, has) if has and rng.random() > _RARELY else self.count(member, kind) + 1
         return Call("enable irqs", {"member": member, "kind": kind, "count": count})
 
-    def _let_go(self, member: int) -> None:
+    def _before_close(self, member: int) -> None:
         """With its last fd the device loses its interrupts, whatever they are."""
         state = self._harness.state.members[member]
         if state.fds + state.cdev <= 1:
@@ -187,8 +187,8 @@ class IrqOperations(NonBlocking):
 
 
 def _set(fd: int, index: int, flags: IrqSetFlags, start: int, count: int, data: bytes = b"") -> int:
-    question = vfio_irq_set(sizeof(vfio_irq_set) + len(data), flags, index, start, count)
-    return ask(fd, DeviceIoctl.VFIO_DEVICE_SET_IRQS, bytearray(bytes(question) + data))
+    argument = vfio_irq_set(sizeof(vfio_irq_set) + len(data), flags, index, start, count)
+    return ioctl(fd, DeviceIoctl.VFIO_DEVICE_SET_IRQS, bytearray(bytes(argument) + data))
 
 
 def _outcome(result: int) -> Outcome:

@@ -99,7 +99,7 @@ class LifecycleOperations:
     def do(self, call: Call, expected: Expectation) -> Outcome:
         operation, prediction = operation_of(call), self.prediction(call)
         if operation.kind.declaration.closes in (Fd.DEVICE, Fd.CDEV):
-            self._harness.let_go(operation.member)
+            self._harness.announce_close(operation.member)
         if expected.waits_for:
             return self._begin(operation)
         process = int(call.arguments.get("process", 0))
@@ -159,7 +159,7 @@ class LifecycleOperations:
         """Write from a process of its own, and see that it comes to wait in the kernel."""
         address = self._address(operation)
         writer = SysfsWriter(f"{device_path(address)}/driver/unbind", address)
-        if writer.comes_to_wait():
+        if writer.blocks():
             self._waiting = writer
             return Outcome()
         return Outcome(note=f"did not wait: {writer.result()}")

@@ -172,7 +172,7 @@ class RaceOperations:
     def releases(self, call: Call) -> Iterator[Call]:
         at = int(call.arguments["member"])
         if str(call.arguments["of"]) == REMOVE_AND_MAP:
-            yield from self._hotplug.lets_go(at)
+            yield from self._hotplug.unblocks_removal(at)
             return
         unbind = Operation(Kind.UNBIND, member=at)
         for release, _ in self._harness.model.released(self._harness.state, unbind)[:-1]:
@@ -252,7 +252,7 @@ class RaceOperations:
         writer = SysfsWriter(f"{device_path(address)}/driver/unbind", address)
         _spin(head_start)
         result = clients.do(ours)[0], False
-        if writer.comes_to_wait():
+        if writer.blocks():
             self._writer = writer
             return (0, True), result
         return (writer.result().errno, False), result
@@ -291,7 +291,7 @@ class RaceOperations:
                 outcome = self._dma.do(call, expected)
                 if not expected.allows(outcome):
                     return Outcome(note=f"{call} while it is removed: {outcome}, not {expected}")
-        if writer.comes_to_wait():
+        if writer.blocks():
             self._writer = writer
             return Outcome()
         return Outcome(note=f"did not wait: {writer.result()}")
@@ -306,7 +306,7 @@ class RaceOperations:
 
     def _close_while_resetting(self, at: int, head_start: float, expected: Expectation) -> Outcome:
         """A thread resets: its call goes on when the fd is closed, and ends with the device's release."""
-        fd = self._harness.clients.client.device(at)
+        fd = self._harness.clients.first.device(at)
         results = list[Outcome]()
         thread = threading.Thread(target=lambda: results.append(reset(fd or -1)))
         close = call_of(Operation(Kind.CLOSE_DEVICE, member=at))

@@ -12,9 +12,9 @@ from typing import ClassVar, cast
 
 from vfiotool.host.attributes import device_path
 from vfiotool.stress.group.harness import GroupHarness
-from vfiotool.stress.group.sysfs import ask
+from vfiotool.stress.group.sysfs import ioctl
 from vfiotool.stress.model.operation import ScriptForm
-from vfiotool.stress.operations.base import NonBlocking, usable_fd, usable_members
+from vfiotool.stress.operations.base import NonBlockingFamily, usable_fd, usable_members
 from vfiotool.stress.operations.irq import KINDS
 from vfiotool.stress.record import Call, Expectation, Outcome
 from vfiotool.vfio.uapi import DeviceInfoFlags, DeviceIoctl, PciRegion, vfio_device_info, vfio_region_info
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.001
 _TIMES = 3
 
 
-class ResetOperations(NonBlocking):
+class ResetOperations(NonBlockingFamily):
     """The family of resets. What was enabled before one is so after it: interrupts, and what is mapped."""
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
@@ -81,10 +81,10 @@ class ResetOperations(NonBlocking):
 
 
 def _has_reset(fd: int) -> bool:
-    question = bytearray(vfio_device_info(argsz=sizeof(vfio_device_info)))
-    if ask(fd, DeviceIoctl.VFIO_DEVICE_GET_INFO, question) < 0:
+    argument = bytearray(vfio_device_info(argsz=sizeof(vfio_device_info)))
+    if ioctl(fd, DeviceIoctl.VFIO_DEVICE_GET_INFO, argument) < 0:
         return False
-    return DeviceInfoFlags.RESET in DeviceInfoFlags(vfio_device_info.from_buffer(question).flags)
+    return DeviceInfoFlags.RESET in DeviceInfoFlags(vfio_device_info.from_buffer(argument).flags)
 
 
 def reset(fd: int) -> Outcome:
@@ -94,19 +94,19 @@ def reset(fd: int) -> Outcome:
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        result = ask(fd, DeviceIoctl.VFIO_DEVICE_RESET, bytearray())
+        result = ioctl(fd, DeviceIoctl.VFIO_DEVICE_RESET, bytearray())
         if result != -errno.EAGAIN or time.monotonic() > deadline:
             return Outcome(-result)
         time.sleep(_POLL_SECONDS)
 
 
 def _read_config(fd: int) -> Outcome:
-    question = bytearray(vfio_region_info(argsz=sizeof(vfio_region_info), index=PciRegion.CONFIG))
-    result = ask(fd, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, question)
+    argument = bytearray(vfio_region_info(argsz=sizeof(vfio_region_info), index=PciRegion.CONFIG))
+    result = ioctl(fd, DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, argument)
     if result < 0:
         return Outcome(-result)
     try:
-        data = os.pread(fd, 4, vfio_region_info.from_buffer(question).offset)
+        data = os.pread(fd, 4, vfio_region_info.from_buffer(argument).offset)
     except OSError as error:
         return Outcome(error.errno or errno.EIO)
     return Outcome(value=int.from_bytes(data, "little"))

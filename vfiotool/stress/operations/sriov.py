@@ -24,7 +24,7 @@ from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import SysfsWriter
 from vfiotool.stress.model.lifecycle import Member, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
-from vfiotool.stress.operations.base import NonBlocking
+from vfiotool.stress.operations.base import NonBlockingFamily
 from vfiotool.stress.operations.lifecycle import call_of
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 from vfiotool.util import kernel_files
@@ -45,7 +45,7 @@ class Vf:
     group: int | None = None
 
 
-class SriovOperations(NonBlocking):
+class SriovOperations(NonBlockingFamily):
     """The number of VFs, and drivers of each; their PF is on its host driver.
 
     While there are any, the PF keeps ``sriov_drivers_autoprobe`` at 0, so that no host driver takes one.
@@ -107,7 +107,7 @@ class SriovOperations(NonBlocking):
     def do(self, call: Call, expected: Expectation) -> Outcome:
         if call.name == VFS:
             # A VF takes the lowest group number that is free: not that of a device that is off the bus.
-            return self._harness.alone_on_bus(lambda: self._count(call, expected))
+            return self._harness.with_bus_lock(lambda: self._count(call, expected))
         vf = self._find(call)
         if vf is None:
             return Outcome(note="there is no such VF")
@@ -118,7 +118,7 @@ class SriovOperations(NonBlocking):
         if code:
             return Outcome(code)
         vf.group = group if kind is Kind.BIND else None
-        return Outcome(note=self._harness.unsettled_node(group, is_there=kind is Kind.BIND))
+        return Outcome(note=self._harness.await_node_of(group, exists=kind is Kind.BIND))
 
     def wind_down(self) -> Iterator[Call]:
         for at, vfs in list(self._vfs.items()):
@@ -209,9 +209,7 @@ class SriovOperations(NonBlocking):
             return Outcome(note=self._misplaced(at), proved=expected._replace(probes=self._probed(at)))
         if not code and not count:
             self._forget(at)
-            return Outcome(
-                note="".join(self._harness.unsettled_node(vf.group, is_there=False) for vf in before)
-            )
+            return Outcome(note="".join(self._harness.await_node_of(vf.group, exists=False) for vf in before))
         if comes:
             self._forget(at)
         return Outcome(code)
