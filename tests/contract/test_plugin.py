@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.bench import E1000E, EDU
 from tests.contract.spaces import OFFERED
-from tests.unit.guide import write_example
+from tests.support.documents import write_files
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.needs_guest
@@ -34,9 +34,9 @@ def state_of(address: str) -> tuple[str | None, str]:
 
 def test_the_example_of_the_guide_runs_on_the_device(run: pytest.Pytester) -> None:
     before = state_of(EDU)
-    write_example(run.path)
+    write_files("docs/testing.md", run.path)
     result = run.runpytest(*PLUGIN, "-v", "-Werror", "--vfio-device", EDU)
-    result.assert_outcomes(passed=1 + len(OFFERED))
+    result.assert_outcomes(passed=2 + len(OFFERED))
     result.stdout.fnmatch_lines_random([f"*test_copy?{EDU}-{mode.value}? PASSED*" for mode in OFFERED])
     assert state_of(EDU) == before
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.unit.guide import write_example
+from tests.support.documents import write_files
 
 pytest_plugins = ["pytester"]
 
@@ -144,7 +144,8 @@ def test_a_pytest_that_needs_no_device_imports_nothing_of_vfiotool() -> None:
 
 
 def test_the_example_of_the_guide_runs_on_its_model(run: pytest.Pytester) -> None:
-    assert write_example(run.path) == ["squares.py", "test_squares.py", "conftest.py"]
+    files = ["squares.py", "test_squares.py", "conftest.py", "test_no_memory.py"]
+    assert write_files("docs/testing.md", run.path) == files
     # Since 9.2, pytest warns of a plugin that was imported before it could rewrite it: as in this process.
     result = run.runpytest_subprocess(*PLUGIN, "--strict-markers", "-Werror")
-    result.assert_outcomes(passed=1 + len(MODES))
+    result.assert_outcomes(passed=2 + len(MODES))

@@ -1,0 +1,124 @@
+"""The documents without a machine: links, commands that parse, reference pages that are complete."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from tests.support.documents import NOT_RUN, ROOT, blocks, commands, mismatch, pages, read
+from vfiotool.cli.root import cli as root
+
+LANGUAGES = {"console", "mermaid", "python", "text"}
+SYNTAX = {("docs/command-line.md", "vfiotool [--debug] [--sysroot PATH] [--state-dir DIR] VERB …\n")}
+"""The ``text`` blocks: what cannot be run, because it is no command but the form of one."""
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def verbs(
+    command: click.Command = root, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every verb of the command line, with its path."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        assert found is not None
+        yield from verbs(found, (*path, name))
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command line of vfiotool up to its last argument; raises click's error where it is wrong."""
+    command: click.Command = root
+    context = click.Context(command)
+    _, rest, _ = command.make_parser(context).parse_args(list(arguments))
+    while isinstance(command, click.Group):
+        found = command.get_command(context, rest[0])
+        assert found is not None, f"there is no verb {rest[0]}"
+        command, context = found, click.Context(found, parent=context)
+        _, rest, _ = command.make_parser(context).parse_args(rest[1:])
+
+
+def quoted() -> Iterator[tuple[str, str]]:
+    """Yield each command of each page."""
+    for page in pages():
+        for block in blocks(page):
+            if block.language == "console":
+                for command in commands(block):
+                    yield page, command.line
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(text)}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_block_is_run_or_drawn(page: str) -> None:
+    for block in blocks(page):
+        assert block.language in LANGUAGES, (page, block.line)
+        if block.language == "text":
+            assert (page, block.text) in SYNTAX
+        if block.language == "console":
+            assert list(commands(block)), (page, block.line)
+    outside = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\n\n    \S", outside), "a block that is indented has no language: fence it"
+
+
+def test_what_is_not_run_is_in_a_page_and_has_a_reason() -> None:
+    assert NOT_RUN.keys() <= {line for _, line in quoted()}
+    assert all(NOT_RUN.values())
+
+
+@pytest.mark.parametrize("line", sorted({line for _, line in quoted()}))
+def test_a_quoted_command_parses(line: str) -> None:
+    for part in line.split(" | "):
+        before, program, arguments = part.removeprefix("sudo ").partition("vfiotool ")
+        if program and not before:
+            parse(shlex.split(arguments))
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page: str) -> None:
+    for link in _LINK.findall(read(page)):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(str(path.resolve().relative_to(ROOT))), link
+
+
+def test_the_index_names_every_page() -> None:
+    linked = set(_LINK.findall(read("docs/README.md")))
+    assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} - linked == {
+        "README.md"
+    }
+
+
+def test_the_reference_has_every_verb_and_option() -> None:
+    text, lacking = read("docs/command-line.md"), []
+    for path, verb in verbs():
+        if " ".join(path) not in text and path[0] != "stress":
+            lacking.append(" ".join(path))
+        options = (one for one in verb.params if isinstance(one, click.Option) and not one.hidden)
+        lacking += [f"{path} {one.opts}" for one in options if not any(name in text for name in one.opts)]
+    assert lacking == []
+
+
+def test_quoted_output_is_compared_line_by_line() -> None:
+    printed = "a   \nb 12 s\nc\nd\n"
+    assert mismatch(("a", "b … s", "…"), printed) is None
+    assert mismatch(("…", "d"), printed) is None
+    assert mismatch(("a", "…", "a"), printed) is not None
+    assert mismatch(("a", "b … s", "d"), printed) is not None
+    assert mismatch(("a.", "…"), printed) is not None
