@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -98,6 +100,30 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in anchors(str(path.resolve().relative_to(ROOT))), link
 
 
+@pytest.mark.parametrize("page", pages())
+def test_paths_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"`((?:vfiotool|tests|scripts|c_shim|docs)/[\w./*-]*)`", read(page))
+    assert [path for path in named if not list(ROOT.glob(path.rstrip("/") or "."))] == []
+
+
+def test_the_architecture_draws_the_layers_that_are_checked() -> None:
+    """Each layer of the contract, top down, points to the next."""
+    (drawn,) = [block.text for block in blocks("docs/architecture.md") if block.language == "mermaid"]
+    edges = {
+        (above, below)
+        for line in drawn.splitlines()
+        for left, right in itertools.pairwise(line.split(" --> "))
+        for above, below in itertools.product(left.strip().split(" & "), right.split(" & "))
+    }
+    contract = re.search(
+        r'name = "Imports point one way".*?layers = \[(.*?)\]', read("pyproject.toml"), re.DOTALL
+    )
+    assert contract is not None
+    layers = [re.findall(r"vfiotool\.(\w+)", line) for line in contract[1].strip().splitlines()]
+    for above, below in itertools.pairwise(layers):
+        assert set(itertools.product(above, below)) <= edges
+
+
 def test_the_index_names_every_page() -> None:
     linked = set(_LINK.findall(read("docs/README.md")))
     assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} - linked == {
@@ -113,6 +139,14 @@ def test_the_reference_has_every_verb_and_option() -> None:
         options = (one for one in verb.params if isinstance(one, click.Option) and not one.hidden)
         lacking += [f"{path} {one.opts}" for one in options if not any(name in text for name in one.opts)]
     assert lacking == []
+
+
+@pytest.mark.parametrize("module", ["vfiotool", "vfiotool.vfio", "vfiotool.drivers", "vfiotool.testing"])
+def test_the_reference_has_every_public_name(module: str) -> None:
+    _, _, section = read("docs/python-api.md").partition(f"## `{module}`\n")
+    section, _, _ = section.partition("\n## ")
+    named = set(re.findall(r"`(\w+)", section))
+    assert set(importlib.import_module(module).__all__) <= named
 
 
 def test_quoted_output_is_compared_line_by_line() -> None:
