@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.support import EDU, KERNEL, MACHINE, driver, kernel_complaints, path, vfiotool
+from tests.lab.support import EDU, GROUPS, KERNEL, MACHINE, driver, kernel_complaints, path, vfiotool
 from tests.support.documents import NOT_RUN, Command, blocks, commands, mismatch, pages, program
 from tests.support.terminal import Terminal
 from vfiotool.binding.operations import bound
@@ -66,6 +66,11 @@ def test_getting_started(tmp_path: Path) -> None:
     assert (driver(EDU), Path(path(EDU, "driver_override")).read_text()) == before
 
 
+def test_python_api(tmp_path: Path) -> None:
+    groups = len(os.listdir(GROUPS))
+    assert len(run("docs/python-api.md", tmp_path).splitlines()) == groups
+
+
 class Session:
     """A folder in which the commands of a page are run in their order."""
 
@@ -80,7 +85,8 @@ class Session:
         """
         line = _IN_LAB.sub("", command.line)
         if any(text.startswith(_PROMPT) for text in command.output):
-            return self._type(line, command.output)
+            self._type(line, command.output)
+            return None
         if line.startswith("sudo vfiotool watch"):
             return self._watch(line, command.output)
         ended = subprocess.run(

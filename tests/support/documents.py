@@ -19,6 +19,21 @@ NOT_RUN = {
     "python3 -m venv ~/vfiotool": "scripts/lib.sh does it before each run of the tests",
     "~/vfiotool/bin/pip install .": "needs a network; scripts/lib.sh does it before each run of the tests",
     "sudo ln -s ~/vfiotool/bin/vfiotool /usr/local/bin/": "changes the machine outside of any test's folder",
+    "sudo apt install gcc libc6-dev python3-dev python3-venv kmod udev pci.ids "
+    "qemu-system-x86 busybox-static": (
+        "needs a network; scripts/lib.sh does it before each run of the tests"
+    ),
+    "python3 -m venv .venv": "writes to the checkout; scripts/lib.sh makes an environment elsewhere",
+    ".venv/bin/pip install -e '.[test]'": "needs a network, and writes to the checkout",
+    ". .venv/bin/activate": "changes a shell; there is nothing to see",
+    "ruff check": "scripts/test does it",
+    "ruff format --check": "scripts/test does it",
+    "mypy": "scripts/test does it",
+    "lint-imports": "scripts/test does it",
+    "pytest tests/unit/test_address.py": "scripts/test does it",
+    "vfiotool lab run --kernel 6.12 --cpus 1 -- pytest tests/lab/test_see.py": (
+        "tests/lab/test_in_guests.py does it"
+    ),
     "sudo update-initramfs -u": "builds an initramfs for minutes; tests/lab/test_persist.py builds one",
     "vfiotool lab run -- pytest tests/contract": "takes many minutes; tests/lab/test_in_guests.py does it",
     "vfiotool lab run --kernel debug -- pytest tests/contract/test_dma.py": (

@@ -7,16 +7,23 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import pytest
 
-from tests.support.documents import NOT_RUN, ROOT, blocks, commands, mismatch, pages, read
+from tests.support.documents import NOT_RUN, ROOT, blocks, commands, mismatch, pages, program, read
 from vfiotool.cli.root import cli as root
+from vfiotool.events.entry import TimelineEntry
+from vfiotool.lab.machines import MACHINES
+from vfiotool.stress.workloads import WORKLOADS
 
 LANGUAGES = {"console", "mermaid", "python", "text"}
 SYNTAX = {("docs/command-line.md", "vfiotool [--debug] [--sysroot PATH] [--state-dir DIR] VERB …\n")}
 """The ``text`` blocks: what cannot be run, because it is no command but the form of one."""
+
+PROGRAMS = ("driving", "getting-started", "python-api")
+"""The pages below ``docs`` whose Python a test in a guest runs."""
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -75,6 +82,12 @@ def test_every_block_is_run_or_drawn(page: str) -> None:
     assert not re.search(r"\n\n    \S", outside), "a block that is indented has no language: fence it"
 
 
+def test_a_test_runs_every_program() -> None:
+    """See ``tests/lab/test_docs.py``, ``tests/unit/test_plugin.py``, and below."""
+    with_python = {page for page in pages() if any(block.language == "python" for block in blocks(page))}
+    assert with_python == {"CONTRIBUTING.md", "docs/testing.md", *(f"docs/{name}.md" for name in PROGRAMS)}
+
+
 def test_what_is_not_run_is_in_a_page_and_has_a_reason() -> None:
     assert NOT_RUN.keys() <= {line for _, line in quoted()}
     assert all(NOT_RUN.values())
@@ -122,6 +135,20 @@ def test_the_architecture_draws_the_layers_that_are_checked() -> None:
     layers = [re.findall(r"vfiotool\.(\w+)", line) for line in contract[1].strip().splitlines()]
     for above, below in itertools.pairwise(layers):
         assert set(itertools.product(above, below)) <= edges
+
+
+def test_the_examples_of_contributing_run() -> None:
+    names: dict[str, Any] = {"__name__": "contributing"}
+    exec(program("CONTRIBUTING.md"), names)  # noqa: S102 - it is a page of this repository
+    monitor = names["PcieErrorMonitor"]()
+    for line in ("pcieport 0000:00:02.0: AER: Corrected error received", "another line"):
+        monitor.see(TimelineEntry(0.0, "kmsg", "line", detail=line))
+    monitor.finish()
+    assert monitor.findings() == ["PCIe error: pcieport 0000:00:02.0: AER: Corrected error received"]
+    assert names["MIXED"].name not in WORKLOADS
+    machine = names["NO_REMAPPING"]
+    assert machine.name not in MACHINES
+    assert machine.arguments(frozenset(), dict.fromkeys(("drive0", "drive1", "drive2"), "drive"))
 
 
 def test_the_index_names_every_page() -> None:
