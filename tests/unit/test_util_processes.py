@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from vfiotool.util import tasks
 from vfiotool.util.child import TERMINAL_SIGNALS, fork_child, start_child
-from vfiotool.util.tasks import children
+from vfiotool.util.tasks import children, read_task, sleeps_in, task_state, uninterruptible_tasks
 
+SAMPLES = os.path.join(os.path.dirname(__file__), "proc")
+KERNELS = sorted(os.listdir(SAMPLES))
 UNBIND = ("vfio_unregister_group_dev", "vfio_del_group_dev")
+READS_STACK = ("proc_pid_stack",)
 PID = 12
 
 
@@ -135,3 +140,104 @@ def test_children_are_found_without_config_proc_children(tmp_path: Path) -> None
     assert children([7], str(tmp_path)) == [8, 9]
     assert children([7, 9], str(tmp_path)) == [8, 9, 10]
     assert children([8], str(tmp_path)) == []
+
+
+# Tasks: the files are those of a write to ``unbind`` that waits for a user of the device, of the same write
+# after SIGTERM, and of a program that reads its own stack.
+
+
+def place(proc: Path, kernel: str, kind: str) -> str:
+    """Have process 12 with a task in one of these states; return the folder that stands for ``/proc``."""
+    for folder in (proc / str(PID), proc / str(PID) / "task" / str(PID)):
+        shutil.copytree(f"{SAMPLES}/{kernel}/{kind}", folder)
+    return str(proc)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kind", "state"), [("interruptible", "S"), ("uninterruptible", "D"), ("running", "R")]
+)
+def test_a_task_is_read(tmp_path: Path, kernel: str, kind: str, state: str) -> None:
+    proc = place(tmp_path, kernel, kind)
+    task = read_task(PID, proc=proc)
+    assert task is not None
+    assert (task.pid, task.tid, task.state, task.is_steady) == (PID, PID, state, True)
+    assert task.comm == ("pytest" if state == "R" else "sh")
+    assert task.switches > 0
+    assert task_state(PID, proc) == state
+    assert task.place.startswith(READS_STACK if state == "R" else UNBIND)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_write_that_waits_sleeps_in_either_state(tmp_path: Path, kernel: str) -> None:
+    """A signal makes it uninterruptible, and it waits on."""
+    for kind, sleeps in (("interruptible", True), ("uninterruptible", True), ("running", False)):
+        proc = place(tmp_path / kind, kernel, kind)
+        assert sleeps_in(PID, UNBIND, proc) == sleeps
+        assert not sleeps_in(PID, ("rescan_store", "vfio_unregister_group"), proc)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_task_is_stuck_in_state_d_alone(tmp_path: Path, kernel: str) -> None:
+    for kind, found in (("interruptible", 0), ("uninterruptible", 1), ("running", 0)):
+        proc = place(tmp_path / kind, kernel, kind)
+        assert len(list(uninterruptible_tasks(PID, proc))) == found
+
+
+def test_a_task_that_gave_way_to_another_has_the_same_stack(tmp_path: Path) -> None:
+    proc = place(tmp_path, "6.12", "interruptible")
+    status = tmp_path / f"{PID}/task/{PID}/status"
+    status.write_text(status.read_text().replace("S (sleeping)", "R (running)"))
+    assert not sleeps_in(PID, UNBIND, proc)
+
+
+def test_a_task_that_runs_while_it_is_read_is_not_steady(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc = place(tmp_path, "6.12", "interruptible")
+    read, seen = tasks._read, list[str]()
+
+    def changing(path: str) -> str:
+        seen.append(path)
+        text = read(path)
+        is_second = path.endswith("/status") and seen.count(path) % 2 == 0
+        return text.replace("ctxt_switches:\t7", "ctxt_switches:\t8") if is_second else text
+
+    monkeypatch.setattr(tasks, "_read", changing)
+    task = read_task(PID, proc=proc)
+    assert task is not None
+    assert not task.is_steady
+    assert not sleeps_in(PID, UNBIND, proc)
+
+
+def test_without_root_a_task_sleeps_in_no_known_function(tmp_path: Path) -> None:
+    proc = place(tmp_path, "6.12", "interruptible")
+    (tmp_path / f"{PID}/task/{PID}/stack").unlink()
+    task = read_task(PID, proc=proc)
+    assert task is not None
+    assert (task.stack, task.place) == ((), "vfio_unregister_group_dev")
+    assert not sleeps_in(PID, UNBIND, proc)
+
+
+def test_a_process_that_has_exited_has_no_tasks(tmp_path: Path) -> None:
+    assert read_task(PID, proc=str(tmp_path)) is None
+    assert task_state(PID, str(tmp_path)) is None
+    assert not sleeps_in(PID, UNBIND, str(tmp_path))
+    assert list(uninterruptible_tasks(PID, str(tmp_path))) == []
+
+
+@pytest.mark.parametrize("state", ["S", "R"])
+def test_a_child_that_sleeps_or_runs(state: str) -> None:
+    """As this machine's kernel shows it."""
+    pid = fork_child(signal.pause if state == "S" else spin)
+    try:
+        await_(lambda: task_state(pid) == state)
+        assert list(uninterruptible_tasks(pid)) == []
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def spin() -> None:
+    while True:
+        pass
