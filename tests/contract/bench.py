@@ -31,8 +31,8 @@ TOUCHED = (EDU, E1000E, NVME, BRIDGE, *SIBLINGS)
 
 
 @dataclass
-class Watched:
-    """A machine whose writes are recorded, and can be made to fail before they reach it."""
+class RecordingMachine:
+    """Passes calls on to a machine, records its writes, and can fail them before they reach the machine."""
 
     machine: MachineControl
     writes: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Watched:
         self.machine.write(path, value, address=address, timeout=timeout)
 
     def fail_once(self, number: int, code: int) -> None:
-        """Have the write after so many others fail with an errno, and no other one."""
+        """Fail the write after the next ``number`` writes with an errno, and no other write."""
         self._fails_at = len(self.writes) + number + 1, code
 
     def await_writer(self, address: str, timeout: float) -> bool:
@@ -77,9 +77,9 @@ class Watched:
 
 @dataclass
 class Bench:
-    """A machine to bind devices on. ``hold`` has a process hold a device, and yields its pid."""
+    """A machine to bind devices on. ``hold`` starts a process that holds a device, and yields its pid."""
 
-    machine: Watched
+    machine: RecordingMachine
     state_dir: str
     hold: Callable[[str], AbstractContextManager[int]]
 
@@ -105,11 +105,11 @@ class Bench:
         return read_group(self.machine.tree, number, self.devices(addresses(self.machine.tree)))
 
     def states(self) -> dict[str, DeviceState]:
-        """Return what binding changes, of the devices that these tests touch."""
+        """Return the states of the devices that these tests change."""
         return read_states(self.machine.tree, TOUCHED)
 
     def put_back(self, former: dict[str, DeviceState]) -> None:
-        """Leave the machine to the next test as this one found it."""
+        """Bring the devices back to their former states, for the next test."""
         self.machine.failures.clear()
         for address, now in self.states().items():
             node = node_path(self.machine.tree, address)
@@ -118,7 +118,7 @@ class Bench:
 
 
 def kernel_bench(state_dir: str) -> Bench:
-    """The running machine; a child process holds devices."""
+    """Return the running machine; a child process holds devices."""
     machine = LiveMachine(state_dir)
 
     @contextlib.contextmanager
@@ -127,11 +127,11 @@ def kernel_bench(state_dir: str) -> Bench:
             yield pid
         assert machine.await_writer(address, 30)
 
-    return Bench(Watched(machine), state_dir, hold)
+    return Bench(RecordingMachine(machine), state_dir, hold)
 
 
 def fake_bench(root: str, state_dir: str, kernel: str) -> Bench:
-    """A fake of the lab's default machine."""
+    """Return a fake of the lab's default machine."""
     host = FakeHost(root, kernel=kernel, state_dir=state_dir)
     for driver in ("vfio-pci", "pci-stub"):
         host.add_driver(driver, module_loaded=False)
@@ -152,4 +152,4 @@ def fake_bench(root: str, state_dir: str, kernel: str) -> Bench:
         finally:
             host.release(address)
 
-    return Bench(Watched(host), state_dir, hold)
+    return Bench(RecordingMachine(host), state_dir, hold)

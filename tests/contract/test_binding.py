@@ -1,4 +1,4 @@
-"""What binding does, on the fake host and on the lab's kernels: the fake is held to what they do."""
+"""Binding, on the fake host and on the lab's kernels: the fake must behave as the kernels do."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ OVERRIDE = f"{device_path(EDU)}/driver_override"
 
 
 def settled(devices: Iterable[Device]) -> list[Device]:
-    """A device without power management is in an unknown state until its first driver, then in D0."""
+    """A device without power management is in an unknown power state until its first bind, then in D0."""
     return [replace(one, power_state="D0") if one.power_state == "unknown" else one for one in devices]
 
 
-def test_the_devices_start_on_the_drivers_that_these_tests_count_on(bench: Bench) -> None:
+def test_devices_start_on_their_own_drivers(bench: Bench) -> None:
     drivers = [device.driver for device in bench.devices(TOUCHED)]
     assert drivers == [None, "e1000e", "nvme", None, "e1000", "e1000"]
 
 
 @pytest.mark.parametrize("wanted", [(EDU,), (E1000E,), (NVME,), SIBLINGS], ids=lambda wanted: wanted[0])
-def test_restore_brings_back_exactly_what_bind_found(bench: Bench, wanted: tuple[str, ...]) -> None:
+def test_restore_brings_back_exactly_the_state_before_bind(bench: Bench, wanted: tuple[str, ...]) -> None:
     before, group_before = settled(bench.devices(wanted)), bench.group_of(wanted[0])
     binding = bench.binding()
 
@@ -68,13 +68,13 @@ def test_unbind_leaves_no_driver_and_restore_brings_it_back(bench: Bench) -> Non
         ("vfio-pci\0more", "vfio-pci"),
     ],
 )
-def test_what_a_write_makes_of_an_override(bench: Bench, written: str, override: str | None) -> None:
+def test_override_after_a_write(bench: Bench, written: str, override: str | None) -> None:
     bench.write(OVERRIDE, "pci-stub")
     bench.write(OVERRIDE, written)
     assert read_state(bench.machine.tree, EDU).driver_override == override
 
 
-def test_a_cleared_override_reads_as_a_null_pointer(bench: Bench) -> None:
+def test_cleared_override_reads_as_a_null_pointer(bench: Bench) -> None:
     bench.write(OVERRIDE, "pci-stub")
     bench.write(OVERRIDE, CLEAR)
     assert bench.machine.tree.read(OVERRIDE) == "(null)"
@@ -105,9 +105,7 @@ def test_drivers_probe_binds_the_driver_of_the_override(bench: Bench) -> None:
         pytest.param(BRIDGE, "vfio-pci", "vfio-pci", errno.EINVAL, id="bridge"),
     ],
 )
-def test_the_errno_of_a_bind(
-    bench: Bench, address: str, override: str | None, driver: str, code: int
-) -> None:
+def test_errno_of_a_bind(bench: Bench, address: str, override: str | None, driver: str, code: int) -> None:
     bench.machine.load_module(driver)
     if override is not None:
         bench.write(f"{device_path(address)}/driver_override", override)
@@ -120,13 +118,13 @@ def test_the_errno_of_a_bind(
 @pytest.mark.parametrize(
     "address", ["ffff:00:00.0", EDU, E1000E], ids=["no device", "no driver", "another's"]
 )
-def test_a_driver_unbinds_only_its_own(bench: Bench, address: str) -> None:
+def test_driver_unbinds_only_its_own_devices(bench: Bench, address: str) -> None:
     with pytest.raises(KernelError) as failed:
         bench.write(f"{DRIVERS}/nvme/unbind", address)
     assert failed.value.errno == errno.ENODEV
 
 
-def test_when_one_device_fails_the_others_go_back(bench: Bench) -> None:
+def test_failure_of_one_device_rolls_back_the_others(bench: Bench) -> None:
     before = bench.states()
     bench.machine.failures[f"{DRIVERS}/nvme/unbind"] = errno.EIO
     with pytest.raises(BindError, match="all devices are as they were before") as failed:
@@ -137,7 +135,7 @@ def test_when_one_device_fails_the_others_go_back(bench: Bench) -> None:
     assert bench.binding().recorded() == []
 
 
-def test_a_device_that_its_new_driver_does_not_serve_goes_back(bench: Bench) -> None:
+def test_device_that_the_new_driver_does_not_serve_is_rolled_back(bench: Bench) -> None:
     before = bench.states()
     with pytest.raises(BindError) as failed:
         bench.binding().bind([NVME], "virtio-pci")
@@ -148,7 +146,7 @@ def test_a_device_that_its_new_driver_does_not_serve_goes_back(bench: Bench) -> 
     assert bench.binding().recorded() == []
 
 
-def test_a_dry_run_writes_nothing(bench: Bench) -> None:
+def test_dry_run_writes_nothing(bench: Bench) -> None:
     plan = bench.binding(dry_run=True).bind([E1000E])
     assert [change.after for change in plan.changes] == ["vfio-pci"]
     assert plan.steps
@@ -156,7 +154,7 @@ def test_a_dry_run_writes_nothing(bench: Bench) -> None:
     assert not os.path.exists(bench.state_dir)
 
 
-def test_a_second_bind_keeps_the_first_record(bench: Bench) -> None:
+def test_second_bind_keeps_the_first_record(bench: Bench) -> None:
     before = bench.device(NVME)
     bench.binding().bind([NVME])
     bench.binding().bind([NVME], "pci-stub")
@@ -165,18 +163,18 @@ def test_a_second_bind_keeps_the_first_record(bench: Bench) -> None:
     assert bench.device(NVME) == before
 
 
-def test_a_bind_to_the_driver_that_it_has_writes_nothing(bench: Bench) -> None:
+def test_bind_to_the_current_driver_writes_nothing(bench: Bench) -> None:
     plan = bench.binding().bind([E1000E], "e1000e")
     assert (plan.steps, bench.machine.writes, bench.binding().recorded()) == ((), [], [])
 
 
-def test_restore_without_a_record(bench: Bench) -> None:
+def test_restore_without_a_record_is_an_error(bench: Bench) -> None:
     with pytest.raises(VfioToolError, match=f"nothing is recorded of {EDU}"):
         bench.binding().restore([EDU])
     assert bench.machine.writes == []
 
 
-def test_an_unknown_driver(bench: Bench) -> None:
+def test_unknown_driver_is_an_error(bench: Bench) -> None:
     before = bench.states()
     with pytest.raises(VfioToolError, match="no-such-driver"):
         bench.binding().bind([E1000E], "no-such-driver")
@@ -185,14 +183,14 @@ def test_an_unknown_driver(bench: Bench) -> None:
     assert bench.binding().recorded() == []
 
 
-def test_a_bridge_is_refused(bench: Bench) -> None:
+def test_bridge_is_refused(bench: Bench) -> None:
     with pytest.raises(PlanRefusedError) as refused:
         bench.binding().bind([*SIBLINGS, BRIDGE])
     assert [(reason.address, reason.rule) for reason in refused.value.refusals] == [(BRIDGE, "bridge")]
     assert bench.machine.writes == []
 
 
-def test_a_sibling_on_a_host_driver_keeps_the_group_from_userspace(bench: Bench) -> None:
+def test_sibling_on_a_host_driver_makes_the_group_not_viable(bench: Bench) -> None:
     one, other = SIBLINGS
     plan = bench.binding().bind([one])
     group = bench.group_of(one)
@@ -203,11 +201,11 @@ def test_a_sibling_on_a_host_driver_keeps_the_group_from_userspace(bench: Bench)
     assert bench.group_of(one).viable
 
 
-def test_the_group_of_a_device_without_its_bridge(bench: Bench) -> None:
+def test_group_members_leave_out_bridges(bench: Bench) -> None:
     assert bench.binding().group_members([SIBLINGS[0]]) == list(SIBLINGS)
 
 
-def test_a_blocked_unbind_names_its_holder_and_completes_when_that_lets_go(bench: Bench) -> None:
+def test_blocked_unbind_names_its_holder_and_completes_after_its_release(bench: Bench) -> None:
     wanted = [NVME, E1000E]
     before = bench.devices(wanted)
     bench.binding().bind(wanted)
@@ -230,7 +228,7 @@ def test_a_blocked_unbind_names_its_holder_and_completes_when_that_lets_go(bench
     events.close()
 
 
-def test_a_host_driver_is_kept_out_of_a_group_in_use(bench: Bench) -> None:
+def test_host_driver_is_kept_out_of_a_group_in_use(bench: Bench) -> None:
     held, other = SIBLINGS
     bench.binding().bind(SIBLINGS)
     with bench.hold(held):
@@ -239,7 +237,7 @@ def test_a_host_driver_is_kept_out_of_a_group_in_use(bench: Bench) -> None:
                 bench.binding(allowed=["held"]).restore([other])
             assert isinstance(failed.value.__cause__, KernelError)
             assert failed.value.__cause__.errno == errno.EBUSY
-        else:  # the kernel would say BUG, and be lost
+        else:  # a kernel BUG would crash the machine
             with pytest.raises(PlanRefusedError) as refused:
                 bench.binding().restore([other])
             assert [reason.rule for reason in refused.value.refusals] == ["live-group"]

@@ -1,4 +1,4 @@
-"""Two vfiotools at once never interleave on a group."""
+"""Two vfiotool processes never interleave their writes on a group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDS = 2
 
 
 def work(bench: Bench, log: Path) -> None:
-    """Bind and restore the same devices as another process does; note each write as it is made."""
+    """Bind and restore the same devices as another process does, and log each write."""
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def note(path: str) -> None:
@@ -57,7 +57,7 @@ def test_plans_of_two_processes_do_not_interleave(bench: Bench, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("folder", ["journal", "transactions", "locks", "pending"])
-def test_nothing_is_changed_where_the_state_folder_is_not_ones_own(bench: Bench, folder: str) -> None:
+def test_nothing_is_changed_if_others_can_write_the_state_folder(bench: Bench, folder: str) -> None:
     os.makedirs(f"{bench.state_dir}/{folder}", mode=0o700)
     os.chmod(f"{bench.state_dir}/{folder}", 0o777)  # noqa: S103 - the test is about it
     with pytest.raises(VfioToolError, match="only its user can write"):

@@ -1,4 +1,4 @@
-"""Whoever is killed, or fails, at any step leaves nothing that is not put right."""
+"""A process that is killed, or fails, at any step leaves nothing that recovery does not put right."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
 
 @dataclass(frozen=True)
 class Scenario:
-    """An operation; ``prepare`` goes before it, and is not disturbed."""
+    """An operation to disturb; ``prepare`` runs before it, undisturbed."""
 
     name: str
     run: Run
@@ -72,13 +72,13 @@ in_each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda sce
 
 @pytest.fixture(autouse=True)
 def _loaded(bench: Bench) -> None:
-    """Modules stay loaded, which is no part of what is put right."""
+    """Load the modules first: they stay loaded, and recovery does not unload them."""
     for driver in ("vfio-pci", "pci-stub"):
         bench.machine.load_module(driver)
 
 
 def snapshot(bench: Bench) -> Snapshot:
-    """All that binding may change, and what is recorded."""
+    """Return all that binding may change, and what is recorded."""
     devices = bench.devices(TOUCHED)
     woken = [replace(one, power_state="D0") if one.power_state == "unknown" else one for one in devices]
     return woken, bench.states(), bench.binding().recorded()
@@ -91,13 +91,13 @@ def prepared(bench: Bench, scenario: Scenario) -> Snapshot:
 
 
 def leftovers(bench: Bench) -> list[str]:
-    """What is in the state folder beside records and locks."""
+    """Return the files in the state folder other than records and locks."""
     folders = [f"{bench.state_dir}/{name}" for name in ("pending", "transactions")]
     return [f"{folder}/{name}" for folder in folders for name in os.listdir(folder)]
 
 
 def die_at(bench: Bench, moment: int) -> None:
-    """Have this process killed at the n-th moment of an operation.
+    """Kill this process at the n-th moment of an operation.
 
     On a kernel, before each write to the machine and while it is done. On the fake, where writes are
     done whole, before each change of a file of the state folder as well.
@@ -117,7 +117,7 @@ def die_at(bench: Bench, moment: int) -> None:
 
         return wrapper
 
-    def tell_and_die(fd: int, content: bytes) -> int:
+    def write_and_die(fd: int, content: bytes) -> int:
         written = write_fd(fd, content)
         if content == GO:
             may_die()
@@ -139,12 +139,12 @@ def die_at(bench: Bench, moment: int) -> None:
         arm_files(armed=True)
         machine.write = dying(write_whole)  # type: ignore[method-assign]
     else:
-        os.write = tell_and_die  # type: ignore[assignment]
+        os.write = write_and_die  # type: ignore[assignment]
         machine.write = dying(write)
 
 
 def is_killed(bench: Bench, run: Run, moment: int) -> bool:
-    """Run an operation in a process that is killed at a moment; say whether it had so many."""
+    """Run an operation in a process that is killed at a moment; return True if it got that far."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -160,8 +160,8 @@ def is_killed(bench: Bench, run: Run, moment: int) -> bool:
 
 
 @in_each_scenario
-def test_a_kill_at_any_moment_is_mended(bench: Bench, scenario: Scenario) -> None:
-    """What was begun is undone; where all steps were done, it is finished."""
+def test_kill_at_any_moment_is_recovered(bench: Bench, scenario: Scenario) -> None:
+    """A transaction that was cut off is undone; if all its steps were done, it is finished."""
     before = prepared(bench, scenario)
     plan = scenario.run(bench.binding(dry_run=True))
     finished = 0
@@ -191,13 +191,13 @@ def wanted(plan: Plan) -> dict[str, str | None]:
 
 
 def errnos(bench: Bench, step: Step) -> tuple[int, ...]:
-    """All on the fake; as no kernel sees a write that is made to fail, one of them there."""
+    """Return all errnos for the fake; a single one for a kernel, which never sees the write that fails."""
     known = ERRNOS[os.path.basename(step.path)]
     return known if isinstance(bench.machine.machine, FakeHost) else known[-1:]
 
 
 @in_each_scenario
-def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> None:
+def test_failed_write_rolls_back_all_devices(bench: Bench, scenario: Scenario) -> None:
     if not isinstance(bench.machine.machine, FakeHost) and not scenario.name.endswith("two"):
         pytest.skip("no kernel sees a write that is made to fail: two plans show what it does then")
     before = prepared(bench, scenario)
@@ -212,7 +212,7 @@ def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> 
             assert leftovers(bench) == []
 
 
-def test_what_could_not_be_put_back_is_mended_later(bench: Bench) -> None:
+def test_failed_rollback_is_recovered_later(bench: Bench) -> None:
     before = snapshot(bench)
     bench.machine.failures |= {
         f"{DRIVERS}/vfio-pci/bind": errno.EIO,
@@ -234,7 +234,7 @@ def test_what_could_not_be_put_back_is_mended_later(bench: Bench) -> None:
 
 
 def killed_halfway(bench: Bench) -> None:
-    """Bind two, and be killed once the first one is bound."""
+    """Bind two devices in a process that is killed once the first is bound."""
     bench.machine.writes.clear()
     for moment in itertools.count():
         assert is_killed(bench, lambda binding: binding.bind(PAIR), moment)
@@ -253,7 +253,7 @@ def killed_halfway(bench: Bench) -> None:
     ],
     ids=["bind", "unbind", "restore"],
 )
-def test_the_next_command_mends_first(bench: Bench, run: Run, after: tuple[str | None, str | None]) -> None:
+def test_next_command_recovers_first(bench: Bench, run: Run, after: tuple[str | None, str | None]) -> None:
     before = snapshot(bench)
     killed_halfway(bench)
     assert bench.binding(dry_run=True).recover().steps
@@ -264,7 +264,7 @@ def test_the_next_command_mends_first(bench: Bench, run: Run, after: tuple[str |
     assert snapshot(bench) == before
 
 
-def test_a_full_state_folder_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_state_folder_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(bench)
     for moment in itertools.count():
         calls = itertools.count()
@@ -292,20 +292,20 @@ def await_pending(bench: Bench, address: str) -> None:
     deadline = time.monotonic() + 30
     while not pending_writer(bench.machine.tree, bench.state_dir, address):
         assert time.monotonic() < deadline
-        time.sleep(0.01)  # nothing tells of a note
+        time.sleep(0.01)  # no event announces a note
 
 
 def await_blocked(bench: Bench, address: str) -> None:
-    """Wait until the kernel has what was noted: who is killed between the two has nothing written."""
+    """Wait until the kernel has the write that was noted: a process killed before that has not written."""
     await_pending(bench, address)
     writer = pending_writer(bench.machine.tree, bench.state_dir, address)
     deadline = time.monotonic() + 30
     while "vfio_" not in Path(f"/proc/{writer}/stack").read_text("ascii"):
         assert time.monotonic() < deadline
-        time.sleep(0.01)  # nothing tells of a task that waits in the kernel
+        time.sleep(0.01)  # no event announces a task that waits in the kernel
 
 
-def test_a_process_that_is_killed_while_a_holder_keeps_it_waiting(bench: Bench) -> None:
+def test_kill_while_a_holder_blocks_the_unbind_is_recovered(bench: Bench) -> None:
     if isinstance(bench.machine.machine, FakeHost):
         pytest.skip("nothing waits on the fake")
     bench.binding().bind(PAIR)
@@ -331,8 +331,8 @@ def test_a_process_that_is_killed_while_a_holder_keeps_it_waiting(bench: Bench) 
     bench.binding().restore(PAIR)
 
 
-def test_what_a_holder_kept_waiting_is_finished(bench: Bench) -> None:
-    """On old kernels only unbinds are: a host driver in a group that is in use is their end."""
+def test_plan_that_a_holder_blocked_is_finished(bench: Bench) -> None:
+    """On old kernels only unbinds are: binding a host driver in a group in use crashes them."""
     original = snapshot(bench)
     bench.binding().bind(PAIR)
 
@@ -354,8 +354,8 @@ def test_what_a_holder_kept_waiting_is_finished(bench: Bench) -> None:
     assert snapshot(bench) == original
 
 
-def test_a_rollback_spares_a_group_that_has_come_into_use(bench: Bench) -> None:
-    """Up to 5.18 a host driver would be its machine's end, so the device waits for ``recover``."""
+def test_rollback_does_not_change_a_group_in_use(bench: Bench) -> None:
+    """Up to 5.18 binding a host driver there would crash the machine, so the device waits for ``recover``."""
     one, other = SIBLINGS
     before = snapshot(bench)
     bench.machine.failures[f"{DRIVERS}/vfio-pci/bind"] = errno.EIO
@@ -372,8 +372,8 @@ def test_a_rollback_spares_a_group_that_has_come_into_use(bench: Bench) -> None:
     assert snapshot(bench) == before
 
 
-def test_steps_are_on_disk_before_they_are_done(bench: Bench) -> None:
-    """Second source: the file itself, read at the moment of each write."""
+def test_steps_are_logged_on_disk_before_they_are_done(bench: Bench) -> None:
+    """Second source: the log itself, read at the moment of each write."""
     seen: list[tuple[str, str]] = []
     path = f"{bench.state_dir}/transactions/{NVME}.jsonl"
 
@@ -390,7 +390,7 @@ def test_steps_are_on_disk_before_they_are_done(bench: Bench) -> None:
     bench.binding().restore(PAIR)
 
 
-def test_being_told_to_end_puts_all_back(bench: Bench) -> None:
+def test_termination_signal_rolls_back_all_devices(bench: Bench) -> None:
     before = snapshot(bench)
     steps = bench.binding(dry_run=True).bind(MIXED).steps
     for number in range(len(steps)):
@@ -398,11 +398,11 @@ def test_being_told_to_end_puts_all_back(bench: Bench) -> None:
         if pid == 0:
             writes = itertools.count()
 
-            def be_told(path: str, number: int = number, writes: Any = writes) -> None:
+            def signal_at_step(path: str, number: int = number, writes: Any = writes) -> None:
                 if next(writes) == number:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            bench.machine.on_write = be_told
+            bench.machine.on_write = signal_at_step
             exit_on_signals()
             try:
                 bench.binding().bind(MIXED)

@@ -1,4 +1,4 @@
-"""VFs made, bound and removed, on the fake host and on the lab's kernels."""
+"""Create, bind and remove VFs, on the fake host and on the lab's kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
 
 @pytest.fixture(autouse=True)
 def _pf(bench: Bench) -> Iterator[None]:
-    """A PF on nvme with no VFs, and left so."""
+    """Start with a PF on nvme without VFs, and leave it in that state."""
     host = bench.machine.machine
     if isinstance(host, FakeHost):
         host.add_device(PORT, class_code=0x060400, driver="pcieport", group=1)
@@ -55,42 +55,42 @@ def _pf(bench: Bench) -> Iterator[None]:
 
 
 def count(bench: Bench) -> int:
-    """How many VFs there are, by their links."""
+    """Return how many VFs exist, by their links."""
     return len([name for name in bench.machine.tree.names(device_path(PF)) if name.startswith("virtfn")])
 
 
 def on_vfio(bench: Bench) -> list[str]:
-    """Which VFs vfio-pci has, by the driver's own links."""
+    """Return the VFs that are bound to vfio-pci, by the driver's own links."""
     return [vf for vf in VFS if bench.machine.tree.exists(f"{VFIO}/{vf}")]
 
 
 def snapshot(bench: Bench) -> Snapshot:
-    """What the verb may change, and what is recorded."""
+    """Return what the verb may change, and what is recorded."""
     wanted = [PF, *bench.device(PF).vfs]
     devices = [replace(one, power_state=None) for one in bench.devices(wanted)]
     return devices, read_states(bench.machine.tree, wanted), bench.binding().recorded()
 
 
 def on_one_kernel(bench: Bench) -> None:
-    """Skip a test on all kernels but one: what it looks at is no matter of theirs, and takes its time."""
+    """Skip a test on all kernels but one: its result does not depend on the kernel, and it is slow."""
     if not isinstance(bench.machine.machine, FakeHost) and KERNEL != (6, 12):
         pytest.skip("on the fake host and kernel 6.12 alone, for VFs take their time to go")
 
 
 def written(bench: Bench) -> list[str]:
-    """The names of the files that were written, and forget them."""
+    """Return the names of the files that were written since the last call."""
     names = [path.removeprefix(f"{DRIVERS}/").rpartition("devices/")[2] for path in bench.machine.writes]
     bench.machine.writes.clear()
     return names
 
 
-# What the kernel does
+# The kernel
 
 
 @pytest.mark.parametrize(
     ("text", "code"), [("5", errno.ERANGE), ("x", errno.EINVAL), ("-1", errno.EINVAL), ("4", errno.EBUSY)]
 )
-def test_the_errno_of_a_number_of_vfs(bench: Bench, text: str, code: int) -> None:
+def test_errno_of_a_vf_count(bench: Bench, text: str, code: int) -> None:
     bench.write(NUMVFS, "1")
     with pytest.raises(KernelError) as failed:
         bench.write(NUMVFS, text)
@@ -99,7 +99,7 @@ def test_the_errno_of_a_number_of_vfs(bench: Bench, text: str, code: int) -> Non
     assert (bench.machine.tree.read(NUMVFS), count(bench)) == ("1", 1)
 
 
-def test_vfs_come_and_go_with_events_where_offset_and_stride_tell(bench: Bench) -> None:
+def test_vfs_are_added_and_removed_with_uevents_at_their_addresses(bench: Bench) -> None:
     events = bench.machine.events()
     bench.write(NUMVFS, "2")
     assert bench.device(PF).vfs == VFS[:2]
@@ -113,7 +113,7 @@ def test_vfs_come_and_go_with_events_where_offset_and_stride_tell(bench: Bench) 
 
 
 @pytest.mark.parametrize("driver", [None, "vfio-pci"])
-def test_only_a_driver_that_can_makes_vfs(bench: Bench, driver: str | None) -> None:
+def test_driver_without_sriov_creates_no_vfs(bench: Bench, driver: str | None) -> None:
     if driver is None:
         bench.binding().unbind([PF])
     else:
@@ -123,7 +123,7 @@ def test_only_a_driver_that_can_makes_vfs(bench: Bench, driver: str | None) -> N
     assert failed.value.errno == errno.ENOENT
 
 
-def test_a_pf_with_vfs_does_not_go_to_vfio_pci(bench: Bench) -> None:
+def test_pf_with_vfs_cannot_be_bound_to_vfio_pci(bench: Bench) -> None:
     bench.write(NUMVFS, "1")
     bench.write(f"{NVME}/unbind", PF)
     assert count(bench) == 1
@@ -143,13 +143,13 @@ def _enabled(bench: Bench) -> Iterator[None]:
 
 
 def put(bench: Bench, value: str) -> None:
-    """Set a parameter of a module, which is no part of sysfs that binding writes."""
+    """Set a module parameter, which binding does not write."""
     with open(bench.machine.tree.path(ENABLE_SRIOV), "w", encoding="ascii") as file:
         file.write(value)
 
 
 @pytest.mark.usefixtures("_enabled")
-def test_a_pf_on_vfio_pci_takes_its_vfs_by_itself_and_they_go_with_it(bench: Bench) -> None:
+def test_pf_on_vfio_pci_binds_its_vfs_itself_and_removes_them_on_unbind(bench: Bench) -> None:
     bench.binding().bind([PF])
     written(bench)
     plan = bench.binding().sriov(PF, 2, bind=True)
@@ -163,10 +163,10 @@ def test_a_pf_on_vfio_pci_takes_its_vfs_by_itself_and_they_go_with_it(bench: Ben
     assert (bench.device(PF).driver, count(bench), bench.binding().recorded()) == ("nvme", 0, [])
 
 
-# What the verb does
+# The verb
 
 
-def test_a_number_is_given_and_changed_and_taken_back(bench: Bench) -> None:
+def test_vf_count_is_set_changed_and_reset(bench: Bench) -> None:
     before = snapshot(bench)
     assert bench.binding().sriov(PF, 2).after.keys() == {PF, *VFS[:2]}
     assert bench.device(PF).vfs == VFS[:2]
@@ -180,7 +180,7 @@ def test_a_number_is_given_and_changed_and_taken_back(bench: Bench) -> None:
     assert leftovers(bench) == []
 
 
-def test_vfs_are_bound_before_host_drivers_may_take_them(bench: Bench) -> None:
+def test_vfs_are_bound_before_host_drivers_may_probe_them(bench: Bench) -> None:
     plan = bench.binding().sriov(PF, 2, bind=True)
     assert written(bench) == [
         f"{PF}/sriov_drivers_autoprobe",
@@ -198,7 +198,7 @@ def test_vfs_are_bound_before_host_drivers_may_take_them(bench: Bench) -> None:
     assert (count(bench), bench.binding().recorded()) == (0, [])
 
 
-def test_vfs_that_are_there_are_only_bound(bench: Bench) -> None:
+def test_existing_vfs_are_only_bound(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.binding().sriov(PF, 2)
     written(bench)
@@ -210,7 +210,7 @@ def test_vfs_that_are_there_are_only_bound(bench: Bench) -> None:
     assert (count(bench), bench.binding().recorded()) == (0, [])
 
 
-def test_restore_brings_back_the_number_that_was_there_before(bench: Bench) -> None:
+def test_restore_brings_back_the_former_vf_count(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.write(NUMVFS, "1")
     bench.binding().sriov(PF, 3, bind=True)
@@ -218,7 +218,7 @@ def test_restore_brings_back_the_number_that_was_there_before(bench: Bench) -> N
     assert (count(bench), on_vfio(bench), bench.binding().recorded()) == (1, [], [])
 
 
-def test_a_vf_that_is_held_stays(bench: Bench) -> None:
+def test_vf_that_is_held_is_not_removed(bench: Bench) -> None:
     runs: list[Run] = [
         lambda binding: binding.sriov(PF, 1),
         lambda binding: binding.sriov(PF, 0),
@@ -236,7 +236,7 @@ def test_a_vf_that_is_held_stays(bench: Bench) -> None:
         assert snapshot(bench) == before
 
 
-def test_a_vf_that_is_held_is_waited_for_and_recover_goes_on_with_it(bench: Bench) -> None:
+def test_removal_that_a_held_vf_blocked_is_finished_by_recover(bench: Bench) -> None:
     before = snapshot(bench)
     bench.binding().sriov(PF, 2, bind=True)
     with bench.hold(VFS[1]) as pid:
@@ -254,7 +254,7 @@ def test_a_vf_that_is_held_is_waited_for_and_recover_goes_on_with_it(bench: Benc
     assert snapshot(bench) == before
 
 
-def test_a_vf_that_is_held_while_their_number_changes_gets_its_driver_back(bench: Bench) -> None:
+def test_held_vf_gets_its_driver_back_after_a_blocked_count_change(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.binding().sriov(PF, 2, bind=True)
     before = snapshot(bench)
@@ -264,7 +264,7 @@ def test_a_vf_that_is_held_while_their_number_changes_gets_its_driver_back(bench
     assert (snapshot(bench), leftovers(bench)) == (before, [])
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(bench: Bench) -> None:
+def test_impossible_vf_count_is_refused_before_any_write(bench: Bench) -> None:
     with pytest.raises(UnsupportedError, match=f"{EDU} can have no VFs"):
         bench.binding().sriov(EDU, 1)
     with pytest.raises(UnsupportedError, match=f"{E1000E} can have no VFs"):
@@ -280,19 +280,19 @@ def test_what_cannot_be_is_refused_before_anything_is_written(bench: Bench) -> N
         bench.binding().sriov(PF, 2)
 
 
-def test_a_dry_run_writes_nothing(bench: Bench) -> None:
+def test_dry_run_writes_nothing(bench: Bench) -> None:
     plan = bench.binding(dry_run=True).sriov(PF, 4, bind=True)
     assert len(plan.steps) == 3 + 2 * 4
     assert [change.after for change in plan.changes] == ["vfio-pci"] * 4
     assert (count(bench), bench.machine.writes) == (0, [])
 
 
-# Whoever fails or is killed at any step leaves nothing that is not put right
+# Failures and kills at any step
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """An operation; ``prepare`` goes before it, and is not disturbed."""
+    """An operation to disturb; ``prepare`` runs before it, undisturbed."""
 
     name: str
     run: Run
@@ -323,7 +323,7 @@ def prepared(bench: Bench, scenario: Scenario) -> Snapshot:
 
 
 def skip_where_slow(bench: Bench, scenario: Scenario) -> None:
-    """Whenever VFs go, a kernel waits for a second: see ``sriov_disable()``."""
+    """A kernel waits for a second whenever it removes VFs: see ``sriov_disable()``."""
     if scenario is CHANGE:
         on_one_kernel(bench)
     elif scenario is not MAKE and not isinstance(bench.machine.machine, FakeHost):
@@ -331,7 +331,7 @@ def skip_where_slow(bench: Bench, scenario: Scenario) -> None:
 
 
 @in_each_scenario
-def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> None:
+def test_failed_write_rolls_back_all_vfs(bench: Bench, scenario: Scenario) -> None:
     skip_where_slow(bench, scenario)
     before = prepared(bench, scenario)
     steps = scenario.run(bench.binding(dry_run=True)).steps
@@ -346,7 +346,7 @@ def test_a_write_that_fails_takes_all_back(bench: Bench, scenario: Scenario) -> 
 
 
 def is_killed_at_write(bench: Bench, run: Run, number: int) -> bool:
-    """Run an operation in a process that is killed before its n-th write; say whether it had so many."""
+    """Run an operation in a process that is killed before its n-th write; return True if it got that far."""
     pid = os.fork()
     if pid == 0:
         writes = itertools.count()
@@ -365,8 +365,8 @@ def is_killed_at_write(bench: Bench, run: Run, number: int) -> bool:
 
 
 @in_each_scenario
-def test_a_kill_at_any_step_is_mended(bench: Bench, scenario: Scenario) -> None:
-    """On the fake at each moment that leaves a trace, on kernels before each write."""
+def test_kill_at_any_step_is_recovered(bench: Bench, scenario: Scenario) -> None:
+    """On the fake at each moment that leaves a trace; on kernels before each write."""
     skip_where_slow(bench, scenario)
     is_killed = is_killed_at_moment if isinstance(bench.machine.machine, FakeHost) else is_killed_at_write
     before = prepared(bench, scenario)
@@ -387,7 +387,7 @@ def test_a_kill_at_any_step_is_mended(bench: Bench, scenario: Scenario) -> None:
         assert snapshot(bench) == after
 
 
-def test_the_next_command_on_a_vf_mends_what_was_left_of_its_pf(bench: Bench) -> None:
+def test_next_command_on_a_vf_recovers_its_pf(bench: Bench) -> None:
     assert is_killed_at_write(bench, lambda binding: binding.sriov(PF, 2, bind=True), 5)
     assert (count(bench), bench.machine.tree.read(AUTOPROBE)) == (2, "0")
     with pytest.raises(VfioToolError, match=f"no PCI device at {VFS[0]}"):

@@ -38,7 +38,9 @@ def record_path(journal: Journal) -> Path:
 
 
 @pytest.mark.parametrize("state", [DeviceState(None, None), FULL], ids=["nothing", "all"])
-def test_a_record_is_found_and_forgotten(journal: Journal, record: DeviceRecord, state: DeviceState) -> None:
+def test_record_is_found_until_it_is_forgotten(
+    journal: Journal, record: DeviceRecord, state: DeviceState
+) -> None:
     journal.record(replace(record, state=state))
     assert journal.find(A) == replace(record, state=state)
     assert journal.addresses() == [A]
@@ -47,29 +49,31 @@ def test_a_record_is_found_and_forgotten(journal: Journal, record: DeviceRecord,
     assert (journal.find(A), journal.addresses()) == (None, [])
 
 
-def test_a_record_of_an_earlier_boot_says_nothing(journal: Journal, record: DeviceRecord) -> None:
+def test_record_of_an_earlier_boot_is_ignored(journal: Journal, record: DeviceRecord) -> None:
     journal.record(record)
     assert Journal(journal.state_dir, boot="the next one").find(A) is None
 
 
-def test_records_in_the_order_of_addresses(journal: Journal, record: DeviceRecord) -> None:
+def test_records_are_ordered_by_address(journal: Journal, record: DeviceRecord) -> None:
     for address in (VMD, "ffff:00:00.0", A):
         journal.record(replace(record, address=address))
     Path(journal.state_dir, "journal", "README").write_text("not a record")
     assert journal.addresses() == [A, "ffff:00:00.0", VMD]
 
 
-def test_only_its_user_can_read_it(state_dir: str, journal: Journal, record: DeviceRecord) -> None:
+def test_state_folder_is_readable_by_its_user_only(
+    state_dir: str, journal: Journal, record: DeviceRecord
+) -> None:
     journal.record(record)
     names = ("", "journal", "pending", "locks", "transactions", f"journal/{A}.json")
     modes = [stat.S_IMODE(os.stat(f"{state_dir}/{name}").st_mode) for name in names]
     assert modes == [0o700] * 5 + [0o600]
 
 
-def test_a_record_is_replaced_as_a_whole(
+def test_former_record_survives_an_interrupted_write(
     journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is killed while it writes leaves the former record."""
+    """A process that is killed while it writes leaves the former record."""
     journal.record(record)
     before = record_path(journal).read_bytes()
 
@@ -83,7 +87,7 @@ def test_a_record_is_replaced_as_a_whole(
     assert journal.addresses() == [A]
 
 
-def test_a_full_disk_is_an_error_of_ours(
+def test_full_disk_raises_vfiotool_error(
     journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int) -> None:
@@ -96,7 +100,7 @@ def test_a_full_disk_is_an_error_of_ours(
 
 
 @pytest.mark.parametrize("name", ["", "journal", "pending", "locks", "transactions"])
-def test_a_symbolic_link_is_not_followed(state_dir: str, tmp_path: Path, name: str) -> None:
+def test_symbolic_link_is_not_followed(state_dir: str, tmp_path: Path, name: str) -> None:
     target = tmp_path / "target"
     target.mkdir()
     if name:
@@ -108,21 +112,21 @@ def test_a_symbolic_link_is_not_followed(state_dir: str, tmp_path: Path, name: s
     assert os.listdir(target) == []
 
 
-def test_a_folder_that_others_can_write_is_refused(state_dir: str) -> None:
+def test_folder_that_others_can_write_is_refused(state_dir: str) -> None:
     os.mkdir(state_dir)
     os.chmod(state_dir, 0o770)  # noqa: S103 - the test is about it
     with pytest.raises(VfioToolError, match="only its user can write"):
         Journal(state_dir).prepare()
 
 
-def test_a_folder_of_another_user_is_refused(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_is_refused(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkdir(state_dir, 0o700)
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(state_dir).st_uid + 1)
     with pytest.raises(VfioToolError, match="only its user can write"):
         Journal(state_dir).prepare()
 
 
-def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_state_folder_that_cannot_be_created_raises_vfiotool_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VfioToolError, match="cannot be written"):
         Journal(str(tmp_path / "file")).prepare()
@@ -133,21 +137,21 @@ def _link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_link, os.mkfifo, os.mkdir], ids=["link", "fifo", "folder"])
-def test_a_record_that_is_no_plain_file(journal: Journal, make: Callable[[Path], None]) -> None:
+def test_record_that_is_no_plain_file_is_refused(journal: Journal, make: Callable[[Path], None]) -> None:
     make(record_path(journal))
     with pytest.raises(VfioToolError) as error:
         journal.find(A)
     assert error.value.hint
 
 
-def test_a_record_that_others_can_write_is_refused(journal: Journal, record: DeviceRecord) -> None:
+def test_record_that_others_can_write_is_refused(journal: Journal, record: DeviceRecord) -> None:
     journal.record(record)
     os.chmod(record_path(journal), 0o620)
     with pytest.raises(VfioToolError, match="only its user can write"):
         journal.find(A)
 
 
-def test_a_record_of_another_user_is_refused(
+def test_record_of_another_user_is_refused(
     journal: Journal, record: DeviceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal.record(record)
@@ -180,7 +184,7 @@ def test_a_record_of_another_user_is_refused(
     ],
     ids=str,
 )
-def test_a_record_with_a_field_that_is_wrong(
+def test_record_with_an_invalid_field_is_refused(
     journal: Journal, record: DeviceRecord, fields: dict[str, object]
 ) -> None:
     journal.record(record)
@@ -197,24 +201,24 @@ GARBAGE = st.binary() | st.recursive(
 
 
 @given(GARBAGE)
-def test_garbage_is_an_error_of_ours(journal: Journal, content: bytes) -> None:
+def test_garbage_raises_vfiotool_error(journal: Journal, content: bytes) -> None:
     record_path(journal).write_bytes(content)
     with pytest.raises(VfioToolError, match="cannot be parsed"):
         journal.find(A)
 
 
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"9" * 10_000], ids=["deep", "long"])
-def test_json_that_python_gives_up_on(journal: Journal, content: bytes) -> None:
+def test_json_that_python_cannot_parse_raises_vfiotool_error(journal: Journal, content: bytes) -> None:
     record_path(journal).write_bytes(content)
     with pytest.raises(VfioToolError, match="cannot be parsed"):
         journal.find(A)
 
 
 @pytest.mark.parametrize("name", ["vfio-pci", "mlx5_vfio_pci", "8250.mid"])
-def test_names_of_drivers(name: str) -> None:
+def test_valid_driver_names(name: str) -> None:
     assert is_driver_name(name)
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", ".", "..", "a\n", "a\0", " a"])
-def test_what_is_no_name_of_a_driver(name: str) -> None:
+def test_invalid_driver_names(name: str) -> None:
     assert not is_driver_name(name)

@@ -43,7 +43,7 @@ def end(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def test_devices_are_locked_by_group_and_vfs_by_their_pfs_too(host: FakeHost) -> None:
+def test_lock_keys_are_groups_of_devices_and_of_their_pfs(host: FakeHost) -> None:
     host.add_device(A, group=7)
     host.add_device(B, group=7)
     host.add_device(LONER)
@@ -54,7 +54,7 @@ def test_devices_are_locked_by_group_and_vfs_by_their_pfs_too(host: FakeHost) ->
     assert lock_keys(host.tree, [VF]) == {"group-8", "group-9"}
 
 
-def test_whoever_does_not_get_a_lock_is_told_who_has_it(folder: str, holder: int) -> None:
+def test_lock_that_is_held_names_its_holder(folder: str, holder: int) -> None:
     said = rf"another vfiotool \(pid {holder}\) is changing group 7"
     with (
         pytest.raises(BlockedError, match=said),
@@ -65,7 +65,7 @@ def test_whoever_does_not_get_a_lock_is_told_who_has_it(folder: str, holder: int
         pass
 
 
-def test_a_lock_ends_with_its_process(folder: str, holder: int) -> None:
+def test_lock_is_released_when_its_process_ends(folder: str, holder: int) -> None:
     end(holder)
     with (
         locked(folder, ["group-7"], timeout=0),
@@ -75,7 +75,7 @@ def test_a_lock_ends_with_its_process(folder: str, holder: int) -> None:
         pytest.fail("both had it")
 
 
-def test_a_lock_that_is_a_link_is_refused(folder: str, tmp_path: Path) -> None:
+def test_lock_that_is_a_symbolic_link_is_refused(folder: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     os.symlink(target, f"{folder}/group-7")
     with pytest.raises(VfioToolError), locked(folder, ["group-7"]):

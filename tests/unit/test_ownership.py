@@ -1,4 +1,4 @@
-"""Who an owner is, and the rule that says so: exact, never world-writable, and taken back where it fails."""
+"""Owners and their udev rules: exact, never world-writable, and removed if they have no effect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def machine(host: FakeHost) -> FakeHost:
 
 @pytest.fixture(autouse=True)
 def asked_of_udevadm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What udevadm is asked to do: nothing of it is done."""
+    """The calls of udevadm, none of which is executed."""
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(udevadm, "_run", lambda *arguments: asked.append(arguments))
     return asked
@@ -38,7 +38,7 @@ def rules(host: FakeHost) -> dict[str, str]:
 
 
 def put_node(host: FakeHost, group: int, mode: int) -> str:
-    """A group's node, as udevd would have made it."""
+    """Create a group's node as udevd would, and return its path."""
     host.put(f"/sys/class/vfio/{group}/dev", "244:0")
     host.put(f"/dev/vfio/{group}", "")
     node = host.tree.path(f"/dev/vfio/{group}")
@@ -46,13 +46,13 @@ def put_node(host: FakeHost, group: int, mode: int) -> str:
     return node
 
 
-def test_an_owner_is_named_or_numbered() -> None:
+def test_owner_is_a_name_or_a_number() -> None:
     assert parse_owner("root") == parse_owner("0") == Owner(0)
     assert parse_owner("root:root") == parse_owner("0:0") == Owner(0, 0)
 
 
 @pytest.mark.parametrize("owner", [Owner(0), Owner(0, 0)])
-def test_an_owner_as_text_is_that_owner(owner: Owner) -> None:
+def test_owner_as_text_parses_to_the_same_owner(owner: Owner) -> None:
     assert parse_owner(str(owner)) == owner
 
 
@@ -60,14 +60,14 @@ def test_an_owner_as_text_is_that_owner(owner: Owner) -> None:
     "text",
     ["", ":", "root:", ":root", "no-such-user", "root:no-such-group", "-1", "4294967296", "9" * 99, "a\0"],
 )
-def test_who_is_unknown_is_a_usage_error(text: str) -> None:
+def test_unknown_owner_is_a_usage_error(text: str) -> None:
     with pytest.raises(SelectorError, match="there is no") as caught:
         parse_owner(text)
     assert caught.value.exit_status == 2
 
 
 @pytest.mark.parametrize(("owner", "mode"), [(Owner(7), 0o600), (Owner(7, 8), 0o660), (Owner(0, 0), 0o660)])
-def test_the_world_gets_nothing(host: FakeHost, owner: Owner, mode: int) -> None:
+def test_mode_gives_no_access_to_others(host: FakeHost, owner: Owner, mode: int) -> None:
     assert owner.mode == mode
     ownership.grant(host.tree, EDU, owner)
     (text,) = rules(host).values()
@@ -75,7 +75,7 @@ def test_the_world_gets_nothing(host: FakeHost, owner: Owner, mode: int) -> None
     assert ownership.owner_of(host.tree, EDU) == owner
 
 
-def test_the_rule_knows_the_group_by_its_device(
+def test_rule_matches_the_group_by_its_device(
     host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]
 ) -> None:
     ownership.grant(host.tree, EDU, Owner(7, 8))
@@ -91,7 +91,7 @@ def test_the_rule_knows_the_group_by_its_device(
     assert rules(host) == {}
 
 
-def test_a_node_that_is_there_is_changed_and_looked_at(
+def test_existing_node_is_changed_and_verified(
     host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]
 ) -> None:
     put_node(host, 5, 0o660)
@@ -102,7 +102,7 @@ def test_a_node_that_is_there_is_changed_and_looked_at(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a node back")
-def test_a_rule_without_effect_is_taken_back(host: FakeHost) -> None:
+def test_rule_without_effect_is_removed(host: FakeHost) -> None:
     node = put_node(host, 5, 0o666)
     with pytest.raises(VfioToolError, match="udevd did not give /dev/vfio/5 to its owner"):
         ownership.grant(host.tree, EDU, ME)
@@ -110,7 +110,7 @@ def test_a_rule_without_effect_is_taken_back(host: FakeHost) -> None:
     assert stat.S_IMODE(os.stat(node).st_mode) == 0o600
 
 
-def test_no_udevd_is_not_supported(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_udevd_is_unsupported(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: str) -> None:
         raise VfioToolError("it does not answer")
 
@@ -120,7 +120,7 @@ def test_no_udevd_is_not_supported(host: FakeHost, monkeypatch: pytest.MonkeyPat
     assert rules(host) == {}
 
 
-def test_one_group_has_one_owner(host: FakeHost) -> None:
+def test_group_has_one_owner(host: FakeHost) -> None:
     ownership.grant(host.tree, NIC, Owner(7))
     with pytest.raises(VfioToolError, match=f"{NIC} is granted to another owner"):
         ownership.grant(host.tree, SISTER, Owner(8))
@@ -129,7 +129,7 @@ def test_one_group_has_one_owner(host: FakeHost) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a node back")
-def test_the_node_is_roots_again_with_the_groups_last_grant(host: FakeHost) -> None:
+def test_node_is_roots_again_after_the_last_grant_of_its_group(host: FakeHost) -> None:
     node = put_node(host, 7, 0o660)
     for address in (NIC, SISTER):
         ownership.grant(host.tree, address, ME)
@@ -139,7 +139,9 @@ def test_the_node_is_roots_again_with_the_groups_last_grant(host: FakeHost) -> N
     assert stat.S_IMODE(os.stat(node).st_mode) == 0o600
 
 
-def test_what_was_not_granted_is_left_alone(host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]) -> None:
+def test_revoke_without_a_grant_has_no_effect(
+    host: FakeHost, asked_of_udevadm: list[tuple[str, ...]]
+) -> None:
     node = put_node(host, 5, 0o640)
     ownership.revoke(host.tree, EDU)
     assert stat.S_IMODE(os.stat(node).st_mode) == 0o640
@@ -147,7 +149,7 @@ def test_what_was_not_granted_is_left_alone(host: FakeHost, asked_of_udevadm: li
 
 
 @pytest.mark.parametrize("change", [("0660", "0666"), ('OWNER:="7"', 'OWNER:="0"'), ("7:8", "seven")])
-def test_a_changed_rule_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
+def test_changed_rule_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
     ownership.grant(host.tree, EDU, Owner(7, 8))
     (name,) = rules(host)
     path = f"{ownership.RULES_DIR}/{name}"
@@ -158,7 +160,7 @@ def test_a_changed_rule_is_an_error(host: FakeHost, change: tuple[str, str]) -> 
     assert rules(host) == {}
 
 
-def test_a_link_in_the_place_of_the_rule_is_refused(host: FakeHost) -> None:
+def test_symbolic_link_in_place_of_the_rule_is_refused(host: FakeHost) -> None:
     os.makedirs(host.tree.path(ownership.RULES_DIR))
     os.symlink("/etc/hostname", host.tree.path(f"{ownership.RULES_DIR}/90-vfiotool-owner-{EDU}.rules"))
     with pytest.raises(VfioToolError, match="not vfiotool's own"):

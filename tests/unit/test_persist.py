@@ -1,4 +1,4 @@
-"""Where a device is plugged in, the rule that is keyed on it, and files that leave no trace."""
+"""Topological paths, the udev rules that match them, and the files of persistent bindings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add(host: FakeHost, address: str, driver: str = "vfio-pci") -> PersistEntry:
 
 
 def etc(host: FakeHost) -> dict[str, tuple[int, bytes]]:
-    """Everything below /etc: mode and content."""
+    """Return the mode and the content of everything below /etc."""
     root = Path(host.tree.path("/etc"))
     return {
         str(path.relative_to(root)): (path.lstat().st_mode, b"" if path.is_dir() else path.read_bytes())
@@ -63,7 +63,7 @@ def etc(host: FakeHost) -> dict[str, tuple[int, bytes]]:
 
 
 def move(host: FakeHost, address: str, folder: str) -> None:
-    """Have a device lie elsewhere in /sys/devices, as on another machine or after a restart."""
+    """Move a device to another folder of /sys/devices, as on another machine or after a reboot."""
     os.makedirs(os.path.dirname(host.tree.path(folder)), exist_ok=True)
     os.rename(host.tree.path(host.devices[address].folder), host.tree.path(folder))
     host.remove(device_path(address))
@@ -96,7 +96,7 @@ def move(host: FakeHost, address: str, folder: str) -> None:
         ),
     ],
 )
-def test_a_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: str, pattern: str) -> None:
+def test_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: str, pattern: str) -> None:
     address = os.path.basename(folder)
     for other in (NVME, PORT, TWIN):
         host.remove_device(other)
@@ -120,7 +120,7 @@ def test_a_path_has_slots_and_no_bus_numbers(host: FakeHost, folder: str, path: 
         ("pci0001:00/0001:00:02.0/0001:01:00.0", False),
     ],
 )
-def test_a_pattern_matches_the_slot_on_whatever_bus(folder: str, matches: bool) -> None:
+def test_pattern_matches_the_slot_on_any_bus(folder: str, matches: bool) -> None:
     assert fnmatch.fnmatchcase(f"/devices/{folder}", topology_path.devpath_pattern(PATH)) is matches
 
 
@@ -129,11 +129,11 @@ def test_a_pattern_matches_the_slot_on_whatever_bus(folder: str, matches: bool) 
     ["", "00.0", "pci0000:00", "pci0000:00/13.0/", "/pci0000:00/13.0", "../pci0000:00/13.0", "a/13.0"]
     + [f"pci0000:00/{odd}/13.0" for odd in ("*", 'a"b', "a b", "a|b", "..", "$d", "%k", "ä", "a\n")],
 )
-def test_what_means_something_to_udev_or_a_shell_is_no_path(text: str) -> None:
+def test_characters_special_to_udev_or_a_shell_are_refused(text: str) -> None:
     assert not topology_path.is_path(text)
 
 
-def test_an_odd_place_is_refused(host: FakeHost) -> None:
+def test_unusual_place_is_refused(host: FakeHost) -> None:
     move(host, NIC, "/sys/devices/a b/pci0000:00/0000:00:12.0")
     with pytest.raises(UnsupportedError, match="no place that lasts"):
         add(host, NIC)
@@ -161,7 +161,7 @@ def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
     assert os.listdir(host.tree.path("/run/udev")) == []
 
 
-def test_the_hooks_go_with_the_last_entry(host: FakeHost) -> None:
+def test_hooks_are_removed_with_the_last_entry(host: FakeHost) -> None:
     before = etc(host)
     first, second = (add(host, address) for address in (NVME, TWIN))
     remove_all(host.tree, [first])
@@ -170,27 +170,27 @@ def test_the_hooks_go_with_the_last_entry(host: FakeHost) -> None:
     assert etc(host) == before
 
 
-def test_only_what_is_installed_gets_a_hook(host: FakeHost) -> None:
+def test_only_installed_builders_get_a_hook(host: FakeHost) -> None:
     os.rmdir(host.tree.path("/etc/dracut.conf.d"))
     add(host, NVME)
     assert rebuild_commands(host.tree) == ["update-initramfs -u"]
     assert not host.tree.exists("/etc/dracut.conf.d")
 
 
-def test_no_udev(host: FakeHost) -> None:
+def test_machine_without_udev_is_unsupported(host: FakeHost) -> None:
     os.rmdir(host.tree.path(RULES_DIR))
     with pytest.raises(UnsupportedError, match=f"no folder {RULES_DIR}"):
         add(host, NVME)
 
 
 @pytest.mark.parametrize("driver", ["e1000e", "pci-stub", 'vfio"', "vfio-pci\n", "vfio pci", "../vfio", ""])
-def test_only_a_vfio_driver(host: FakeHost, driver: str) -> None:
+def test_only_vfio_drivers_are_accepted(host: FakeHost, driver: str) -> None:
     with pytest.raises(RefusedError):
         add(host, NVME, driver)
     assert entries(host.tree) == []
 
 
-def test_a_vf_is_not_there_at_the_start(host: FakeHost) -> None:
+def test_vf_is_unsupported(host: FakeHost) -> None:
     before = etc(host)
     host.add_device(PF, vendor=0x8086, device=0x10C9, totalvfs=7)
     host.add_device(VF, vendor=0x8086, device=0x10CA, physfn=PF)
@@ -199,8 +199,8 @@ def test_a_vf_is_not_there_at_the_start(host: FakeHost) -> None:
     assert etc(host) == before
 
 
-def test_a_vf_with_its_pfs_path_is_not_taken_for_it(host: FakeHost) -> None:
-    """An NVMe's VFs have its ids; the kernel can put one on the next bus, with device and function 0."""
+def test_vf_with_the_path_of_its_pf_is_ignored(host: FakeHost) -> None:
+    """VFs of an NVMe PF have its ids; the kernel can place a VF on the next bus, as device 0, function 0."""
     host.add_device(PF, vendor=0x1B36, device=0x10, bridge=PORT, totalvfs=4)
     host.add_device(VF, vendor=0x1B36, device=0x10, bridge=PORT, physfn=PF)
     host.remove_device(NVME)
@@ -209,7 +209,7 @@ def test_a_vf_with_its_pfs_path_is_not_taken_for_it(host: FakeHost) -> None:
 
 @pytest.mark.parametrize("name", [RULE, "/etc/initramfs-tools/hooks/vfiotool"])
 @pytest.mark.parametrize("kind", ["link", "foreign", "folder"])
-def test_what_is_not_ours_is_not_touched(host: FakeHost, name: str, kind: str, tmp_path: Path) -> None:
+def test_files_of_others_are_not_changed(host: FakeHost, name: str, kind: str, tmp_path: Path) -> None:
     path = Path(host.tree.path(name))
     victim = tmp_path / "victim"
     victim.write_text("theirs")
@@ -227,7 +227,7 @@ def test_what_is_not_ours_is_not_touched(host: FakeHost, name: str, kind: str, t
 
 
 @pytest.mark.parametrize("line", ["", "# {}", "# []", "# {", '# {"address": 1}', "# " + "[" * 100_000])
-def test_a_rule_that_says_nothing_is_an_error(host: FakeHost, line: str) -> None:
+def test_rule_without_an_entry_is_an_error(host: FakeHost, line: str) -> None:
     host.put(RULE, f"# Written by vfiotool\n{line}\n")
     with pytest.raises(VfioToolError, match="does not say which device"):
         entries(host.tree)
@@ -237,7 +237,7 @@ def test_a_rule_that_says_nothing_is_an_error(host: FakeHost, line: str) -> None
     "change",
     [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")],
 )
-def test_a_rule_that_says_something_else_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
+def test_rule_with_another_entry_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
     add(host, NVME)
     text = host.tree.read(RULE)
     host.put(RULE, text.replace(*change))
@@ -246,7 +246,7 @@ def test_a_rule_that_says_something_else_is_an_error(host: FakeHost, change: tup
 
 
 def shell_command(entry: PersistEntry) -> str:
-    """What udev gives to the shell: the rule's PROGRAM, unquoted, its doubled dollars made single."""
+    """Return the command that udev gives to the shell: the rule's PROGRAM, with ``$$`` as ``$``."""
     match = re.search(r'PROGRAM="(.*)"\n', rule_text(entry))
     assert match
     shell, option, command = shlex.split(match[1].replace("$$", "$"))
@@ -255,7 +255,7 @@ def shell_command(entry: PersistEntry) -> str:
 
 
 def arm(host: FakeHost, entry: PersistEntry) -> None:
-    """Run what the first event after a restart runs, whichever device it is of, on the fake's files."""
+    """Run, on the fake's files, the command that the first PCI uevent after a reboot runs."""
     os.unlink(host.tree.path(stamp_path(entry)))
     command = shell_command(entry).replace("/sys/", f"{host.root}/sys/").replace("/run/", f"{host.root}/run/")
     subprocess.run(["/bin/sh", "-c", command], check=True)
@@ -265,7 +265,7 @@ def override(host: FakeHost, address: str) -> str:
     return host.tree.read(f"{device_path(address)}/driver_override")
 
 
-def test_the_first_event_sets_the_override_of_the_one_device(host: FakeHost) -> None:
+def test_first_event_sets_the_override_of_the_device(host: FakeHost) -> None:
     for address in (NVME, TWIN):
         host.set_driver(address, None)
     entry = add(host, NVME)
@@ -276,7 +276,7 @@ def test_the_first_event_sets_the_override_of_the_one_device(host: FakeHost) -> 
     assert host.tree.exists(stamp_path(entry))
 
 
-def test_the_first_event_leaves_other_ids_alone(host: FakeHost) -> None:
+def test_first_event_ignores_other_ids(host: FakeHost) -> None:
     host.set_driver(NVME, None)
     entry = add(host, NVME)
     host.put(f"{device_path(NVME)}/device", "0x0011")
@@ -285,13 +285,13 @@ def test_the_first_event_leaves_other_ids_alone(host: FakeHost) -> None:
     assert present_at(host.tree, entry) is None
 
 
-def test_the_first_event_leaves_a_device_that_has_a_driver(host: FakeHost) -> None:
+def test_first_event_ignores_a_device_with_a_driver(host: FakeHost) -> None:
     entry = add(host, NVME)
     arm(host, entry)
     assert override(host, NVME) == "(null)"
 
 
-def test_the_first_event_does_without_the_device(host: FakeHost) -> None:
+def test_first_event_without_the_device_succeeds(host: FakeHost) -> None:
     entry = add(host, NVME)
     host.remove_device(NVME)
     arm(host, entry)
@@ -303,7 +303,7 @@ def verdicts(host: FakeHost, entry: PersistEntry) -> dict[str, bool | None]:
 
 @pytest.fixture
 def good(host: FakeHost) -> PersistEntry:
-    """An entry that holds: the device is on its driver, the initramfs is new, nothing is built in."""
+    """An entry in effect: the device is on its driver, the initramfs is new, no native driver is built in."""
     entry = add(host, NVME)
     host.put(f"{device_path(NVME)}/modalias", "pci:v00001B36d00000010sv0000sd0000bc01sc08i02")
     host.put(
@@ -336,7 +336,7 @@ def test_check_finds_the_native_driver(host: FakeHost, good: PersistEntry) -> No
     assert failing(host, good) == {"driver": False}
 
 
-def test_check_finds_a_driver_that_is_built_in(host: FakeHost, good: PersistEntry) -> None:
+def test_check_finds_a_built_in_driver(host: FakeHost, good: PersistEntry) -> None:
     host.put("/lib/modules/6.12.0/modules.builtin.modinfo", b"nvme.alias=pci:v*d*sv*sd*bc01sc08i02*\0")
     (failed,) = [one for one in check(host.tree, good) if not one.ok]
     assert (failed.name, failed.ok) == ("native", False)
@@ -355,7 +355,7 @@ def test_check_finds_a_missing_hook(host: FakeHost, good: PersistEntry) -> None:
     assert failing(host, good)["initramfs-hook"] is False
 
 
-def test_check_says_what_it_cannot_know(host: FakeHost, good: PersistEntry) -> None:
+def test_check_is_unknown_if_facts_are_missing(host: FakeHost, good: PersistEntry) -> None:
     for name in ("/etc/initramfs-tools/hooks/vfiotool", "/etc/dracut.conf.d/90-vfiotool.conf"):
         host.remove(name)
         os.rmdir(os.path.dirname(host.tree.path(name)))
@@ -363,7 +363,7 @@ def test_check_says_what_it_cannot_know(host: FakeHost, good: PersistEntry) -> N
     assert failing(host, good) == {"native": None, "initramfs-hook": None}
 
 
-def test_the_documents(vfiotool: Run, host: FakeHost) -> None:
+def test_persist_json_documents(vfiotool: Run, host: FakeHost) -> None:
     added = vfiotool("persist", "add", "--json", NVME).document
     entry = {
         "address": NVME,
@@ -390,7 +390,7 @@ def test_the_documents(vfiotool: Run, host: FakeHost) -> None:
     assert host.writes == []
 
 
-def test_the_words_for_a_person(vfiotool: Run, host: FakeHost) -> None:
+def test_persist_text_output(vfiotool: Run, host: FakeHost) -> None:
     added = vfiotool("persist", "add", "1b36:0010", "--all")
     assert added.stdout.splitlines() == [
         f"{PATH} ({NVME}): vfio-pci is added"
@@ -406,14 +406,14 @@ def test_the_words_for_a_person(vfiotool: Run, host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize("selector", [NVME, "01:00.0", PATH])
-def test_remove_takes_an_address_or_a_path(vfiotool: Run, selector: str) -> None:
+def test_remove_accepts_an_address_or_a_path(vfiotool: Run, selector: str) -> None:
     vfiotool("persist", "add", NVME, TWIN)
     assert vfiotool("persist", "remove", selector).status == 0
     assert [one["address"] for one in vfiotool("persist", "list", "--json").document["entries"]] == [TWIN]
 
 
-def test_an_address_names_the_device_that_is_there_now(vfiotool: Run, host: FakeHost) -> None:
-    """After a shift of the buses the recorded address may be another device's."""
+def test_address_selects_the_device_that_is_there_now(vfiotool: Run, host: FakeHost) -> None:
+    """After bus numbers have shifted, another device may have the recorded address."""
     vfiotool("persist", "add", NVME)
     move(host, NVME, "/sys/devices/pci0000:00/0000:00:02.0/0000:42:00.0")
     assert vfiotool("persist", "list", "--json").document["entries"][0]["present_at"] == "0000:42:00.0"
@@ -421,7 +421,7 @@ def test_an_address_names_the_device_that_is_there_now(vfiotool: Run, host: Fake
     assert vfiotool("persist", "remove", "0000:42:00.0").status == 0
 
 
-def test_a_device_that_is_gone_can_be_removed_by_its_former_address(vfiotool: Run, host: FakeHost) -> None:
+def test_absent_device_can_be_removed_by_its_former_address(vfiotool: Run, host: FakeHost) -> None:
     vfiotool("persist", "add", NVME)
     host.remove_device(NVME)
     assert vfiotool("persist", "list", "--json").document["entries"][0]["present_at"] is None
@@ -442,7 +442,7 @@ def test_a_device_that_is_gone_can_be_removed_by_its_former_address(vfiotool: Ru
         (f"remove --all {NVME}", 2),
     ],
 )
-def test_an_error_has_its_status_and_writes_nothing(
+def test_error_has_its_exit_status_and_writes_nothing(
     vfiotool: Run, host: FakeHost, args: str, status: int
 ) -> None:
     before = etc(host)
@@ -453,7 +453,7 @@ def test_an_error_has_its_status_and_writes_nothing(
     assert etc(host) == before
 
 
-def test_what_bind_refuses_is_refused(vfiotool: Run, host: FakeHost) -> None:
+def test_add_refuses_what_bind_refuses(vfiotool: Run, host: FakeHost) -> None:
     host.add_class("block", "nvme0n1", f"{host.devices[NVME].folder}/block/nvme0n1", dev="259:0")
     host.mount("/dev/nvme0n1", "/srv")
     before = etc(host)

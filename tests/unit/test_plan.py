@@ -60,9 +60,7 @@ def driver_file(driver: str, name: str) -> str:
     return f"write '{A}' to /sys/bus/pci/drivers/{driver}/{name}"
 
 
-def test_the_override_is_set_before_the_device_is_let_go(
-    context: PlanContext, now: dict[str, DeviceState]
-) -> None:
+def test_override_is_set_before_the_unbind(context: PlanContext, now: dict[str, DeviceState]) -> None:
     plan = bind(context, now, A)
     assert lines(plan) == [
         write("driver_override", "vfio-pci"),
@@ -80,36 +78,36 @@ def test_the_override_is_set_before_the_device_is_let_go(
     ]
 
 
-def test_a_device_without_a_driver_is_only_bound(context: PlanContext, now: dict[str, DeviceState]) -> None:
+def test_device_without_a_driver_is_only_bound(context: PlanContext, now: dict[str, DeviceState]) -> None:
     assert [step.path.rpartition("/")[2] for step in bind(context, now, B).steps] == [
         "driver_override",
         "bind",
     ]
 
 
-def test_an_override_is_cleared_by_a_newline() -> None:
+def test_override_is_cleared_by_a_newline() -> None:
     assert between(DeviceState(None, "vfio-pci"), DeviceState(None, None)) == [write("driver_override", "\n")]
 
 
-def test_modules_come_first_and_each_once(context: PlanContext, now: dict[str, DeviceState]) -> None:
+def test_modules_are_loaded_first_and_once(context: PlanContext, now: dict[str, DeviceState]) -> None:
     plan = bind(replace(context, loaded_drivers=frozenset()), now, A, B)
     assert lines(plan)[0] == "modprobe vfio-pci"
     assert not any(line.startswith("modprobe") for line in lines(plan)[1:])
 
 
-def test_devices_are_changed_in_the_order_given(context: PlanContext, now: dict[str, DeviceState]) -> None:
+def test_devices_are_changed_in_the_given_order(context: PlanContext, now: dict[str, DeviceState]) -> None:
     touched = [step.address for step in bind(context, now, B, A).steps]
     assert touched == [B, B, A, A, A]
 
 
-def test_a_device_that_is_bound_already_stays_with_its_override(
+def test_device_that_is_already_bound_keeps_its_override(
     context: PlanContext, now: dict[str, DeviceState]
 ) -> None:
     plan = bind(context, now, A, driver="e1000e")
     assert (plan.steps, plan.refusals, plan.changes) == ((), (), ())
 
 
-def test_the_power_policy_comes_after_the_driver_that_changes_it() -> None:
+def test_power_policy_is_set_after_the_driver_change() -> None:
     wanted = DeviceState("e1000e", None, power_control="auto")
     assert between(DeviceState("vfio-pci", None, power_control="auto"), wanted) == [
         driver_file("vfio-pci", "unbind"),
@@ -124,13 +122,15 @@ def test_the_power_policy_comes_after_the_driver_that_changes_it() -> None:
     ("now", "wanted", "values"),
     [(0, 2, ["2"]), (2, 0, ["0"]), (4, 2, ["0", "2"]), (2, 2, []), (2, None, []), (None, 2, ["2"])],
 )
-def test_the_number_of_vfs_goes_through_zero(now: int | None, wanted: int | None, values: list[str]) -> None:
+def test_vf_count_is_set_to_zero_before_another_count(
+    now: int | None, wanted: int | None, values: list[str]
+) -> None:
     state = DeviceState("igb", None)
     steps = between(replace(state, numvfs=now), replace(state, numvfs=wanted))
     assert steps == [write("sriov_numvfs", value) for value in values]
 
 
-def test_vfs_go_before_their_pfs_driver_and_come_after_it() -> None:
+def test_vfs_are_removed_before_the_driver_change_and_created_after_it() -> None:
     bare, full = DeviceState(None, None, numvfs=2), DeviceState("igb", None, numvfs=4)
     assert between(bare, full) == [
         write("sriov_numvfs", "0"),
@@ -139,13 +139,13 @@ def test_vfs_go_before_their_pfs_driver_and_come_after_it() -> None:
     ]
 
 
-def test_whether_host_drivers_take_vfs() -> None:
+def test_autoprobe_is_set_if_it_differs() -> None:
     off, on = DeviceState("igb", None, autoprobe=0), DeviceState("igb", None, autoprobe=1)
     assert between(off, on) == [write("sriov_drivers_autoprobe", "1")]
     assert between(off, replace(on, autoprobe=None)) == []
 
 
-def test_the_access_to_a_node_is_given_again_once_it_is_made_anew() -> None:
+def test_node_access_is_set_again_after_a_bind_creates_the_node() -> None:
     on_host, on_vfio = DeviceState("e1000e", None), DeviceState("vfio-pci", None, node=ALICES)
     (*_, last) = steps_between(on_host, on_vfio, A, node=NODE)
     assert last == SetNodeAccess(A, NODE, ALICES)
@@ -155,16 +155,14 @@ def test_the_access_to_a_node_is_given_again_once_it_is_made_anew() -> None:
     assert between(on_vfio, on_vfio) == []
 
 
-def test_a_group_that_stays_out_of_reach_is_warned_of(
-    context: PlanContext, now: dict[str, DeviceState]
-) -> None:
+def test_group_that_is_not_viable_gives_a_warning(context: PlanContext, now: dict[str, DeviceState]) -> None:
     (warning,) = bind(context, now, B).warnings
     assert warning.startswith(f"group 1 is not viable while {A} is on e1000e")
     assert bind(context, now, A, B).warnings == ()
     assert bind(context, now, B, driver="uio_pci_generic").warnings == ()
 
 
-def test_plans_add_up(context: PlanContext, now: dict[str, DeviceState]) -> None:
+def test_plans_can_be_added(context: PlanContext, now: dict[str, DeviceState]) -> None:
     first, second = bind(context, now, A), bind(context, now, B)
     both = EMPTY_PLAN + first + second
     assert both.steps == first.steps + second.steps

@@ -37,7 +37,7 @@ OLD = [Era.DEFERRED_PUT, Era.NOTIFIER]
 
 @pytest.fixture
 def context(host: FakeHost) -> PlanContext:
-    """A NIC on its driver and a device without one, in one group with a bridge; and a device alone."""
+    """A NIC on its driver and a device without a driver, in one group with a bridge; and a device alone."""
     host.add_device(NIC, driver="e1000e", group=1)
     host.add_device(IDLE, group=1)
     host.add_device(BRIDGE, class_code=0x060400, driver="pcieport", group=1)
@@ -67,15 +67,13 @@ def rules(found: Sequence[Refusal]) -> list[tuple[str, str, str | None]]:
     return [(one.address, one.rule, one.flag) for one in found]
 
 
-def test_a_free_device_is_not_refused(context: PlanContext) -> None:
+def test_unused_device_is_not_refused(context: PlanContext) -> None:
     for state in (TO_VFIO, TO_NONE, TO_HOST):
         assert refusals(context, {NIC: state, ALONE: state}) == ()
 
 
 @pytest.mark.parametrize("state", [TO_VFIO, TO_NONE, TO_HOST], ids=["vfio", "none", "another"])
-def test_what_uses_a_device_refuses_it_by_rules_that_are_lifted_one_by_one(
-    context: PlanContext, state: DeviceState
-) -> None:
+def test_each_use_of_a_device_has_a_rule_that_can_be_lifted(context: PlanContext, state: DeviceState) -> None:
     context = used(context, NIC, MOUNTED, UP, VGA)
     assert [(one.rule, one.flag, one.reason) for one in refusals(context, {NIC: state})] == [
         ("mounted", "--allow-mounted", "its disk sda1 is mounted on /srv"),
@@ -88,12 +86,12 @@ def test_what_uses_a_device_refuses_it_by_rules_that_are_lifted_one_by_one(
     assert refusals(replace(context, allowed=frozenset(LIFTABLE_RULES)), {NIC: state}) == ()
 
 
-def test_a_device_that_stays_on_its_driver_is_not_refused(context: PlanContext) -> None:
+def test_device_that_stays_on_its_driver_is_not_refused(context: PlanContext) -> None:
     context = used(changed(context, NIC, vfs=("0000:00:12.1",)), NIC, UP)
     assert refusals(context, {NIC: DeviceState("e1000e", "e1000e")}) == ()
 
 
-def test_a_bridge_is_refused_for_whatever_change(context: PlanContext) -> None:
+def test_bridge_is_always_refused(context: PlanContext) -> None:
     for state in (TO_VFIO, DeviceState("pcieport", "pcieport")):
         context = replace(context, allowed=frozenset({"bridge", *LIFTABLE_RULES}))
         assert rules(refusals(context, {BRIDGE: state})) == [(BRIDGE, "bridge", None)]
@@ -108,7 +106,7 @@ def test_a_bridge_is_refused_for_whatever_change(context: PlanContext) -> None:
         (TO_HOST, "--allow-vfs"),
     ],
 )
-def test_a_pf_with_vfs(context: PlanContext, state: DeviceState, flag: str | None) -> None:
+def test_pf_with_vfs_is_refused(context: PlanContext, state: DeviceState, flag: str | None) -> None:
     context = changed(context, NIC, vfs=("0000:00:12.1",))
     assert rules(refusals(context, {NIC: state})) == [(NIC, "vfs", flag)]
     lifted = refusals(replace(context, allowed=frozenset({"vfs"})), {NIC: state})
@@ -118,7 +116,7 @@ def test_a_pf_with_vfs(context: PlanContext, state: DeviceState, flag: str | Non
 # The whole group
 
 
-def test_userspace_gets_the_whole_group_and_so_what_uses_a_sibling_counts(context: PlanContext) -> None:
+def test_use_of_a_sibling_refuses_a_bind_to_vfio(context: PlanContext) -> None:
     context = used(context, NIC, UP)
     (one,) = refusals(context, {IDLE: TO_VFIO})
     assert (one.address, one.rule, one.flag) == (NIC, "network", "--allow-network")
@@ -130,7 +128,7 @@ def test_userspace_gets_the_whole_group_and_so_what_uses_a_sibling_counts(contex
     assert refusals(context, {ALONE: TO_VFIO}) == ()
 
 
-def test_a_sibling_that_is_named_too_is_refused_once(context: PlanContext) -> None:
+def test_sibling_that_is_named_too_is_refused_once(context: PlanContext) -> None:
     found = refusals(used(context, NIC, UP), {IDLE: TO_VFIO, NIC: TO_VFIO})
     assert [(one.address, one.reason) for one in found] == [
         (NIC, "its network interface eth0 is up with 192.0.2.9/24")
@@ -138,9 +136,7 @@ def test_a_sibling_that_is_named_too_is_refused_once(context: PlanContext) -> No
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", None], ids=["on vfio", "without a driver"])
-def test_a_sibling_that_the_host_does_not_drive_does_not_count(
-    context: PlanContext, driver: str | None
-) -> None:
+def test_sibling_without_a_host_driver_is_ignored(context: PlanContext, driver: str | None) -> None:
     context = changed(used(context, NIC, VGA), NIC, driver=driver)
     assert refusals(context, {IDLE: TO_VFIO}) == ()
 
@@ -161,7 +157,7 @@ def test_a_sibling_that_the_host_does_not_drive_does_not_count(
         ("vfio-pci", DeviceState("mlx5_vfio_pci", None), "held", "held"),
     ],
 )
-def test_a_device_of_a_group_that_is_in_use(
+def test_device_of_a_group_in_use_is_refused(
     context: PlanContext, era: Era, now: str | None, state: DeviceState, old: str | None, new: str | None
 ) -> None:
     context = changed(held(context, era, HOLDER), IDLE, driver=now)
@@ -172,14 +168,14 @@ def test_a_device_of_a_group_that_is_in_use(
     assert all("group 1 is in use by pid 9 (qemu)" in one.reason for one in found)
 
 
-def test_a_holder_that_cannot_be_seen_counts_too(context: PlanContext) -> None:
+def test_unknown_holder_of_a_group_refuses_too(context: PlanContext) -> None:
     (one,) = refusals(held(context, Era.DEFERRED_PUT), {IDLE: TO_HOST})
     assert (one.rule, "by an unknown process" in one.reason) == ("live-group", True)
 
 
 @pytest.mark.parametrize("era", Era)
-def test_a_module_that_is_loaded_reaches_into_every_live_group(context: PlanContext, era: Era) -> None:
-    """Up to 5.18 its driver probes each device without one; it may serve the one in the live group."""
+def test_module_that_could_bind_in_a_live_group_is_refused(context: PlanContext, era: Era) -> None:
+    """Up to 5.18 the driver probes each device without a driver, and may serve the one in the live group."""
     context = changed(replace(context, loaded_drivers=frozenset({"vfio-pci"})), BRIDGE, driver=None)
     context = held(context, era, HOLDER)
     found = refusals(context, {ALONE: TO_HOST})
@@ -192,7 +188,7 @@ def test_a_module_that_is_loaded_reaches_into_every_live_group(context: PlanCont
     assert rules(refusals(named, {ALONE: TO_HOST})) == rules(found)
 
 
-def test_old_kernels_are_looked_at_as_a_whole(host: FakeHost, old_host: FakeHost) -> None:
+def test_all_groups_are_read_on_old_kernels(host: FakeHost, old_host: FakeHost) -> None:
     for one, groups in ((host, {1}), (old_host, {1, 2})):
         one.add_device(NIC, group=1)
         one.add_device(ALONE, driver="vfio-pci", group=2)
@@ -208,7 +204,7 @@ def test_old_kernels_are_looked_at_as_a_whole(host: FakeHost, old_host: FakeHost
 @pytest.mark.parametrize(
     ("device", "named"), [(0x37C9, "QAT"), (0x0B25, "DSA"), (0x0CFE, "IAX"), (0x10D3, None)]
 )
-def test_the_kernels_denylist_holds_for_vfio(host: FakeHost, device: int, named: str | None) -> None:
+def test_kernel_denylist_refuses_a_bind_to_vfio(host: FakeHost, device: int, named: str | None) -> None:
     host.add_device(NIC, vendor=0x8086, device=device, driver="x", group=1)
     found = refusals(look(host, NIC), {NIC: TO_VFIO})
     assert rules(found) == ([(NIC, "denylist", "--allow-denylist")] if named else [])
@@ -218,7 +214,7 @@ def test_the_kernels_denylist_holds_for_vfio(host: FakeHost, device: int, named:
     assert refusals(look(host, NIC), {NIC: TO_VFIO}) == ()
 
 
-def test_the_owners_denylist_holds_for_all_but_giving_back(host: FakeHost) -> None:
+def test_owners_denylist_refuses_all_but_giving_back(host: FakeHost) -> None:
     host.add_device(NIC, driver="e1000e", group=1)
     host.add_device(ALONE, driver="e1000e", group=2)
     host.put(OWNERS_LIST, f"# mine\n\nffff:ffff\n{NIC}   # the uplink")
@@ -229,7 +225,7 @@ def test_the_owners_denylist_holds_for_all_but_giving_back(host: FakeHost) -> No
     assert refusals(look(host, NIC), {NIC: DeviceState("e1000e", None)}) == ()
 
 
-def test_a_denylist_that_cannot_be_understood_lets_nothing_through(host: FakeHost) -> None:
+def test_denylist_that_cannot_be_parsed_refuses_everything(host: FakeHost) -> None:
     host.add_device(NIC, driver="e1000e", group=1)
     host.put(OWNERS_LIST, "00:zz.0")
     with pytest.raises(VfioToolError, match=r"'00:zz\.0' is not a valid ADDRESS") as broken:
@@ -238,31 +234,31 @@ def test_a_denylist_that_cannot_be_understood_lets_nothing_through(host: FakeHos
     assert broken.value.hint
 
 
-# What is said
+# Texts
 
 
 @pytest.mark.parametrize("verb", ["bind", "unbind", "restore", "recover", "sriov"])
-def test_each_rule_has_its_option(verb: str) -> None:
+def test_each_rule_has_an_option(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     said = {one.opts[0]: one.help for one in command.params if isinstance(one, click.Option)}
     assert {f"--allow-{rule}": text for rule, text in LIFTABLE_RULES.items()}.items() <= said.items()
 
 
-def test_the_hint_names_each_option_once(context: PlanContext) -> None:
+def test_hint_names_each_option_once(context: PlanContext) -> None:
     both = replace(context, usage={NIC: (MOUNTED,), ALONE: (MOUNTED,)})
     error = PlanRefusedError(refusals(both, {NIC: TO_NONE, ALONE: TO_NONE}))
     assert error.hint == "to do it anyway, add --allow-mounted --allow-swap"
     assert str(error).startswith(f"refused: {NIC}: its disk sda1 is mounted on /srv; {NIC}: its disk")
 
 
-def test_the_hint_promises_nothing_that_no_option_lifts(context: PlanContext) -> None:
+def test_hint_says_if_no_option_lifts_the_rule(context: PlanContext) -> None:
     assert PlanRefusedError(refusals(context, {BRIDGE: TO_NONE})).hint == "no option lifts this"
     error = PlanRefusedError(refusals(used(context, NIC, UP), {BRIDGE: TO_NONE, NIC: TO_NONE}))
     assert error.hint == f"no option lifts this for {BRIDGE}"
 
 
-def test_a_reason_is_one_line(context: PlanContext) -> None:
+def test_reason_is_a_single_line(context: PlanContext) -> None:
     odd = Usage("block", "sda1", "", (Claim("mounted", "is mounted on /a\nb\x1b[2J"),))
     (one,) = refusals(used(context, NIC, odd), {NIC: TO_NONE})
     assert one.reason == "its disk sda1 is mounted on /a?b?[2J"

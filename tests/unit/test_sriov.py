@@ -1,4 +1,4 @@
-"""The verb sriov where the lab's PF cannot show it: other layouts, VFs in use, errors of other hardware."""
+"""The verb sriov in cases that the lab's PF lacks: other layouts, VFs in use, errors of other hardware."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def binding(host: FakeHost, state_dir: str) -> Binding:
 
 
 def drivers(host: FakeHost) -> list[str | None]:
-    """The drivers of the VFs that there are."""
+    """Return the drivers of the VFs that exist."""
     return [host.driver(vf) for vf in VFS if host.tree.exists(device_path(vf))]
 
 
-# Where VFs will be
+# The addresses of VFs
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def drivers(host: FakeHost) -> list[str | None]:
         ("10000:e1:00.0", 8, 4, ["10000:e1:01.0", "10000:e1:01.4", "10000:e1:02.0"]),
     ],
 )
-def test_vfs_are_where_offset_and_stride_tell(
+def test_vf_addresses_follow_offset_and_stride(
     host: FakeHost, pf: str, offset: int, stride: int, vfs: list[str]
 ) -> None:
     host.add_device(pf, sriov_offset=str(offset), sriov_stride=str(stride))
@@ -80,19 +80,21 @@ def test_vfs_are_where_offset_and_stride_tell(
         ("0000:03:00.0", "1", ""),
     ],
 )
-def test_vfs_that_have_no_addresses(host: FakeHost, pf: str, offset: str, stride: str) -> None:
+def test_vfs_without_valid_addresses_are_unsupported(
+    host: FakeHost, pf: str, offset: str, stride: str
+) -> None:
     host.add_device(pf, sriov_offset=offset, sriov_stride=stride)
     with pytest.raises(UnsupportedError, match=pf):
         vf_addresses(host.tree, pf, 3)
 
 
-def test_a_pf_that_does_not_say_where_its_vfs_will_be(host: FakeHost, binding: Binding) -> None:
+def test_pf_without_offset_and_stride_is_unsupported(host: FakeHost, binding: Binding) -> None:
     host.remove(f"{device_path(PF)}/sriov_stride")
     with pytest.raises(UnsupportedError, match="the device has no sriov_stride"):
         binding.sriov(PF, 2)
 
 
-def test_a_pf_that_places_its_vfs_elsewhere_is_noticed(
+def test_vf_at_an_unexpected_address_is_an_error(
     host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vfiotool.binding.sriov.vf_addresses", lambda *_: ("0000:01:10.0",))
@@ -105,9 +107,7 @@ def test_a_pf_that_places_its_vfs_elsewhere_is_noticed(
 # VFs that a host driver takes
 
 
-def test_vfs_get_the_driver_that_probes_them_unless_they_are_to_be_bound(
-    host: FakeHost, binding: Binding
-) -> None:
+def test_vfs_are_on_a_host_driver_unless_they_are_to_be_bound(host: FakeHost, binding: Binding) -> None:
     plan = binding.sriov(PF, 2)
     assert drivers(host) == ["nvme", "nvme"]
     assert [(one.address, one.after) for one in plan.changes] == [(vf, "nvme") for vf in VFS[:2]]
@@ -125,7 +125,7 @@ def test_autoprobe_that_is_off_stays_off(host: FakeHost, binding: Binding) -> No
     assert AUTOPROBE not in [path for path, _ in host.writes]
 
 
-def test_vfs_that_were_on_several_drivers_get_them_back(host: FakeHost, binding: Binding) -> None:
+def test_rollback_restores_each_vfs_driver(host: FakeHost, binding: Binding) -> None:
     binding.sriov(PF, 3)
     binding.bind([VFS[1]])
     binding.unbind([VFS[2]])
@@ -138,7 +138,7 @@ def test_vfs_that_were_on_several_drivers_get_them_back(host: FakeHost, binding:
     assert (host.tree.read(AUTOPROBE), binding.recorded()) == ("1", recorded)
 
 
-def test_records_of_vfs_go_with_them(host: FakeHost, binding: Binding) -> None:
+def test_records_of_removed_vfs_are_removed(host: FakeHost, binding: Binding) -> None:
     binding.sriov(PF, 2)
     binding.bind(VFS[:2])
     assert binding.recorded() == [PF, *VFS[:2]]
@@ -146,7 +146,7 @@ def test_records_of_vfs_go_with_them(host: FakeHost, binding: Binding) -> None:
     assert (binding.recorded(), drivers(host)) == ([PF], ["nvme"])
 
 
-def test_a_vf_that_the_host_uses_stays(host: FakeHost, binding: Binding) -> None:
+def test_vf_that_the_host_uses_is_not_removed(host: FakeHost, binding: Binding) -> None:
     binding.sriov(PF, 2)
     host.add_class("block", "nvme7n1", f"{device_path(VFS[1])}/nvme/nvme7/nvme7n1", dev="259:7")
     host.mount("/dev/nvme7n1", "/srv")
@@ -163,7 +163,7 @@ def test_a_vf_that_the_host_uses_stays(host: FakeHost, binding: Binding) -> None
     assert host.writes == writes
 
 
-def test_vfs_that_share_the_pfs_group_are_warned_of(
+def test_vfs_in_the_pfs_group_give_a_warning(
     host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = host.add_device
@@ -176,7 +176,9 @@ def test_vfs_that_share_the_pfs_group_are_warned_of(
     assert [warning.partition(":")[0] for warning in plan.warnings] == ["group 2 is not viable while 0000"]
 
 
-def test_old_kernels_let_no_host_driver_near_a_group_in_use(old_host: FakeHost, state_dir: str) -> None:
+def test_vfs_that_could_join_a_group_in_use_are_refused_on_old_kernels(
+    old_host: FakeHost, state_dir: str
+) -> None:
     plug(old_host)
     other = "0000:01:01.0"
     old_host.add_device(other, driver="vfio-pci", bridge=PORT, group=2)
@@ -191,7 +193,7 @@ def test_old_kernels_let_no_host_driver_near_a_group_in_use(old_host: FakeHost, 
     binding.sriov(PF, 1)
 
 
-# What the kernel may say
+# Errors of the kernel
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_old_kernels_let_no_host_driver_near_a_group_in_use(old_host: FakeHost, 
         (errno.EIO, "contradicts itself", "firmware"),
     ],
 )
-def test_a_refusal_of_the_kernel_is_explained(
+def test_errno_of_the_kernel_is_explained(
     host: FakeHost, binding: Binding, code: int, cause: str, hint: str
 ) -> None:
     host.fail(NUMVFS, code)
@@ -215,7 +217,7 @@ def test_a_refusal_of_the_kernel_is_explained(
     assert (host.tree.read(AUTOPROBE), binding.recorded()) == ("1", [])
 
 
-def test_vfs_that_take_too_long_are_not_said_to_be_held(
+def test_timeout_of_vf_creation_names_no_holder(
     host: FakeHost, binding: Binding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = host.write
@@ -233,7 +235,7 @@ def test_vfs_that_take_too_long_are_not_said_to_be_held(
 # The command line
 
 
-def test_the_document(vfiotool: Run) -> None:
+def test_sriov_json_document(vfiotool: Run) -> None:
     made = vfiotool("sriov", PF, "2", "--bind", "--json")
     assert made.status == 0
     document = made.document
@@ -248,7 +250,7 @@ def test_the_document(vfiotool: Run) -> None:
     assert (removed["vfs"], [one["to"] for one in removed["changed"]]) == ([], [None, None])
 
 
-def test_a_refusal_has_a_document_too(vfiotool: Run) -> None:
+def test_refusal_has_a_json_document(vfiotool: Run) -> None:
     result = vfiotool("sriov", PF, "5", "--json")
     assert result.status == 3
     assert (result.document["vfs"], result.document["steps"]) == ([], [])
@@ -261,7 +263,7 @@ def test_a_refusal_has_a_document_too(vfiotool: Run) -> None:
     )
 
 
-def test_what_a_person_sees(vfiotool: Run, host: FakeHost) -> None:
+def test_sriov_text_output(vfiotool: Run, host: FakeHost) -> None:
     dry = vfiotool("sriov", PF, "1", "--dry-run")
     assert dry.stdout == f"write '1' to {NUMVFS}\n"
     assert drivers(host) == []
@@ -285,7 +287,7 @@ def test_what_a_person_sees(vfiotool: Run, host: FakeHost) -> None:
         (["0000:7f:00.0", "1"], 1, "no PCI device matches"),
     ],
 )
-def test_a_command_line_that_does_not_fit(vfiotool: Run, args: list[str], status: int, error: str) -> None:
+def test_invalid_command_line_is_an_error(vfiotool: Run, args: list[str], status: int, error: str) -> None:
     result = vfiotool("sriov", *args)
     assert (result.status, result.stdout) == (status, "")
     assert result.stderr.startswith(f"error: {error}")
