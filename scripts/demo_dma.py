@@ -1,4 +1,4 @@
-"""Drive edu, a device that QEMU has for this: what `scripts/demo` shows."""
+"""Drive edu, QEMU's educational device: the DMA part of `scripts/demo`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Edu(RegisterBlock, width=32):
 
 
 def main(address: str) -> None:
-    """Show the life of a group, then DMA in both directions, each ended by an interrupt."""
+    """Show the status of a group, then DMA in both directions; an interrupt ends each transfer."""
     group_id = int(os.readlink(f"/sys/bus/pci/devices/{address}/iommu_group").rpartition("/")[2])
     with Group(group_id) as group:
         print(f"group {group_id}:            {group.status()!r}")

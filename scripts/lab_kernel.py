@@ -1,4 +1,4 @@
-"""What scripts/build-kernel leaves to vfiotool: where the source comes from, and where the kernel goes."""
+"""The parts of scripts/build-kernel that vfiotool does: fetch the source, add the kernel to the cache."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from vfiotool.lab import kernels
 
 
 class Steps:
-    """A line on stderr for each step."""
+    """Prints a line on stderr for each step."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def update(self, description: str, _fraction: float | None) -> None:
-        """Say what is being done, once."""
+        """Print the description of a new step."""
         if description != self._last:
             print(description, file=sys.stderr)
         self._last = description
 
 
 def main(verb: str, *arguments: str) -> None:
-    """Do what a verb says: ``release``, ``fetch DIRECTORY``, ``add TREE RELEASE VERSION``."""
+    """Run a verb: ``release``, ``fetch DIRECTORY`` or ``add TREE RELEASE VERSION``."""
     if verb == "release":
         print(kernels.get(kernels.BUILT).release)
     elif verb == "fetch":
@@ -40,6 +40,6 @@ if __name__ == "__main__":
     except VfioToolError as error:
         sys.exit(f"error: {error}\nhint: {error.hint}")
     except OSError as error:
-        sys.exit(f"error: {error}\nhint: see whether the cache's disk is full")
+        sys.exit(f"error: {error}\nhint: check that the disk of the cache is not full")
     except KeyboardInterrupt:
         sys.exit(130)

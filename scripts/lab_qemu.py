@@ -1,6 +1,6 @@
-"""Have a QEMU with igb: that of the release's backports, fetched and not installed, where its own has none.
+"""Provide a QEMU with igb: if the installed QEMU lacks it, fetch QEMU from backports, without installing it.
 
-Prints the folder to put on the PATH for it, or nothing where the machine's own QEMU has igb.
+Prints the directory to put on PATH, or nothing if the installed QEMU has igb.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vfiotool.errors import LabError, VfioToolError
 from vfiotool.lab import apt, cache, qemu
 
 MODEL = "igb"
-# Its modules must be of one build: those that it does not find here it takes from the machine's.
+# All modules must be of the same build: QEMU loads a module that is missing here from the machine's QEMU.
 PACKAGES = (
     "qemu-system-x86",
     "qemu-system-common",
@@ -31,7 +31,7 @@ exec "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/seabios" -L "$root/u
 
 
 def main() -> None:
-    """Fetch it if need be, and say where it is."""
+    """Fetch QEMU if needed, and print its directory."""
     if MODEL in qemu.models():
         return
     root = cache.directory("qemu")
@@ -40,12 +40,12 @@ def main() -> None:
             fetch(root, lock)
     os.environ["PATH"] = f"{root}/bin:{os.environ['PATH']}"
     if MODEL not in qemu.models():
-        raise LabError(f"the QEMU in {root} has no {MODEL}", hint=f"remove {root}, and run this again")
+        raise LabError(f"the QEMU in {root} has no {MODEL}", hint=f"remove {root}, then run this again")
     print(f"{root}/bin")
 
 
 def fetch(root: str, lock: int) -> None:
-    """Have it below a folder, which appears when it is whole."""
+    """Fetch QEMU into a directory, which is created atomically."""
     suite = f"{platform.freedesktop_os_release()['VERSION_CODENAME']}-backports"
     print(f"fetching QEMU from {suite}", file=sys.stderr)
     state, work = cache.directory("apt", "qemu"), f"{root}.unpacking"
@@ -64,14 +64,14 @@ def fetch(root: str, lock: int) -> None:
 
 
 def mirror(state: str, lock: int) -> str:
-    """Return where this machine has Debian from, which only a fetched Release file tells."""
+    """Return this machine's mirror of Debian; only a fetched Release file has the label."""
     mirrors = apt.machine_mirrors()
     if "Debian" not in mirrors:
         own = apt.Apt(state, lock)
         own.update(None, "reading this machine's package lists")
         mirrors = own.mirrors()
     if "Debian" not in mirrors:
-        raise LabError("no apt source of this machine is Debian's", hint="use a QEMU of version 8 or later")
+        raise LabError("this machine has no apt source of Debian", hint="install QEMU 8 or later")
     return mirrors["Debian"]
 
 
@@ -81,6 +81,6 @@ if __name__ == "__main__":
     except VfioToolError as error:
         sys.exit(f"error: {error}\nhint: {error.hint}")
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}\nhint: see whether the cache's disk is full")
+        sys.exit(f"error: {error}\nhint: check that the disk of the cache is not full")
     except KeyboardInterrupt:
         sys.exit(130)

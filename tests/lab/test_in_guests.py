@@ -94,7 +94,7 @@ NO_TEST_RAN, LOST = 5, 125
 
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
 _REPORT = re.compile(r"^=+ (?:FAILURES|ERRORS) =+$", re.MULTILINE)
-_QEMU_DIED = re.compile(r"^error: the guest was lost: QEMU was ended by SIGSEGV", re.MULTILINE)
+_QEMU_DIED = re.compile(r"^error: the guest was lost: QEMU was killed by SIGSEGV", re.MULTILINE)
 
 Run = subprocess.CompletedProcess[str]
 

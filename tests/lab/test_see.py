@@ -390,7 +390,7 @@ def test_acs_that_is_switched_off() -> None:
         remove(SUBSYSTEM_NVME)
         rescan(SUBSYSTEM_NVME)
     (line,) = one["why"]
-    off = "a root port whose ACS has P2P request redirect, P2P completion redirect switched off, "
+    off = "a root port whose ACS has P2P request redirect, P2P completion redirect disabled, "
     assert line.startswith(f"{SUBSYSTEM_NVME}: behind {_ROOT_PORT}, {off}")
     assert group(SUBSYSTEM_NVME) != group(_ROOT_PORT)
 

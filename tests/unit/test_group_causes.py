@@ -76,7 +76,7 @@ def test_whose_acs_is_never_counted_on(kind: int | None) -> None:
     ],
 )
 def test_what_of_acs_counts(able: int, on: int, flaw: str | None) -> None:
-    expected = None if flaw is None else f"whose ACS has {flaw} switched off"
+    expected = None if flaw is None else f"whose ACS has {flaw} disabled"
     assert weakness(function(PortType.ROOT_PORT, able=able, on=on), multifunction=False) == expected
 
 
@@ -110,8 +110,7 @@ def add_path(host: FakeHost, configs: Mapping[str, bytes], groups: Mapping[str, 
         (function(PortType.DOWNSTREAM), "a switch's downstream port without ACS"),
         (
             function(PortType.DOWNSTREAM, able=ALL, on=SV | UF),
-            "a switch's downstream port whose ACS has P2P request redirect, P2P completion redirect "
-            "switched off",
+            "a switch's downstream port whose ACS has P2P request redirect, P2P completion redirect disabled",
         ),
         (function(PortType.PCIE_TO_PCI), "a PCIe-to-PCI bridge"),
         (function(PortType.PCI_TO_PCIE), "a PCI bridge"),
@@ -156,7 +155,7 @@ def test_an_upstream_port_alone_in_its_device_needs_no_acs(host: FakeHost) -> No
         ([function(PortType.ENDPOINT, able=ALL, multifunction=True)] * 3, 3),
         ([GUARDING[PortType.ENDPOINT], *[function(PortType.ENDPOINT)] * 2], 2),
     ],
-    ids=["without", "conventional", "switched off", "one guards"],
+    ids=["without", "conventional", "disabled", "one guards"],
 )
 def test_functions_of_one_device(host: FakeHost, configs: list[bytes], tied: int) -> None:
     addresses = [f"0000:03:00.{number}" for number in range(3)]

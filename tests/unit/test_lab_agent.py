@@ -1,4 +1,4 @@
-"""The agent runs a command as a shell would, here on the host, over a socket instead of the port."""
+"""The agent runs a command like a shell; here it runs on the host, over a socket instead of the port."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ agent.CommandSession(wire.Channel(int(sys.argv[1]))).serve()
 
 
 class Host:
-    """The host's side of one agent."""
+    """The host's side of the connection to an agent."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -42,7 +42,7 @@ class Host:
         self.send(wire.START, json.dumps(spec).encode())
 
     def until(self, wanted: int, containing: bytes = b"") -> tuple[dict[int, bytes], bytes]:
-        """All bytes by kind up to the frame of that kind, and that frame's payload."""
+        """Return all bytes by frame type up to the next frame of a type, and the payload of this frame."""
         seen: dict[int, bytes] = {}
         while True:
             self.socket.settimeout(30)
@@ -53,7 +53,7 @@ class Host:
                     return seen, payload
 
     def end(self) -> tuple[int, bytes, bytes]:
-        """The command's status, stdout and stderr."""
+        """Return the command's status, stdout and stderr."""
         seen, status = self.until(wire.EXIT)
         (code,) = wire.STATUS.unpack(status)
         return code, seen.get(wire.STDOUT, b""), seen.get(wire.STDERR, b"")
@@ -73,38 +73,38 @@ def host() -> Iterator[Host]:
             agent.wait()
 
 
-def test_outputs_stay_apart_and_the_status_passes(host: Host) -> None:
+def test_stdout_stderr_and_the_status_are_separate(host: Host) -> None:
     host.start("sh", "-c", "printf out; printf err >&2; exit 7")
     assert host.end() == (7, b"out", b"err")
 
 
-def test_a_signal_is_128_and_its_number(host: Host) -> None:
+def test_the_status_of_a_killed_command_is_128_plus_the_signal(host: Host) -> None:
     host.start("sh", "-c", "kill -KILL $$")
     assert host.end()[0] == 128 + signal.SIGKILL
 
 
-def test_a_command_that_is_not_there_is_127(host: Host) -> None:
+def test_the_status_of_a_missing_command_is_127(host: Host) -> None:
     host.start("/no/such/command")
     status, out, err = host.end()
     assert (status, out) == (127, b"")
     assert err == b"error: cannot run /no/such/command: No such file or directory\n"
 
 
-def test_a_command_that_is_no_program_is_126(host: Host) -> None:
+def test_the_status_of_a_file_that_is_not_executable_is_126(host: Host) -> None:
     host.start("/etc/passwd")
     status, _, err = host.end()
     assert status == 126
     assert b"Permission denied" in err
 
 
-def test_a_directory_that_is_not_there_is_named(host: Host) -> None:
+def test_the_error_names_a_missing_directory(host: Host) -> None:
     host.start("true", cwd="/no/such/directory")
     status, _, err = host.end()
     assert status == 126
     assert b"/no/such/directory: No such file or directory" in err
 
 
-def test_stdin_and_its_end_pass_with_every_byte(host: Host) -> None:
+def test_stdin_passes_completely_with_its_end(host: Host) -> None:
     data = bytes(range(256)) * 16
     host.start("cat")
     host.send(wire.STDIN, data)
@@ -113,7 +113,7 @@ def test_stdin_and_its_end_pass_with_every_byte(host: Host) -> None:
 
 
 def await_stop(pid: int) -> None:
-    """Wait until a process has stopped itself: what is to continue it must not come before."""
+    """Wait until a process has stopped itself, so that the signal to continue does not come too early."""
     deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < deadline, "it did not stop"
@@ -136,14 +136,14 @@ def test_more_output_than_any_buffer_holds_is_complete(host: Host) -> None:
     assert (status, len(out)) == (0, 8 << 20)
 
 
-def test_what_a_command_leaves_behind_does_not_hold_it_up(host: Host) -> None:
+def test_processes_that_outlive_the_command_do_not_delay_its_end(host: Host) -> None:
     host.start("sh", "-c", "sleep 1000 & echo $!")
     status, out, _ = host.end()
     os.kill(int(out), signal.SIGKILL)
     assert status == 0
 
 
-def test_a_terminal_has_the_size_and_follows_it(host: Host) -> None:
+def test_a_terminal_has_the_size_of_the_hosts_and_follows_changes(host: Host) -> None:
     script = "trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 0.05; done"
     host.start("sh", "-c", script, terminal=[33, 77])
     host.until(wire.STDOUT, b"33 77")

@@ -1,4 +1,4 @@
-"""Fetching kernels with the real apt, from a tiny signed archive on a machine that is made up."""
+"""Fetching kernels with the real apt, from a small signed archive, on a fake machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(*argv: str | Path, **environment: str) -> str:
 
 
 class Keys:
-    """Two signing keys: one that the machine trusts, and another."""
+    """Two signing keys: a trusted key, and another."""
 
     def __init__(self) -> None:
         self.home = mkdtemp(prefix="vt")  # short: the agent's socket has a path of limited length
@@ -86,12 +86,12 @@ class Archive:
         return deb
 
     def kernel(self, suite: str, release: str, version: str, content: bytes = b"image") -> Path:
-        """Add a kernel as Debian packed it until 6.x."""
+        """Add a kernel with the layout of Debian's packages up to 6.x."""
         files = {f"boot/vmlinuz-{release}": content, f"lib/modules/{release}/modules.order": b""}
         return self.package(suite, f"linux-image-{release}", version, files, "kmod, linux-base")
 
     def split_kernel(self, suite: str, release: str, version: str) -> None:
-        """Add a kernel as Debian packs it from 7.x on."""
+        """Add a kernel with the layout of Debian's packages since 7.x."""
         modules = f"usr/lib/modules/{release}"
         parts = {
             "binary": {f"{modules}/vmlinuz": b"image"},
@@ -129,7 +129,7 @@ def archive(tmp_path: Path, keys: Keys) -> Archive:
 
 
 class Machine:
-    """A Debian whose /etc/apt, package lists, /boot and cache are in a directory."""
+    """A fake Debian machine: /etc/apt, package lists, /boot and the cache are in a directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -168,7 +168,7 @@ def machine(tmp_path: Path, archive: Archive, keys: Keys, monkeypatch: pytest.Mo
 
 
 class Recorder:
-    """A Progress that remembers."""
+    """A FetchProgress that records its updates."""
 
     def __init__(self) -> None:
         self.updates: list[tuple[str, float | None]] = []
@@ -212,7 +212,7 @@ def test_get_fetches_a_kernel_of_another_suite(machine: Machine, archive: Archiv
     assert changed <= {"pkgcache.bin", "srcpkgcache.bin", "lock"}
 
 
-def test_get_gathers_a_split_kernel_in_one_layout(machine: Machine, archive: Archive) -> None:
+def test_get_unpacks_a_split_kernel_into_the_same_layout(machine: Machine, archive: Archive) -> None:
     archive.split_kernel("forky", "7.2.12+deb14-amd64", "7.2.12-1")
     archive.publish("forky")
 
@@ -238,7 +238,7 @@ def test_a_cached_kernel_needs_no_apt(
     assert kernels.get("6.12") == first
 
 
-def test_refresh_finds_what_is_new_and_keeps_what_is_not(machine: Machine, archive: Archive) -> None:
+def test_refresh_fetches_a_newer_release_and_keeps_the_same_one(machine: Machine, archive: Archive) -> None:
     archive.kernel("trixie", "6.12.9+deb13-amd64", "6.12.9-1", b"first")
     archive.publish("trixie")
     old = kernels.get("6.12")
@@ -279,7 +279,7 @@ def test_a_suite_without_the_source_package_is_an_error(machine: Machine, archiv
     assert caught.value.hint
 
 
-def test_host_is_the_newest_that_the_sources_offer_though_one_is_broken(
+def test_host_is_the_newest_kernel_of_the_sources_despite_a_broken_source(
     machine: Machine, archive: Archive
 ) -> None:
     for release in ("6.1.0-9-amd64", "6.1.0-50-amd64", "6.12.90+deb12-amd64", "6.12.90+deb12-rt-amd64"):
@@ -290,7 +290,7 @@ def test_host_is_the_newest_that_the_sources_offer_though_one_is_broken(
     assert kernels.get("host").release == "6.12.90+deb12-amd64"
 
 
-def test_host_is_the_installed_kernel_where_that_is_newer(
+def test_host_is_the_installed_kernel_if_it_is_newer(
     machine: Machine, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive.kernel("bookworm", "6.12.90+deb12-amd64", "1")
@@ -325,7 +325,7 @@ def _change_the_package(archive: Archive) -> None:
 @pytest.mark.parametrize(
     "spoil", [_publish_unsigned, _publish_with_another_key, _change_the_index, _change_the_package]
 )
-def test_what_is_not_signed_is_refused_whatever_the_machine_allows(
+def test_unsigned_packages_are_refused_whatever_the_machine_allows(
     machine: Machine, archive: Archive, spoil: object
 ) -> None:
     machine.configure('Acquire::AllowInsecureRepositories "true"; APT::Get::AllowUnauthenticated "true";')
@@ -336,11 +336,11 @@ def test_what_is_not_signed_is_refused_whatever_the_machine_allows(
     with pytest.raises(LabError) as caught:
         kernels.get("6.12")
 
-    assert "nothing unsigned is ever used" in caught.value.hint
+    assert "unsigned packages are never used" in caught.value.hint
     assert not os.path.exists(cache.directory("kernels"))
 
 
-def test_a_suite_that_is_gone_is_an_error_with_a_hint(machine: Machine) -> None:
+def test_a_removed_suite_is_an_error_with_a_hint(machine: Machine) -> None:
     with pytest.raises(LabError, match="forky") as caught:
         kernels.get("7")
     assert caught.value.hint
@@ -352,7 +352,7 @@ def test_a_kernel_of_the_security_archive_needs_a_mirror_of_it(machine: Machine)
     assert "/etc/apt/sources.list.d" in caught.value.hint
 
 
-def test_the_security_mirror_is_told_by_its_label(
+def test_the_security_mirror_is_found_by_its_label(
     machine: Machine, archive: Archive, tmp_path: Path, keys: Keys
 ) -> None:
     security = Archive(tmp_path / "security", keys)
@@ -388,7 +388,7 @@ wait
 
 
 class _Awaited(subprocess.Popen[str]):
-    """Tells, by a file, when its output is awaited."""
+    """Creates a file when its output is awaited."""
 
     def communicate(self, *arguments: Any, **options: Any) -> tuple[str, str]:
         Path(os.environ["AWAITED"]).touch()
@@ -400,7 +400,7 @@ class _Awaited(subprocess.Popen[str]):
     [(_NO_ROOM, LabError, "no room"), (_INTERRUPTED, KeyboardInterrupt, "^$")],
     ids=["failed", "interrupted"],
 )
-def test_an_unpacking_that_ends_early_leaves_no_kernel(
+def test_an_interrupted_unpacking_leaves_no_kernel(
     machine: Machine,
     archive: Archive,
     tmp_path: Path,
@@ -427,7 +427,7 @@ def test_an_unpacking_that_ends_early_leaves_no_kernel(
 
 
 class Server(ThreadingHTTPServer):
-    """Serves an archive, with ranges as HTTP has them; a body longer than ``limit`` stalls there."""
+    """Serves an archive, with HTTP ranges; a body longer than ``limit`` stalls at this length."""
 
     daemon_threads = True
 
@@ -482,7 +482,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -526,7 +526,7 @@ def test_an_interrupted_download_is_continued(server: Server, archive: Archive) 
     assert Path(kernel.image).read_bytes() == content
 
 
-def test_the_download_of_a_killed_vfiotool_goes_on(server: Server, archive: Archive) -> None:
+def test_the_download_of_a_killed_vfiotool_continues(server: Server, archive: Archive) -> None:
     content = _big_kernel(archive)
     server.limit = 1 << 20
     code = "from vfiotool.lab import apt, kernels; import sys; apt.KEYRING = sys.argv[1]; kernels.get('6.12')"
@@ -548,7 +548,7 @@ def test_the_download_of_a_killed_vfiotool_goes_on(server: Server, archive: Arch
     assert Path(kernel.image).read_bytes() == content
 
 
-def test_two_at_once_fetch_one_kernel_once(server: Server, archive: Archive) -> None:
+def test_concurrent_calls_fetch_a_kernel_once(server: Server, archive: Archive) -> None:
     _big_kernel(archive)
 
     with ThreadPoolExecutor(2) as pool:

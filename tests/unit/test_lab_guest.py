@@ -1,4 +1,4 @@
-"""What becomes of a guest that is lost, with a program in QEMU's place that does as it is told."""
+"""Guests that are lost: a script in place of QEMU behaves as each test needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfiotool.errors import GuestLostError, UnsupportedError
 from vfiotool.lab import guest, initramfs, machines
 from vfiotool.lab.kernels import Kernel
 
-# It notes each start, prints as a guest does on its console, and plays the agent on the port.
+# The script records each start, writes to the console like a guest, and acts as the agent on the port.
 QEMU = """#!{python}
 import json, os, re, sys
 sys.path.insert(0, {root!r})
@@ -24,7 +24,7 @@ with open({starts!r}, "a") as file:
 from vfiotool.lab import wire
 arguments = " ".join(sys.argv)
 with open(re.search("path=(/proc/self/fd/[0-9]+)", arguments)[1], "w") as console:
-    console.write("Kernel panic - not syncing: as told\\r\\n")
+    console.write("Kernel panic - not syncing: by the test\\r\\n")
 fd = int(re.search("id=port,fd=([0-9]+)", arguments)[1])
 channel = wire.Channel(fd)
 os.set_blocking(fd, True)
@@ -47,7 +47,7 @@ channel.receive()
 
 @pytest.fixture
 def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that has a line for each start of QEMU; nothing else of the lab is real either."""
+    """The file with a line for each start of QEMU. The initramfs is replaced, too."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(initramfs, "build", lambda *_: b"initramfs")
     return tmp_path / "starts"
@@ -70,7 +70,7 @@ def open_memory_files() -> list[str]:
     return [os.readlink(link) for link in links if os.path.lexists(link) and "memfd" in os.readlink(link)]
 
 
-def test_the_status_is_the_commands(starts: Path) -> None:
+def test_run_returns_the_status_of_the_command(starts: Path) -> None:
     install(starts, READY + EXIT)
     times = guest.Times()
     assert guest.run(config(), times) == 42
@@ -79,16 +79,16 @@ def test_the_status_is_the_commands(starts: Path) -> None:
     assert open_memory_files() == []
 
 
-def test_a_guest_that_never_reaches_its_command_is_started_once_more(
+def test_a_guest_lost_before_its_command_is_started_once_more(
     starts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(starts, "")
     with pytest.raises(GuestLostError, match="it stopped") as lost:
         guest.run(config(), guest.Times())
     assert starts.read_text() == "started\n" * 2
-    assert "Kernel panic - not syncing: as told" in lost.value.console
+    assert "Kernel panic - not syncing: by the test" in lost.value.console
     assert lost.value.exit_status == 125
-    assert "starting it again" in capsys.readouterr().err
+    assert "starting a new guest" in capsys.readouterr().err
     assert open_memory_files() == []
 
 
@@ -102,12 +102,12 @@ def test_a_command_that_may_have_run_is_not_started_again(starts: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "why"),
     [
-        ("os.kill(os.getpid(), 6)", "QEMU was ended by SIGABRT"),
-        ("os.kill(os.getpid(), 9)", "QEMU was ended by SIGKILL"),
-        ("sys.exit(3)", "QEMU ended with status 3"),
+        ("os.kill(os.getpid(), 6)", "QEMU was killed by SIGABRT"),
+        ("os.kill(os.getpid(), 9)", "QEMU was killed by SIGKILL"),
+        ("sys.exit(3)", "QEMU exited with status 3"),
     ],
 )
-def test_qemus_end_and_its_words_are_told(starts: Path, end: str, why: str) -> None:
+def test_the_error_has_the_exit_and_the_messages_of_qemu(starts: Path, end: str, why: str) -> None:
     console = (
         'print("line\\n" * 100, file=open(re.search("path=(/proc/self/fd/[0-9]+)", arguments)[1], "a"))\n'
     )
@@ -127,14 +127,14 @@ def test_a_command_over_its_time_loses_the_guest(starts: Path) -> None:
 def test_silence_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "SILENCE_SECONDS", 0.1)
     install(starts, READY + HANG)
-    with pytest.raises(GuestLostError, match="said nothing"):
+    with pytest.raises(GuestLostError, match="no heartbeat"):
         guest.run(config(), guest.Times())
 
 
 def test_a_start_that_takes_too_long_loses_the_guest(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "BOOT_SECONDS", 0.1)
     install(starts, HANG)
-    with pytest.raises(GuestLostError, match="did not reach its command"):
+    with pytest.raises(GuestLostError, match="did not start its command"):
         guest.run(config(), guest.Times())
     assert starts.read_text() == "started\n" * 2
 
@@ -146,20 +146,20 @@ def test_a_machine_whose_driver_the_kernel_lacks_is_refused(starts: Path) -> Non
     assert not starts.exists()
 
 
-def test_the_kernels_reason_is_named_and_its_report_shown() -> None:
+def test_a_crash_report_has_the_cause_and_the_lines_around_it() -> None:
     report = ["[ 1.0] BUG: unable to handle page fault", *(f"frame {n}" for n in range(50))]
-    cause, shown = guest.last_words("\n".join([*("before",) * 100, *report]))
+    cause, shown = guest.crash_report("\n".join([*("before",) * 100, *report]))
     assert cause == "BUG: unable to handle page fault"
     assert shown.splitlines() == [*("before",) * 5, *report]
 
 
-def test_without_a_reason_the_last_lines_are_shown() -> None:
+def test_without_a_crash_the_report_has_the_last_lines() -> None:
     lines = [f"line {n}" for n in range(100)]
-    assert guest.last_words("\n".join(lines)) == ("", "\n".join(lines[-40:]))
-    assert guest.last_words("") == ("", "")
+    assert guest.crash_report("\n".join(lines)) == ("", "\n".join(lines[-40:]))
+    assert guest.crash_report("") == ("", "")
 
 
-def test_the_environment_is_the_callers_but_for_what_is_the_hosts() -> None:
+def test_the_environment_leaves_out_the_session_of_the_host() -> None:
     caller = {"PATH": "/opt/bin", "HOME": "/root", "DISPLAY": ":0", "SSH_AUTH_SOCK": "/x", "TERM": "vt100"}
     got = guest.environment(config(), caller)
     path = got.pop("PATH").split(":")
@@ -173,7 +173,7 @@ def test_the_environment_is_the_callers_but_for_what_is_the_hosts() -> None:
     }
 
 
-def test_init_is_readable_by_a_shell() -> None:
+def test_init_has_valid_shell_syntax() -> None:
     script = Path(initramfs.__file__).with_name("init.sh")
     assert stat.S_ISREG(script.stat().st_mode)
-    assert os.system(f"sh -n {script}") == 0  # noqa: S605 - a path of our own
+    assert os.system(f"sh -n {script}") == 0  # noqa: S605 - a fixed path

@@ -1,4 +1,4 @@
-"""The archive is what cpio(1) reads, modules come in the order to load them, busybox needs no libraries."""
+"""cpio(1) reads the archive, modules come in the order of loading, busybox is statically linked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vfiotool.lab.kernels import Kernel
 
 
 def test_archive_is_what_cpio_unpacks(tmp_path: Path) -> None:
-    """busybox's cpio is the second opinion on the format."""
+    """busybox's cpio checks the format."""
     if shutil.which("busybox") is None:
         missing("busybox is not installed")
     packed = initramfs.archive(
@@ -59,7 +59,7 @@ esac
 """
 
 
-def test_closure_has_dependencies_first_and_leaves_out_what_is_built_in(
+def test_closure_has_dependencies_first_and_leaves_out_built_in_modules(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "modprobe").write_text(MODPROBE)
@@ -70,7 +70,7 @@ def test_closure_has_dependencies_first_and_leaves_out_what_is_built_in(
     assert found == ["/modules/base.ko.xz", "/modules/top.ko", "/modules/other.ko"]
 
 
-def test_a_dynamic_program_is_told_from_a_static_one() -> None:
+def test_a_dynamic_program_is_distinguished_from_a_static_program() -> None:
     assert initramfs.has_interpreter(Path(os.path.realpath(sys.executable)).read_bytes())
 
 

@@ -50,7 +50,7 @@ RELEASES = [
 
 
 def test_releases_are_ordered_by_version() -> None:
-    # By name is another order, so that sorting has something to do.
+    # The order by name differs, so that the sort is tested.
     assert sorted(sorted(RELEASES), key=kernels.release_key) == RELEASES != sorted(RELEASES)
 
 
@@ -75,7 +75,7 @@ def test_releases_of_any_origin_can_be_compared(older: str, newer: str) -> None:
     assert kernels.release_key(older) < kernels.release_key(newer)
 
 
-def test_an_unknown_name_is_told_the_names() -> None:
+def test_the_error_for_an_unknown_name_has_the_known_names() -> None:
     with pytest.raises(SelectorError, match=r"'4\.19'") as caught:
         kernels.get("4.19")
     assert "5.10, 6.1, 6.12, 7, debug" in caught.value.hint
@@ -95,7 +95,7 @@ def test_a_cached_kernel_is_found_and_listed() -> None:
 
 @pytest.fixture
 def tree(home: Path) -> Path:
-    """A kernel as scripts/build-kernel has built it, not yet in the cache's place."""
+    """A kernel as scripts/build-kernel builds it, not yet moved into the cache."""
     made = home / "tree"
     (made / "boot").mkdir(parents=True)
     (made / "boot/vmlinuz-6.12.9-debug-1").write_bytes(b"built")
@@ -106,7 +106,7 @@ def tree(home: Path) -> Path:
 
 
 @pytest.mark.parametrize("refresh", [False, True])
-def test_a_kernel_that_was_not_built_says_how_to(refresh: bool) -> None:
+def test_the_error_for_an_unbuilt_kernel_says_how_to_build_it(refresh: bool) -> None:
     with pytest.raises(LabError, match="'debug' has not been built") as caught:
         kernels.get("debug", refresh=refresh)
     assert "scripts/build-kernel" in caught.value.hint
@@ -127,7 +127,7 @@ def test_a_built_kernel_is_moved_into_the_cache_and_named(tree: Path, refresh: b
     assert not tree.exists()
 
 
-def test_a_kernel_built_again_takes_the_place_of_the_first(tree: Path) -> None:
+def test_a_rebuilt_kernel_replaces_the_first(tree: Path) -> None:
     first = Path(cache.directory("kernels", "6.12.9-debug-1"))
     first.mkdir()
     (first / "of the first").touch()
@@ -139,9 +139,9 @@ def test_a_kernel_built_again_takes_the_place_of_the_first(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["boot/vmlinuz-6.12.9-debug-1", "lib/modules/6.12.9-debug-1/modules.dep"])
-def test_a_build_that_is_not_whole_is_not_taken_for_a_kernel(tree: Path, lacking: str) -> None:
+def test_an_incomplete_build_is_refused(tree: Path, lacking: str) -> None:
     (tree / lacking).unlink()
-    with pytest.raises(LabError, match="no whole kernel"):
+    with pytest.raises(LabError, match="lacks the image or the modules"):
         kernels.add_built(str(tree), "6.12.9-debug-1", "6.12.9-1")
     assert os.listdir(cache.directory("kernels")) == []
 
@@ -161,7 +161,7 @@ def test_a_damaged_manifest_does_not_count_as_cached(text: str) -> None:
 
 
 @pytest.mark.parametrize("newer", [True, False])
-def test_host_follows_a_kernel_that_the_machine_was_given_since(
+def test_host_follows_a_newly_installed_kernel(
     home: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
 ) -> None:
     cached("host", "6.12.90+deb12-amd64")
@@ -200,12 +200,12 @@ def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) 
     [
         ("E: Write error - write (28: No space left on device)", "XDG_CACHE_HOME"),
         ("W: Failed to fetch x  Temporary failure resolving 'x'", "network"),
-        ("E: The repository 'x' does not have a Release file.", "other kernels"),
+        ("E: The repository 'x' does not have a Release file.", "another kernel"),
         ("W: GPG error: x InRelease: NO_PUBKEY 1", "debian-archive-keyring"),
         ("E: something else", "apt-get update"),
     ],
 )
-def test_apts_complaint_becomes_a_reason_and_a_hint(output: str, hint: str) -> None:
+def test_an_error_of_apt_becomes_a_cause_and_a_hint(output: str, hint: str) -> None:
     error = apt._error("apt failed", f"Reading...\n{output}\nE: Some files failed\n")
     assert error.message == f"apt failed: {output[3:]}"
     assert hint in error.hint

@@ -1,4 +1,4 @@
-"""Every machine has the same devices, at addresses that QEMU is told and tests can name."""
+"""All machines have the same devices at the same, fixed addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRIVES = {device.drive: f"/{device.drive}" for device in machines.DEVICES if dev
 
 
 @pytest.mark.parametrize("name", machines.MACHINES)
-def test_only_the_iommu_and_what_it_cannot_have_differ(name: str) -> None:
+def test_machines_differ_only_in_the_iommu_and_the_devices_it_lacks(name: str) -> None:
     arguments = machines.get(name).arguments(ALL, DRIVES)
     everything = machines.get("none").arguments(ALL, DRIVES)
     left_out = {
@@ -43,7 +43,7 @@ def test_a_model_that_qemu_lacks_leaves_the_other_devices_as_they_are() -> None:
     assert [d for d in machines.devices(ALL) if d.ids != "8086:10c9"] == list(machines.devices(frozenset()))
 
 
-def test_devices_on_the_root_bus_sit_where_their_address_says() -> None:
+def test_devices_on_the_root_bus_have_the_address_in_qemus_arguments() -> None:
     for device in machines.DEVICES:
         bus, slot, function = re.split("[:.]", device.address)
         if bus == "00":
@@ -56,7 +56,7 @@ def test_addresses_are_unique() -> None:
     assert sorted(set(addresses)) == sorted(addresses)
 
 
-def test_an_unknown_machine_is_a_usage_error_that_names_the_known() -> None:
+def test_the_error_for_an_unknown_machine_has_the_known_names() -> None:
     with pytest.raises(SelectorError, match="'nosuch'") as caught:
         machines.get("nosuch")
     assert caught.value.exit_status == 2

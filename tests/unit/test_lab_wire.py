@@ -1,4 +1,4 @@
-"""Frames arrive whole and in order, however the bytes between them are cut."""
+"""Frames arrive complete and in order, however the stream of bytes is split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pair() -> Iterator[tuple[wire.Channel, socket.socket]]:
 
 
 @given(frames=FRAMES, cut=st.integers(1, 40))
-def test_frames_survive_any_cut(frames: list[tuple[int, bytes]], cut: int) -> None:
+def test_frames_survive_any_split_of_the_stream(frames: list[tuple[int, bytes]], cut: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         sender, receiver = wire.Channel(ours.fileno()), wire.Channel(theirs.fileno())
@@ -54,7 +54,7 @@ def test_a_closed_port_is_an_error(pair: tuple[wire.Channel, socket.socket]) -> 
         channel.receive()
 
 
-def test_garbage_is_an_error(pair: tuple[wire.Channel, socket.socket]) -> None:
+def test_an_oversized_frame_is_an_error(pair: tuple[wire.Channel, socket.socket]) -> None:
     channel, other = pair
     other.send(b"\xff" * 16)
     with pytest.raises(wire.WireError, match="longer"):

@@ -1,6 +1,6 @@
-"""PID 1 of a running lab guest: runs one command for the host, reaps orphans, says that it lives.
+"""PID 1 of a running lab guest: runs a single command for the host, reaps orphans, sends heartbeats.
 
-It starts under an emulated CPU: standard library only, and little of that.
+It starts on an emulated processor, so it imports only a small part of the standard library.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vfiotool.lab import wire
 
 _HEARTBEAT_SECONDS = 5
 _PORT_SECONDS = 30
-_GRACE_SECONDS = 1  # for outputs that outlive the command, because something it left behind has them
+_GRACE_SECONDS = 1  # for output of processes that outlive the command and hold its stdout or stderr
 _CANNOT_RUN, _NOT_FOUND = 126, 127
 
 
 def main() -> None:
-    """Serve the host until the command is over; returning means the end of the guest."""
+    """Serve the host until the command has ended. Never returns: the guest would end with PID 1."""
     started = uptime()
     channel = wire.Channel(open_port())
     os.waitpid(int(os.environ["COLDPLUG"]), 0)
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def uptime() -> float:
-    """Seconds since this kernel started."""
+    """Return the seconds since this kernel started."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def open_port() -> int:
-    """Open the host's port, which the driver adds a moment after it finds the device."""
+    """Open the host's port. The driver adds the port a moment after it binds to the device."""
     deadline = uptime() + _PORT_SECONDS
     while uptime() < deadline:
         for port in os.listdir("/sys/class/virtio-ports"):
@@ -58,7 +58,7 @@ def open_port() -> int:
 
 
 class CommandSession:
-    """One command between its file descriptors and the channel. Single-threaded."""
+    """Moves bytes between the command's file descriptors and the channel. Single-threaded."""
 
     def __init__(self, channel: wire.Channel) -> None:
         self._channel = channel
@@ -71,11 +71,13 @@ class CommandSession:
         self._grace_ends = 0.0
         self._next_heartbeat = uptime() + _HEARTBEAT_SECONDS
         self._wakeup, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler the wakeup is not written
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # without a handler, no byte is written to the wakeup fd
         signal.set_wakeup_fd(wakeup)
 
     def serve(self) -> None:
-        """Move bytes until the command has ended and all it wrote is sent."""
+        """Move bytes until the command has ended and all its output is sent."""
         while not self._finished():
             ready = self._wait()
             if uptime() >= self._next_heartbeat:
@@ -92,7 +94,7 @@ class CommandSession:
             self._channel.flush()
 
     def _wait(self) -> set[int]:
-        """Wait for something to do, at most until the next heartbeat."""
+        """Wait for a ready descriptor, at most until the next heartbeat; return the ready descriptors."""
         full = self._stdin is not None and self._stdin.full
         events = {self._wakeup: select.POLLIN, self._channel.fd: 0 if full else select.POLLIN}
         if self._channel.pending:
@@ -108,9 +110,10 @@ class CommandSession:
         return {fd for fd, _ in poll.poll(max(0, (until - uptime()) * 1000))}
 
     def _finished(self) -> bool:
-        """Whether all is sent; sends the status once nobody holds the command's outputs.
+        """Return True if output and exit status are sent; send the status once the outputs are closed.
 
-        Where what the command left behind still holds them, only what is written by now is sent.
+        If processes that outlive the command still hold the outputs after a grace period, send only the
+        output written so far.
         """
         if self._status is None:
             return False
@@ -157,7 +160,7 @@ class CommandSession:
             return
         try:
             self._stdin.flush()
-        except OSError:  # the command closed its stdin: what it does not want is dropped
+        except OSError:  # the command closed its stdin: drop the rest
             self._stdin.pending.clear()
             self._stdin_ended = True
         if self._stdin_ended and not self._stdin.pending and not self._terminal:
@@ -165,12 +168,12 @@ class CommandSession:
             self._stdin = None
 
     def _collect(self, fd: int) -> int:
-        """Send what the command wrote to ``fd``; the number of bytes, 0 where there is no more."""
+        """Send output of the command from ``fd``; return the number of bytes, 0 if there is no more."""
         try:
             data = os.read(fd, 1 << 16)
         except BlockingIOError:
             return 0
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open any more
             data = b""
         if data:
             self._channel.send(self._outputs[fd], data)
@@ -179,7 +182,7 @@ class CommandSession:
         return len(data)
 
     def _reap(self) -> None:
-        """Reap every dead child, and note the status where the command is among them."""
+        """Reap all dead children; if the command is among them, record its status."""
         os.read(self._wakeup, 4096)
         while True:
             try:
@@ -195,7 +198,7 @@ class CommandSession:
 
 
 def pipes() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Three pipes: our ends and the command's, in the order stdin, stdout, stderr."""
+    """Return three pipes: this side's ends and the command's, in the order stdin, stdout, stderr."""
     (stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr) = (
         os.pipe(),
         os.pipe(),
@@ -205,26 +208,26 @@ def pipes() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
 
 
 def terminal(rows: int, columns: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """A pseudo-terminal of that size: our side and the command's, thrice each."""
+    """Return a pseudo-terminal of this size: this side's descriptor and the command's, three times each."""
     ours, theirs = os.openpty()
     set_size(ours, rows, columns)
     return (ours, ours, ours), (theirs, theirs, theirs)
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:
-    """Set a terminal's size; the kernel tells the foreground processes."""
+    """Set the size of a terminal; the kernel signals the foreground processes."""
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def become(spec: dict[str, Any], stdio: tuple[int, int, int], terminal: bool) -> NoReturn:
-    """Turn this forked child into the command; never returns."""
+    """Execute the command in this forked child; never returns."""
     try:
         os.setsid()
         for number, fd in enumerate(stdio):
             os.dup2(fd, number)
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both; a command must not
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both signals; a command must not
             signal.signal(ignored, signal.SIG_DFL)
         os.chdir(spec["cwd"])
     except OSError as error:
@@ -238,7 +241,7 @@ def become(spec: dict[str, Any], stdio: tuple[int, int, int], terminal: bool) ->
 
 
 def refuse(spec: dict[str, Any], status: int, error: OSError) -> NoReturn:
-    """Say on the command's own stderr why it does not run, and end the child."""
+    """Write to the command's stderr why it cannot run, and exit the child."""
     where = f"{error.filename}: " if error.filename not in (None, spec["argv"][0]) else ""
     os.write(2, f"error: cannot run {spec['argv'][0]}: {where}{error.strerror}\n".encode())
     os._exit(status)

@@ -1,7 +1,7 @@
-"""The machine's own apt, with state of its own: it fetches from any suite and installs nothing.
+"""The machine's apt with private state: it fetches from any suite and installs nothing.
 
-Proxies, credentials and timeouts stay those of /etc/apt. Sources, lists and caches are private, and
-so are the rules on signatures: whatever the machine allows, nothing unsigned is accepted here.
+Proxies, credentials and timeouts are those of /etc/apt. Sources, lists, caches and the rules on signatures
+are private: unsigned packages are never accepted, whatever the machine's configuration allows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _HELPER = "/usr/lib/apt/apt-helper"
 _SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # not on the PATH of Debian's ordinary users
 
-# Hooks are cleared because apt runs them after any update, and they act on the machine's own state.
-# Index targets are cleared because only Packages is of use, and others are large.
+# Hooks are cleared because apt runs them after any update, and they act on the machine's state.
+# Index targets are cleared because only Packages is needed, and others are large.
 _CONFIG = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -58,21 +58,21 @@ _FULL = re.compile(r"No space left|enough free space|Disk quota")
 
 
 class FetchProgress(Protocol):
-    """What is told how far the work has come."""
+    """The receiver of the progress of a fetch."""
 
     def update(self, description: str, fraction: float | None) -> None:
-        """Take what is being done now, and how much of it is done (0 to 1; None: not known)."""
+        """Receive the current step and the part of it that is done (0 to 1; ``None`` if unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AptSource:
-    """One Debian suite on one mirror."""
+    """A Debian suite on a mirror."""
 
     uri: str
     suite: str
 
     def line(self, architecture: str) -> str:
-        """Return it as a line of sources.list(5), tied to the keys of Debian's archive alone."""
+        """Return the source as a line of sources.list(5), with only the keys of Debian's archive."""
         options = f"arch={architecture}"
         if os.path.exists(KEYRING):
             options += f" signed-by={KEYRING}"
@@ -80,26 +80,26 @@ class AptSource:
 
 
 def architecture() -> str:
-    """Return dpkg's name of this machine's architecture; UnsupportedError where there is no dpkg."""
+    """Return dpkg's name of this machine's architecture; UnsupportedError without dpkg."""
     return _query([tool("dpkg"), "--print-architecture"]).strip()
 
 
 def tool(name: str) -> str:
-    """Return the path of a program, looking in the sbin directories too; UnsupportedError if absent."""
+    """Return the path of a program, also from the sbin directories; UnsupportedError if absent."""
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + _SBIN)
     if path is None:
         raise UnsupportedError(
-            f"'{name}' is not on this machine, and the lab's kernels are fetched with it",
-            hint="the lab needs Debian's apt, dpkg and kmod",
+            f"'{name}' is not installed, and the lab fetches its kernels with it",
+            hint="install Debian's apt, dpkg and kmod",
         )
     return path
 
 
 class Apt:
-    """apt whose state is in ``directory``, with the given sources or, by default, the machine's.
+    """apt with its state in ``directory``, with the given sources or, by default, the machine's.
 
-    Not for use by two processes at once: its user holds a lock, whose descriptor every apt inherits,
-    so that the lock lasts until an apt that outlives a killed vfiotool is done.
+    Not for use by two processes at once: the caller holds a lock. Every apt process inherits the
+    descriptor of the lock, so the lock lasts until an apt that outlives a killed vfiotool has ended.
     """
 
     def __init__(self, directory: str, lock: int, sources: Sequence[AptSource] | None = None) -> None:
@@ -127,7 +127,7 @@ class Apt:
         return [tool(program), "-c", self._config, *arguments]
 
     def update(self, progress: FetchProgress | None, description: str) -> None:
-        """Fetch the package lists; LabError if any of them, or its signature, is not to be had."""
+        """Fetch the package lists; LabError if a list or its signature cannot be fetched."""
         self._acquire(self._argv("apt-get", "update"), self.directory, progress, description)
 
     def mirrors(self) -> dict[str, str]:
@@ -156,18 +156,18 @@ class Apt:
     def download(
         self, packages: Mapping[str, str], directory: str, progress: FetchProgress | None, what: str
     ) -> list[str]:
-        """Fetch package versions into ``directory`` and return the files' paths.
+        """Fetch package versions into ``directory`` and return the paths of the files.
 
-        What an earlier, interrupted call left there is continued where the server allows it
-        (apt asks with Range and If-Range), and every file's hash is checked against the signed lists.
+        An interrupted download is continued if the server supports it (apt asks with Range and If-Range).
+        The hash of every file is checked against the signed lists.
         """
         os.makedirs(directory, exist_ok=True)
         wanted = [f"{name}={version}" for name, version in packages.items()]
-        # In a directory without the files: apt-get names only those that are yet to be fetched.
+        # Run in another directory: apt-get lists only files that the current directory lacks.
         uris = _query(self._argv("apt-get", "--print-uris", "download", *wanted), self.directory)
         files = re.findall(r"^'(\S+)' (\S+) \d+ (\S+)$", uris, re.MULTILINE)
         if len(files) != len(wanted):
-            raise LabError(f"apt does not know where to fetch {' '.join(wanted)}", hint=_AGAIN)
+            raise LabError(f"apt has no source for {' '.join(wanted)}", hint=_AGAIN)
         paths = [os.path.join(directory, name) for _uri, name, _hash in files]
         triples = [
             part for (uri, _, digest), path in zip(files, paths, strict=True)
@@ -180,7 +180,7 @@ class Apt:
     def _acquire(
         self, argv: list[str], directory: str, progress: FetchProgress | None, description: str
     ) -> None:
-        """Run an apt that fetches; an interrupt stops it in a way that lets it be continued."""
+        """Run an apt that fetches. An interrupt stops it so that a later call can continue."""
         log = os.path.join(self.directory, "log")
         read_end, write_end = os.pipe()
         with open(read_end, encoding="utf-8", errors="replace") as status, open(log, "w+") as output:
@@ -210,7 +210,7 @@ class Apt:
 
 
 def machine_mirrors() -> dict[str, str]:
-    """Return the mirrors that the machine's own, already fetched, package lists come from, by label."""
+    """Return the mirrors of the package lists that the machine has already fetched, by label."""
     return _mirrors([tool("apt-get")])
 
 
@@ -234,8 +234,8 @@ def _follow(status: IO[str], progress: FetchProgress | None, description: str) -
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    # On SIGINT apt's methods give the partial file the server's date; without it the server would
-    # send the file from its beginning again. They are in a session of their own: signal all of it.
+    # On SIGINT, apt's methods set the server's date on the partial file; without the date, the server
+    # would send the whole file again. The methods are in their own session: signal its process group.
     try:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=5)
@@ -261,11 +261,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
 
 
-_AGAIN = "fetch again with 'vfiotool lab kernels --refresh'"
+_AGAIN = "refresh the package lists with 'vfiotool lab kernels --refresh'"
 
 
 def _error(what: str, output: str) -> LabError:
-    found = re.search(r"^[EW]: *(.+)$", output, re.MULTILINE)  # the first is the cause of the others
+    found = re.search(r"^[EW]: *(.+)$", output, re.MULTILINE)  # the first error is the cause of the others
     reason = found[1] if found else output.strip().rpartition("\n")[2] or "it gave no reason"
     return LabError(f"{what}: {reason}", hint=_hint(output))
 
@@ -274,14 +274,14 @@ def _hint(output: str) -> str:
     for pattern, hint in _HINTS:
         if pattern.search(output):
             return hint
-    return "see whether 'apt-get update' works on this machine"
+    return "check that 'apt-get update' works on this machine"
 
 
 _HINTS: Sequence[tuple[re.Pattern[str], str]] = (
-    (_FULL, "free some space, or let XDG_CACHE_HOME name a directory that has it"),
-    (_UNSIGNED, "bring the package debian-archive-keyring up to date; nothing unsigned is ever used"),
-    (_GONE, "the mirror does not carry this suite (any more); the other kernels may still be there"),
-    (_OFFLINE, "check the network, and the proxy in /etc/apt/apt.conf.d; what was fetched is kept"),
+    (_FULL, "free some disk space, or set XDG_CACHE_HOME to a directory with more"),
+    (_UNSIGNED, "update the package debian-archive-keyring; unsigned packages are never used"),
+    (_GONE, "the mirror no longer has this suite; try another kernel ('vfiotool lab kernels')"),
+    (_OFFLINE, "check the network, and the proxy in /etc/apt/apt.conf.d; completed downloads are kept"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The user's cache: where it is, one writer at a time, and files that are whole or absent."""
+"""The user's cache: its path, its locks, and its JSON files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfiotool.util.files import replace_file
 
 
 def directory(*parts: str) -> str:
-    """Return a path in ``${XDG_CACHE_HOME:-~/.cache}/vfiotool``; it is not created."""
+    """Return a path in ``${XDG_CACHE_HOME:-~/.cache}/vfiotool``, without creating it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG base directory specification: ignore a relative one
         base = os.path.expanduser("~/.cache")
@@ -24,8 +24,8 @@ def directory(*parts: str) -> str:
 def locked(name: str, waiting: Callable[[], None]) -> Iterator[int]:
     """Hold the cache's lock ``name``, and yield its file descriptor.
 
-    ``waiting`` is called once if another holder has to be awaited. The lock is a flock(2), so a child
-    that inherits the descriptor keeps the lock for as long as it runs. Threads exclude each other too.
+    ``waiting`` is called once if another process or thread holds the lock. The lock is a flock(2): a
+    child that inherits the descriptor holds the lock while it runs. Threads exclude each other, too.
     """
     path = directory("locks", name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -42,7 +42,7 @@ def locked(name: str, waiting: Callable[[], None]) -> Iterator[int]:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is none that can be read."""
+    """Return the object in a JSON file, or ``None`` if the file is absent or malformed."""
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
@@ -52,13 +52,13 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one step. Its writer must hold a lock: the temporary name is fixed."""
+    """Replace a JSON file atomically. The caller must hold a lock: the temporary name is fixed."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     replace_file(path, [json.dumps(value, indent=2, sort_keys=True).encode(), b"\n"])
 
 
 def remove(path: str) -> None:
-    """Remove a directory with all that is in it, if it is there."""
+    """Remove a directory and its content, if it exists."""
     import shutil
 
     if os.path.lexists(path):

@@ -1,6 +1,6 @@
-"""Run a command in a guest: start QEMU, carry bytes to and fro, and end it whatever happens.
+"""Run a command in a guest: start QEMU, pass its input and output, and stop QEMU in any case.
 
-The guest sees the host's whole root file system, copy on write: nothing that it does reaches the host.
+The guest has the host's root file system, copy on write: no change by the guest reaches the host.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from vfiotool.lab.machines import Machine
 
 BOOT_SECONDS = 90
-"""How long a guest may take to its command, where the host has a processor to spare."""
+"""Seconds that a guest may take to start its command, if the host has an idle processor."""
 CHECKING = 4
-"""How many times as long it takes where the kernel checks all that it does."""
+"""The factor on BOOT_SECONDS for the debug kernel, whose checks slow it down."""
 SILENCE_SECONDS = 120
-"""How long a guest may say nothing, which it does every few seconds, before it is given up."""
+"""Seconds without a frame after which a guest counts as lost; it sends a heartbeat every few seconds."""
 
 _CONSOLE_LINES = 40
-_END_SECONDS = 5  # from QEMU's last word to its end
+_END_SECONDS = 5  # from the end of the channel to QEMU's exit
 _REPORT_LINES = 80  # an oops, with the panic that follows it
-_LEAD_LINES = 5  # what led to it: init.sh says there which step failed
+_LEAD_LINES = 5  # lines before the cause: init.sh prints there which step failed
 _CAUSE = re.compile(r"(Kernel panic - not syncing|BUG|Oops|general protection fault)\b.*")
 _CMDLINE = (
-    # A bug ends the guest, with its report on the console.
+    # A kernel bug ends the guest, with the report on the console.
     "console=ttyS0 loglevel=5 panic=-1 oops=panic "
-    # Tests read back what was logged long ago.
+    # Tests read old records of the kernel's log.
     "log_buf_len=4M "
-    # An emulated processor leaks nothing that is worth a mitigation, and pays dearly for each.
+    # An emulated processor needs no mitigations, and each costs much time.
     "mitigations=off no5lvl init_on_alloc=0 cryptomgr.notests random.trust_cpu=on "
-    # Its clock is sound, but a busy host delays the timer ticks by which the kernel judges that.
+    # The TSC is reliable, but a busy host delays the timer ticks that the kernel checks it against.
     "tsc=reliable no_timer_check"
 )
 _ESCAPE = b"\x1d\x1d\x1d"
-_PIPE_BUF = 4096  # what a pipe that polls writable takes without blocking
+_PIPE_BUF = 4096  # bytes that a pipe accepts without blocking when it polls writable
 _DROPPED = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "TMPDIR", "NOTIFY_SOCKET")
 _DROPPED_PREFIXES = ("DBUS_", "SSH_", "SUDO_", "SYSTEMD_", "XDG_SESSION_")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -59,9 +59,10 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class GuestConfig:
-    """What to run where. ``timeout`` is seconds for the command, None for no limit.
+    """A command and the guest to run it in. ``timeout`` is in seconds for the command; ``None`` is no limit.
 
-    The tree below the folder ``files`` is laid over the guest's root, as root's own, before its udevd starts.
+    The files below the directory ``files`` are copied over the guest's root, owned by root, before its
+    udevd starts.
     """
 
     argv: tuple[str, ...]
@@ -76,10 +77,10 @@ class GuestConfig:
 
 @dataclass(slots=True)
 class Times:
-    """What a start is made of, in seconds.
+    """The times of the phases of a start, in seconds.
 
-    ``probed`` and ``prepared`` are spent before QEMU starts, ``ready`` is how long after that the command
-    could start, and ``phases`` are the guest's own marks, counted from its kernel's first instruction.
+    ``probed`` and ``prepared`` are spent before QEMU starts. ``ready`` is the time from QEMU's start until
+    the command can start. ``phases`` are measured by the guest, from the start of its kernel.
     """
 
     probed: float = 0.0
@@ -89,10 +90,13 @@ class Times:
 
 
 def run(config: GuestConfig, times: Times) -> int:
-    """Run the config's command in a new guest with our stdin, stdout and stderr; return its status.
+    """Run a command in a new guest, with this process's stdin, stdout and stderr; return its exit status.
 
-    A guest that does not reach the command is started once more; a command is never started twice.
-    GuestLostError where the guest is lost; LabError where none can be started.
+    A guest that is lost before its command starts is started once more. A command is never started twice.
+
+    Raises:
+        GuestLostError: the guest was lost.
+        LabError: no guest can be started.
     """
     with terminal_mode() as size:
         try:
@@ -100,12 +104,12 @@ def run(config: GuestConfig, times: Times) -> int:
         except GuestLostError as error:
             if times.phases is not None:
                 raise
-            print(f"{error.console}\n{error.message}; starting it again", file=sys.stderr)
+            print(f"{error.console}\n{error.message}; starting a new guest", file=sys.stderr)
             return attempt(config, times, size)
 
 
 def attempt(config: GuestConfig, times: Times, size: tuple[int, int] | None) -> int:
-    """Start one guest and serve it to its end."""
+    """Start a guest and serve it until its command ends."""
     begun = time.monotonic()
     guest = Guest(config)
     try:
@@ -117,7 +121,10 @@ def attempt(config: GuestConfig, times: Times, size: tuple[int, int] | None) -> 
 
 
 class Guest:
-    """A running QEMU; ``channel`` leads to its agent. Owns process and descriptors, single-threaded."""
+    """A running QEMU; ``channel`` is connected to its agent. Owns the process and its descriptors.
+
+    Single-threaded.
+    """
 
     def __init__(self, config: GuestConfig) -> None:
         check_module(config)
@@ -163,31 +170,33 @@ class Guest:
         ]
 
     def stopped(self) -> GuestLostError:
-        """The error for a guest that closed its end of the channel: it powered off, or QEMU died."""
+        """Return the error for a guest that closed its end of the channel: it powered off, or QEMU ended."""
         try:
             status = self._qemu.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             status = 0
         if status < 0:
-            return self.lost(f"QEMU was ended by {signal.Signals(-status).name}")
+            return self.lost(f"QEMU was killed by {signal.Signals(-status).name}")
         return self.lost(
-            f"QEMU ended with status {status}" if status else "it stopped before its command ended"
+            f"QEMU exited with status {status}" if status else "it stopped before its command ended"
         )
 
     def lost(self, why: str) -> GuestLostError:
-        """The error for this guest, with what QEMU said and the last lines of the guest's console."""
+        """Return the error for this guest, with QEMU's messages and the last lines of the guest's console."""
         self._qemu.kill()
         self._qemu.wait()
-        cause, report = last_words(text(self.console))
-        report = text(self.messages) + report  # QEMU's own words would be lost before a long console
+        cause, report = crash_report(text(self.console))
+        report = (
+            text(self.messages) + report
+        )  # QEMU's messages come first: after a long console they would be overlooked
         return GuestLostError(
             f"the guest was lost: {why}{f' ({cause})' if cause else ''}",
-            hint="the end of its console follows" if report else "its console is empty",
+            hint="see the end of its console below" if report else "its console is empty",
             console=report,
         )
 
     def close(self) -> None:
-        """End the guest, whatever it does; any number of times."""
+        """Kill QEMU and release the descriptors. Any number of times."""
         self._qemu.kill()
         self._qemu.wait()
         self._socket.close()
@@ -196,12 +205,12 @@ class Guest:
 
 
 def text(file: qemu.MemoryFile) -> str:
-    """What was printed to this file."""
+    """Return the text in a file."""
     return file.contents().decode(errors="replace").replace("\r", "")
 
 
-def last_words(console: str) -> tuple[str, str]:
-    """The kernel's reason, where it names one, and the report around it, else the last lines."""
+def crash_report(console: str) -> tuple[str, str]:
+    """Return the cause of a kernel crash and the lines around it; without a crash, the last lines."""
     lines = console.splitlines()[-_REPORT_LINES:]
     for number, line in enumerate(lines):
         if found := _CAUSE.search(line):
@@ -210,18 +219,18 @@ def last_words(console: str) -> tuple[str, str]:
 
 
 def check_module(config: GuestConfig) -> None:
-    """UnsupportedError where the machine's IOMMU needs a driver that the kernel does not have."""
+    """Raise UnsupportedError if the machine's IOMMU needs a driver that the kernel lacks."""
     module = config.machine.module
     if module and not initramfs.closure(config.kernel, [module]):
         raise UnsupportedError(
             f"kernel {config.kernel.release} has no {module} driver, so machine"
             f" {config.machine.name} would have no IOMMU",
-            hint="choose another kernel or machine: 'vfiotool lab machines' says what each needs",
+            hint="choose another kernel or machine: 'vfiotool lab machines' shows the requirements",
         )
 
 
 def build_initramfs(config: GuestConfig) -> bytes:
-    """The initramfs of this config's kernel, with the IOMMU's driver before any that it guards."""
+    """Return the initramfs, which loads the IOMMU's driver before the drivers of devices behind it."""
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     agent = f"import sys; sys.path.insert(0, {package_root!r}); "
     agent += "from vfiotool.lab.agent import main; main()"
@@ -238,7 +247,7 @@ def build_initramfs(config: GuestConfig) -> bytes:
 
 
 def environment(config: GuestConfig, caller: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment, without what means nothing in a guest and with what names it."""
+    """Return the caller's environment without the host's session, with the names of kernel and machine."""
     kept = {
         key: value
         for key, value in caller.items()
@@ -255,7 +264,7 @@ def environment(config: GuestConfig, caller: Mapping[str, str]) -> dict[str, str
 
 @contextlib.contextmanager
 def terminal_mode() -> Iterator[tuple[int, int] | None]:
-    """Where stdin and stdout are a terminal, yield its size, and put it back as it was at the end."""
+    """Yield the size of the terminal and restore its mode afterwards; yield ``None`` without a terminal."""
     if not (os.isatty(0) and os.isatty(1)):
         yield None
         return
@@ -269,9 +278,11 @@ def terminal_mode() -> Iterator[tuple[int, int] | None]:
 
 @contextlib.contextmanager
 def window_changes() -> Iterator[int]:
-    """Yield a descriptor that becomes readable when the terminal's size changes."""
+    """Yield a descriptor that polls readable when the size of the terminal changes."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    handler = signal.signal(signal.SIGWINCH, lambda *_: None)  # only then is the wakeup written
+    handler = signal.signal(
+        signal.SIGWINCH, lambda *_: None
+    )  # without a handler, no byte is written to the wakeup fd
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader
@@ -283,14 +294,14 @@ def window_changes() -> Iterator[int]:
 
 
 def writable(fd: int) -> bool:
-    """Whether a write of up to PIPE_BUF bytes does not block."""
+    """Return True if a write of up to PIPE_BUF bytes does not block."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
 
 
 class GuestSession:
-    """The bytes between one guest and our own stdin, stdout and stderr. Single-threaded."""
+    """Moves bytes between a guest and this process's stdin, stdout and stderr. Single-threaded."""
 
     def __init__(self, guest: Guest, config: GuestConfig, times: Times, size: tuple[int, int] | None) -> None:
         self._guest = guest
@@ -309,7 +320,7 @@ class GuestSession:
         self._boot_ends = guest.started + BOOT_SECONDS * patience
 
     def serve(self) -> int:
-        """Move bytes until the command's status and all its output are here; GuestLostError else."""
+        """Move bytes until the command's status and all its output have arrived; GuestLostError otherwise."""
         with window_changes() as changed:
             while True:
                 if self._status is not None and not any(s.pending for s in self._sinks.values()):
@@ -357,7 +368,7 @@ class GuestSession:
                 self._sinks[kind].pending += payload
 
     def _start(self, phases: dict[str, float]) -> None:
-        """Send the command, once: from here on it may have run."""
+        """Send the command, only once: from now on it may have run."""
         self._times.ready = time.monotonic() - self._guest.started
         self._times.phases = phases
         if self._config.timeout is not None:
@@ -382,7 +393,7 @@ class GuestSession:
     def _read_stdin(self) -> None:
         try:
             data = os.read(0, 1 << 16)
-        except OSError:  # closed, or a terminal that is gone
+        except OSError:  # stdin is closed, or its terminal is gone
             data = b""
         self._reading_stdin = bool(data)
         self._channel.send(wire.STDIN, data)
@@ -393,7 +404,7 @@ class GuestSession:
     def _flush(self) -> None:
         try:
             self._channel.flush()
-        except OSError:  # QEMU is gone: receiving says so, with what came before
+        except OSError:  # QEMU has exited: receive() raises that, after the frames that arrived
             self._channel.pending.clear()
         for sink in self._sinks.values():
             while sink.pending and writable(sink.fd):
@@ -404,9 +415,9 @@ class GuestSession:
         if self._times.phases is None:
             if now > self._boot_ends:
                 seconds = self._boot_ends - self._guest.started
-                raise self._guest.lost(f"it did not reach its command in {seconds:.0f} seconds")
+                raise self._guest.lost(f"it did not start its command within {seconds:.0f} seconds")
             return
         if now > self._heard + SILENCE_SECONDS and not any(s.full for s in self._sinks.values()):
-            raise self._guest.lost(f"it said nothing for {SILENCE_SECONDS} seconds")
+            raise self._guest.lost(f"no heartbeat for {SILENCE_SECONDS} seconds")
         if self._command_ends is not None and now > self._command_ends:
             raise self._guest.lost(f"the command ran longer than {self._config.timeout:g} seconds")

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# PID 1 of a lab guest, in the initramfs: the host's whole root file system becomes the guest's,
-# copy on write, and the agent follows as PID 1. Any step that fails ends PID 1, hence the guest.
+# PID 1 of a lab guest, in the initramfs: mounts the host's root file system copy on write as the guest's root,
+# then executes the agent as PID 1. A step that fails ends PID 1, and with it the guest.
 set -e
 /bin/busybox mount -t proc proc /proc
 read -r BOOTED _ < /proc/uptime
@@ -11,18 +11,18 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
 for module in $MODULES; do insmod "/modules/$module"; done
-# A device behind an IOMMU whose driver came just now is probed a moment later.
+# A device behind an IOMMU whose driver was just loaded is probed a moment later.
 for _ in $(seq 1000); do
     set -- /sys/bus/virtio/drivers/9pnet_virtio/virtio*
     [ ! -e "$1" ] || break
     usleep 10000
 done
-# Kernels to 5.15 allocate the whole message size twice a request: larger is slower.
+# Kernels up to 5.15 allocate the whole message size twice for each request: larger is slower.
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=131072 root /host
 mount -t tmpfs -o mode=755 tmpfs /changes
 mkdir /changes/upper /changes/work
 mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work overlay /root
-if [ -n "$FILES" ]; then # modes stay, owners do not; folders that are there stay as they are
+if [ -n "$FILES" ]; then # keep modes, set root as owner; leave existing directories unchanged
     (cd "/host$FILES" && find . ! -type d) | while IFS= read -r file; do
         mkdir -p "/root/$(dirname "$file")"
         rm -f "/root/$file"
@@ -39,7 +39,7 @@ mount -t proc proc /root/proc
 mount -t sysfs sysfs /root/sys
 mount -t devtmpfs -o nosuid,mode=755 devtmpfs /root/dev
 mkdir -p /root/dev/pts /root/dev/shm
-ln -s /proc/self/fd /root/dev/fd # as init systems do; shells and scripts count on these four
+ln -s /proc/self/fd /root/dev/fd # like an init system; shells and scripts need these four links
 for stream in stdin:0 stdout:1 stderr:2; do ln -s "fd/${stream#*:}" "/root/dev/${stream%:*}"; done
 mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /root/dev/pts
 mount -t tmpfs -o nosuid,nodev tmpfs /root/dev/shm
@@ -56,8 +56,8 @@ umount /sys
 read -r ROOTED _ < /proc/uptime
 export ROOTED PYTHON AGENT
 umount /proc
-# Drivers load and devices settle while Python starts; the agent waits for COLDPLUG.
-# shellcheck disable=SC2016 # the variables are the second shell's to expand
+# Drivers are loaded while Python starts; the agent waits for COLDPLUG.
+# shellcheck disable=SC2016 # the second shell expands the variables
 exec switch_root /root /bin/sh -c '
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     for udevd in /usr/lib/systemd/systemd-udevd /lib/systemd/systemd-udevd; do

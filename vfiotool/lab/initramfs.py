@@ -1,6 +1,6 @@
-"""The lab's initramfs: busybox, init.sh and the modules that a guest needs to reach its root.
+"""The lab's initramfs: busybox, init.sh, and the modules that a guest needs to mount its root.
 
-It is built anew, in memory, at each start: that takes a fraction of a second.
+It is built in memory at each start, which takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PT_INTERP = 3
 
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
-    """A file or directory of an archive; ``mode`` has its type too."""
+    """A file or directory of an archive; ``mode`` includes the file type."""
 
     name: str
     mode: int
@@ -36,7 +36,7 @@ class ArchiveEntry:
 
 
 def archive(entries: Iterable[ArchiveEntry]) -> bytes:
-    """Pack entries as a cpio archive, format newc (kernel Documentation/driver-api/early-userspace)."""
+    """Return the entries as a cpio archive, format newc (kernel Documentation/driver-api/early-userspace)."""
     parts = []
     for number, entry in enumerate([*entries, ArchiveEntry("TRAILER!!!", 0)], start=1):
         name = entry.name.encode() + b"\0"
@@ -48,12 +48,12 @@ def archive(entries: Iterable[ArchiveEntry]) -> bytes:
 
 
 def padded(data: bytes) -> bytes:
-    """The bytes, with zeroes up to a multiple of four."""
+    """Return the bytes, padded with zeros to a multiple of four."""
     return data + bytes(-len(data) % 4)
 
 
 def build(kernel: Kernel, modules: Iterable[str], settings: Mapping[str, str]) -> bytes:
-    """An initramfs whose init.sh loads ``modules`` and reads ``settings`` as shell variables."""
+    """Return an initramfs whose init.sh loads ``modules`` and reads ``settings`` as shell variables."""
     paths = closure(kernel, modules)
     names = [os.path.basename(path).partition(".ko")[0] + ".ko" for path in paths]
     variables = {**settings, "MODULES": " ".join(names)}
@@ -70,7 +70,7 @@ def build(kernel: Kernel, modules: Iterable[str], settings: Mapping[str, str]) -
 
 
 def image(init: bytes, *more: ArchiveEntry) -> bytes:
-    """A minimal initramfs: busybox, empty directories, ``init`` and what else is given."""
+    """Return an initramfs of busybox, empty directories, ``init`` and the given entries."""
     return archive(
         [
             *(ArchiveEntry(name, stat.S_IFDIR | 0o755) for name in _DIRECTORIES),
@@ -82,7 +82,7 @@ def image(init: bytes, *more: ArchiveEntry) -> bytes:
 
 
 def busybox() -> str:
-    """The path of a busybox that needs no libraries; LabError where there is none."""
+    """Return the path of a statically linked busybox; LabError if none is installed."""
     for name in ("busybox", "busybox-static", "busybox.static"):
         path = shutil.which(name)
         if path and not has_interpreter(contents(path)):
@@ -91,7 +91,7 @@ def busybox() -> str:
 
 
 def has_interpreter(program: bytes) -> bool:
-    """Whether a 64-bit ELF program asks for a dynamic linker (a program header of type PT_INTERP)."""
+    """Return True if a 64-bit ELF program needs a dynamic linker (a program header of type PT_INTERP)."""
     (offset,) = struct.unpack_from("<Q", program, 0x20)  # e_phoff
     size, count = struct.unpack_from("<HH", program, 0x36)  # e_phentsize, e_phnum
     kinds = (struct.unpack_from("<I", program, offset + n * size)[0] for n in range(count))
@@ -99,9 +99,9 @@ def has_interpreter(program: bytes) -> bool:
 
 
 def closure(kernel: Kernel, modules: Iterable[str]) -> list[str]:
-    """The files of these modules and of all they depend on, in the order to insert them.
+    """Return the files of these modules and their dependencies, in the order of loading.
 
-    A module that the kernel does not have is left out: it may be built in.
+    A module that the kernel does not have as a file is left out: it may be built in.
     """
     paths: dict[str, None] = {}
     for module in modules:
@@ -119,7 +119,7 @@ def closure(kernel: Kernel, modules: Iterable[str]) -> list[str]:
 
 
 def contents(path: str) -> bytes:
-    """A file's bytes, decompressed where its name says that it is compressed."""
+    """Return the content of a file, decompressed according to its suffix (``.xz``, ``.gz``, ``.zst``)."""
     with open(path, "rb") as file:
         data = file.read()
     if path.endswith(".xz"):
@@ -136,8 +136,8 @@ def contents(path: str) -> bytes:
 
 
 def unzstd(data: bytes) -> bytes:
-    """Decompress with the zstd program; LabError where it is missing."""
+    """Decompress with the zstd program; LabError if it is not installed."""
     try:
         return subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=True).stdout
     except FileNotFoundError:
-        raise LabError("this kernel's modules need zstd", hint="apt install zstd") from None
+        raise LabError("the modules of this kernel need zstd", hint="apt install zstd") from None

@@ -1,8 +1,8 @@
-"""Kernels by name: fetched with apt, unpacked into the user's cache, never installed; one is built.
+"""The lab's kernels by name: fetched with apt into the user's cache, never installed; ``debug`` is built.
 
-``<cache>/kernels/<release>/`` holds ``boot/vmlinuz-<release>`` and ``lib/modules/<release>``, and appears
-in one step when it is whole. ``<cache>/kernels/<name>.json`` says which release a name stands for; as
-long as it does, no network and no apt is needed.
+``<cache>/kernels/<release>/`` holds ``boot/vmlinuz-<release>`` and ``lib/modules/<release>``, and is created
+atomically. ``<cache>/kernels/<name>.json`` records the release of a name; while this file exists, neither the
+network nor apt is needed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from vfiotool.lab.apt import Apt, AptSource, FetchProgress
 
 BUILT, BUILT_FROM = "debug", "6.12"
-"""The kernel that ``scripts/build-kernel`` builds, and the one whose source package it builds it from."""
+"""The name of the kernel that ``scripts/build-kernel`` builds, and of the kernel with its source package."""
 NAMES = ("host", "5.10", "6.1", "6.12", "7", BUILT)
 BOOT = "/boot"
 
 _BUILDER = "scripts/build-kernel"
 
-# Where each kernel is: (label of the mirror's Release file, suite).
+# The suites of each kernel: (label of the mirror's Release file, suite).
 _MAIN, _SECURITY = "Debian", "Debian-Security"
 _SUITES = {
     "5.10": ((_SECURITY, "bullseye-security"),),
@@ -41,7 +41,7 @@ _IMAGE = re.compile(r"linux-image-(\d[\w.+~]*(?:-\d[\w.+~]*)?-amd64)")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel that can be booted: ``modules_root``/lib/modules/``release`` has its modules."""
+    """A bootable kernel: ``modules_root``/lib/modules/``release`` has its modules."""
 
     name: str
     release: str
@@ -51,7 +51,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """What a name stands for: ``release`` and ``path`` are None until they are known."""
+    """The state of a kernel name: ``release`` and ``path`` are ``None`` until they are known."""
 
     name: str
     release: str | None
@@ -62,7 +62,7 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What a name's JSON file says; ``root`` is "/" for the machine's installed kernel."""
+    """The content of a name's JSON file; ``root`` is "/" for the kernel installed on the machine."""
 
     name: str
     release: str
@@ -81,22 +81,25 @@ class _Manifest:
 
 
 def get(name: str, *, progress: FetchProgress | None = None, refresh: bool = False) -> Kernel:
-    """Return the kernel of a name, fetching it first if it is not in the cache.
+    """Return the kernel of a name; fetch it first if it is not in the cache.
 
-    With ``refresh`` the newest is looked for again, except for BUILT. Safe for several processes and
-    threads at once: one fetches, the others wait and find it done. A KeyboardInterrupt passes through,
-    with nothing half done and with what was fetched kept. Raises SelectorError for an unknown name,
-    UnsupportedError on a machine without apt or not amd64, and LabError for all else (not built, network,
-    signatures, disk).
+    With ``refresh``, look for the newest release again, except for BUILT. Safe for several processes and
+    threads: the first fetches, the others wait. A KeyboardInterrupt leaves no partial kernel, and keeps the
+    downloads for the next call.
+
+    Raises:
+        SelectorError: the name is unknown.
+        UnsupportedError: the machine has no apt, or is not amd64.
+        LabError: the kernel is not built, or the network, a signature or the disk caused a failure.
     """
     if name not in NAMES:
-        raise SelectorError(f"there is no kernel named '{name}'", hint=f"the names are {', '.join(NAMES)}")
+        raise SelectorError(f"there is no kernel named '{name}'", hint=f"choose from {', '.join(NAMES)}")
     if (not refresh or name == BUILT) and (known := _cached(name)):
         return known.kernel
     if name == BUILT:
         raise LabError(
             f"kernel '{name}' has not been built",
-            hint=f"run {_BUILDER} in a checkout of vfiotool: it takes some minutes, once",
+            hint=f"run {_BUILDER} in a checkout of vfiotool, once; it takes some minutes",
         )
     try:
         with cache.locked(f"kernel-{name}", lambda: _waiting(progress, name)) as lock:
@@ -105,15 +108,15 @@ def get(name: str, *, progress: FetchProgress | None = None, refresh: bool = Fal
             return _fetch(name, lock, progress).kernel
     except OSError as error:
         raise LabError(
-            f"cannot keep kernel '{name}' in {cache.directory()}: {error.strerror}",
-            hint="let XDG_CACHE_HOME name a directory that you can write to and that has 1 GB free",
+            f"cannot store kernel '{name}' in {cache.directory()}: {error.strerror}",
+            hint="set XDG_CACHE_HOME to a directory that you can write to, with 1 GB free",
         ) from error
 
 
 def fetch_source(directory: str, progress: FetchProgress | None) -> tuple[str, str]:
-    """Fetch the newest source package of kernel BUILT_FROM; return the file's path and its version.
+    """Fetch the newest source package of kernel BUILT_FROM; return the path of the file and the version.
 
-    What an interrupted call left in ``directory`` is continued. Raises as ``get`` does.
+    Continues an interrupted download in ``directory``. Raises the same errors as ``get``.
     """
     from vfiotool.lab.apt import Apt
 
@@ -126,7 +129,7 @@ def fetch_source(directory: str, progress: FetchProgress | None) -> tuple[str, s
         if package not in apt.names(package):
             raise LabError(
                 f"{_named(sources)} has no package {package}",
-                hint="see whether the mirror is complete",
+                hint="check that the mirror is complete",
             )
         (fields,) = apt.show([package])
         wanted = {package: fields["Version"]}
@@ -136,21 +139,23 @@ def fetch_source(directory: str, progress: FetchProgress | None) -> tuple[str, s
 
 
 def add_built(tree: str, release: str, version: str) -> None:
-    """Move a built kernel into the cache and let BUILT name it; ``version`` is its source's.
+    """Move a built kernel into the cache under the name BUILT; ``version`` is the version of its source.
 
-    ``tree`` is on the cache's file system, and has what a kernel's folder there has. LabError where it lacks
-    the image or the modules. Its caller is the only one that adds.
+    ``tree`` is on the cache's file system, with the layout of a kernel's directory in the cache. LabError if
+    it lacks the image or the modules. The caller must exclude other builds.
     """
     root = cache.directory("kernels", release)
     packages = {f"linux-source-{BUILT_FROM}": version}
     if not _Manifest(BUILT, release, _BUILDER, packages, tree).is_whole():
-        raise LabError(f"{tree} has no whole kernel {release}", hint=f"run {_BUILDER} again")
+        raise LabError(
+            f"{tree} lacks the image or the modules of kernel {release}", hint=f"run {_BUILDER} again"
+        )
     _move_into_place(tree, root)
     cache.write_json(_manifest_path(BUILT), asdict(_Manifest(BUILT, release, _BUILDER, packages, root)))
 
 
 def available() -> list[Availability]:
-    """Return what each name stands for, as far as it is known without asking apt."""
+    """Return the state of each name, as far as it is known without apt."""
     return [_availability(name) for name in NAMES]
 
 
@@ -164,7 +169,7 @@ def _availability(name: str) -> Availability:
 
 def _waiting(progress: FetchProgress | None, name: str) -> None:
     if progress is not None:
-        progress.update(f"waiting for another vfiotool that fetches kernel {name}", None)
+        progress.update(f"waiting for another vfiotool to fetch kernel {name}", None)
 
 
 def _manifest_path(name: str) -> str:
@@ -175,7 +180,7 @@ def _recorded(name: str) -> _Manifest | None:
     value = cache.read_json(_manifest_path(name))
     try:
         manifest = _Manifest(**value) if value else None
-    except TypeError:  # written by a version of vfiotool with other fields
+    except TypeError:  # a vfiotool of another version wrote other fields
         return None
     return manifest if manifest and manifest.is_whole() else None
 
@@ -183,13 +188,13 @@ def _recorded(name: str) -> _Manifest | None:
 def _cached(name: str) -> _Manifest | None:
     manifest = _recorded(name)
     if name == "host" and manifest:
-        # The machine may have been given a newer kernel since.
+        # A newer kernel may have been installed since.
         return _newest([manifest, *_installed()])
     return manifest
 
 
 def _installed() -> list[_Manifest]:
-    """Return the kernels in BOOT that can be read and have their modules."""
+    """Return the readable kernels in BOOT whose modules are installed."""
     prefix = "vmlinuz-"
     try:
         images = [entry for entry in os.listdir(BOOT) if entry.startswith(prefix)]
@@ -204,10 +209,10 @@ def _newest(manifests: Iterable[_Manifest]) -> _Manifest | None:
 
 
 def release_key(release: str) -> tuple[object, ...]:
-    """Return a key that orders kernel releases of any origin, release candidates before releases."""
+    """Return a key that orders kernel releases of any origin, a release candidate before its release."""
     numbers = re.match(r"\d+(?:\.\d+)*", release)
     version = [int(part) for part in numbers[0].split(".")] if numbers else []
-    while version and version[-1] == 0:  # 7.0-rc1 and 7.0.0-1 are of one version
+    while version and version[-1] == 0:  # 7.0-rc1 and 7.0.0-1 have the same version
         version.pop()
     rest = release[numbers.end() :] if numbers else release
     final = re.match(r"[-~]rc\d", rest) is None
@@ -234,11 +239,11 @@ def _check_architecture() -> None:
     from vfiotool.lab import apt
 
     if (machine := apt.architecture()) != "amd64":
-        raise UnsupportedError(f"the lab has kernels for amd64, and this machine is {machine}")
+        raise UnsupportedError(f"the lab only has kernels for amd64, and this machine is {machine}")
 
 
 def _sources(name: str, mirrors: dict[str, str]) -> list[AptSource]:
-    """Return the suites of a kernel that the mirrors have; its security suite may be without one."""
+    """Return the suites of a kernel on the machine's mirrors; the security suite may have no mirror."""
     from vfiotool.lab.apt import AptSource
 
     sources = [AptSource(mirrors[label], suite) for label, suite in _SUITES[name] if label in mirrors]
@@ -257,7 +262,7 @@ def _fetch_named(name: str, apt: Apt, sources: list[AptSource], progress: FetchP
     if image is None:
         raise LabError(
             f"{_named(sources)} has no kernel {name}",
-            hint="'vfiotool lab kernels' lists the other kernels",
+            hint="choose another kernel: see 'vfiotool lab kernels'",
         )
     return _install(name, apt, image, progress)
 
@@ -267,7 +272,7 @@ def _named(sources: Iterable[AptSource]) -> str:
 
 
 def _mirrors(name: str, progress: FetchProgress | None) -> dict[str, str]:
-    """Return the machine's mirrors by label, which only a fetched Release file can tell."""
+    """Return the machine's mirrors by label; only a fetched Release file has the label."""
     from vfiotool.lab.apt import Apt, machine_mirrors
 
     mirrors = machine_mirrors()
@@ -284,7 +289,7 @@ def _mirrors(name: str, progress: FetchProgress | None) -> dict[str, str]:
 
 
 def _update_own(apt: Apt, progress: FetchProgress | None) -> LabError | None:
-    """Read the machine's own sources; one that is broken must not hide what the others offer."""
+    """Read the machine's sources; return the error of a broken source, which must not hide the others."""
     try:
         apt.update(progress, "reading this machine's package lists")
     except LabError as error:
@@ -302,7 +307,7 @@ def _fetch_host(apt: Apt, progress: FetchProgress | None) -> _Manifest:
         return installed
     raise failure or LabError(
         "neither /boot nor this machine's apt sources have a kernel",
-        hint="name one: 'vfiotool lab kernels' lists them",
+        hint="choose a kernel by name: see 'vfiotool lab kernels'",
     )
 
 
@@ -311,13 +316,13 @@ def _release(image: str) -> tuple[object, ...]:
 
 
 def _newest_image(apt: Apt, version: str) -> str | None:
-    """Return the newest linux-image package of the plain flavour whose version so begins."""
+    """Return the newest linux-image package of the plain flavour whose version starts with ``version``."""
     names = apt.names(f"linux-image-{version}")
     return max(filter(_IMAGE.fullmatch, names), key=_release, default=None)
 
 
 def _closure(apt: Apt, image: str) -> dict[str, str]:
-    """Return the versions of a kernel's own packages: from 7.0 on, Debian splits it into several."""
+    """Return the versions of a kernel's packages: since 7.0, Debian splits a kernel into several packages."""
     own = re.compile(rf"\blinux-[a-z]+-{re.escape(image.removeprefix('linux-image-'))}(?![\w.+~-])")
     packages: dict[str, str] = {}
     todo = {image}
@@ -344,7 +349,7 @@ def _install(name: str, apt: Apt, image: str, progress: FetchProgress | None) ->
 
 
 def _is_unpacked(manifest: _Manifest) -> bool:
-    """Return whether some name already has this very kernel."""
+    """Return True if any name already has exactly this kernel."""
     recorded = (_recorded(name) for name in NAMES)
     return any(
         known and (known.root, known.packages) == (manifest.root, manifest.packages) for known in recorded
@@ -352,7 +357,7 @@ def _is_unpacked(manifest: _Manifest) -> bool:
 
 
 def _unpack(debs: list[str], manifest: _Manifest, progress: FetchProgress | None) -> None:
-    """Unpack packages beside their place, index the modules, and move the whole into place."""
+    """Unpack packages into a temporary directory, index the modules, and move the kernel into place."""
     work = f"{manifest.root}.unpacking"
     cache.remove(work)
     os.makedirs(work)
@@ -380,14 +385,14 @@ def _move_into_place(tree: str, root: str) -> None:
 
 
 def _arrange(root: str, release: str) -> None:
-    """Give old and new packages one layout: boot/vmlinuz-RELEASE, lib/modules, usr/lib -> lib."""
+    """Give old and new packages the same layout: boot/vmlinuz-RELEASE, lib/modules, usr/lib -> lib."""
     usr = os.path.join(root, "usr")
     if os.path.isdir(os.path.join(usr, "lib/modules")):
         os.makedirs(os.path.join(root, "lib"), exist_ok=True)
         os.rename(os.path.join(usr, "lib/modules"), os.path.join(root, "lib/modules"))
     cache.remove(usr)
     os.mkdir(usr)
-    os.symlink("../lib", os.path.join(usr, "lib"))  # some builds of kmod look in usr/lib alone
+    os.symlink("../lib", os.path.join(usr, "lib"))  # some builds of kmod look only in usr/lib
     image = os.path.join(root, "lib/modules", release, "vmlinuz")
     if os.path.exists(image):
         os.makedirs(os.path.join(root, "boot"), exist_ok=True)
@@ -411,7 +416,7 @@ def _run(argv: list[str]) -> None:
     try:
         _, complaints = process.communicate()
     except BaseException:
-        # dpkg-deb's tar would go on writing: end both, and await both by the pipe that they share.
+        # dpkg-deb's tar would go on writing: kill both, and wait for both through their shared pipe.
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
@@ -419,5 +424,5 @@ def _run(argv: list[str]) -> None:
         reason = complaints.strip().rpartition("\n")[2] or f"exit status {process.returncode}"
         raise LabError(
             f"'{' '.join(argv)}' failed: {reason}",
-            hint="see whether the disk is full; the next run begins this step anew",
+            hint="check that the disk is not full; the next run repeats this step",
         )

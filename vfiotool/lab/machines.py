@@ -1,7 +1,7 @@
-"""The lab's machines: which virtual devices sit at which addresses, and which IOMMU guards them.
+"""The lab's machines: their virtual devices with addresses, and their virtual IOMMUs.
 
-Machines have the same devices at the same addresses, but for what an IOMMU cannot have. Pure data: what a
-machine is to QEMU, and what a guest must see.
+All machines have the same devices at the same addresses, except devices that an IOMMU does not support. This
+module is pure data: QEMU's arguments for a machine, and the devices that the guest must see.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from vfiotool.errors import SelectorError
 
 DRIVE_SIZE = 16 << 20
-"""Bytes of each NVMe namespace; its content lives in memory and ends with the guest."""
+"""The size of each NVMe namespace in bytes; its content is in memory and is lost with the guest."""
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualDevice:
-    """A device of every machine: where it is, what it is, and QEMU's ``-device`` for it.
+    """A virtual device of the machines: its address, its ids, a description, and QEMU's ``-device`` for it.
 
-    ``needs`` names a QEMU device model that not every QEMU has: without it the device is left out.
-    ``drive`` and ``netdev`` name the backend that ``qemu`` refers to.
+    ``needs`` is a device model that not every QEMU has; without it, the device is left out. ``drive`` and
+    ``netdev`` are the names of the backend that ``qemu`` refers to.
     """
 
     address: str
@@ -35,21 +35,21 @@ class VirtualDevice:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A named topology: ``qemu`` and ``cmdline`` say how its IOMMU comes to be."""
+    """A named topology: ``qemu`` and ``cmdline`` are the arguments that create its IOMMU."""
 
     name: str
     what: str
     qemu: tuple[str, ...] = ()
     cmdline: str = ""
-    module: str = ""  # a driver that its kernel must have, else the IOMMU is not there
-    without: tuple[str, ...] = ()  # addresses of devices that this IOMMU cannot have
+    module: str = ""  # the kernel must have this driver for the IOMMU
+    without: tuple[str, ...] = ()  # addresses of devices that this IOMMU does not support
 
     def devices(self, models: frozenset[str]) -> tuple[VirtualDevice, ...]:
-        """The devices that a guest sees, where QEMU knows these device models."""
+        """Return the devices that a guest sees, if QEMU has these device models."""
         return tuple(d for d in devices(models) if d.address not in self.without)
 
     def arguments(self, models: frozenset[str], drives: Mapping[str, str]) -> list[str]:
-        """QEMU's arguments for IOMMU and devices; ``drives`` gives a file for each drive's name."""
+        """Return QEMU's arguments for the IOMMU and the devices; ``drives`` has the file of each drive."""
         arguments = list(self.qemu)
         for device in self.devices(models):
             if device.drive:
@@ -62,17 +62,17 @@ class Machine:
 
 
 def blockdev(name: str, path: str) -> str:
-    """A raw drive over ``path``."""
+    """Return QEMU's ``-blockdev`` argument for a raw drive in the file ``path``."""
     return f"driver=file,node-name={name},filename={path},locking=off"
 
 
-# SR-IOV needs a subsystem, and queues (vq) and vectors (vi) set aside for the four VFs.
+# SR-IOV needs a subsystem, and queues (vq) and vectors (vi) reserved for the four VFs.
 _SUBSYSTEM = "nvme-subsys,id=subsystem,nqn=vfiotool"
 _PF = (
     "nvme,id=pf,bus=port2,addr=0,serial=lab1,subsys=subsystem,"
     "sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=26,msix_qsize=27"
 )
-_NIC = "romfile="  # no boot ROM: the firmware would run it, and not every QEMU package has it
+_NIC = "romfile="  # no boot ROM: the firmware would run it, and some QEMU packages lack it
 
 DEVICES = (
     VirtualDevice("00:02.0", "1b36:000c", "root port", "pcie-root-port,id=port2,addr=2,chassis=2,slot=2"),
@@ -156,7 +156,7 @@ MACHINES = {
             "amd",
             "AMD-Vi (no 01:00.0, 06:00.0)",
             ("-device", "amd-iommu,intremap=on"),
-            # QEMU 7.2's takes each bus for bus 0: behind a bridge no DMA arrives, and nvme waits in vain.
+            # QEMU 7.2's AMD IOMMU takes every bus for bus 0: behind a bridge no DMA arrives, and nvme hangs.
             without=("01:00.0", "06:00.0"),
         ),
         Machine(
@@ -164,7 +164,7 @@ MACHINES = {
             "virtio-iommu (from Debian's 6.12; no 03:01.0, 03:02.0)",
             ("-device", "virtio-iommu-pci,addr=1e"),
             module="virtio_iommu",
-            # QEMU 7.2's knows no requester aliases: kernel 7 then gives no device a group.
+            # QEMU 7.2's virtio-iommu lacks requester aliases: kernel 7 then gives no device a group.
             without=("03:01.0", "03:02.0"),
         ),
         Machine("none", "no IOMMU"),
@@ -173,15 +173,15 @@ MACHINES = {
 
 
 def devices(models: frozenset[str]) -> tuple[VirtualDevice, ...]:
-    """The devices of machines that can have all, where QEMU knows these device models."""
+    """Return the devices of a machine that supports all of them, if QEMU has these device models."""
     return tuple(device for device in DEVICES if not device.needs or device.needs in models)
 
 
 def get(name: str) -> Machine:
-    """Return the machine of that name; SelectorError where there is none."""
+    """Return the machine with this name; SelectorError if there is none."""
     try:
         return MACHINES[name]
     except KeyError:
         raise SelectorError(
-            f"there is no machine named '{name}'", hint=f"the names are {', '.join(MACHINES)}"
+            f"there is no machine named '{name}'", hint=f"choose from {', '.join(MACHINES)}"
         ) from None

@@ -1,4 +1,4 @@
-"""QEMU for the lab: which one is there, what it can do, and how it is started and ended."""
+"""QEMU for the lab: its program, its device models, its start, and the choice of KVM or TCG."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _PROBE_ANSWER = b"vfiotool-kvm-boots"
 _PROBE_INIT = b"#!/bin/busybox sh\necho %s\nexec /bin/busybox poweroff -f\n" % _PROBE_ANSWER
 
 BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot")
-# With erms and fsrm the kernel clears and copies memory by single bytes, which emulation does not merge.
+# With erms and fsrm, the kernel clears and copies memory byte by byte, which is slow under emulation.
 TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,erms=off,fsrm=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
 
 
 class MemoryFile:
-    """A file that has no name, so that nothing can be left behind; QEMU opens it by ``path``."""
+    """A file without a name (memfd), which leaves nothing behind; QEMU opens it by ``path``."""
 
     def __init__(self, name: str, data: bytes = b"", size: int = 0) -> None:
         self.fd = os.memfd_create(name)
-        self.path = f"/proc/self/fd/{self.fd}"  # QEMU inherits the descriptor under its number
+        self.path = f"/proc/self/fd/{self.fd}"  # QEMU inherits the descriptor with the same number
         with open(self.fd, "wb", closefd=False) as file:
             file.write(data)
         if size:
             os.ftruncate(self.fd, size)
 
     def contents(self) -> bytes:
-        """All that is in the file now."""
+        """Return the current content of the file."""
         return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
 
     def close(self) -> None:
-        """Let the file go; any number of times."""
+        """Close the file. Any number of times."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def program() -> str:
-    """The path of QEMU; LabError where it is not installed."""
+    """Return the path of QEMU; LabError if it is not installed."""
     path = shutil.which(_PROGRAM)
     if path is None:
         raise LabError(f"{_PROGRAM} is not installed", hint="apt install qemu-system-x86")
@@ -59,18 +59,18 @@ def program() -> str:
 
 
 def models() -> frozenset[str]:
-    """The names of the device models that this QEMU knows; LabError where it cannot say."""
+    """Return the names of the device models of this QEMU; LabError if QEMU does not run."""
     help_ = subprocess.run([program(), "-device", "help"], capture_output=True, text=True, check=False)
     if help_.returncode:
         raise LabError(
             f"{program()} does not run: {' '.join(help_.stderr.split())[:200]}",
-            hint="install qemu-system-x86 again, with all its packages of one version",
+            hint="reinstall qemu-system-x86, with all its packages of the same version",
         )
     return frozenset(line.split('"')[1] for line in help_.stdout.splitlines() if line.startswith('name "'))
 
 
 def start(arguments: Sequence[str], fds: Sequence[int], stderr: int) -> subprocess.Popen[bytes]:
-    """Start QEMU with these descriptors; the kernel kills it when this process ends."""
+    """Start QEMU with these descriptors; the kernel kills it when this process exits."""
     libc = ctypes.CDLL(None)
 
     def die_with_parent() -> None:
@@ -82,16 +82,16 @@ def start(arguments: Sequence[str], fds: Sequence[int], stderr: int) -> subproce
         stdout=stderr,
         stderr=stderr,
         pass_fds=fds,
-        start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+        start_new_session=True,  # QEMU must not get the terminal's Ctrl-C
         preexec_fn=die_with_parent,
     )
 
 
 def accelerator(kernel: Kernel) -> tuple[str, ...]:
-    """QEMU's arguments for the fastest processor that boots a guest here.
+    """Return QEMU's arguments for the fastest accelerator that works on this machine.
 
-    ``/dev/kvm`` can exist and still boot nothing, so a guest is booted to know. The answer is cached
-    until this machine restarts or gets another QEMU.
+    ``/dev/kvm`` can exist without being able to boot a guest, so a test guest is booted. The result is
+    cached until this machine reboots or QEMU is replaced.
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return TCG
@@ -107,7 +107,7 @@ def accelerator(kernel: Kernel) -> tuple[str, ...]:
 
 
 def kvm_boots(kernel: Kernel) -> bool:
-    """Whether a guest that only powers off does so under KVM, in time."""
+    """Return True if a guest that only powers off ends under KVM in time."""
     console = MemoryFile("console")
     initrd = MemoryFile("initrd", initramfs.image(_PROBE_INIT))
     arguments = [*BARE, *KVM, "-m", "512M", "-kernel", kernel.image, "-initrd", initrd.path]

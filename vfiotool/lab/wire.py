@@ -1,7 +1,7 @@
-"""The frames that a lab guest and its host exchange over one virtio-serial port.
+"""The frames that a lab guest and its host exchange over a virtio-serial port.
 
-A frame is a type (one byte), a payload length (four bytes, little-endian) and the payload. Both sides
-use this module; the guest starts it under an emulated CPU, so it imports next to nothing.
+A frame is a type (one byte), a payload length (four bytes, little-endian) and the payload. Both sides use
+this module. The guest imports it on an emulated processor, so it imports only ``os`` and ``struct``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PORT = "vfiotool.lab"
 
 # host to guest
 START = 1  # JSON: argv, env, cwd, terminal ([rows, columns] or null)
-STDIN = 2  # bytes; an empty payload is the end of the file
+STDIN = 2  # bytes; an empty payload is the end of the input
 WINSIZE = 3  # rows, columns: SIZE
 # guest to host
 READY = 16  # JSON: seconds since the guest's kernel started, by phase
@@ -26,18 +26,18 @@ EXIT = 20  # exit status: STATUS
 SIZE = struct.Struct("<HH")
 STATUS = struct.Struct("<i")
 HIGH_WATER = 1 << 20
-"""Bytes that may wait in a buffer before its source is left unread."""
+"""Bytes that may wait in a buffer; above this, its source is not read."""
 
 _HEADER = struct.Struct("<BI")
 _CHUNK = 1 << 16
 
 
 class WireError(Exception):
-    """The other side sent what is no frame, or is gone."""
+    """The other side sent an invalid frame, or closed the port."""
 
 
 class Sink:
-    """Bytes on their way to a file descriptor that must never block us. Not for sharing by threads."""
+    """A buffer of bytes for a file descriptor that must not block this process. Threads must not share it."""
 
     def __init__(self, fd: int, chunk: int = _CHUNK) -> None:
         self.fd = fd
@@ -46,11 +46,11 @@ class Sink:
 
     @property
     def full(self) -> bool:
-        """Whether the source of these bytes should wait."""
+        """Return True if the source of these bytes should wait."""
         return len(self.pending) >= HIGH_WATER
 
     def flush(self) -> None:
-        """Write what the descriptor takes now; OSError as ``os.write``, but for EAGAIN."""
+        """Write as much as the descriptor accepts now. Raises OSError like ``os.write``, except EAGAIN."""
         try:
             while self.pending:
                 self.write()
@@ -58,12 +58,12 @@ class Sink:
             return
 
     def write(self) -> None:
-        """Write one chunk at most; OSError as ``os.write``."""
+        """Write a chunk at most. Raises OSError like ``os.write``."""
         del self.pending[: os.write(self.fd, self.pending[: self._chunk])]
 
 
 class Channel(Sink):
-    """One end of the port: frames in, frames out, over a non-blocking descriptor."""
+    """An end of the port: sends and receives frames over a non-blocking descriptor."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -71,12 +71,12 @@ class Channel(Sink):
         os.set_blocking(fd, False)
 
     def send(self, kind: int, payload: bytes = b"") -> None:
-        """Queue a frame; ``flush`` sends it."""
+        """Queue a frame; ``flush`` writes it."""
         self.pending += _HEADER.pack(kind, len(payload))
         self.pending += payload
 
     def receive(self) -> list[tuple[int, bytes]]:
-        """Read once and return the frames that are complete; WireError where the other side is gone."""
+        """Read once and return the complete frames; WireError if the other side closed the port."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -93,7 +93,7 @@ class Channel(Sink):
         while len(self._received) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._received)
             if length > 2 * HIGH_WATER:
-                raise WireError(f"a frame of {length} bytes is longer than any that is sent")
+                raise WireError(f"a frame of {length} bytes is longer than the limit")
             end = _HEADER.size + length
             if len(self._received) < end:
                 break

@@ -1,2 +1,2 @@
-"""What PCI is, apart from any machine: addresses, configuration space from bytes, names. No I/O
-but the reading of pci.ids."""
+"""PCI without a machine: addresses, decoding of configuration space from bytes, names. The only I/O is the
+reading of pci.ids."""

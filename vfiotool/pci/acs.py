@@ -1,7 +1,7 @@
-"""Access Control Services, as the kernel judges them: does a function keep its neighbours' requests apart?
+"""Access Control Services (ACS), judged as the kernel does: does a function isolate peer-to-peer requests?
 
 Source: ``pci_acs_enabled()`` in drivers/pci/pci.c, with the flags that drivers/iommu/iommu.c asks for; PCI
-Express Base section 7.7.7. What the kernel knows better of single models (drivers/pci/quirks.c) is not here.
+Express Base section 7.7.7. The kernel's quirks for single models (drivers/pci/quirks.c) are not included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WANTED = (
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """Access Control Services: what the function can do to keep its neighbours' requests apart, and does."""
+    """Access Control Services: the services that a function supports, and those that are enabled."""
 
     supported: tuple[str, ...]
     enabled: tuple[str, ...]
@@ -44,7 +44,7 @@ class AccessControl:
 
 
 class PortType(enum.IntEnum):
-    """What a PCI Express function is, by its capability; conventional PCI has none."""
+    """The device/port type in the PCI Express capability, which conventional PCI functions lack."""
 
     ENDPOINT = 0
     LEGACY_ENDPOINT = 1
@@ -68,21 +68,22 @@ _JUDGED_IN_MULTIFUNCTION = (
 
 
 def port_type(config: bytes) -> int | None:
-    """Return what a function is (see ``PortType``), or ``None`` for conventional PCI."""
+    """Return the device/port type of a function (see ``PortType``), or ``None`` for conventional PCI."""
     at = find_reader(config, _EXPRESS, extended=False)
     return None if at is None else read_port_type(at)
 
 
 def read_port_type(at: Reader) -> int:
-    """Return what a PCI Express capability says that its function is."""
+    """Return the device/port type in a PCI Express capability."""
     return at.u8(2) >> 4
 
 
 def weakness(config: bytes, *, multifunction: bool) -> str | None:
-    """Say why the kernel does not count on a function's ACS: ``without ACS``, or which of it is off.
+    """Return why the kernel does not rely on a function's ACS: ``without ACS``, or the disabled services.
 
-    ``None`` where it does. What the capability lacks is taken as wired to on; only what could be on and is
-    not counts. A function alone in its device needs no ACS, but for a port that leads downstream.
+    ``None`` if the kernel relies on it. A service that the capability does not support counts as always
+    enabled; only a supported service that is off is a weakness. The only function of a device needs no ACS,
+    unless it is a root port or a downstream port.
     """
     kind = port_type(config)
     if kind in _NEVER_GUARDED:
@@ -101,4 +102,4 @@ def _weakness_of_capability(config: bytes) -> str | None:
     if services is None:
         return "without ACS"
     off = [name for name in _WANTED if name in services.supported and name not in services.enabled]
-    return f"whose ACS has {', '.join(off)} switched off" if off else None
+    return f"whose ACS has {', '.join(off)} disabled" if off else None

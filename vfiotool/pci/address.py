@@ -9,13 +9,13 @@ HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 def parse_address(text: str) -> str:
-    """Return the address in the kernel's form, from a full or a short (domainless) one.
+    """Return the address in the kernel's form, from a full address or one without a domain.
 
     A domain has four hexadecimal digits or more: Intel VMD starts at ``10000``
     (``drivers/pci/controller/vmd.c``), and the kernel prints it with ``%04x``.
 
     Raises:
-        SelectorError: the text is no address, or a number is out of its range.
+        SelectorError: the text is not an address, or a number is out of range.
     """
     domain_bus, _, device_function = text.strip().rpartition(":")
     domain, _, bus = domain_bus.rpartition(":")
@@ -32,7 +32,7 @@ def parse_address(text: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Say whether the text is an address, full or short."""
+    """Return True if the text is an address, with or without a domain."""
     try:
         parse_address(text)
     except SelectorError:
@@ -41,7 +41,7 @@ def is_address(text: str) -> bool:
 
 
 def is_full_address(text: str) -> bool:
-    """Say whether the text is an address just as the kernel writes it."""
+    """Return True if the text is an address exactly as the kernel writes it."""
     try:
         return parse_address(text) == text
     except SelectorError:
@@ -49,7 +49,7 @@ def is_full_address(text: str) -> bool:
 
 
 def sort_key(address: str) -> tuple[int, str]:
-    """Order addresses by domain as a number, then by the rest, which is of fixed width."""
+    """Return a key that orders addresses by domain as a number, then by the rest, which has a fixed width."""
     domain, _, rest = address.partition(":")
     return int(domain, 16), rest
 

@@ -1,4 +1,4 @@
-"""The bytes of one capability, never read past their end."""
+"""A reader of the bytes of a capability that never reads past their end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, 
 
 
 class CutOffError(Exception):
-    """A capability ends before what was asked of it; it never leaves this package."""
+    """A capability ends before the field that was read. Never raised out of ``vfiotool.pci``."""
 
 
 class Reader:
-    """Reads a capability's fields, at offsets counted from its header, as far as its space goes."""
+    """Reads the fields of a capability, at offsets from its header, up to the end of its space."""
 
     def __init__(self, config: bytes, capability: Capability) -> None:
         end = EXTENDED_SIZE if capability.extended else STANDARD_SIZE
@@ -31,7 +31,7 @@ class Reader:
         return self._number(offset, 4)
 
     def hex(self, start: int, end: int) -> str:
-        """Return as many of these bytes as there are, in hexadecimal."""
+        """Return the bytes from ``start`` to ``end``, or fewer at the end of the space, in hexadecimal."""
         return self._bytes[start:end].hex()
 
     def _number(self, offset: int, size: int) -> int:
@@ -41,7 +41,7 @@ class Reader:
 
 
 def find_reader(config: bytes, number: int, *, extended: bool) -> Reader | None:
-    """Return a reader of the first capability of this id, or ``None``."""
+    """Return a reader of the first capability with this id, or ``None``."""
     for one in capabilities(config):
         if (one.id, one.extended) == (number, extended):
             return Reader(config, one)
@@ -49,5 +49,5 @@ def find_reader(config: bytes, number: int, *, extended: bool) -> Reader | None:
 
 
 def names_of(value: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the bits that are set, from a name for each bit; the others have none."""
+    """Return the names of the bits that are set, given a name for each bit; an unnamed bit is left out."""
     return tuple(name for number, name in enumerate(names) if name and value >> number & 1)

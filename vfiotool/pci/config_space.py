@@ -1,4 +1,4 @@
-"""Configuration space, decoded from bytes. Nothing here trusts the device: every offset is bounded."""
+"""Configuration space, decoded from bytes. The device is not trusted: every offset is checked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ EXTENDED_CAPABILITY_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One capability: its id, the offset of its header in bytes, and a name for people."""
+    """A capability: its id, the offset of its header in bytes, and its name."""
 
     id: int
     offset: int
@@ -89,19 +89,19 @@ def header_type(config: bytes) -> int | None:
 
 
 def is_silent(config: bytes) -> bool:
-    """Say whether nothing answers, for the device is gone, off or in reset: then all bits are ones.
+    """Return True if all bits are ones: the device does not answer, as it is removed, off or in reset.
 
-    Its vendor alone tells nothing: a VF's is all ones too (PCI Express Base section 9.3.4.1.1).
+    The vendor id alone decides nothing: it is all ones for a VF, too (PCI Express Base section 9.3.4.1.1).
     """
     return config[:HEADER_SIZE] == b"\xff" * HEADER_SIZE
 
 
 def capabilities(config: bytes) -> tuple[Capability, ...]:
-    """List the capabilities in the order of their chains, standard ones first.
+    """Return the capabilities in the order of their lists, standard capabilities first.
 
-    A chain ends at the first header that lies outside its space, is not aligned, or was seen
-    before, so that a broken device yields a short list and not a loop. Fewer than 256 bytes
-    (all that the kernel shows to an unprivileged reader is 64) yield an empty one.
+    A list ends at the first header that lies outside its space or that was visited before, so a broken
+    device gives a short result and no endless loop. Fewer than 256 bytes give an empty result; the kernel
+    shows an unprivileged reader only 64.
 
     Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3.
     """

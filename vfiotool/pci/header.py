@@ -1,4 +1,4 @@
-"""The header of configuration space, decoded from bytes: what every function has before its capabilities.
+"""The header of configuration space, decoded from bytes: the part before the capabilities.
 
 Source: PCI Local Bus 3.0 sections 6.1 and 6.2; PCI-to-PCI Bridge Architecture 1.2 section 3.2. Bits have the
 names that include/uapi/linux/pci_regs.h gives them.
@@ -32,7 +32,7 @@ _IO_PAGE, _MEMORY_PAGE = 1 << 12, 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BaseAddress:
-    """Where a BAR lies on the bus: ``type`` is ``memory32``, ``memory64`` or ``io``."""
+    """The bus address in a BAR: ``type`` is ``memory32``, ``memory64`` or ``io``."""
 
     index: int
     address: int
@@ -42,7 +42,7 @@ class BaseAddress:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Bus addresses that a bridge lets through, both ends included."""
+    """A range of bus addresses that a bridge forwards; both ends are included."""
 
     start: int
     end: int
@@ -50,7 +50,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class BridgeHeader:
-    """What a bridge has beside: its buses, and its windows, ``None`` where one is closed."""
+    """The fields of a bridge: its buses and its windows. A window is ``None`` if it is closed."""
 
     primary_bus: int
     secondary_bus: int
@@ -64,11 +64,11 @@ class BridgeHeader:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header as its registers have it; ``command_bits`` and ``status_bits`` name the bits that are set.
+    """The registers of a header; ``command_bits`` and ``status_bits`` name the bits that are set.
 
     ``header_type`` is 0 for an endpoint, 1 for a bridge, 2 for CardBus; ``cache_line_size`` is in bytes;
-    ``interrupt_pin`` is 1 for A, 0 for none. ``bars`` are those that are not zero, ``rom_address`` likewise.
-    ``None`` stands for what such a header does not have.
+    ``interrupt_pin`` is 1 for INTA, 0 for none. ``bars`` has only the BARs that are not zero. A field that
+    this type of header lacks is ``None``.
     """
 
     vendor_id: int
@@ -94,7 +94,7 @@ class Header:
 
 
 def read_header(config: bytes) -> Header | None:
-    """Return what the header says; ``None`` where it is cut off, or nothing answers."""
+    """Return the decoded header, or ``None`` if it is truncated or no device answers."""
     if len(config) < HEADER_SIZE or is_silent(config):
         return None
     kind = header_type(config) or 0
@@ -154,21 +154,21 @@ def _bridge(config: bytes) -> BridgeHeader:
 
 
 def _io_window(config: bytes) -> Window | None:
-    """Bits 15 to 12 are in the byte; with 1 below them, there are 16 more bits elsewhere."""
+    """Decode the I/O window: a byte has bits 15 to 12; if its low bits are 1, a register has 16 more."""
     base, limit = config[0x1C], config[0x1D]
     upper_base, upper_limit = (_u16(config, 0x30), _u16(config, 0x32)) if base & 0xF == 1 else (0, 0)
     return _window(upper_base << 16 | base << 8, upper_limit << 16 | limit << 8, _IO_PAGE)
 
 
 def _prefetchable_window(config: bytes) -> Window | None:
-    """Bits 31 to 20 are in the register; with 1 below them, there are 32 more bits elsewhere."""
+    """Decode the prefetchable window: bits 31 to 20; if the low bits are 1, a register has 32 more."""
     base, limit = _u16(config, 0x24), _u16(config, 0x26)
     upper_base, upper_limit = (_u32(config, 0x28), _u32(config, 0x2C)) if base & 0xF == 1 else (0, 0)
     return _window(upper_base << 32 | base << 16, upper_limit << 32 | limit << 16, _MEMORY_PAGE)
 
 
 def _window(base: int, limit: int, page: int) -> Window | None:
-    """A window of whole pages; its base lies above its limit where it is closed."""
+    """Return a window of whole pages, or ``None`` if it is closed: its base is above its limit."""
     start, end = base & ~(page - 1), limit | (page - 1)
     return Window(start, end) if start <= end else None
 

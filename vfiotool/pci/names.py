@@ -1,7 +1,7 @@
-"""Names of vendors, devices and classes, from the pci.ids list that the machine has.
+"""Names of vendors, devices and classes, from the machine's pci.ids list.
 
-The list is searched as bytes, not parsed: a listing asks for some twenty of its forty thousand
-entries. Where there is no list, or no entry, the numbers stand in, as lspci shows them.
+The list is searched as bytes and not parsed: a listing needs about twenty of its forty thousand entries.
+Without a list or an entry, the result has the number instead, as in lspci.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ LISTS = (
     "/usr/share/pci.ids",
     "/var/lib/pciutils/pci.ids",
 )
-# A section's own lines are indented; a vendor's begins with its number, a class's with "C ".
+# A section starts with a vendor's number or with "C " for a class; its other lines are indented.
 _NEXT_SECTION = re.compile(rb"\n[0-9a-fC]")
 
 
 class PciNames:
-    """Look names up in a pci.ids text. Threads may share it."""
+    """Looks up names in the text of a pci.ids list. Threads may share it."""
 
     def __init__(self, text: bytes) -> None:
         self._text = b"\n" + text
@@ -29,7 +29,7 @@ class PciNames:
 
     @classmethod
     def of_this_machine(cls) -> PciNames:
-        """Read the first list there is; without one, all names fall back to numbers."""
+        """Read the first list that exists; without a list, all names are numbers."""
         for path in LISTS:
             try:
                 with open(path, "rb") as file:
@@ -49,7 +49,7 @@ class PciNames:
         return self._name(at, 8) if at >= 0 else f"Device {device_id:04x}"
 
     def pci_class(self, class_code: int) -> str:
-        """Return the name of the subclass of a 24-bit class code, or of its class, or ``Class 0200``."""
+        """Return the name of the subclass of a 24-bit class code, else of its class, else ``Class 0200``."""
         base, sub = class_code >> 16 & 0xFF, class_code >> 8 & 0xFF
         at = self._text.find(b"\nC %02x  " % base, self._classes_at)
         within = self._within(self._section(at), b"\n\t%02x  " % sub)
@@ -58,14 +58,14 @@ class PciNames:
         return self._name(at, 7) if at >= 0 else f"Class {class_code >> 8:04x}"
 
     def _vendor_section(self, vendor_id: int) -> tuple[int, int]:
-        """Find a vendor's section once: a machine has many devices of few vendors."""
+        """Return the section of a vendor, cached: a machine has many devices of few vendors."""
         if vendor_id not in self._sections:
             start = self._text.find(b"\n%04x  " % vendor_id, 0, self._classes_at)
             self._sections[vendor_id] = self._section(start)
         return self._sections[vendor_id]
 
     def _section(self, start: int) -> tuple[int, int]:
-        """Return where the section that begins at ``start`` begins and ends; -1 is nowhere."""
+        """Return the start and the end of the section at ``start``; -1 stands for no section."""
         following = _NEXT_SECTION.search(self._text, start + 1) if start >= 0 else None
         return start, following.start() if following else len(self._text)
 

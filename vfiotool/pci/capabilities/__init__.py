@@ -1,5 +1,5 @@
-"""What the capabilities of a function say, decoded from the bytes of its configuration space.
+"""The fields of capabilities, decoded from the bytes of configuration space.
 
-Records are frozen, of numbers, texts and tuples of them, so that they can be shown and written as JSON
-field by field. ``decoding`` reads them; ``pci.config_space`` walks the chains.
+A decoded capability is a frozen dataclass of numbers, texts and tuples, so that it can be printed and written
+as JSON field by field. ``decoding`` decodes; ``pci.config_space`` walks the lists of capabilities.
 """

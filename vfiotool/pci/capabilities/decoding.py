@@ -1,7 +1,7 @@
-"""From the bytes of configuration space to what each capability says.
+"""Decoding of all capabilities from the bytes of configuration space.
 
-Nothing here trusts the device: a capability that is cut off gives what is there of it, or ``Undecoded``, and
-never an exception.
+The device is not trusted: a truncated capability gives the fields that it has, or ``Undecoded``, and never an
+exception.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from vfiotool.pci.config_space import Capability, capabilities
 
 
 class Content(Protocol):
-    """What a capability says: a frozen dataclass."""
+    """The fields of a capability: a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 class CapabilityDecoder(Protocol):
-    """A kind of capability that is decoded."""
+    """Decodes capabilities with a certain id."""
 
     def read(self, at: Reader) -> Content:
-        """Decode one.
+        """Decode a capability.
 
         Raises:
-            CutOffError: it ends before what it must have.
+            CutOffError: the capability ends before a required field.
         """
 
 
@@ -39,14 +39,14 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Undecoded:
-    """A capability that is not known here, or is cut off: its bytes up to the next one, in hexadecimal."""
+    """A capability that is unknown or truncated: its bytes up to the next capability, in hexadecimal."""
 
     data: str
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedCapability(Capability):
-    """A capability, and what it says."""
+    """A capability with its decoded fields."""
 
     content: Content
 
@@ -79,7 +79,7 @@ _EXTENDED: dict[int, CapabilityDecoder] = {
 
 
 def decode(config: bytes) -> tuple[DecodedCapability, ...]:
-    """Return all capabilities in the order of their chains, standard ones first, with what they say."""
+    """Return all decoded capabilities in the order of their lists, standard capabilities first."""
     found = capabilities(config)
     return tuple(
         DecodedCapability(one.id, one.offset, one.extended, one.name, _content(config, one, found))
@@ -88,7 +88,7 @@ def decode(config: bytes) -> tuple[DecodedCapability, ...]:
 
 
 def find(config: bytes, kind: type[C]) -> C | None:
-    """Return what the first capability of a kind says; ``None`` where there is none that is whole."""
+    """Return the fields of the first capability of a type, or ``None`` if none is present and complete."""
     return next((one.content for one in decode(config) if isinstance(one.content, kind)), None)
 
 

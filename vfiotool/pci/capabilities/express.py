@@ -1,4 +1,4 @@
-"""The PCI Express capability: what a function is on its link, and what it can do there.
+"""The PCI Express capability: the type of a function, its link and its slot.
 
 Source: PCI Express Base section 7.5.3.
 """
@@ -44,9 +44,8 @@ _ATOMICS = {6: "routing", 7: "32 bits", 8: "64 bits", 9: "128 bits CAS"}
 
 @dataclass(frozen=True, slots=True)
 class ExpressDevice:
-    """Payloads and read requests in bytes, at most; ``flr`` says that it has a function level reset.
-
-    ``errors`` are those that it has seen since they were last cleared.
+    """Device registers: the maximum payload and read request in bytes; ``flr`` is True if the function has a
+    function level reset. ``errors`` are the errors detected since they were last cleared.
     """
 
     max_payload: int
@@ -77,9 +76,9 @@ class ExpressDevice:
 
 @dataclass(frozen=True, slots=True)
 class ExpressLink:
-    """The link as it is and as it could be; a speed is ``unknown`` where no standard names its number.
+    """Link registers: current and maximum speed and width. A speed without a defined meaning is ``unknown``.
 
-    ``active`` is ``None`` where the port does not tell.
+    ``active`` is ``None`` if the port does not report it.
     """
 
     speed: str
@@ -112,7 +111,7 @@ class ExpressLink:
 
 @dataclass(frozen=True, slots=True)
 class ExpressSlot:
-    """The slot below a port: its number, what it has, whether a card is in it."""
+    """Slot registers of a port: the slot's number, its features, and whether a card is present."""
 
     number: int
     features: tuple[str, ...]
@@ -126,7 +125,7 @@ class ExpressSlot:
 
 @dataclass(frozen=True, slots=True)
 class ExpressDevice2:
-    """What came with version 2: atomic operations, LTR, forwarding by alternative routing-ID."""
+    """Device registers 2, since version 2: atomic operations, LTR, ARI forwarding."""
 
     atomics: tuple[str, ...]
     atomics_enabled: bool
@@ -150,9 +149,9 @@ class ExpressDevice2:
 
 @dataclass(frozen=True, slots=True)
 class Express:
-    """PCI Express: ``type`` is a ``PortType``, or a number that none has yet, and ``type_name`` its name.
+    """PCI Express: ``type`` is a ``PortType`` or an undefined number, and ``type_name`` its name.
 
-    The other parts are ``None`` where such a function has none, and where they are cut off.
+    Each of the other parts is ``None`` if this type of function lacks it, or if it is truncated.
     """
 
     version: int

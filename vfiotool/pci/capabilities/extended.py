@@ -1,7 +1,7 @@
-"""The extended capabilities of PCI Express, but for Access Control Services (see ``pci.acs``).
+"""The extended capabilities of PCI Express, except Access Control Services (see ``pci.acs``).
 
-Source: PCI Express Base sections 7.7 to 7.9, 9.3.3 (SR-IOV), 10.5 (ATS and PRI); names of errors are the
-kernel's (drivers/pci/pcie/aer.c).
+Source: PCI Express Base sections 7.7 to 7.9, 9.3.3 (SR-IOV), 10.5 (ATS and PRI); the names of errors are
+the kernel's (drivers/pci/pcie/aer.c).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LARGEST_SCALE = 5
 
 @dataclass(frozen=True, slots=True)
 class AdvancedErrors:
-    """Advanced Error Reporting: the errors seen, those not reported, and those that count as fatal.
+    """Advanced Error Reporting: the detected errors, the masked errors, and the errors that count as fatal.
 
-    ``header_log`` has the header of the packet that brought the first uncorrectable one, in hexadecimal.
+    ``header_log`` has the TLP header of the first uncorrectable error, in hexadecimal.
     """
 
     uncorrectable: tuple[str, ...]
@@ -68,7 +68,7 @@ class SerialNumber:
 
 @dataclass(frozen=True, slots=True)
 class ExtendedVendorSpecific:
-    """Vendor Specific, of the device's vendor: ``length`` bytes with the header's eight."""
+    """Vendor Specific, defined by the device's vendor: ``length`` in bytes, with the header's eight."""
 
     vsec_id: int
     revision: int
@@ -82,7 +82,7 @@ class ExtendedVendorSpecific:
 
 @dataclass(frozen=True, slots=True)
 class DesignatedVendorSpecific:
-    """Designated Vendor Specific: of the vendor that it names; ``length`` bytes with the header's ten."""
+    """Designated Vendor Specific, defined by ``vendor_id``: ``length`` in bytes, with the header's ten."""
 
     vendor_id: int
     revision: int
@@ -97,7 +97,7 @@ class DesignatedVendorSpecific:
 
 @dataclass(frozen=True, slots=True)
 class AlternativeRouting:
-    """Alternative Routing-ID: the number of the device's next function, 0 where this is the last."""
+    """Alternative Routing-ID: the number of the device's next function, 0 if this is the last."""
 
     next_function: int
 
@@ -108,7 +108,7 @@ class AlternativeRouting:
 
 @dataclass(frozen=True, slots=True)
 class AddressTranslation:
-    """Address Translation Services: invalidations that it queues, and bytes that it translates, at least."""
+    """Address Translation Services: the depth of the invalidate queue, the smallest translation in bytes."""
 
     enabled: bool
     queue_depth: int
@@ -130,7 +130,7 @@ class AddressTranslation:
 class Sriov:
     """SR-IOV: VF ``n``, from 0, has routing-ID PF + ``first_vf_offset`` + n * ``vf_stride``.
 
-    ``page_sizes`` and ``page_size`` are in bytes; ``vf_bars`` are the registers as they are, six of 32 bits.
+    ``page_sizes`` and ``page_size`` are in bytes; ``vf_bars`` are the six 32-bit registers, not decoded.
     """
 
     enabled: bool
@@ -169,7 +169,7 @@ class Sriov:
 
 @dataclass(frozen=True, slots=True)
 class PageRequests:
-    """Page Request Interface: ``capacity`` requests in flight at most, and ``allocation`` as it is set."""
+    """Page Request Interface: ``capacity`` and ``allocation`` are maxima of outstanding requests."""
 
     enabled: bool
     stopped: bool
@@ -193,9 +193,9 @@ class PageRequests:
 
 @dataclass(frozen=True, slots=True)
 class ResizableSize:
-    """One BAR of Resizable BAR: its size and those that it can have, in bytes.
+    """A BAR of Resizable BAR: its size and the supported sizes, in bytes.
 
-    ``size`` is ``None`` where its number stands for none.
+    ``size`` is ``None`` if the register's value is undefined.
     """
 
     bar: int
@@ -215,7 +215,7 @@ class ResizableSize:
 
 @dataclass(frozen=True, slots=True)
 class ResizableBar:
-    """Resizable BAR: those of the function's BARs that can have several sizes."""
+    """Resizable BAR: the function's BARs with several supported sizes."""
 
     bars: tuple[ResizableSize, ...]
 
@@ -226,7 +226,7 @@ class ResizableBar:
 
 @dataclass(frozen=True, slots=True)
 class VfResizableBar:
-    """VF Resizable BAR: the same of its VFs' BARs."""
+    """VF Resizable BAR: the BARs of the function's VFs with several supported sizes."""
 
     bars: tuple[ResizableSize, ...]
 
@@ -237,9 +237,9 @@ class VfResizableBar:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTolerance:
-    """Latency Tolerance Reporting: how long the function may be kept waiting, in nanoseconds.
+    """Latency Tolerance Reporting: the maximum latencies that the function may request, in nanoseconds.
 
-    ``None`` where the scale of a number is none that there is.
+    ``None`` if the scale in the register is undefined.
     """
 
     max_snoop_ns: int | None
@@ -252,7 +252,7 @@ class LatencyTolerance:
 
 @dataclass(frozen=True, slots=True)
 class ProcessAddressSpace:
-    """Process Address Space ID: PASIDs of ``width`` bits; what such requests may ask for, and what is on."""
+    """Process Address Space ID: the ``width`` of PASIDs in bits, the supported and enabled permissions."""
 
     enabled: bool
     width: int
@@ -276,7 +276,7 @@ class ProcessAddressSpace:
 
 @dataclass(frozen=True, slots=True)
 class L1Substates:
-    """L1 PM Substates: which the link can go to, and which it may."""
+    """L1 PM Substates: the supported and the enabled substates of the link."""
 
     supported: tuple[str, ...]
     enabled: tuple[str, ...]
@@ -287,7 +287,7 @@ class L1Substates:
 
 
 def _latency(value: int) -> int | None:
-    """Return nanoseconds, from 10 bits of a number and 3 bits of a power of 32."""
+    """Return nanoseconds from a 10-bit value and a 3-bit scale, a power of 32."""
     scale = value >> 10 & 7
     return (value & 0x3FF) << 5 * scale if scale <= _LARGEST_SCALE else None
 

@@ -1,7 +1,7 @@
-"""The standard capabilities of PCI, but for PCI Express (see ``express``).
+"""The standard capabilities of PCI, except PCI Express (see ``express``).
 
 Source: PCI Local Bus 3.0 section 6.7 and appendix H, PCI Power Management 1.2 section 3.2, PCI Express Base
-section 7.5.2, 7.7 and 7.9; include/uapi/linux/pci_regs.h has the same as numbers.
+section 7.5.2, 7.7 and 7.9; include/uapi/linux/pci_regs.h has the offsets and masks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PME_STATES = (*_POWER_STATES, "D3cold")
 
 @dataclass(frozen=True, slots=True)
 class PowerManagement:
-    """Power Management: the state that the function is in, those that it has, those that it can wake from."""
+    """Power Management: the current state, the supported states, and the states that can signal a wake-up."""
 
     version: int
     state: str
@@ -44,9 +44,9 @@ class PowerManagement:
 
 @dataclass(frozen=True, slots=True)
 class Msi:
-    """MSI: ``count`` of ``max_count`` vectors are in use, where it is enabled.
+    """MSI: if enabled, ``count`` of ``max_count`` vectors are in use.
 
-    ``mask`` and ``pending`` have a bit for each vector, and are ``None`` where vectors cannot be masked.
+    ``mask`` and ``pending`` have a bit for each vector, and are ``None`` if vectors cannot be masked.
     """
 
     enabled: bool
@@ -79,7 +79,7 @@ class Msi:
 
 @dataclass(frozen=True, slots=True)
 class MsiX:
-    """MSI-X: ``count`` vectors, whose table and pending bits lie in BARs; offsets and sizes are in bytes."""
+    """MSI-X: the number of vectors, the places of table and pending bits; offsets and sizes in bytes."""
 
     enabled: bool
     masked: bool
@@ -110,7 +110,7 @@ class MsiX:
 
 @dataclass(frozen=True, slots=True)
 class VendorSpecific:
-    """Vendor Specific: ``length`` bytes with the header's three; ``data`` follows these, in hexadecimal."""
+    """Vendor Specific: ``length`` in bytes, with the header's three; ``data`` after them, in hexadecimal."""
 
     length: int
     data: str
@@ -123,7 +123,7 @@ class VendorSpecific:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSubsystem:
-    """Bridge Subsystem Vendor: who made the board that a bridge is on."""
+    """Bridge Subsystem Vendor: the vendor and the id of the board of a bridge."""
 
     vendor_id: int
     device_id: int
