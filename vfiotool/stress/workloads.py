@@ -1,7 +1,7 @@
-"""What a run does in each cycle, by the names of the command line: choosers of actions.
+"""The workloads of the command line: each chooses the calls of a cycle.
 
-A cycle begins with the group at rest. Each yields an action, and looks at the group for the next one when
-that was done; who performs them brings the group to rest afterwards, wherever a cycle ends.
+A cycle starts with the group at rest. A chooser yields a call, and chooses the next by the state of the group
+after the call was executed. The caller brings the group back to rest after the cycle.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vfiotool.stress.operations.registry import GroupOperations
 from vfiotool.stress.record import Call
 
 _STEPS = 60
-"""Operations of a random walk before it goes back to rest."""
+"""The operations of a random walk."""
 
 Cycle = Callable[[GroupOperations, random.Random], Iterator[Call]]
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``lacks`` says what a group lacks for it, and nothing where it can be done."""
+    """A workload. ``lacks`` returns what a group lacks for it, or an empty text."""
 
     name: str
     cycle: Cycle
@@ -34,7 +34,7 @@ class Workload:
 
 
 def _bind(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
-    """Each member, in any order, to its host driver, where it has one, and back."""
+    """Bind the members, in random order, to their host drivers or else to pci-stub, and back."""
     members = list(range(len(operations.members)))
     for at in rng.sample(members, len(members)):
         yield _call(Kind.UNBIND, at)
@@ -45,7 +45,7 @@ def _bind(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
 
 
 def _group(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
-    """A walk through the model, in which any of the processes opens what is opened."""
+    """Walk through the model; a random process opens each fd."""
     to = [Bound.VFIO, Bound.STUB, *([Bound.HOST] if operations.have_hosts else [])]
     for _ in range(_STEPS):
         operation, _prediction = choose(operations.harness.model, operations.harness.state, rng, to=to)
@@ -53,7 +53,7 @@ def _group(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
 
 
 def _viability(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
-    """A group is set up while a sibling is on a host driver, on a stub, on none; then one comes."""
+    """Set up the group while a sibling is on a host driver, on a stub, on none; then bind one to it."""
     sibling, ours = rng.sample(range(len(operations.members)), 2)
     yield _call(Kind.UNBIND, sibling)
     yield _call(Kind.OPEN_CONTAINER)
@@ -70,11 +70,11 @@ def _viability(operations: GroupOperations, rng: random.Random) -> Iterator[Call
         yield _call(Kind.UNSET_CONTAINER)
         if to is not Bound.NONE:
             yield _call(Kind.UNBIND, sibling)
-    yield from _host_driver_comes(sibling, ours)
+    yield from _bind_host_to_live_group(sibling, ours)
 
 
-def _host_driver_comes(sibling: int, ours: int) -> Iterator[Call]:
-    """A host driver takes a member of a live group: EBUSY since 5.19, and a BUG before."""
+def _bind_host_to_live_group(sibling: int, ours: int) -> Iterator[Call]:
+    """Bind a member of a live group to a host driver: EBUSY since 5.19, a BUG before."""
     yield _call(Kind.SET_CONTAINER)
     yield _call(Kind.SET_IOMMU)
     yield _call(Kind.GET_DEVICE_FD, ours)
@@ -110,13 +110,13 @@ def _race(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
 
 
 def repetition(cycles: Iterable[Sequence[Call]]) -> Cycle:
-    """Return a chooser that yields in its n-th cycle what the n-th of these has."""
+    """Return a chooser that yields the calls of the n-th of these cycles in its n-th cycle."""
     waiting = iter(cycles)
     return lambda _operations, _rng: iter(next(waiting, ()))
 
 
 def set_up(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
-    """Open a member to the point where it can be used, by its group or by its own node."""
+    """Yield the calls that open a member for use, by its group or by its own node."""
     at = rng.randrange(len(operations.members))
     if operations.harness.model.era is Era.CDEV and rng.random() < 0.5:
         for kind in (Kind.OPEN_CDEV, Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT):

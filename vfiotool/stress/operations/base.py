@@ -1,4 +1,4 @@
-"""What the families share whose operations end at once, and which use fds that the life cycle has opened."""
+"""Helpers of families whose operations never block, and which use fds that the life cycle opens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from vfiotool.stress.record import Call, Outcome
 
 
 class NonBlockingFamily:
-    """The part of ``OperationFamily`` for what never waits."""
+    """The part of ``OperationFamily`` that is the same for all families whose operations never block."""
 
     def releases(self, _call: Call) -> Iterator[Call]:
-        """Yield nothing."""
+        """Yield nothing: no operation has to be unblocked."""
         return iter(())
 
     def finish(self, call: Call) -> Outcome:
-        """Say that it did not wait."""
-        return Outcome(note=f"{call} does not wait")
+        """Return a note: the call has not blocked."""
+        return Outcome(note=f"'{call}' never waits")
 
 
 def usable_fd(harness: GroupHarness, member: int) -> int | None:
-    """Return the fd by which this process can use a member: the group's, or that of a node in an iommufd."""
+    """Return the fd by which this process can use a member, or None.
+
+    The fd comes from the group, or is the member's own node if that is bound to the iommufd.
+    """
     if not 0 <= member < len(harness.spec.members):
         return None
     if harness.clients.owns_device(member) or harness.state.members[member].has_iommufd:
@@ -30,5 +33,5 @@ def usable_fd(harness: GroupHarness, member: int) -> int | None:
 
 
 def usable_members(harness: GroupHarness) -> list[int]:
-    """Return the members that this process can use."""
+    """Return the indices of the members that this process can use."""
     return [at for at in range(len(harness.spec.members)) if usable_fd(harness, at) is not None]

@@ -1,4 +1,4 @@
-"""DMA: memory is mapped and unmapped in the address space that is set up; its bytes and pins are counted."""
+"""DMA: map and unmap memory in the address space of the group, and count mapped bytes and pinned pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vfiotool.vfio.uapi import DmaMapFlags, Extension
 SLOTS = 32
 SLOT_BYTES = 64 << 10
 IOVA = 0x1000000
-"""Where the first slot is mapped: what edu reaches too, with its 28 bits."""
+"""The IOVA of the first slot; the device edu, with 28 address bits, reaches all slots."""
 
 _STEPS = 60
 _MOST_SLOTS = 4
@@ -37,7 +37,7 @@ _PINNED = re.compile(
 
 @dataclass
 class _Space:
-    """An IO address space: ``owner`` is the iommufd that it is in, or the number of a container's IOMMU."""
+    """An IO address space. ``owner`` is its iommufd, or the number of the container's IOMMU."""
 
     owner: Iommufd | int
     fd: int
@@ -49,10 +49,10 @@ class _Space:
 
 
 class DmaOperations(NonBlockingFamily):
-    """The family of the container that is set and has its IOMMU, or else of the IOAS of the iommufd.
+    """The family of DMA, in the container to which the group is set, if it has an IOMMU, or else in the IOAS.
 
-    A slot is 64 KiB of this process's memory, and always at the same IOVA. ``pins`` are the pages that the
-    kernel accounts to this process, more than when this was made.
+    A slot is 64 KiB of this process's memory, always at the same IOVA. ``pins`` is the number of pages that
+    the kernel accounts to this process, less the number when the family was made.
     """
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
@@ -81,7 +81,7 @@ class DmaOperations(NonBlockingFamily):
         self._pinned_before = pinned_pages()
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth, as long as there is where to map; each is to be done before the next."""
+        """Yield the calls of a cycle while there is an address space; execute each before taking the next."""
         for step in range(_STEPS):
             space = self._space()
             if space is None:
@@ -109,7 +109,7 @@ class DmaOperations(NonBlockingFamily):
     def do(self, call: Call, expected: Expectation) -> Outcome:
         if call.name == "pins":
             return Outcome(value=pinned_pages() - self._pinned_before)
-        space = cast("_Space", self._space())  # else nothing was expected
+        space = cast("_Space", self._space())  # as ``expect`` checked
         if call.name == "unmap all":
             outcome = _outcome(lib.vt_dma_unmap_all(space.fd, space.ioas))
             if expected.allows(outcome) and not outcome.errno:
@@ -130,13 +130,13 @@ class DmaOperations(NonBlockingFamily):
         return outcome
 
     def wind_down(self) -> Iterator[Call]:
-        """Unmap what is mapped, by a way that every kernel has: up to 5.11 there is no unmap of all."""
+        """Yield the call that unmaps everything by a range: up to 5.11 the kernel has no unmap of all."""
         space = self._space()
         if space is not None and space.mappings.count:
             yield Call("unmap", {"slot": 0, "slots": SLOTS})
 
     def abandon(self) -> None:
-        """Forget what is mapped: the kernel undoes it with the fds."""
+        """Forget the mappings: the kernel removes them when the fds are closed."""
         self._container = self._ioas = None
 
     def _expect_unmap_all(self, space: _Space) -> Expectation:
@@ -145,7 +145,7 @@ class DmaOperations(NonBlockingFamily):
         return Expectation(frozenset((code,)), value=space.mappings.count * SLOT_BYTES)
 
     def _space(self) -> _Space | None:
-        """Look which address spaces are there still; return the one that can be mapped in."""
+        """Update the address spaces; return the one in which memory can be mapped, if any."""
         ioas, container = self._look_at_iommufd(), self._look_at_container()
         return container or ioas
 
@@ -173,10 +173,10 @@ class DmaOperations(NonBlockingFamily):
         return self._ioas
 
     def _pages(self) -> int | None:
-        """Return how many pages must be pinned; ``None`` where the group does not tell.
+        """Return the number of pages that must be pinned, or None if the group's state does not tell it.
 
-        That is where the fd of a container was closed while its group keeps it: the same container may have
-        lost its IOMMU meanwhile, and got another.
+        That is the case if the fd of a container was closed while the group keeps the container: meanwhile
+        the container may have lost its IOMMU and got another.
         """
         slots, state = 0, self._harness.state
         if self._container is not None and self._container.mappings.count:
@@ -189,7 +189,7 @@ class DmaOperations(NonBlockingFamily):
 
     @cached_property
     def _memory(self) -> tuple[mmap.mmap, int]:
-        """The memory of the slots, and where it is. No child has it: a fork would copy what is pinned."""
+        """The memory of the slots, and its address. No child inherits it: a fork would copy pinned pages."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         memory = mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags)
         memory.madvise(mmap.MADV_DONTFORK)
@@ -197,14 +197,14 @@ class DmaOperations(NonBlockingFamily):
 
 
 def pinned_pages() -> int:
-    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    """Return the number of pages that the kernel accounts to this process as locked or pinned."""
     with open("/proc/self/status", "rb", buffering=0) as status:
         kilobytes = sum(map(int, _PINNED.findall(status.read())))
     return (kilobytes << 10) // mmap.PAGESIZE
 
 
 def _chosen(rng: random.Random, mappings: Mappings) -> Call:
-    """Choose what changes something more often than what is refused."""
+    """Choose a call that changes the mappings more often than one that the kernel refuses."""
     kind = rng.choices(("map", "unmap one", "unmap any", "unmap all"), (12, 8, 4, 1))[0]
     if kind == "unmap all":
         return Call(kind)
@@ -225,5 +225,5 @@ def _outcome(result: int) -> Outcome:
 
 
 def _is_attached(space: _Space) -> bool:
-    """Say whether a device is attached: it narrows what can be mapped; without any, nothing is pinned."""
+    """Return True if a device, which narrows the ranges, is attached: without a device, nothing is pinned."""
     return cast("Iommufd", space.owner).info().iova_ranges != _EVERYTHING

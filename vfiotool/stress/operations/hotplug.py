@@ -1,4 +1,4 @@
-"""Members that leave the bus and are found again: ``remove`` of a device, and ``rescan`` of the bus.
+"""Hotplug: ``remove`` takes a member off the bus, and ``rescan`` finds it again.
 
 Sources: pci_stop_and_remove_bus_device() in drivers/pci/remove.c, pci_rescan_bus() in drivers/pci/probe.c,
 device_add() and device_del() in drivers/base/core.c, vfio_iommu_group_notifier() in drivers/vfio/vfio.c of
@@ -31,25 +31,25 @@ REMOVE, RESCAN = "remove", "rescan"
 _DRIVER_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 _UNBINDS_FIRST = 0.25
-"""How often a device is removed that has no driver."""
+"""The share of removals before which the device is unbound."""
 
 _UNDONE_BY = {kind.declaration.undoes: kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an operation leads to, and what the kernel does meanwhile."""
+    """The state after an operation, and what the kernel must do during the operation."""
 
     state: State
     expected: Expectation
 
 
 class HotplugOperations(NonBlockingFamily):
-    """``remove`` of a member, and ``rescan``, which finds all that were removed.
+    """The operations ``remove``, of one member, and ``rescan``, which finds all removed members.
 
-    It removes only what the kernel lets go of at once. Up to 5.18 no member leaves or joins a live group: for
-    one that joins, VFIO warns ("Device added to a live group"), and for one that has left, the IOMMU's driver
-    has a BUG when it is found again (``domain_context_mapping_one``), even after the group was closed.
+    A member is removed only if that does not block. Up to 5.18 no member leaves or joins a live group: VFIO
+    warns of a member that joins ("Device added to a live group"), and the IOMMU's driver has a BUG when a
+    member that left is found again (``domain_context_mapping_one``), even after the group was closed.
     """
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
@@ -62,7 +62,7 @@ class HotplugOperations(NonBlockingFamily):
         self._lifecycle = lifecycle
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth: each member is removed and found once, alone or together with others."""
+        """Yield the calls of a cycle: each member is removed and found once, alone or with other members."""
         waiting = rng.sample(range(len(self._members)), len(self._members))
         while waiting:
             count = rng.randint(1, len(waiting))
@@ -75,7 +75,7 @@ class HotplugOperations(NonBlockingFamily):
                 yield Call(REMOVE, {"member": at})
             yield Call(RESCAN)
             yield from (call_of(Operation(_UNDONE_BY[kind])) for kind in reversed(opened))
-            yield Call(RESCAN)  # if the first could not be
+            yield Call(RESCAN)  # if the first rescan was not possible
 
     def expect(self, call: Call) -> Expectation | None:
         if call.name == RESCAN:
@@ -90,7 +90,7 @@ class HotplugOperations(NonBlockingFamily):
         return self._harness.with_bus_lock(lambda: self._remove(at))
 
     def wind_down(self) -> Iterator[Call]:
-        """Find what was removed: for that the group may have to be closed."""
+        """Yield the calls that find removed members; the group may have to be closed first."""
         if self._harness.removed:
             for call in self._lifecycle.wind_down():
                 if self._can_rescan():
@@ -101,24 +101,24 @@ class HotplugOperations(NonBlockingFamily):
     def abandon(self) -> None:
         self._harness.bus.release()
 
-    # For a removal that waits, which somebody else asks for
+    # For the race of a removal that blocks
 
     def unblocks_removal(self, at: int) -> Iterator[Call]:
-        """Yield what ends the wait of a member's removal: up to 5.18 its group must not be live by then."""
+        """Yield the calls that unblock a member's removal; up to 5.18 its group must not be live then."""
         if self._harness.state.is_open and not self._harness.model.era.has_dma_owner:
             yield call_of(Operation(Kind.CLOSE_GROUP))
         unbind = Operation(Kind.UNBIND, member=at)
         for release, _ in self._harness.model.released(self._harness.state, unbind)[:-1]:
             yield call_of(release)
 
-    def removed(self, at: int) -> Expectation:
-        """Take note that a member has been removed, and return what must have come of it."""
+    def record_removal(self, at: int) -> Expectation:
+        """Record that a member has been removed, and return what must have come of the removal."""
         change = self._gone(at)
         self._harness.state = change.state
         self._harness.removed.add(at)
         return change.expected
 
-    # What can be done
+    # Which calls are possible
 
     def _can_remove(self, at: int) -> bool:
         harness = self._harness
@@ -132,11 +132,11 @@ class HotplugOperations(NonBlockingFamily):
         return not harness.tree.exists(f"{device_path(self._members[at])}/virtfn0")
 
     def _is_last(self, at: int) -> bool:
-        """Say whether the group's fd would be of a group without devices, which the model does not know."""
+        """Return True if the group's fd would refer to a group without devices, a state the model lacks."""
         return self._harness.state.is_open and {*self._harness.removed, at} == set(range(len(self._members)))
 
     def _can_rescan(self) -> bool:
-        """Where all members were removed, the group's number may be another one then."""
+        """After all members were removed, a rescan may give the group another number: all must be closed."""
         harness = self._harness
         if not harness.removed:
             return False
@@ -144,10 +144,10 @@ class HotplugOperations(NonBlockingFamily):
             return harness.state == State(tuple(map(_without_fds, harness.state.members)))
         return harness.model.era.has_dma_owner or not harness.state.is_live
 
-    # What must come of it
+    # Expectations
 
     def _gone(self, at: int) -> Change:
-        """It loses its driver first, then it leaves its group."""
+        """The member loses its driver first, then it leaves its group."""
         harness = self._harness
         state, expected = harness.state, Expectation()
         if state.members[at].bound is not Bound.NONE:
@@ -158,7 +158,7 @@ class HotplugOperations(NonBlockingFamily):
         return Change(state, expected._replace(uevents=uevents, probes=probes))
 
     def _found(self) -> Change:
-        """All join their groups before the first gets a driver. A live group has its driver refused."""
+        """All members join their group before the first gets a driver; a live group refuses a host driver."""
         harness, found = self._harness, sorted(self._harness.removed)
         uevents = [ExpectedUevent("pci", "add", self._members[at]) for at in found]
         probes = [name for _ in found for name in self._notified(harness.state, "ADD_DEVICE")]
@@ -171,18 +171,18 @@ class HotplugOperations(NonBlockingFamily):
         return Change(state, Expectation(uevents=tuple(uevents), probes=tuple(probes)))
 
     def _notified(self, state: State, name: str) -> tuple[str, ...]:
-        """The notifier runs for a group that VFIO has; up to 5.15 a worker puts the group each time."""
+        """The notifier runs for a group that VFIO knows; up to 5.15 a worker puts the group each time."""
         model = self._harness.model
         if model.era.has_dma_owner or not model.has_node(state):
             return ()
         return (name, "vfio_group_put_bg") if model.era is Era.DEFERRED_PUT else (name,)
 
-    # Doing it
+    # Execution
 
     def _remove(self, at: int) -> Outcome:
         code = kernel_files.write(f"{device_path(self._members[at])}/remove", "1")
         if not code:
-            self.removed(at)
+            self.record_removal(at)
         return Outcome(code)
 
     def _rescan(self) -> Outcome:
@@ -194,7 +194,7 @@ class HotplugOperations(NonBlockingFamily):
             bound = change.state.members[at].bound
             if note := self._await_driver(at, self._host(at) if bound is Bound.HOST else None):
                 return Outcome(note=note)
-        if find_group(harness.tree, self._members[found[0]]) != harness.number:  # then nothing is open
+        if find_group(harness.tree, self._members[found[0]]) != harness.number:  # no fd is open then
             harness.clients.close()
             harness.open()
         harness.state = change.state
@@ -202,18 +202,18 @@ class HotplugOperations(NonBlockingFamily):
         return Outcome()
 
     def _await_driver(self, at: int, wanted: str | None) -> str:
-        """Wait until a member has its driver, which may come after the rescan; say what is wrong."""
+        """Wait until a member has its driver, which may come after the rescan; return a note if it fails."""
         address, deadline = self._members[at], time.monotonic() + _DRIVER_SECONDS
         if not self._harness.tree.exists(device_path(address)):
             return f"{address} was not found again"
         while (driver := self._harness.tree.find_link(f"{device_path(address)}/driver")) != wanted:
             if driver is not None or time.monotonic() > deadline:
                 return f"{address} was found and has the driver {driver}, not {wanted}"
-            time.sleep(_POLL_SECONDS)  # its uevent is the run's
+            time.sleep(_POLL_SECONDS)  # the run reads the driver's uevent
         return ""
 
     def _host(self, at: int) -> str | None:
-        """Return the driver that takes a member as soon as it is there."""
+        """Return the host driver of a member if that driver is loaded: it binds to the member at once."""
         host = self._harness.spec.hosts.get(self._members[at])
         return host if host and os.path.isdir(f"{DRIVERS}/{host}") else None
 

@@ -1,4 +1,4 @@
-"""Interrupts: enabled, triggered by software, and counted by the eventfds that the kernel signals."""
+"""Interrupts: enable them, trigger them by software, and count the signals of their eventfds."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _MASKS = {"mask irq": IrqSetFlags.ACTION_MASK, "unmask irq": IrqSetFlags.ACTION_
 
 @dataclass(frozen=True, slots=True)
 class _Enabled:
-    """The kind of which a member has vectors, and the eventfd of each."""
+    """The kind of a member's enabled vectors, and the eventfd of each vector."""
 
     kind: str
     eventfds: tuple[int, ...]
 
 
 class IrqOperations(NonBlockingFamily):
-    """The family of interrupts, of members that this process can use; a device has them, not its fd.
+    """The family of interrupts, of members that this process can use. A device has interrupts, not its fd.
 
-    A trigger by software comes through a mask: the kernel holds back what the device raises.
+    A mask does not stop a trigger by software: the kernel only holds back interrupts that the device raises.
     """
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
@@ -58,7 +58,7 @@ class IrqOperations(NonBlockingFamily):
         harness.before_close.append(self._before_close)
 
     def count(self, member: int, kind: str) -> int:
-        """Return how many vectors of a kind a member has that can be used; asked once for each opening."""
+        """Return the number of a member's usable vectors of a kind; read once while the member is open."""
         fd = cast("int", usable_fd(self._harness, member))
         if (member, kind) not in self._counts:
             argument = bytearray(vfio_irq_info(argsz=sizeof(vfio_irq_info), index=KINDS[kind]))
@@ -68,7 +68,7 @@ class IrqOperations(NonBlockingFamily):
         return self._counts[member, kind]
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth, as long as a member can be used; each is to be done before the next."""
+        """Yield the calls of a cycle, while a member can be used; execute each before taking the next."""
         for _ in range(_STEPS):
             members = usable_members(self._harness)
             if not members:
@@ -94,7 +94,7 @@ class IrqOperations(NonBlockingFamily):
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
         member = int(call.arguments["member"])
-        fd = cast("int", usable_fd(self._harness, member))  # else nothing was expected
+        fd = cast("int", usable_fd(self._harness, member))  # as ``expect`` checked
         if call.name == "enable irqs":
             return self._enable(fd, call, expected)
         if call.name in _MASKS:
@@ -110,17 +110,17 @@ class IrqOperations(NonBlockingFamily):
         return Outcome(value=_taken(enabled.eventfds[vector]))
 
     def wind_down(self) -> Iterator[Call]:
-        """Disable what is enabled."""
+        """Yield the calls that disable all interrupts."""
         for member in sorted(self._enabled):
             yield Call("disable irqs", {"member": member})
 
     def abandon(self) -> None:
-        """Close the eventfds: the kernel lets go of them with the devices."""
+        """Close the eventfds: the kernel releases its references with the devices."""
         for member in tuple(self._enabled):
             self._forget(member)
 
     def _expect_enable(self, call: Call, enabled: _Enabled | None) -> Expectation | None:
-        """One kind excludes the others. The same again, with other eventfds, is not done here."""
+        """An enabled kind excludes the others. This family does not enable the same kind again."""
         kind, count = str(call.arguments["kind"]), int(call.arguments["count"])
         if kind not in KINDS or count < 1 or (enabled is not None and enabled.kind == kind):
             return None
@@ -141,7 +141,7 @@ class IrqOperations(NonBlockingFamily):
         return outcome
 
     def _disable(self, fd: int, member: int, enabled: _Enabled) -> Outcome:
-        """Its value is how many interrupts came that nobody asked for."""
+        """The outcome's value is the number of interrupts that no call triggered."""
         result = _set(fd, KINDS[enabled.kind], _TRIGGER, 0, 0)
         if result:
             return _outcome(result)
@@ -150,7 +150,7 @@ class IrqOperations(NonBlockingFamily):
         return Outcome(value=left)
 
     def _chosen(self, rng: random.Random, member: int) -> Call:
-        """Now and then choose what the kernel must refuse."""
+        """Choose a call; sometimes one that the kernel must refuse."""
         enabled = self._enabled.get(member)
         if enabled is None or rng.random() < _RARELY:
             return self._any_to_enable(rng, member)
@@ -165,7 +165,7 @@ class IrqOperations(NonBlockingFamily):
         return Call(name, arguments)
 
     def _any_to_enable(self, rng: random.Random, member: int) -> Call:
-        """One more than there are is among it, and so is a kind that the member does not have."""
+        """Choose any kind but the enabled one, also one that the member lacks; sometimes too many vectors."""
         present = self._enabled.get(member)
         kind = rng.choice([kind for kind in KINDS if present is None or kind != present.kind])
         has = min(self.count(member, kind), _MOST_VECTORS)
@@ -173,7 +173,7 @@ class IrqOperations(NonBlockingFamily):
         return Call("enable irqs", {"member": member, "kind": kind, "count": count})
 
     def _before_close(self, member: int) -> None:
-        """With its last fd the device loses its interrupts, whatever they are."""
+        """With its last fd a device loses all its interrupts."""
         state = self._harness.state.members[member]
         if state.fds + state.cdev <= 1:
             self._forget(member)
@@ -192,12 +192,12 @@ def _set(fd: int, index: int, flags: IrqSetFlags, start: int, count: int, data: 
 
 
 def _outcome(result: int) -> Outcome:
-    """A positive result is how many vectors there would have been: none is enabled then."""
+    """A positive result is the number of vectors that the kernel could enable: it enabled none."""
     return Outcome(errno.ENOSPC) if result > 0 else Outcome(-result)
 
 
 def _taken(eventfd: int) -> int:
-    """Return how often an eventfd was signalled since it was last read."""
+    """Return the number of an eventfd's signals since it was last read."""
     try:
         return os.eventfd_read(eventfd)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The operations of the model: fds of the group, of containers and devices, and drivers."""
+"""The operations of the model: on fds of the group, of containers and of devices, and on drivers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def call_of(operation: Operation, process: int = 0) -> Call:
 
 
 def operation_of(call: Call) -> Operation:
-    """Return the model's operation of an action; ValueError where it is none."""
+    """Return the model's operation of a call.
+
+    Raises:
+        ValueError: the call is not an operation of the model.
+    """
     arguments = call.arguments
     return Operation(
         Kind(call.name),
@@ -45,7 +49,7 @@ _Answer = tuple[Prediction, Expectation]
 
 
 class LifecycleOperations:
-    """The family that the model has the rules of."""
+    """The family whose rules are the model's."""
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {kind.value: kind.declaration.script for kind in Kind}
 
@@ -53,11 +57,11 @@ class LifecycleOperations:
         self._harness = harness
         self._waiting: SysfsWriter | None = None
         self._pfs = {at for at, address in enumerate(harness.spec.members) if _is_pf(harness, address)}
-        # Cycles do the same over and over, and what is between two operations keeps a bind from the next.
-        self._answer = functools.lru_cache(_MOST_KNOWN)(self._ask)
+        # Cycles repeat the same operations, and the time for an answer delays the next system call.
+        self._answer = functools.lru_cache(_MOST_KNOWN)(self._computed)
 
     def prediction(self, call: Call) -> Prediction | None:
-        """Return what the model says of an action, ``None`` where it cannot be done."""
+        """Return the model's prediction of a call, or None if the call is not possible."""
         answer = self._answer_to(call)
         return None if answer is None else answer[0]
 
@@ -66,7 +70,7 @@ class LifecycleOperations:
         return None if answer is None else answer[1]
 
     def _answer_to(self, call: Call) -> _Answer | None:
-        """Return what the model says, where this group has what it takes for it now."""
+        """Return the model's answer, or None if the call is not possible on this group now."""
         operation = operation_of(call)
         if operation.member >= len(self._harness.spec.members):
             return None
@@ -74,8 +78,8 @@ class LifecycleOperations:
             return None
         return self._answer(self._harness.state, operation)
 
-    def _ask(self, state: State, operation: Operation) -> _Answer | None:
-        """Ask the model, which says the same each time."""
+    def _computed(self, state: State, operation: Operation) -> _Answer | None:
+        """Compute the model's answer, which depends on the arguments alone."""
         model = self._harness.model
         if operation not in model.operations(state):
             return None
@@ -86,7 +90,7 @@ class LifecycleOperations:
         return prediction, expected
 
     def expectation(self, prediction: Prediction) -> Expectation:
-        """Return a prediction with the addresses of the members in place of their indices."""
+        """Return a prediction as an expectation, with the addresses of the members."""
         members = self._harness.spec.members
         return Expectation(
             frozenset((prediction.errno,)),
@@ -115,7 +119,7 @@ class LifecycleOperations:
             yield call_of(release)
 
     def finish(self, call: Call) -> Outcome:
-        """Await the write that waited, and have the model's state of afterwards."""
+        """Wait for the end of the write that blocked, and enter the state after it."""
         if self._waiting is None:
             return Outcome(note="nothing waits")
         outcome = self._waiting.result()
@@ -127,7 +131,7 @@ class LifecycleOperations:
         return outcome._replace(proved=self.expectation(prediction))
 
     def wind_down(self) -> Iterator[Call]:
-        """Close what is open, the last first, and have every member on vfio-pci."""
+        """Close all fds, device fds first, and bind every member to vfio-pci."""
         while (operation := self._next_to_rest()) is not None:
             yield call_of(operation)
 
@@ -156,7 +160,7 @@ class LifecycleOperations:
         return None
 
     def _begin(self, operation: Operation) -> Outcome:
-        """Write from a process of its own, and see that it comes to wait in the kernel."""
+        """Start an unbind in a child process; the outcome has a note if the write does not block."""
         address = self._address(operation)
         writer = SysfsWriter(f"{device_path(address)}/driver/unbind", address)
         if writer.blocks():
@@ -168,7 +172,7 @@ class LifecycleOperations:
         return self._harness.spec.members[operation.member]
 
     def _can_write(self, operation: Operation) -> bool:
-        """Say whether a member is on the bus and has such a driver; a PF keeps its own for its VFs."""
+        """Return True if a member is on the bus and has the driver; a PF with VFs must keep its driver."""
         address = self._address(operation)
         if operation.member in self._harness.removed:
             return False

@@ -1,4 +1,4 @@
-"""Two operations at once: what comes of them must be what one after the other gives, in either order."""
+"""Races: two operations at once must give what they give one after the other, in either order."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _MAPS = 16
 _MOMENT_SECONDS = 2.0
 
 GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN))
-"""What a device or node gives that went away on the way to it.
+"""The errnos of an operation on a device or node that went away during the operation.
 
-EAGAIN is a device's that an unbind has locked: it is reset before its first use, and that waits for no lock
-(pci_try_reset_function() in vfio_pci_core_enable()).
+EAGAIN comes from a device that an unbind has locked: the kernel resets a device before its first use, and
+does not wait for its lock (pci_try_reset_function() in vfio_pci_core_enable()).
 """
 
 _BOTH_UNBIND = "0 and 0"
-"""Who asks whether the device has the driver holds no lock yet (unbind_store(), drivers/base/bus.c)."""
+"""Two unbinds may both succeed: unbind_store(), drivers/base/bus.c, checks the driver without a lock."""
 
 Result = tuple[int, bool]
-"""An errno, and whether it waits."""
+"""An errno, and True if the operation waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rivals:
-    """Two operations; ``other`` is done by another process, ``ours`` by this one."""
+    """Two operations of a member's index. Another process executes ``other``, this process ``ours``."""
 
     other: Callable[[int], Operation]
     ours: Callable[[int], Operation]
@@ -51,7 +51,7 @@ class Rivals:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one order of two operations gives."""
+    """The predictions of two operations in one order, and the state after them."""
 
     other: Prediction
     ours: Prediction
@@ -59,7 +59,7 @@ class Order:
 
     @property
     def pair(self) -> str:
-        """Say what both give."""
+        """Return the results of both as a text."""
         return _pair(*((one.errno, bool(one.waits_for)) for one in (self.other, self.ours)))
 
 
@@ -100,14 +100,14 @@ _FORMS = {
 
 
 def race_form(of: str) -> ScriptForm:
-    """Return the form of the race between two operations."""
+    """Return the form in a script of a race, by its name."""
     return _FORMS.get(of, AT_ONCE)
 
 
 class RaceOperations:
-    """The family ``race``: ``of`` names the two, ``member`` whom they are about.
+    """The operation ``race``: its argument ``of`` names the two operations, ``member`` is their member.
 
-    ``head_start_us`` is how long after the first the second begins, in microseconds.
+    ``head_start_us`` is the time between their beginnings, in microseconds.
     """
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {RACE: AT_ONCE}
@@ -126,7 +126,7 @@ class RaceOperations:
         self._writer: SysfsWriter | None = None
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth: each race once, in any order, each from a group at rest."""
+        """Yield the calls of a cycle: each race once, in random order, each on a group at rest."""
         names = [*RIVALS, REMOVE_AND_MAP, CLOSE_AND_RESET]
         for name in rng.sample(names, len(names)):
             at = rng.randrange(len(self._harness.spec.members))
@@ -161,7 +161,7 @@ class RaceOperations:
         other, ours = self._both(rivals.other(at), rivals.ours(at), head_start)
         order = _explanation(name, orders, _pair(other, ours))
         if order is None and self._writer is not None and self._writer.has_ended(_MOMENT_SECONDS):
-            # It has slept there, but for a lock.
+            # The write slept for a lock, not for a user of the device.
             writer, self._writer = self._writer, None
             other = writer.result().errno, False
             order = _explanation(name, orders, _pair(other, ours))
@@ -186,7 +186,7 @@ class RaceOperations:
             return outcome
         at = int(call.arguments["member"])
         if str(call.arguments["of"]) == REMOVE_AND_MAP:
-            proved = self._hotplug.removed(at)
+            proved = self._hotplug.record_removal(at)
         else:
             prediction = self._harness.model.predict(self._harness.state, Operation(Kind.UNBIND, member=at))
             self._harness.state = prediction.state
@@ -201,7 +201,7 @@ class RaceOperations:
             self._writer.abandon()
             self._writer = None
 
-    # What leads to a race
+    # The calls before a race
 
     def _before(self, name: str, at: int) -> Iterator[Call]:
         opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
@@ -217,7 +217,7 @@ class RaceOperations:
     # Two operations of the model
 
     def _orders(self, name: str, at: int) -> list[Order]:
-        """Return what either order gives; nothing where one of the two cannot be begun now."""
+        """Return the predictions of both orders, or nothing if one of the operations is not possible now."""
         rivals, model, state = RIVALS[name], self._harness.model, self._harness.state
         other, ours = rivals.other(at), rivals.ours(at)
         possible = set(model.operations(state))
@@ -231,10 +231,10 @@ class RaceOperations:
     def _one_after_the_other(
         self, first: Operation, second: Operation
     ) -> tuple[Prediction, Prediction, State]:
-        """Return what both give, and the state after it; who waits has not changed it yet."""
+        """Return both predictions, and the state after them, which a waiting operation has not changed."""
         model = self._harness.model
         one = model.predict(self._harness.state, first)
-        if one.waits_for:  # for the container alone (up to 5.18): the group has lost the device already
+        if one.waits_for:  # only for the container (up to 5.18): the group has already lost the device
             return one, Prediction(self._harness.state, errno.ENODEV), self._harness.state
         if second not in model.operations(one.state):
             return one, Prediction(one.state, errno.ENODEV), one.state
@@ -258,7 +258,7 @@ class RaceOperations:
         return (writer.result().errno, False), result
 
     def _settled(self, order: Order, pair: str) -> Outcome:
-        """Take the state of afterwards; while one waits, it is that of the other alone."""
+        """Enter the state after both operations, or after one if the other waits."""
         self._harness.state = order.state
         expectations = [self._lifecycle.expectation(one) for one in (order.other, order.ours)]
         waits = next((one for one in expectations if one.waits_for), None)
@@ -268,14 +268,14 @@ class RaceOperations:
         probes = tuple(probe for one in expectations for probe in one.probes)
         return Outcome(proved=Expectation(uevents=uevents, probes=probes, pairs=(pair,)))
 
-    # A device that is removed while it is mapped for
+    # A device that is removed while memory is mapped for it
 
     def _expect_remove(self, at: int) -> Expectation | None:
         is_usable = self._harness.state.members[at].fds and self._harness.state.has_iommu
         return Expectation(waits_for="its fds are closed") if is_usable else None
 
     def _remove_while_mapping(self, at: int) -> Outcome:
-        """The removal waits, and meanwhile memory is mapped and unmapped as ever."""
+        """Map and unmap memory while a removal waits: both must work as before."""
         if (held := self._harness.bus.take()).note:
             return held
         writer = SysfsWriter(f"{device_path(self._harness.spec.members[at])}/remove", "1")
@@ -296,7 +296,7 @@ class RaceOperations:
             return Outcome()
         return Outcome(note=f"did not wait: {writer.result()}")
 
-    # An fd that is closed while the device is reset by it
+    # An fd that is closed while it resets its device
 
     def _expect_close(self, at: int) -> Expectation | None:
         prediction = self._lifecycle.prediction(call_of(Operation(Kind.CLOSE_DEVICE, member=at)))
@@ -305,7 +305,7 @@ class RaceOperations:
         return self._lifecycle.expectation(prediction)
 
     def _close_while_resetting(self, at: int, head_start: float, expected: Expectation) -> Outcome:
-        """A thread resets: its call goes on when the fd is closed, and ends with the device's release."""
+        """Reset in a thread: the call goes on after the fd is closed, and ends with the device's release."""
         fd = self._harness.clients.first.device(at)
         results = list[Outcome]()
         thread = threading.Thread(target=lambda: results.append(reset(fd or -1)))
@@ -320,14 +320,14 @@ class RaceOperations:
 
 
 def _explanation(name: str, orders: list[Order], pair: str) -> Order | None:
-    """Return the order that gives these results, if one does; of two unbinds both may succeed."""
+    """Return the order that gives these results, or None; two unbinds may also both succeed."""
     if name == _TWO_UNBINDS and pair == _BOTH_UNBIND:
         return orders[0]
     return next((order for order in orders if order.pair == pair), None)
 
 
 def _pair(*results: Result) -> str:
-    """Say what came of both; what is gone may tell so in several ways."""
+    """Return the results of both as a text; the errnos of ``GONE`` count as one result."""
     return " and ".join("gone" if code in GONE else _result((code, waits)) for code, waits in results)
 
 
@@ -337,7 +337,7 @@ def _result(result: Result) -> str:
 
 
 def _spin(seconds: float) -> None:
-    """Let so much time pass: a sleep is too coarse for what happens within microseconds."""
+    """Wait without a sleep, which is too coarse for microseconds."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

@@ -1,4 +1,4 @@
-"""A group under test, with every family of operations."""
+"""All families of operations, together on one group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRIPT_FORMS = {name: form for family in FAMILIES for name, form in family.forms
 
 
 class GroupOperations:
-    """A handle of one thread; see ``GroupHarness``."""
+    """A group under test with one family of each kind. Not thread-safe; see ``GroupHarness``."""
 
     def __init__(self, model: Model, spec: GroupSpec) -> None:
         self.harness = GroupHarness(model, spec)
@@ -57,5 +57,5 @@ class GroupOperations:
 
     @property
     def have_hosts(self) -> bool:
-        """Say whether each member has a host driver."""
+        """Return True if each member has a host driver."""
         return all(self.harness.spec.hosts.get(address) for address in self.members)

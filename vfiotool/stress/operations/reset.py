@@ -1,4 +1,4 @@
-"""Resets of functions that are in use, and what their configuration space says before and after."""
+"""Resets of functions that are in use, and reads of their configuration space before and after."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMES = 3
 
 
 class ResetOperations(NonBlockingFamily):
-    """The family of resets. What was enabled before one is so after it: interrupts, and what is mapped."""
+    """The family of resets. A reset must leave enabled interrupts and DMA mappings as they are."""
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
         "reset": ScriptForm("reset", ("member",)),
@@ -36,9 +36,9 @@ class ResetOperations(NonBlockingFamily):
         self._harness = harness
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth, as long as a member can be used; with an interrupt that must outlive them.
+        """Yield the calls of a cycle, if a member can be used: resets, with an interrupt that must survive.
 
-        The interrupt is another family's; a member that has none of that kind refuses it.
+        The family of interrupts executes its part; a member without that kind of interrupt refuses it.
         """
         members = usable_members(self._harness)
         if not members:
@@ -63,18 +63,18 @@ class ResetOperations(NonBlockingFamily):
         return Expectation(frozenset((0 if _has_reset(fd) else errno.EINVAL,)))
 
     def do(self, call: Call, _expected: Expectation) -> Outcome:
-        fd = cast("int", usable_fd(self._harness, int(call.arguments["member"])))  # else nothing was expected
+        fd = cast("int", usable_fd(self._harness, int(call.arguments["member"])))  # as ``expect`` checked
         return _read_config(fd) if call.name == "read config" else reset(fd)
 
     def wind_down(self) -> Iterator[Call]:
-        """Yield nothing: it leaves nothing behind."""
+        """Yield nothing: a reset has no effect to undo."""
         return iter(())
 
     def abandon(self) -> None:
-        """Nothing is open."""
+        """Do nothing: the family has nothing open."""
 
     def _first_of_config(self, member: int) -> int | None:
-        """Return the first 32 bits of configuration space, by what sysfs says of the device."""
+        """Return the first 32 bits of configuration space, from the ids in sysfs."""
         path = device_path(self._harness.spec.members[member])
         vendor, device = (self._harness.tree.find(f"{path}/{name}") for name in ("vendor", "device"))
         return None if vendor is None or device is None else int(device, 16) << 16 | int(vendor, 16)
@@ -88,9 +88,9 @@ def _has_reset(fd: int) -> bool:
 
 
 def reset(fd: int) -> Outcome:
-    """Reset a function.
+    """Reset a function. Repeat a reset that gives EAGAIN.
 
-    Who reads the device's uevent in sysfs has it locked for that moment, and a reset gives EAGAIN.
+    A process that reads the device's ``uevent`` file in sysfs locks the device: a reset then gives EAGAIN.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""VFs of a member that come and go, and are on vfio-pci meanwhile.
+"""SR-IOV: VFs of a member are enabled, bound to vfio-pci, and disabled.
 
 Sources: sriov_numvfs_store(), sriov_enable(), pci_iov_add_virtfn() and sriov_disable() in drivers/pci/iov.c,
 pci_device_probe() in drivers/pci/pci-driver.c.
@@ -32,23 +32,23 @@ from vfiotool.util import kernel_files
 VFS, BIND_VF, UNBIND_VF = "vfs", "bind vf", "unbind vf"
 
 _MOST = 8
-"""VFs that a cycle makes at most: each takes its time."""
+"""The most VFs of a cycle: each takes time."""
 _LARGEST_NUMBER = 0xFFFF
 _USE = ("iommu_device_use_default_domain", "iommu_device_unuse_default_domain")
 
 
 @dataclass(slots=True)
 class Vf:
-    """``group`` is the number of its group, in which nobody else is, while vfio-pci has it."""
+    """A VF. ``group`` is the number of its group, which has no other device, while it is on vfio-pci."""
 
     address: str
     group: int | None = None
 
 
 class SriovOperations(NonBlockingFamily):
-    """The number of VFs, and drivers of each; their PF is on its host driver.
+    """The operations on the number of VFs, and on the driver of each; the PF is on its host driver.
 
-    While there are any, the PF keeps ``sriov_drivers_autoprobe`` at 0, so that no host driver takes one.
+    While there are VFs, ``sriov_drivers_autoprobe`` of the PF is 0, so that no host driver binds to a VF.
     """
 
     forms: ClassVar[Mapping[str, ScriptForm]] = {
@@ -65,17 +65,17 @@ class SriovOperations(NonBlockingFamily):
 
     @property
     def pfs(self) -> tuple[int, ...]:
-        """The members that can have VFs, and a host driver that may make them."""
+        """The members that can have VFs, and have a host driver that may enable them."""
         members = enumerate(self._harness.spec.members)
         return tuple(at for at, one in members if self._harness.spec.hosts.get(one) and self._total(at))
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where VFs can be, of all members."""
+        """The addresses that VFs of all members can have."""
         return tuple(one for at in self.pfs for one in self._places(at, self._total(at)))
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth: VFs come, have drivers, and go, some with the driver that they have."""
+        """Yield the calls of a cycle: enable VFs, bind and unbind some, and disable all, some still bound."""
         for at in rng.sample(self.pfs, len(self.pfs)):
             yield call_of(Operation(Kind.UNBIND, member=at))
             yield call_of(Operation(Kind.BIND, member=at, to=Bound.HOST))
@@ -106,7 +106,7 @@ class SriovOperations(NonBlockingFamily):
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
         if call.name == VFS:
-            # A VF takes the lowest group number that is free: not that of a device that is off the bus.
+            # A VF gets the lowest free group number, which must not be that of a device that is off the bus.
             return self._harness.with_bus_lock(lambda: self._count(call, expected))
         vf = self._find(call)
         if vf is None:
@@ -128,15 +128,15 @@ class SriovOperations(NonBlockingFamily):
             yield _of_pf(at, 0)
 
     def abandon(self) -> None:
-        """Have no VFs any more: with them their PF cannot go back to vfio-pci."""
+        """Disable all VFs: a PF with VFs cannot go back to vfio-pci."""
         for at in list(self._vfs):
             SysfsWriter(self._path(at, "sriov_numvfs"), "0").result()
             self._forget(at)
 
-    # What must come of it
+    # Expectations
 
     def _expect_count(self, at: int, count: int) -> Expectation | None:
-        """The kernel looks at the number itself, then at whether it is one, then at what is there."""
+        """The kernel first checks the number, then its range, then the present number of VFs."""
         now = len(self._vfs.get(at, ()))
         if count < 0:
             return Expectation(frozenset((errno.EINVAL,)))
@@ -151,7 +151,7 @@ class SriovOperations(NonBlockingFamily):
         return self._expect_coming(at, count) if count else self._expect_leaving(at)
 
     def _expect_coming(self, at: int, count: int) -> Expectation | None:
-        """A VF tells of itself twice: once it is there, and once it is linked to its PF."""
+        """Each VF causes two uevents: when it is added, and when it is linked to its PF."""
         places = self._places(at, count)
         if not places:
             return None
@@ -161,7 +161,7 @@ class SriovOperations(NonBlockingFamily):
         )
 
     def _expect_leaving(self, at: int) -> Expectation:
-        """Each loses its driver first."""
+        """Each VF loses its driver first."""
         uevents, probes = list[ExpectedUevent](), list[str]()
         for vf in self._vfs[at]:
             if vf.group is not None and (unbound := self._expect_driver(vf, UNBIND_VF)):
@@ -171,7 +171,7 @@ class SriovOperations(NonBlockingFamily):
         return Expectation(uevents=tuple(uevents), probes=tuple(probes))
 
     def _expect_driver(self, vf: Vf, name: str) -> Expectation | None:
-        """What the model says of a group of one; its node has the group's number for a name."""
+        """Return the model's expectation for a group with one member; the group's number names its node."""
         group = self._own_group(vf)
         if group is None:
             return None
@@ -183,19 +183,19 @@ class SriovOperations(NonBlockingFamily):
         return Expectation(uevents=uevents, probes=prediction.probes)
 
     def _probed(self, at: int) -> tuple[str, ...]:
-        """Since 5.19 every driver that knows a VF has its DMA, until it is told that it may not probe it."""
+        """Since 5.19 each driver that matches a VF owns its DMA until the probe of the driver is refused."""
         if not self._harness.model.era.has_dma_owner:
             return ()
         return _USE * sum(self._drivers_of(vf.address) for vf in self._vfs[at])
 
     def _drivers_of(self, address: str) -> int:
-        """Count the drivers that are there and know a device."""
+        """Count the loaded drivers that match a device."""
         modalias = self._harness.tree.read(f"{device_path(address)}/modalias")
         if modalias not in self._tried:
             self._tried[modalias] = sum(map(_pci_drivers, _modules(modalias)))
         return self._tried[modalias]
 
-    # Doing it
+    # Execution
 
     def _count(self, call: Call, expected: Expectation) -> Outcome:
         at, count = int(call.arguments["member"]), int(call.arguments["count"])
@@ -220,7 +220,7 @@ class SriovOperations(NonBlockingFamily):
         kernel_files.write(path, "0")
 
     def _forget(self, at: int) -> None:
-        """There are no VFs any more, so their drivers may be what they were."""
+        """Restore ``sriov_drivers_autoprobe`` after the VFs were disabled."""
         self._vfs.pop(at, None)
         if (former := self._autoprobe.pop(at, None)) is not None:
             kernel_files.write(self._path(at, AUTOPROBE), former)
@@ -233,14 +233,14 @@ class SriovOperations(NonBlockingFamily):
                 return f"VF {number} is {place}, and should be {vf.address}"
         return ""
 
-    # What is there
+    # The VFs
 
     def _find(self, call: Call) -> Vf | None:
         vfs, number = self._vfs.get(int(call.arguments["member"]), []), int(call.arguments["vf"])
         return vfs[number] if 0 <= number < len(vfs) else None
 
     def _own_group(self, vf: Vf) -> int | None:
-        """Return the number of a VF's group, ``None`` where others are in it, too."""
+        """Return the number of a VF's group, or None if the group has other devices."""
         number = find_group(self._harness.tree, vf.address)
         devices = f"/sys/kernel/iommu_groups/{number}/devices"
         return number if self._harness.tree.find_names(devices) == [vf.address] else None
@@ -263,7 +263,7 @@ def _of_pf(at: int, count: int) -> Call:
 
 
 def _modules(modalias: str) -> set[str]:
-    """Return the modules that know a device, loaded or not, built in or not: modprobe may name one twice."""
+    """Return the modules that match a device, loaded or not, built in or not; modprobe may repeat a name."""
     modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if modprobe is None:
         return set()
