@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+from vfiotool.stress.reproduce import script_runtime
 from vfiotool.util import tasks
 from vfiotool.util.child import TERMINAL_SIGNALS, fork_child, start_child
 from vfiotool.util.tasks import children, read_task, sleeps_in, task_state, uninterruptible_tasks
@@ -20,6 +22,7 @@ from vfiotool.util.tasks import children, read_task, sleeps_in, task_state, unin
 SAMPLES = os.path.join(os.path.dirname(__file__), "proc")
 KERNELS = sorted(os.listdir(SAMPLES))
 UNBIND = ("vfio_unregister_group_dev", "vfio_del_group_dev")
+WAITING = ("interruptible", "uninterruptible")
 READS_STACK = ("proc_pid_stack",)
 PID = 12
 
@@ -184,11 +187,29 @@ def test_a_task_is_stuck_in_state_d_alone(tmp_path: Path, kernel: str) -> None:
         assert len(list(uninterruptible_tasks(PID, proc))) == found
 
 
-def test_a_task_that_gave_way_to_another_has_the_same_stack(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["R (running)", "T (stopped)", "Z (zombie)"])
+def test_a_task_that_does_not_sleep_can_have_the_same_stack(tmp_path: Path, state: str) -> None:
     proc = place(tmp_path, "6.12", "interruptible")
-    status = tmp_path / f"{PID}/task/{PID}/status"
-    status.write_text(status.read_text().replace("S (sleeping)", "R (running)"))
+    for status in tmp_path.rglob("status"):
+        status.write_text(status.read_text().replace("S (sleeping)", state))
     assert not sleeps_in(PID, UNBIND, proc)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["interruptible", "uninterruptible", "running", "stopped"])
+def test_a_script_that_reproduces_a_finding_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, kind: str
+) -> None:
+    """The script runs without vfiotool, so it has a reader of its own."""
+    proc = place(tmp_path, kernel, "interruptible" if kind == "stopped" else kind)
+    for status in tmp_path.rglob("status") if kind == "stopped" else ():
+        status.write_text(status.read_text().replace("S (sleeping)", "T (stopped)"))
+
+    def open_sample(path: str, encoding: str) -> TextIO:
+        return open(path.replace("/proc", proc, 1), encoding=encoding)
+
+    monkeypatch.setattr(script_runtime, "open", open_sample, raising=False)
+    assert script_runtime.is_waiting(PID) == sleeps_in(PID, UNBIND, proc) == (kind in WAITING)
 
 
 def test_a_task_that_runs_while_it_is_read_is_not_steady(

@@ -289,7 +289,7 @@ def comes_to_wait(device: str) -> bool:
 
 
 def is_waiting(pid: int) -> bool:
-    """Say whether a process sleeps in the kernel until a device is let go of."""
+    """Return True if a process sleeps in the kernel for a user of a device."""
     seen = []
     for name in ("status", "stack", "status"):
         try:
@@ -298,10 +298,10 @@ def is_waiting(pid: int) -> bool:
         except OSError:
             return False
     before, stack, after = seen
-    if before != after or "State:\tR" in after:  # it runs there, or gave way to another task
-        return False
+    if before != after or not ("State:\tS" in after or "State:\tD" in after):
+        return False  # it runs in the kernel, or gave way to another task
     innermost = stack.partition("\n")[0]
-    return "vfio_unregister_group_dev" in innermost or "vfio_del_group_dev" in innermost
+    return " vfio_unregister_group_dev+" in innermost or " vfio_del_group_dev+" in innermost
 
 
 def has_ended(device: str, seconds: float) -> bool:
