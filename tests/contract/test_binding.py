@@ -11,9 +11,9 @@ import pytest
 
 from tests.contract.bench import BRIDGE, E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.binding.steps import CLEAR, DRIVERS
+from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import read_state
 from vfiotool.host.devices import Device
 

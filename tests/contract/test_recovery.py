@@ -18,9 +18,10 @@ from tests.contract.bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
 from vfiotool.binding.machine import GO
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.steps import DRIVERS, LoadModule, Step
+from vfiotool.binding.steps import LoadModule, Step
 from vfiotool.cli.signals import exit_on_signals
 from vfiotool.errors import BindError, BlockedError, VfioToolError
+from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import Device
 from vfiotool.host.pending_unbinds import pending_writer

@@ -18,9 +18,9 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import ENABLE_SRIOV
-from vfiotool.binding.steps import CLEAR, DRIVERS
+from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, UnsupportedError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import Device
 from vfiotool.testing import FakeHost

@@ -12,9 +12,8 @@ from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import vf_addresses
-from vfiotool.binding.steps import DRIVERS
 from vfiotool.errors import BindError, BlockedError, UnsupportedError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vfiotool.binding.steps import DRIVERS
+from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.denylist import Denial, find_denied
 from vfiotool.host.devices import Device, find_device
 from vfiotool.host.era import Era, detect_era

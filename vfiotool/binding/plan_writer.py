@@ -12,7 +12,6 @@ from vfiotool.binding.plan import Plan
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import is_host_driver
 from vfiotool.binding.steps import (
-    DRIVERS,
     BindDriver,
     DeviceStep,
     GrantOwner,
@@ -27,7 +26,7 @@ from vfiotool.binding.steps import (
     without_autoprobe,
 )
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
-from vfiotool.host.attributes import device_path, parse_override
+from vfiotool.host.attributes import DRIVERS, device_path, parse_override
 from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders

@@ -105,8 +105,8 @@ def _of_device(context: PlanContext, address: str, target: DeviceState) -> Itera
 def _vfs(device: Device, target: DeviceState) -> Iterable[Refusal]:
     """Yield what forbids to change the driver of a PF that has VFs.
 
-    vfio-pci does not bind to a PF with VFs, which other drivers leave behind (``pci_num_vf()``). VFs that
-    the plan removes first have their own rules.
+    vfio-pci does not bind to a PF with VFs (``pci_num_vf()``), and other drivers leave the VFs enabled when
+    they are unbound. VFs that the plan removes first have their own rules.
     """
     if not device.vfs or target.numvfs not in (None, len(device.vfs)):
         return
@@ -149,7 +149,7 @@ def _live_group(context: PlanContext, device: Device, target: DeviceState) -> It
         reason = printable(f"{used}: on this kernel, binding {target.driver} there ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
-        yield _liftable(device.address, "held", f"{used}, and an unbind of {device.driver} would wait for it")
+        yield _liftable(device.address, "held", f"{used}, and an unbind from {device.driver} would block")
     elif is_host_driver(target.driver):
         yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {target.driver}")
 

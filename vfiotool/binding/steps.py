@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vfiotool.binding.ownership import Owner, rule_path
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import (
     AUTOPROBE,
     NUMVFS,
@@ -24,7 +24,6 @@ from vfiotool.host.device_state import (
 )
 from vfiotool.host.groups import is_vfio_driver
 
-DRIVERS = "/sys/bus/pci/drivers"
 MODPROBE = "modprobe"
 CLEAR = "\n"
 """Clears an override when written to it: an empty write has no effect, and a space sets the driver " "."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
 _GUARDED = ("driver_override", "sriov_numvfs", "reset_method")
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.errors import KernelError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import AUTOPROBE, NUMVFS, POWER, NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, process_start
 from vfiotool.testing.fake_sriov import SriovHost, refresh_vfs, remove_vfs, set_numvfs, vfs_of
-from vfiotool.testing.fake_tree import DRIVERS, DRIVERS_PROBE
+from vfiotool.testing.fake_tree import DRIVERS_PROBE
 
 _BRIDGE = 0x0604
 _ACCEPTS_ALL = "pci-stub"

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vfiotool.host.attributes import DEVICES, device_path
+from vfiotool.host.attributes import DEVICES, DRIVERS, device_path
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.host.tree import Tree
 from vfiotool.testing.built_config import config_space
 
-DRIVERS = "/sys/bus/pci/drivers"
 DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
 _BOOT_ID = "b007b007-0000-4000-8000-000000000001"
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"

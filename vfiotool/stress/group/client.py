@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from vfiotool._shim import lib
-from vfiotool.binding.steps import DRIVERS
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.stress.group.sysfs import ioctl
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vfiotool.binding.steps import DRIVERS
-from vfiotool.host.attributes import device_path, find_group
+from vfiotool.host.attributes import DRIVERS, device_path, find_group
 from vfiotool.host.era import Era
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import RESCAN_FILE
