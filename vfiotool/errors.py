@@ -1,8 +1,8 @@
-"""Every error that vfiotool raises, and the one table that explains a kernel's errno.
+"""Every error that vfiotool raises, and the table that explains the kernel's errno values.
 
-An error says what failed and why in its message, and what to do in ``hint``. ``exit_status`` is what
-the command line returns for it: 1 failed, 2 usage, 3 refused by a safety rule, 4 not supported here,
-5 blocked by a holder.
+The message of an error says what failed and why; ``hint`` says what to do. The command line exits with
+the error's ``exit_status``: 1 failed, 2 usage, 3 refused by a safety rule, 4 not supported here,
+5 blocked by a holder, 125 lab guest lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 
 class VfioToolError(Exception):
-    """Base of all errors of this package; ``hint`` tells a person what to do about it."""
+    """Base class of all errors of this package. ``hint`` says what the user can do; it may be empty."""
 
     exit_status = 1
 
@@ -27,29 +27,29 @@ class VfioToolError(Exception):
 
 
 class SelectorError(VfioToolError, ValueError):
-    """An address or other selector that cannot be understood, or that matches more than was meant."""
+    """A selector (address, glob, ``vendor:device``, name) is malformed, or matches several devices."""
 
     exit_status = 2
 
 
 class UsageError(VfioToolError, ValueError):
-    """An argument has no meaning here: no such name, a value out of range, two that exclude each other."""
+    """An argument is invalid: an unknown name, a value out of range, or two that exclude each other."""
 
     exit_status = 2
 
 
 class DeviceNotFoundError(VfioToolError):
-    """No PCI device, or no IOMMU group, answers to the given name."""
+    """No PCI device or IOMMU group has the given name."""
 
 
 class UnsupportedError(VfioToolError):
-    """This kernel or machine lacks what the operation needs."""
+    """This kernel or machine does not support the operation."""
 
     exit_status = 4
 
 
 class RefusedError(VfioToolError):
-    """A safety rule forbids the operation; ``reasons`` has a line for each."""
+    """A safety rule forbids the operation. ``reasons`` has a line for each rule."""
 
     exit_status = 3
 
@@ -59,7 +59,7 @@ class RefusedError(VfioToolError):
 
 
 class GroupNotViableError(VfioToolError):
-    """The kernel will not give the group to userspace while ``blockers`` (addresses) have their drivers."""
+    """The group is not viable: the devices ``blockers`` (addresses) are on host drivers."""
 
     def __init__(self, message: str, *, blockers: Sequence[str], hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -67,7 +67,7 @@ class GroupNotViableError(VfioToolError):
 
 
 class BindError(VfioToolError):
-    """A step of a plan failed: ``step`` describes it, ``state`` says what became of the devices."""
+    """A step of a plan failed. ``step`` describes the step, ``state`` the devices' state afterwards."""
 
     def __init__(self, message: str, *, step: str, state: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -76,7 +76,7 @@ class BindError(VfioToolError):
 
 
 class BlockedError(VfioToolError):
-    """A driver did not let go in time; ``holders`` has one line for each process that holds the device."""
+    """A driver did not release the device in time. ``holders`` has a line for each process that holds it."""
 
     exit_status = 5
 
@@ -90,15 +90,15 @@ class ClosedError(VfioToolError, ValueError):
 
 
 class AccessError(VfioToolError, ValueError):
-    """An access that a region does not take: outside, misaligned, no such right; the device saw nothing."""
+    """An access to a region is out of range, misaligned or not permitted. No access reached the device."""
 
 
 class RegisterError(VfioToolError):
-    """A register's definition contradicts itself, or it was used against it; the device saw nothing of it."""
+    """A register's definition is inconsistent, or the access violates it. No access reached the device."""
 
 
 class RegisterTimeoutError(RegisterError, TimeoutError):
-    """A register did not read in time as it should; ``last`` is what it last read."""
+    """A register did not reach the expected value in time. ``last`` is the value that was read last."""
 
     def __init__(self, message: str, *, last: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -106,19 +106,19 @@ class RegisterTimeoutError(RegisterError, TimeoutError):
 
 
 class IrqError(VfioToolError):
-    """Interrupts were asked for that the device, the kernel or what is enabled already does not allow."""
+    """The device, the kernel or the interrupts already enabled do not allow the requested interrupts."""
 
 
 class IrqTimeoutError(IrqError, TimeoutError):
-    """No interrupt came in time."""
+    """No interrupt arrived within the timeout."""
 
 
 class LabError(VfioToolError):
-    """The virtual lab could not be prepared: no kernel, no QEMU, no module."""
+    """The virtual lab cannot be prepared: a kernel, QEMU or a module is missing."""
 
 
 class GuestLostError(LabError):
-    """A lab guest ended, hung or ran out of time; ``console`` has the last lines that it printed."""
+    """A lab guest exited, hung or timed out. ``console`` has the last lines of its console."""
 
     exit_status = 125
 
@@ -130,8 +130,8 @@ class GuestLostError(LabError):
 class KernelError(VfioToolError, OSError):
     """The kernel refused an operation.
 
-    ``operation`` is the kernel's own name for it (``"VFIO_GROUP_SET_CONTAINER"``, ``"write"``),
-    ``subject`` what it was asked of (a path, a group, an address), ``errno`` its answer.
+    ``operation`` is the kernel's name of the operation (``"VFIO_GROUP_SET_CONTAINER"``, ``"write"``),
+    ``subject`` the object of the operation (a path, a group, an address), ``errno`` the error number.
     """
 
     def __init__(self, code: int, operation: str, subject: str, *, hint: str = "") -> None:
@@ -148,7 +148,7 @@ class KernelError(VfioToolError, OSError):
 class DmaMapError(KernelError):
     """The kernel refused to map or unmap ``size`` bytes at ``iova``.
 
-    ``index`` tells which of many ranges it was, where many were mapped at once.
+    ``index`` is the index of the failed range if several were mapped at once, else ``None``.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class DmaMapError(KernelError):
 
 
 class DmaRangeError(VfioToolError, ValueError):
-    """What is to be mapped is no memory, or does not fit where it is to go."""
+    """The object to map is not memory, or does not fit at the requested address."""
 
 
 class IovaExhaustedError(VfioToolError):
-    """No IOVAs are free for ``size`` bytes, none of them above ``iova_max`` (``None``: no such limit)."""
+    """No free IOVA range of ``size`` bytes ends at or below ``iova_max`` (``None``: no limit)."""
 
     def __init__(self, message: str, *, size: int, iova_max: int | None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -174,194 +174,203 @@ class IovaExhaustedError(VfioToolError):
         self.iova_max = iova_max
 
 
-# (operation, errno) -> (cause, remedy). An operation of "" holds for all that have no row of their own.
-# The kernels give different numbers for the same cause, so a cause can stand more than once.
+# (operation, errno) -> (cause, remedy). A row with the operation "" applies to every operation that has no
+# row for that errno. Kernel versions return different errno values for the same cause, so causes repeat.
 _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ("", errno.EPERM): (
-        "the kernel does not permit it",
-        "run it as root, or with CAP_SYS_ADMIN",
+        "operation not permitted",
+        "run as root, or with CAP_SYS_ADMIN",
     ),
-    ("", errno.EACCES): ("permission denied", "run it as root, or ask for access to the node"),
-    ("", errno.ENOENT): ("it does not exist", "list what is there with 'vfiotool list'"),
-    ("", errno.ENODEV): ("the device is gone, or the driver does not know it", ""),
-    ("", errno.EBUSY): ("it is in use", "'vfiotool groups' names the processes that hold a group"),
-    ("", errno.ENOTTY): ("this kernel does not know the operation", ""),
-    ("", errno.ENOMEM): ("the kernel has no memory for it, or the memlock limit is too low", ""),
+    ("", errno.EACCES): ("permission denied", "run as root, or get access to the device node"),
+    ("", errno.ENOENT): ("no such file or device", "'vfiotool list' shows the devices of this machine"),
+    ("", errno.ENODEV): ("the device is gone, or the driver does not know the device", ""),
+    ("", errno.EBUSY): ("already in use", "'vfiotool groups' shows the processes that hold a group"),
+    ("", errno.ENOTTY): ("this kernel does not support the operation", ""),
+    ("", errno.ENOMEM): ("the kernel is out of memory, or the memlock limit is too low", ""),
     ("VFIO_SET_IOMMU", errno.EINVAL): (
-        "the container has no group yet, or its IOMMU is set already",
-        "set a group's container first, and the IOMMU once",
+        "the container has no group yet, or its IOMMU is already set",
+        "add a group to the container first, and set the IOMMU only once",
     ),
     ("VFIO_SET_IOMMU", errno.ENODEV): (
         "this kernel's VFIO has no IOMMU driver of that type for the group",
-        "load vfio_iommu_type1; 'vfiotool groups' shows whether the machine's IOMMU is on",
+        "load vfio_iommu_type1; 'vfiotool groups' shows if the machine's IOMMU is on",
     ),
     ("VFIO_SET_IOMMU", errno.EPERM): (
-        "the IOMMU does not remap interrupts, so a device could forge them",
-        "turn interrupt remapping on, or, where the device is trusted, load vfio_iommu_type1 with "
-        "allow_unsafe_interrupts=1",
+        "the IOMMU does not remap interrupts, so a device could forge interrupts",
+        "enable interrupt remapping, or load vfio_iommu_type1 with allow_unsafe_interrupts=1 if you trust "
+        "the device",
     ),
     ("VFIO_GROUP_SET_CONTAINER", errno.EPERM): (
-        "the group is not viable: a device of it is on a host driver",
-        "'vfiotool groups' names the device",
+        "the group is not viable: a device of the group is on a host driver",
+        "'vfiotool groups' shows the device",
     ),
-    ("VFIO_GROUP_SET_CONTAINER", errno.EINVAL): ("the group has a container already", ""),
+    ("VFIO_GROUP_SET_CONTAINER", errno.EINVAL): ("the group already has a container", ""),
     ("VFIO_GROUP_UNSET_CONTAINER", errno.EBUSY): (
         "a device of the group is open",
         "close the group's devices first",
     ),
     ("VFIO_GROUP_UNSET_CONTAINER", errno.EINVAL): ("the group has no container", ""),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.EINVAL): (
-        "the group has no container, or the container has no IOMMU, or the device takes no VF token",
-        "set the group's container, then the container's IOMMU, then open the device; give a token only "
-        "for a VF whose PF is on vfio-pci too",
+        "the group has no container, the container has no IOMMU, or the device takes no VF token",
+        "set the group's container, then the container's IOMMU, then open the device; pass a token only "
+        "for a VF whose PF is also on vfio-pci",
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV): (
-        "the group has no such device on a VFIO driver",
-        "'vfiotool groups' shows the group's devices; 'vfiotool bind' hands one over",
+        "no device of that name in the group is on a VFIO driver",
+        "'vfiotool groups' shows the group's devices; 'vfiotool bind' binds a device to vfio-pci",
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): (
-        "it is a VF whose PF is on vfio-pci too, or such a PF with a VF open, and this is not their token",
-        "give as vf_token what the PF's owner has set",
+        "the VF token is missing or wrong: a VF whose PF is on vfio-pci needs it, and so does a PF on "
+        "vfio-pci while a VF is open",
+        "pass as vf_token the token that the PF's owner has set",
     ),
-    ("VFIO_DEVICE_FEATURE", errno.ENOTTY): ("the device, or this kernel, lacks the feature", ""),
+    ("VFIO_DEVICE_FEATURE", errno.ENOTTY): ("the device or this kernel does not have the feature", ""),
     ("VFIO_DEVICE_FEATURE", errno.EINVAL): (
-        "the feature cannot be used so, or the device is in that state already",
-        "Features.probe() tells whether it can be got or set",
+        "the feature does not support this operation, or the device is already in that state",
+        "Features.probe() returns the operations that the feature supports",
     ),
     ("VFIO_DEVICE_SET_IRQS", errno.EINVAL): (
-        "no such interrupt is enabled, or the kernel does not let it be enabled beside another kind",
+        "the interrupt is not enabled, or the kernel does not allow it beside another kind of interrupt",
         "",
     ),
-    ("VFIO_DEVICE_SET_IRQS", errno.ENOSPC): ("the kernel has no interrupt left to give", ""),
+    ("VFIO_DEVICE_SET_IRQS", errno.ENOSPC): ("the kernel has no free interrupt left", ""),
     ("VFIO_DEVICE_RESET", errno.EAGAIN): (
-        "another reset or a change of the device's driver is under way",
+        "another reset or a driver change of the device is in progress",
         "try again",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EINVAL): (
-        "a device that would be reset too is in no group that was passed, or not on vfio-pci",
-        "bind all devices that read_hot_reset_info() names, and pass their groups",
+        "the reset affects a device that is in none of the passed groups, or not on vfio-pci",
+        "bind every device that read_hot_reset_info() lists, and pass their groups",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EPERM): (
-        "a device that would be reset too is not this process's",
-        "bind all devices that read_hot_reset_info() names, and pass their groups",
+        "the reset affects a device that this process does not own",
+        "bind every device that read_hot_reset_info() lists, and pass their groups",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EBUSY): (
-        "a device that would be reset too is on a host driver",
-        "'vfiotool bind' hands it over",
+        "the reset affects a device that is on a host driver",
+        "bind that device with 'vfiotool bind'",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.ENOTTY): (
-        "the bridge above the device did not reset its bus, or nothing answered there afterwards",
-        "the kernel log says more",
+        "the bridge above the device did not reset its bus, or no device answered after the reset",
+        "see the kernel log (dmesg)",
     ),
-    ("eventfd", errno.EMFILE): ("this process has too many open files", "raise the limit ('ulimit -n')"),
+    ("eventfd", errno.EMFILE): ("this process has too many open files", "raise the limit with 'ulimit -n'"),
     ("VFIO_IOMMU_GET_INFO", errno.EINVAL): (
         "the container has no IOMMU yet",
-        "set a group's container first, then the container's IOMMU",
+        "add a group to the container first, then set the container's IOMMU",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.EINVAL): (
-        "address, IOVA and size are not whole IOMMU pages, or lie outside of the container's IOVA "
-        "ranges, or the container has no IOMMU yet",
-        "map whole pages (an mmap.mmap is made of them) inside of the ranges",
+        "address, IOVA or size is not a multiple of the IOMMU page size, or the IOVAs lie outside the "
+        "container's IOVA ranges, or the container has no IOMMU yet",
+        "map whole pages (an mmap.mmap has whole pages) inside the IOVA ranges",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.EEXIST): (
-        "a part of the range is mapped already",
-        "choose another IOVA, or unmap first",
+        "part of the range is already mapped",
+        "choose another IOVA, or unmap the range first",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.EFAULT): (
-        "the memory does not reach that far, or is read-only while the device may write",
+        "the range extends beyond the memory, or the memory is read-only and the mapping is writable",
         "map at most the buffer's size, or pass write=False",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
     ("VFIO_IOMMU_MAP_DMA", errno.ENOSPC): (
-        "the container takes no more mappings",
+        "the container has reached its limit of mappings",
         "map fewer and larger ranges, or raise vfio_iommu_type1's dma_entry_limit",
     ),
     ("VFIO_IOMMU_MAP_DMA", errno.ENOMEM): (
-        "the memory that may be locked is used up",
-        "raise the memlock limit ('ulimit -l')",
+        "the limit of locked memory is reached",
+        "raise the memlock limit with 'ulimit -l'",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL): (
-        "IOVA and size are not whole IOMMU pages, or cut through a mapping, or the container has "
-        "no IOMMU yet",
-        "unmap whole mappings, as they were made",
+        "IOVA or size is not a multiple of the IOMMU page size, or the range splits a mapping, or the "
+        "container has no IOMMU yet",
+        "unmap whole mappings",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): (
-        "nothing is mapped there, or the range cuts through a mapping",
-        "unmap whole mappings, as they were made",
+        "the range has no mapping, or splits a mapping",
+        "unmap whole mappings",
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", errno.EINVAL): (
-        "the device or its group is open already, or the fd is no iommufd",
-        "'vfiotool groups' names the processes that hold a group",
+        "the device or its group is already open, or the file descriptor is not an iommufd",
+        "'vfiotool groups' shows the processes that hold a group",
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", errno.EPERM): (
-        "another device of its group has another owner",
-        "'vfiotool groups' shows the group's devices and who holds them",
+        "another device of the group has another owner",
+        "'vfiotool groups' shows the group's devices and their holders",
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EPERM): (
-        "the IOMMU does not remap interrupts, so a device could forge them",
-        "turn interrupt remapping on, or, where the device is trusted, load iommufd with "
-        "allow_unsafe_interrupts=1",
+        "the IOMMU does not remap interrupts, so a device could forge interrupts",
+        "enable interrupt remapping, or load iommufd with allow_unsafe_interrupts=1 if you trust the device",
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EADDRINUSE): (
-        "something is mapped, or is to stay valid, where this device's IOMMU reserves addresses",
-        "open all devices before memory is mapped",
+        "mapped or allowed IOVAs overlap the reserved regions of this device",
+        "open all devices before you map memory",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
     ("MADV_POPULATE_WRITE", errno.EFAULT): (
-        "a page of it cannot be had",
-        "use smaller pages, or raise the huge pages that its cgroup may have (hugetlb.*.max)",
+        "the kernel cannot allocate a page of the memory",
+        "use smaller pages, or raise the huge page limit of the process's cgroup (hugetlb.*.max)",
     ),
     ("reserve", errno.EINVAL): (
-        "they are not whole IOMMU pages, or lie outside of the IOVA ranges that the kernel allows",
-        "choose whole pages inside of the ranges, or leave the choice to vfiotool",
+        "IOVA or size is not a multiple of the IOMMU page size, or outside the kernel's IOVA ranges",
+        "choose whole pages inside the ranges, or let vfiotool choose",
     ),
-    ("reserve", errno.EEXIST): ("a part of the range is in use", "choose another IOVA, or unmap first"),
+    ("reserve", errno.EEXIST): (
+        "part of the range is in use",
+        "choose another IOVA, or unmap the range first",
+    ),
     ("reserve", errno.EOVERFLOW): ("the range does not fit in 64 bits", ""),
-    ("free", errno.ENOENT): ("nothing is allocated there", ""),
-    ("free", errno.EINVAL): ("another size is allocated there", "free all of what was allocated at once"),
+    ("free", errno.ENOENT): ("no range is allocated at that IOVA", ""),
+    ("free", errno.EINVAL): (
+        "the allocated range has another size",
+        "free the whole range that was allocated",
+    ),
     ("set_ranges", errno.EINVAL): (
-        "a further device makes the kernel allow fewer IOVAs, and these no longer",
-        "unmap them before that device is attached, or give it an address space of its own",
+        "with the added device the kernel no longer allows these IOVAs",
+        "unmap them before you attach the device, or give the device a separate address space",
     ),
     ("pread", errno.EIO): (
-        "the device does not answer: its memory is turned off, or it is in D3hot",
+        "the device does not answer: its memory space is disabled, or the device is in D3hot",
         "set memory to True in its configuration space, and its power state to D0",
     ),
     ("pwrite", errno.EIO): (
-        "the device does not answer: its memory is turned off, or it is in D3hot",
+        "the device does not answer: its memory space is disabled, or the device is in D3hot",
         "set memory to True in its configuration space, and its power state to D0",
     ),
     ("sriov_numvfs", errno.ENOENT): (
-        "the PF's driver does not make VFs, or it has no driver",
-        "bind it to a driver that does",
+        "the PF's driver cannot create VFs, or the PF has no driver",
+        "bind the PF to a driver that can create VFs",
     ),
-    ("sriov_numvfs", errno.ERANGE): ("the PF has not so many", "'vfiotool show' tells how many it has"),
+    ("sriov_numvfs", errno.ERANGE): (
+        "the PF does not have that many VFs",
+        "'vfiotool show' shows how many VFs the PF can have",
+    ),
     ("sriov_numvfs", errno.EBUSY): (
-        "there are VFs already, made by somebody else meanwhile",
+        "the PF already has VFs, which another program created in the meantime",
         "see 'vfiotool list', and try again",
     ),
     ("sriov_numvfs", errno.ENOMEM): (
-        "the bridge above has too few addresses, or too few bus numbers, for so many VFs",
-        "ask for fewer, turn SR-IOV on in the firmware, or boot with pci=realloc (addresses) or "
-        "pci=assign-busses (bus numbers); the kernel's log says which (dmesg)",
+        "the bridge above the PF has too few addresses or bus numbers for that many VFs",
+        "create fewer VFs, enable SR-IOV in the firmware, or boot with pci=realloc (addresses) or "
+        "pci=assign-busses (bus numbers); the kernel log (dmesg) shows which are missing",
     ),
     ("sriov_numvfs", errno.ENOSPC): (
-        "the PF's driver has no room for so many VFs",
-        "ask for fewer; its firmware may be set to more",
+        "the PF's driver does not support that many VFs",
+        "create fewer VFs, or raise the limit in the device's firmware settings",
     ),
     ("sriov_numvfs", errno.EINVAL): (
-        "the PF's driver does not take that number",
-        "its firmware may have SR-IOV off, or allow fewer; see the kernel's log (dmesg)",
+        "the PF's driver refused that number of VFs",
+        "the device's firmware may have SR-IOV disabled or allow fewer VFs; see the kernel log (dmesg)",
     ),
     ("sriov_numvfs", errno.EIO): (
-        "the PF's SR-IOV capability contradicts itself",
-        "update its firmware; 'lspci -vv' shows the capability",
+        "the PF's SR-IOV capability is inconsistent",
+        "update the device's firmware; 'lspci -vv' shows the capability",
     ),
-    ("", errno.EBADMSG): ("its answer does not follow the kernel's own format", ""),
+    ("", errno.EBADMSG): ("the kernel's answer does not have the documented format", ""),
 }
 
 
-# iommufd answers as type1 does, by operations of other names.
+# iommufd returns the same errno values as type1, for operations with other names.
 for (_operation, _code), _row in list(_CAUSES.items()):
     if _operation == "VFIO_IOMMU_MAP_DMA":
         for _same in ("IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"):
@@ -371,6 +380,6 @@ for (_operation, _code), _row in list(_CAUSES.items()):
 
 
 def explain(operation: str, code: int) -> tuple[str, str]:
-    """Return ``(cause, remedy)`` for an errno of an operation; the remedy may be empty."""
+    """Return ``(cause, remedy)`` for the errno of an operation. The remedy may be empty."""
     known = _CAUSES.get((operation, code)) or _CAUSES.get(("", code))
     return known or (os.strerror(code), "")

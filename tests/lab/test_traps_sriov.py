@@ -147,7 +147,7 @@ def pf() -> Iterator[GroupDevice]:
 
 
 def assert_closed_to(number: int, token: uuid.UUID | None) -> None:
-    with pytest.raises(KernelError, match="not their token") as caught:
+    with pytest.raises(KernelError, match="VF token is missing or wrong") as caught:
         GroupDevice(VF, number, token)
     assert (caught.value.operation, caught.value.errno) == ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES)
 

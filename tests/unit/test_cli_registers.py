@@ -205,7 +205,7 @@ def test_who_holds_a_device_is_named(vfiotool: Run, host: FakeHost, monkeypatch:
 
     monkeypatch.setattr("vfiotool.vfio.device.open_device", is_busy)
     unseen = vfiotool("peek", EDU, "bar0", "0")
-    assert (unseen.status, "it is in use (EBUSY)" in unseen.stderr) == (1, True)
+    assert (unseen.status, "failed: already in use (EBUSY)" in unseen.stderr) == (1, True)
     host.add_process(77, "qemu", {3: "/dev/vfio/5"})
     for args in (("peek", EDU, "bar0", "0"), ("poke", EDU, "bar0", "4", "1")):
         held = vfiotool(*args)

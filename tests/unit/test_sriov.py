@@ -198,12 +198,12 @@ def test_vfs_that_could_join_a_group_in_use_are_refused_on_old_kernels(
 @pytest.mark.parametrize(
     ("code", "cause", "hint"),
     [
-        (errno.ENOENT, "the PF's driver does not make VFs", "bind it to a driver that does"),
-        (errno.ENOMEM, "too few addresses, or too few bus numbers", "pci=realloc"),
-        (errno.ENOSPC, "the PF's driver has no room", "ask for fewer"),
-        (errno.EINVAL, "the PF's driver does not take that number", "SR-IOV off"),
-        (errno.EBUSY, "there are VFs already", "vfiotool list"),
-        (errno.EIO, "contradicts itself", "firmware"),
+        (errno.ENOENT, "the PF's driver cannot create VFs", "bind the PF to a driver that can create VFs"),
+        (errno.ENOMEM, "too few addresses or bus numbers", "pci=realloc"),
+        (errno.ENOSPC, "the PF's driver does not support that many VFs", "create fewer VFs"),
+        (errno.EINVAL, "the PF's driver refused that number of VFs", "SR-IOV disabled"),
+        (errno.EBUSY, "the PF already has VFs", "vfiotool list"),
+        (errno.EIO, "capability is inconsistent", "firmware"),
     ],
 )
 def test_errno_of_the_kernel_is_explained(
