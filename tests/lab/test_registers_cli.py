@@ -152,10 +152,10 @@ def test_each_opening_of_a_device_that_can_be_reset_is_a_new_start() -> None:
         (f"peek {EDU} bar1 0", 4, f"{EDU} has no bar1"),
         (f"peek {EDU} vga 0", 4, f"{EDU} has no vga"),
         (f"peek {EDU} 4294967295 0", 4, f"{EDU} has no region 4294967295"),
-        (f"peek {EDU} bar0 0x100000", 2, f"bar0 of {EDU} has 0x100000 bytes, and this would reach to"),
+        (f"peek {EDU} bar0 0x100000", 2, f"bar0 of {EDU} has 0x100000 bytes, and the access ends at"),
         (f"peek {EDU} bar0 {1 << 70}", 2, f"bar0 of {EDU} has 0x100000 bytes"),
         (f"peek {EDU} config 0x100", 2, f"config of {EDU} has 0x100 bytes"),
-        (f"peek {EDU} bar0 1", 2, "offset 0x1 is no multiple of 32 bits"),
+        (f"peek {EDU} bar0 1", 2, "offset 0x1 is not a multiple of 32 bits"),
         (f"peek {EDU} bar0 -- -4", 2, "invalid value for 'OFFSET': -4 is negative"),
         (f"peek {EDU} bar0 0 --width 128", 2, "invalid value for '--width'"),
         (f"peek {EDU} bar0 0 --iommu best", 2, "there is no IOMMU mode 'best'"),
@@ -317,7 +317,7 @@ def test_config_without_rights() -> None:
     assert seen.document["value"] == whole | {"capabilities": None}
     beyond = vfiotool_as_nobody("config", EDU, "0x40")
     assert (beyond.status, beyond.stdout) == (1, "")
-    assert "hint: run it as root" in beyond.stderr
+    assert "hint: run as root" in beyond.stderr
 
 
 # shell
@@ -416,7 +416,7 @@ def test_a_person_at_the_prompt() -> None:
     terminal = Terminal("shell", EDU)
     terminal.await_text(f"'dev' is {EDU}, opened by ")
     terminal.await_text("bar0 (0x100000 bytes), config (0x100 bytes)")
-    terminal.await_text("Ctrl-D ends this.")
+    terminal.await_text("Ctrl-D closes the device.")
     terminal.await_text(">>> ")
     terminal.type("bar0 = dev.regions.bar0.map()\nhex(bar0.read_f\t")
     terminal.await_text("read_fifo")
@@ -432,11 +432,11 @@ def test_a_person_at_the_prompt() -> None:
 def test_the_kernel_asks_for_the_device_while_a_person_has_it() -> None:
     """Without the prompt's consent the unbind would block for good; at its end the device is restored."""
     terminal = Terminal("shell", E1000E, "--bind")
-    terminal.await_text("Ctrl-D ends this, and restores the device.")
+    terminal.await_text("Ctrl-D closes the device and restores it.")
     terminal.await_text(">>> ")
     write(path(E1000E, "driver/unbind"), E1000E)
     assert driver(E1000E) is None
-    terminal.await_text(f"{E1000E}: the kernel asks for it")
+    terminal.await_text(f"{E1000E}: the kernel asks to release the device")
     terminal.type("dev.regions.bar0.read32(0)\n")
     terminal.await_text("ClosedError: ")
     terminal.await_text("hint: the kernel requested it")

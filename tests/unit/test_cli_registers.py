@@ -120,9 +120,7 @@ def test_the_document_of_poke(vfiotool: Run) -> None:
 def test_a_register_that_reads_otherwise_is_a_failure_where_that_is_asked(vfiotool: Run) -> None:
     result = vfiotool("poke", EDU, "bar0", "4", "0xff", "--verify")
     assert (result.status, result.stdout) == (1, "0x00000004: 0xffffff00\n")
-    assert result.stderr.startswith(
-        f"error: bar0 of {EDU} reads 0xffffff00 at 0x4, and 0xff was written\nhint"
-    )
+    assert result.stderr.startswith(f"error: bar0 of {EDU} has 0xffffff00 at 0x4 after a write of 0xff\nhint")
     assert vfiotool("poke", EDU, "bar0", "4", "0xff", "--verify", "--json").document["read"] == 0xFFFFFF00
 
 
@@ -138,9 +136,9 @@ def test_a_register_that_reads_otherwise_is_a_failure_where_that_is_asked(vfioto
         ("peek {EDU} bar0 x", 2, "invalid value for 'OFFSET': 'x' is not a number"),
         ("peek {EDU} bar0 010", 2, "invalid value for 'OFFSET': '010' is not a number"),
         ("peek {EDU} bar0 -- -4", 2, "invalid value for 'OFFSET': -4 is negative"),
-        ("peek {EDU} bar0 2", 2, "offset 0x2 is no multiple of 32 bits"),
-        ("peek {EDU} bar0 4 --width 64", 2, "offset 0x4 is no multiple of 64 bits"),
-        ("peek {EDU} bar0 0x100000", 2, "bar0 of {EDU} has 0x100000 bytes, and this would reach to 0x100004"),
+        ("peek {EDU} bar0 2", 2, "offset 0x2 is not a multiple of 32 bits"),
+        ("peek {EDU} bar0 4 --width 64", 2, "offset 0x4 is not a multiple of 64 bits"),
+        ("peek {EDU} bar0 0x100000", 2, "bar0 of {EDU} has 0x100000 bytes, and the access ends at 0x100004"),
         ("peek {EDU} bar0 0xffffc --count 2", 2, "bar0 of {EDU} has 0x100000 bytes"),
         ("peek {EDU} bar0 0xfffffffffffffffffffffff0", 2, "bar0 of {EDU} has 0x100000 bytes"),
         ("peek {EDU} bar0 0 --count 99999999999999999999999", 2, "bar0 of {EDU} has 0x100000 bytes"),
@@ -156,17 +154,17 @@ def test_a_register_that_reads_otherwise_is_a_failure_where_that_is_asked(vfioto
         ("poke {EDU} bar0 4 -- -1", 2, "invalid value for 'VALUE': -1 is negative"),
         ("poke {EDU} bar0 4 0x100 --width 8", 2, "0x100 has more than 8 bits"),
         ("poke {EDU} bar0 8 0x10000000000000000 --width 64", 2, "0x10000000000000000 has more than 64"),
-        ("poke {EDU} bar0 6 1", 2, "offset 0x6 is no multiple of 32 bits"),
+        ("poke {EDU} bar0 6 1", 2, "offset 0x6 is not a multiple of 32 bits"),
         ("poke {EDU} bar0 0x100000 1", 2, "bar0 of {EDU} has 0x100000 bytes"),
         (
             "config {EDU} 0x100",
             2,
-            "configuration space of {EDU} has 0x100 bytes, and this would reach to 0x104",
+            "configuration space of {EDU} has 0x100 bytes, and the access ends at 0x104",
         ),
-        ("config {EDU} 1 --width 16", 2, "offset 0x1 is no multiple of 16 bits"),
-        ("config {EDU} --width 16", 2, "--width is for one register"),
+        ("config {EDU} 1 --width 16", 2, "offset 0x1 is not a multiple of 16 bits"),
+        ("config {EDU} --width 16", 2, "--width needs OFFSET"),
         ("shell {NIC}", 1, "{NIC} is on e1000e, and only"),
-        ("shell {EDU} --allow-vga", 2, "--allow-… lifts a rule of --bind"),
+        ("shell {EDU} --allow-vga", 2, "--allow-… needs --bind"),
         ("shell --bind {LONER}", 4, "{LONER} is in no IOMMU group"),
         ("shell --bind 0000:*", 2, "'0000:*' matches 3 devices"),
     ],
@@ -283,7 +281,7 @@ def test_what_a_user_may_not_read_is_unavailable(vfiotool: Run, host: FakeHost) 
     assert "unavailable    capabilities" in vfiotool("config", NIC).stdout
     assert vfiotool("config", NIC, "0x3c").status == 0
     refused = vfiotool("config", NIC, "0x40")
-    assert (refused.status, refused.stderr.splitlines()[1]) == (1, "hint: run it as root")
+    assert (refused.status, refused.stderr.splitlines()[1]) == (1, "hint: run as root")
     assert vfiotool("config", NIC, "0x1000").status == 2
 
 
@@ -506,7 +504,7 @@ def test_the_prompt(vfiotool: Run, typed: Callable[..., None], host: FakeHost) -
     assert banner == f"'dev' is {NIC}, opened by type1v2."
     assert "bar0 (0x100000 bytes), config (0x100 bytes)" in result.stderr
     assert "intx (1), msi (1)" in result.stderr
-    assert "Ctrl-D ends this, and restores the device." in result.stderr
+    assert "Ctrl-D closes the device and restores it." in result.stderr
     assert "AccessError: a 32-bit read at 0x1 of bar0" in result.stderr
     assert "hint: an offset is a multiple of the width, 4 bytes" in result.stderr
     assert restored(host)
@@ -526,7 +524,10 @@ def test_the_prompt_tells_that_the_kernel_asks_for_the_device(
     )
     result = vfiotool("shell", EDU)
     assert (result.status, result.stdout) == (0, "True\n")
-    assert f"\n{EDU}: the kernel asks for it, because something unbinds or removes it." in result.stderr
+    assert (
+        f"\n{EDU}: the kernel asks to release the device, because it is being unbound or removed."
+        in result.stderr
+    )
     assert "hint: the kernel requested it" in result.stderr
 
 

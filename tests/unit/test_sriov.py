@@ -277,7 +277,7 @@ def test_sriov_text_output(vfiotool: Run, host: FakeHost) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "error"),
     [
-        ([PF, "0", "--bind"], 2, "--bind is for VFs that are made, and N is 0"),
+        ([PF, "0", "--bind"], 2, "--bind needs VFs, and N is 0"),
         ([PF, "-1"], 2, ""),
         ([PF, "65536"], 2, ""),
         ([PF, "x"], 2, ""),

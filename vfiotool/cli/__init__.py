@@ -1,6 +1,6 @@
-"""The command line: one module a verb, imported only when that verb is used.
+"""The command line: one module per verb, imported only if that verb runs.
 
-This module is what every start pays for, so it imports next to nothing.
+Every start of vfiotool pays for the imports of this module, so it has as few as possible.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from vfiotool.errors import GuestLostError, VfioToolError
 INTERRUPTED = 130
 
 _READING = ("list", "groups", "show")
-_COMPLETE = "_VFIOTOOL_COMPLETE"  # click's name for what a shell asks with
+_COMPLETE = "_VFIOTOOL_COMPLETE"  # click's environment variable for a completion request
 
 
 def main() -> None:
-    """Run the command line and exit with its status; the console script's entry point."""
+    """Run the command line and exit with its status. This is the entry point of the console script."""
     try:
         status = run(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader left; let nothing complain about it at exit
+    except BrokenPipeError:  # the reader closed the pipe: make the flush at exit silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
 
 
 def run(args: list[str]) -> int:
-    """Run a command line and return its exit status, errors turned into lines on stderr."""
+    """Run a command line, print an error to stderr, and return the exit status."""
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
         print_error(
             VfioToolError(
                 f"{type(error).__name__}: {error}",
-                hint="vfiotool did not expect this: report it with what 'vfiotool --debug …' prints",
+                hint="this is a bug in vfiotool: report it with the output of 'vfiotool --debug …'",
             )
         )
         return VfioToolError.exit_status
@@ -76,7 +76,7 @@ def _is_plain_reading(verb: str, names: list[str]) -> bool:
 
 
 def _read(verb: str, names: list[str], *, as_json: bool) -> None:
-    """Programs read again and again, and to import click takes longer than most reading does."""
+    """Run a reading verb without click: its import takes longer than most reads, and programs repeat them."""
     from vfiotool.cli import reading
     from vfiotool.host.pending_unbinds import STATE_DIR
     from vfiotool.host.tree import Tree
@@ -86,7 +86,7 @@ def _read(verb: str, names: list[str], *, as_json: bool) -> None:
 
 
 def print_error(error: VfioToolError) -> None:
-    """Print an error as its ``error:`` line and, where it has one, its ``hint:`` line."""
+    """Print an error as an ``error:`` line and, if the error has a hint, a ``hint:`` line."""
     from vfiotool.util.text import printable
 
     print(f"error: {printable(error.message)}", file=sys.stderr)

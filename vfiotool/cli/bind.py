@@ -21,10 +21,12 @@ from vfiotool.host.selectors import select_meant
     "--driver",
     default="vfio-pci",
     show_default=True,
-    help="The driver to bind to; 'auto' is the VFIO driver that serves each device best.",
+    help="Driver to bind to; 'auto' selects the VFIO driver that fits each device best.",
 )
-@click.option("--owner", metavar="USER[:GROUP]", help="Who may open the nodes, at this bind and later ones.")
-@click.option("--persist", is_flag=True, help="Have it so after each start of the machine too.")
+@click.option(
+    "--owner", metavar="USER[:GROUP]", help="Owner of the device nodes, at this bind and at later binds."
+)
+@click.option("--persist", is_flag=True, help="Also bind the devices at each boot.")
 @change_options
 @json_option
 @click.pass_obj
@@ -38,9 +40,9 @@ def bind(
     change: ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Hand devices to a driver: all of them, or none.
+    """Bind devices to a driver: all of them, or none.
 
-    What each device was is recorded first; 'vfiotool restore' brings it back.
+    The state of each device is recorded before the change; 'vfiotool restore' restores it.
     """
     binding = make_binding(settings, change)
     wanted = select_endpoints(settings, binding, selection)
@@ -51,8 +53,8 @@ def bind(
             return binding.bind(wanted, driver, granted)
         from vfiotool.cli.persist_entries import bind_and_persist
 
-        looking = make_binding(settings, replace(change, dry_run=True))
-        return bind_and_persist(settings.tree, looking, binding, wanted, driver, granted)
+        dry_binding = make_binding(settings, replace(change, dry_run=True))
+        return bind_and_persist(settings.tree, dry_binding, binding, wanted, driver, granted)
 
     run_and_print("bind", run, as_json, binding.dry_run)
 
@@ -63,7 +65,7 @@ def bind(
 @json_option
 @click.pass_obj
 def unbind(settings: Settings, /, selection: Selection, change: ChangeOptions, as_json: bool) -> None:
-    """Leave devices without a driver."""
+    """Unbind devices from their drivers."""
     binding = make_binding(settings, change)
     wanted = select_endpoints(settings, binding, selection)
     run_and_print("unbind", lambda: binding.unbind(wanted), as_json, binding.dry_run)
@@ -71,7 +73,7 @@ def unbind(settings: Settings, /, selection: Selection, change: ChangeOptions, a
 
 @click.command("restore")
 @click.argument("selectors", metavar="ADDRESS...", nargs=-1, shell_complete=complete_recorded)
-@click.option("--all", "everything", is_flag=True, help="Restore every device that is recorded.")
+@click.option("--all", "everything", is_flag=True, help="Restore all recorded devices.")
 @change_options
 @json_option
 @click.pass_obj
@@ -83,9 +85,9 @@ def restore(
     change: ChangeOptions,
     as_json: bool,
 ) -> None:
-    """Bring devices back to the driver and override that they had before vfiotool changed them."""
+    """Restore devices to the driver, the override and the state from before vfiotool changed them."""
     if bool(selectors) == everything:
-        raise click.UsageError("name the devices to restore, or give --all for all that are recorded")
+        raise click.UsageError("name the devices to restore, or give --all for all recorded devices")
     binding = make_binding(settings, change)
     wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
     run_and_print("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
@@ -96,6 +98,6 @@ def restore(
 @json_option
 @click.pass_obj
 def recover(settings: Settings, /, change: ChangeOptions, as_json: bool) -> None:
-    """Undo what a killed vfiotool left half done, and finish what waited for a holder."""
+    """Undo the incomplete changes of a killed vfiotool, and finish unbinds that waited for a holder."""
     binding = make_binding(settings, change)
     run_and_print("recover", binding.recover, as_json, binding.dry_run)

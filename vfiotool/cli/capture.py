@@ -1,4 +1,4 @@
-"""The verb that puts a machine into one file, to be looked at elsewhere."""
+"""The verb that captures a machine into a file, which vfiotool can read on another machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from vfiotool.util.files import create_file
 def capture(settings: Settings, /, file: str) -> None:
     """Capture this machine into FILE, which must not exist yet.
 
-    'vfiotool --sysroot FILE list', groups, show and doctor look at it, on any machine. It has what these
-    verbs read and no more: no serial numbers, MAC addresses, environments or command lines of processes.
+    On any machine, 'vfiotool --sysroot FILE' with the verb list, groups, show or doctor reads FILE. FILE has
+    only the data that these verbs read: no serial numbers, no MAC addresses, and no environments or command
+    lines of processes.
     """
     captured = capture_machine(settings.require_live(), state_dir=settings.state_dir)
     archive = captured.archive()
@@ -26,7 +27,7 @@ def capture(settings: Settings, /, file: str) -> None:
 
 
 def _write(path: str, archive: bytes) -> None:
-    """Write an archive as a new file that only this user can read: as a whole, or not at all."""
+    """Write an archive to a new file that only this user can read. No part of it remains on an error."""
     try:
         create_file(path, [archive], mode=0o600)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Completion in the shell: addresses with their names, and what else an ADDRESS can be.
+"""Shell completion of a verb's arguments: addresses with device names, and the other forms of an ADDRESS.
 
-It reads nothing that may block, prints no errors, and answers with nothing where it cannot answer.
+Completion reads no file that can block, prints no errors, and offers nothing if it fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLASSES = ("net", "nvme", "block")
 _DOMAIN = "0000:"
 _VGA_CLASS = 0x0300
 
-Items = Iterator[tuple[str, str]]  # what can be typed, and what it is
+Items = Iterator[tuple[str, str]]  # (word, description)
 
 
 def complete_device(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -32,28 +32,28 @@ def complete_device(context: click.Context, parameter: click.Parameter, incomple
 
 
 def complete_endpoint(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete an ADDRESS of a device that can change its driver: bridges are left out."""
+    """Complete an ADDRESS of an endpoint. Bridges are left out, because vfiotool does not bind them."""
     return _completed(context, incomplete, _endpoints)
 
 
 def complete_opened(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete an ADDRESS of a device that can be opened: it is on a VFIO driver."""
+    """Complete an ADDRESS of a device that is on a VFIO driver, so that it can be opened."""
     return _completed(context, incomplete, _on_vfio)
 
 
 def complete_region(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete a REGION of the device that the line has named."""
-    named = context.params.get("selector")
-    return _completed(context, incomplete, lambda inventory, _: _regions(inventory, named))
+    """Complete a REGION of the device that the command line names."""
+    selector = context.params.get("selector")
+    return _completed(context, incomplete, lambda inventory, _: _regions(inventory, selector))
 
 
 def complete_recorded(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete an ADDRESS of a device that can be restored."""
+    """Complete an ADDRESS of a recorded device, which can be restored."""
     return _completed(context, incomplete, _recorded)
 
 
 def complete_persisted(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete an ADDRESS of a device that is bound from the start on."""
+    """Complete an ADDRESS of a device that has a persist entry."""
     return _completed(context, incomplete, _persisted)
 
 
@@ -69,8 +69,10 @@ def _completed(
     inventory = DeviceInventory(Tree(options.get("sysroot") or "/"), options.get("state_dir") or STATE_DIR)
     try:
         return [
-            CompletionItem(value, help=what.replace(",", ""))  # click's script for fish ends it at a comma
-            for value, what in candidates(inventory, incomplete)
+            CompletionItem(
+                value, help=text.replace(",", "")
+            )  # click's script for fish cuts the help at a comma
+            for value, text in candidates(inventory, incomplete)
             if value.startswith(incomplete) and shlex.quote(value) == value
         ]
     except (OSError, ValueError, VfioToolError):
@@ -78,7 +80,7 @@ def _completed(
 
 
 class DeviceInventory:
-    """The little that completion reads of a machine, none of which waits for a lock."""
+    """The device data that completion reads. No read waits for a lock of the kernel."""
 
     def __init__(self, tree: Tree, state_dir: str) -> None:
         self.tree, self.state_dir = tree, state_dir
@@ -86,25 +88,25 @@ class DeviceInventory:
         self._names = PciNames.of_this_machine()
 
     def number(self, address: str, attribute: str) -> int:
-        """Return a number that every device has; 0 where this one is gone."""
+        """Return an integer attribute of a device, or 0 if the device is gone."""
         return int(self.tree.find(f"{device_path(address)}/{attribute}") or "0", 0)
 
     def ids(self, address: str) -> tuple[int, int]:
-        """Return the ids of vendor and device."""
+        """Return the vendor id and the device id."""
         return self.number(address, "vendor"), self.number(address, "device")
 
     def name(self, address: str) -> str:
-        """Return what a device is, and which driver has it."""
+        """Return the vendor, the name and the driver of a device."""
         vendor, device = self.ids(address)
         driver = self.driver(address) or "no driver"
         return f"{self._names.vendor(vendor)} {self._names.device(vendor, device)} ({driver})"
 
     def driver(self, address: str) -> str | None:
-        """Return which driver has a device."""
+        """Return the driver of a device, or ``None``."""
         return self.tree.find_link(f"{device_path(address)}/driver")
 
     def is_bridge(self, address: str) -> bool:
-        """Say whether a device is a bridge to other devices."""
+        """Return True if a device is a bridge."""
         return self.number(address, "class") >> 8 in BRIDGE_CLASSES
 
 
@@ -121,16 +123,16 @@ def _on_vfio(inventory: DeviceInventory, incomplete: str) -> Items:
     return _forms(inventory, chosen, incomplete)
 
 
-def _regions(inventory: DeviceInventory, named: str | None) -> Items:
+def _regions(inventory: DeviceInventory, selector: str | None) -> Items:
     from vfiotool.host.device_details import ROM, read_bars
     from vfiotool.host.selectors import select
 
-    (address,) = select(inventory.tree, [named or ""])
+    (address,) = select(inventory.tree, [selector or ""])
     for bar in read_bars(inventory.tree, address):
         yield "rom" if bar.index == ROM else f"bar{bar.index}", f"{bar.size:#x} bytes, {bar.type}"
     yield "config", "configuration space"
     if inventory.number(address, "class") >> 8 == _VGA_CLASS:
-        yield "vga", "the addresses of VGA"
+        yield "vga", "VGA address ranges"
 
 
 def _recorded(inventory: DeviceInventory, incomplete: str) -> Items:
@@ -138,7 +140,7 @@ def _recorded(inventory: DeviceInventory, incomplete: str) -> Items:
 
     try:
         recorded = Journal(inventory.state_dir).addresses()
-    except PermissionError:  # it is root's; a shell completes before sudo runs
+    except PermissionError:  # only root can read the journal, and a shell completes before sudo runs
         return _endpoints(inventory, incomplete)
     return ((one, inventory.name(one)) for one in inventory.addresses if one in recorded)
 
@@ -156,7 +158,7 @@ def _groups(inventory: DeviceInventory, incomplete: str) -> Items:
 
 
 def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -> Items:
-    """Yield addresses; the other forms only once something is typed that tells which is meant."""
+    """Yield full addresses, and the other forms of an ADDRESS only if the word has a first character."""
     full = [address for address in chosen if address.startswith(incomplete)]
     for address in full:
         yield address, inventory.name(address)
@@ -174,6 +176,10 @@ def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -
 
 
 def _is_on_pci(tree: Tree, kind: str, name: str) -> bool:
-    """Virtual interfaces and disks lie elsewhere; an NVMe that several controllers may share, too."""
+    """Return True if an interface or a disk belongs to a PCI device.
+
+    A virtual interface or disk does not. An NVMe namespace that controllers can share does, although it is
+    not below a PCI device in sysfs.
+    """
     path = tree.resolve(f"/sys/class/{kind}/{name}")
     return path.startswith("/sys/devices/pci") or "/nvme-subsys" in path

@@ -1,4 +1,4 @@
-"""The verb that reads configuration space: all of it decoded, or one register."""
+"""The verb that reads configuration space: decoded as a whole, or a single register."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from vfiotool.render.documents import to_json, write_document
 def config(
     settings: Settings, /, selector: str, offset: int | None, width: int | None, as_json: bool
 ) -> None:
-    """Decode configuration space of a device on any driver: its header and all capabilities.
+    """Decode the configuration space of a device on any driver: the header and all capabilities.
 
-    With OFFSET, in bytes, show the one register there. 'vfiotool poke ADDRESS config …' writes.
+    With OFFSET (bytes), print the register at that offset. 'vfiotool poke ADDRESS config …' writes.
     """
     if offset is None and width is not None:
-        raise click.UsageError("--width is for one register, and there is no OFFSET")
+        raise click.UsageError("--width needs OFFSET")
     width = width or WIDTH
     if offset is not None:
         require_aligned(offset, width)
@@ -64,34 +64,34 @@ def _show_all(tree: Tree, address: str, raw: bytes | None, as_json: bool) -> Non
 
 
 def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
-    """Return a register of configuration space.
+    """Return the value of a register of configuration space.
 
     Raises:
-        UsageError: it lies outside.
-        VfioToolError: this user may not read it, or nobody can now.
+        UsageError: the register is outside configuration space.
+        VfioToolError: this user may not read the register, or the kernel cannot read it now.
     """
     end = offset + width // 8
     if raw is None:
         raise VfioToolError(
             f"configuration space of {address} cannot be read now",
-            hint="the device may be in a reset, or on its way out: see 'vfiotool list' and the kernel's log",
+            hint="the device may be in a reset or a removal: see 'vfiotool list' and the kernel log",
         )
     if len(raw) == HEADER_SIZE and HEADER_SIZE < end <= EXTENDED_SIZE:
         raise VfioToolError(
-            f"of {address}'s configuration space the kernel shows {HEADER_SIZE:#x} bytes to this user, and "
-            f"this would reach to {end:#x}",
-            hint="run it as root",
+            f"the kernel shows this user only {HEADER_SIZE:#x} bytes of {address}'s configuration space, and "
+            f"the access ends at {end:#x}",
+            hint="run as root",
         )
     if end > len(raw):
         raise UsageError(
-            f"configuration space of {address} has {len(raw):#x} bytes, and this would reach to {end:#x}",
-            hint="OFFSET counts bytes from its start",
+            f"configuration space of {address} has {len(raw):#x} bytes, and the access ends at {end:#x}",
+            hint="OFFSET is in bytes",
         )
     return int.from_bytes(raw[offset:end], "little")
 
 
 def _name(tree: Tree, address: str) -> str:
-    """Return what a device is, by the ids that sysfs has: a VF's own registers do not tell."""
+    """Return the vendor and name of a device by its ids in sysfs; the id registers of a VF read as 0xffff."""
     names = PciNames.of_this_machine()
     vendor, device = (
         int(tree.find(f"{device_path(address)}/{name}") or "0", 0) for name in ("vendor", "device")

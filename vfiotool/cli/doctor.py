@@ -1,4 +1,4 @@
-"""The verb that says whether this machine is ready, and what to do where it is not."""
+"""The verb that checks if this machine is ready for VFIO, and prints remedies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vfiotool.render.documents import write_document
 @json_option
 @click.pass_obj
 def doctor(settings: Settings, /, as_json: bool) -> int:
-    """Check whether this machine is ready for VFIO, and say what to do where it is not.
+    """Check if this machine is ready for VFIO, and print a remedy for each failed check.
 
-    Exits with 1 where a check fails.
+    Exits with 1 if a check fails.
     """
     checks = examine(settings.tree, state_dir=settings.state_dir)
     if as_json:

@@ -1,4 +1,4 @@
-"""How a verb changes drivers: select the devices, run an operation of the binding, print its plan."""
+"""Steps of the verbs that change drivers: select devices, run an operation of Binding, print its plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def select_endpoints(settings: Settings, binding: Binding, selection: Selection)
 
 
 def make_binding(settings: Settings, change: ChangeOptions) -> Binding:
-    """Return what changes this machine as the options say.
+    """Return the Binding that changes this machine, with these options.
 
     Raises:
         click.UsageError: ``--sysroot`` names another machine.
@@ -46,9 +46,9 @@ def run_and_print(
     dry_run: bool,
     more: Callable[[], dict[str, Any]] = dict,
 ) -> None:
-    """Run a verb and print what it did, or, in a dry run, what it would write.
+    """Run the operation of a verb and print its changes or, in a dry run, its writes.
 
-    ``more`` has further fields of the document, from after the run.
+    ``more`` returns further fields of the JSON document; it is called after the run.
     """
     exit_on_signals()
     try:

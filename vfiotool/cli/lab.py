@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from vfiotool.cli.option_groups import grouped
 from vfiotool.cli.settings import json_option
 from vfiotool.cli.signals import exit_on_signals
 
@@ -19,75 +21,82 @@ if TYPE_CHECKING:
 
     from vfiotool.lab.guest import Times
 
-_KERNEL = click.option("--kernel", "-k", default="host", show_default=True, help="A name from 'lab kernels'.")
-_MACHINE = click.option(
-    "--machine", "-m", default="default", show_default=True, help="A name from 'lab machines'."
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """How a guest is started; ``files`` is a directory, ``times`` asks to print the start-up times."""
+
+    kernel: str
+    machine: str
+    memory: str
+    cpus: int
+    files: str | None
+    times: bool
+
+
+_guest_options = grouped(
+    "options",
+    GuestOptions,
+    [
+        click.option("--kernel", "-k", default="host", show_default=True, help="A name from 'lab kernels'."),
+        click.option(
+            "--machine",
+            "-m",
+            default="default",
+            show_default=True,
+            help="A name from 'lab machines'.",
+        ),
+        click.option("--memory", default="2G", show_default=True, help="Memory of the guest (QEMU's -m)."),
+        click.option(
+            "--cpus",
+            type=click.IntRange(1, 64),
+            default=2,
+            show_default=True,
+            help="Number of the guest's processors.",
+        ),
+        click.option(
+            "--files",
+            type=click.Path(exists=True, file_okay=False),
+            metavar="DIR",
+            help="Copy the files below DIR over the guest's root before it starts, owned by root.",
+        ),
+        click.option("--times", is_flag=True, help="Print the duration of each start-up step to stderr."),
+    ],
 )
-_MEMORY = click.option("--memory", default="2G", show_default=True, help="The guest's memory.")
-_CPUS = click.option(
-    "--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="The guest's processors."
-)
-_FILES = click.option(
-    "--files",
-    type=click.Path(exists=True, file_okay=False),
-    metavar="DIR",
-    help="Lay the files below DIR over the guest's root before it starts, as root's own.",
-)
-_TIMES = click.option("--times", is_flag=True, help="Say on stderr what the start was made of.")
 
 
 @click.group()
 def lab() -> None:
-    """Run commands on virtual hardware, under a kernel of your choice.
+    """Run commands on virtual hardware, on a chosen kernel.
 
-    The guest sees this machine's whole root file system, copy on write: nothing it does reaches the host.
+    The guest has this machine's whole root file system, copy on write: its changes do not reach the host.
     """
 
 
 @lab.command(context_settings={"allow_interspersed_args": False})
-@_KERNEL
-@_MACHINE
-@_MEMORY
-@_CPUS
-@_FILES
-@click.option("--timeout", type=float, metavar="SECONDS", help="End a command that runs longer.")
-@_TIMES
+@_guest_options
+@click.option("--timeout", type=float, metavar="S", help="End the command after S seconds; by default never.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(
-    kernel: str,
-    machine: str,
-    memory: str,
-    cpus: int,
-    files: str | None,
-    timeout: float | None,
-    times: bool,
-    command: tuple[str, ...],
-) -> int:
-    """Run COMMAND as root in a guest; its exit status is the command's, 125 where the guest is lost.
+def run(options: GuestOptions, timeout: float | None, command: tuple[str, ...]) -> int:
+    """Run COMMAND as root in a guest. The exit status is the command's, or 125 if the guest is lost.
 
-    On a terminal the command has one too, and Ctrl-C goes to it; Ctrl-] three times ends the guest.
+    On a terminal, COMMAND has a terminal too, and Ctrl-C goes to COMMAND; Ctrl-] three times ends the guest.
     """
-    return start(kernel, machine, memory, cpus, files, timeout, times, command)
+    return _start(options, command, timeout)
 
 
 @lab.command()
-@_KERNEL
-@_MACHINE
-@_MEMORY
-@_CPUS
-@_FILES
-@_TIMES
-def shell(kernel: str, machine: str, memory: str, cpus: int, files: str | None, times: bool) -> int:
-    """Open a shell in a guest."""
-    command = (os.environ.get("SHELL", "/bin/sh"),)
-    return start(kernel, machine, memory, cpus, files, None, times, command)
+@_guest_options
+def shell(options: GuestOptions) -> int:
+    """Open a shell as root in a guest."""
+    return _start(options, (os.environ.get("SHELL", "/bin/sh"),))
 
 
 @lab.command()
-@click.option("--refresh", is_flag=True, help="Fetch the newest of those that are in the cache.")
+@click.option("--refresh", is_flag=True, help="Fetch the newest version of each cached kernel.")
 @json_option
 def kernels(refresh: bool, as_json: bool) -> None:
-    """List the kernels by name, and which are in the cache."""
+    """List the kernels, and show which are in the cache."""
     from vfiotool.lab import kernels
     from vfiotool.render.documents import write_document
 
@@ -111,13 +120,13 @@ def kernels(refresh: bool, as_json: bool) -> None:
             )
             for one in known
         ]
-        print_table(("KERNEL", "RELEASE", "STATE", "FROM"), rows)
+        _print_table(("KERNEL", "RELEASE", "STATE", "FROM"), rows)
 
 
 @lab.command()
 @json_option
 def machines(as_json: bool) -> None:
-    """List the machines, and the devices that all of them have."""
+    """List the machines, and the devices that every machine has."""
     from vfiotool.lab import machines, qemu
     from vfiotool.render.documents import write_document
 
@@ -128,11 +137,11 @@ def machines(as_json: bool) -> None:
         listed = [{field: getattr(device, field) for field in fields} for device in devices]
         write_document("lab.machines", {"machines": shown, "devices": listed})
     else:
-        print_table(("MACHINE", "IOMMU"), [(m.name, m.what) for m in machines.MACHINES.values()])
-        print_table(("ADDRESS", "ID", "DEVICE"), [(d.address, d.ids, d.what) for d in devices])
+        _print_table(("MACHINE", "IOMMU"), [(m.name, m.what) for m in machines.MACHINES.values()])
+        _print_table(("ADDRESS", "ID", "DEVICE"), [(d.address, d.ids, d.what) for d in devices])
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a plain table on stdout."""
     from rich.console import Console
     from rich.table import Table
@@ -146,36 +155,36 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(highlight=False).print(table)
 
 
-def start(
-    kernel: str,
-    machine: str,
-    memory: str,
-    cpus: int,
-    files: str | None,
-    timeout: float | None,
-    show_times: bool,
-    command: tuple[str, ...],
-) -> int:
-    """Get the kernel, start the guest and run the command in it."""
+def _start(options: GuestOptions, command: tuple[str, ...], timeout: float | None = None) -> int:
+    """Get the kernel, start a guest, run the command in it, and return the command's exit status."""
     from vfiotool.lab import guest, kernels, machines, qemu
 
-    topology = machines.get(machine)
+    topology = machines.get(options.machine)
     with FetchDisplay() as display:
-        found = kernels.get(kernel, progress=display)
+        found = kernels.get(options.kernel, progress=display)
         begun = time.monotonic()
         accelerator = qemu.accelerator(found)
-    config = guest.GuestConfig(command, found, topology, accelerator, memory, cpus, timeout, files)
+    config = guest.GuestConfig(
+        argv=command,
+        kernel=found,
+        machine=topology,
+        accelerator=accelerator,
+        memory=options.memory,
+        cpus=options.cpus,
+        timeout=timeout,
+        files=options.files,
+    )
     times = guest.Times(probed=time.monotonic() - begun)
     exit_on_signals()
     try:
         return guest.run(config, times)
     finally:
-        if show_times:
-            print_times(times)
+        if options.times:
+            _print_times(times)
 
 
 class FetchDisplay:
-    """What is being fetched, on stderr: a progress bar on a terminal, else a line for each step."""
+    """Shows a fetch on stderr: a progress bar on a terminal, else a line for each step."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -189,7 +198,7 @@ class FetchDisplay:
             self._bar.stop()
 
     def update(self, description: str, fraction: float | None) -> None:
-        """Show what is being done now, and which part of it is done, if that is known."""
+        """Show the current step, and its completed share (0 to 1), or ``None`` if the share is unknown."""
         if sys.stderr.isatty():
             self._draw(description, fraction)
         elif description != self._last:
@@ -211,8 +220,8 @@ class FetchDisplay:
             self._bar.update(task, description=description, total=1.0, completed=fraction)
 
 
-def print_times(times: Times) -> None:
-    """Print what the way to the command was made of, in seconds, on stderr."""
+def _print_times(times: Times) -> None:
+    """Print the duration of each start-up step of a guest to stderr, in seconds."""
     if times.phases is None:
         return
     marks = times.phases

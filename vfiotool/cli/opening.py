@@ -1,4 +1,4 @@
-"""A device opened for a verb: what VFIO would say in its own terms is said in those of the machine."""
+"""Open a device for a verb, and explain a refusal by the device's driver and holders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vfiotool.vfio.device import Device
 
-_TAKEN = (errno.EBUSY, errno.EINVAL, errno.EPERM)  # a group, a device of iommufd, another of its group
+_TAKEN = (
+    errno.EBUSY,
+    errno.EINVAL,
+    errno.EPERM,
+)  # errno of a held group, a held iommufd device, a held device of the same group
 
 
 def select_live(settings: Settings, selector: str) -> str:
-    """Return the address of the one device of this machine that an ADDRESS names.
+    """Return the address of the device that an ADDRESS selects on the running machine.
 
     Raises:
-        click.UsageError: it is another machine that is looked at.
+        click.UsageError: ``--sysroot`` names another machine.
         SelectorError, DeviceNotFoundError: as for ``select_meant``.
     """
     (address,) = select_meant(settings.require_live(), [selector], several=False)
@@ -33,15 +37,17 @@ def select_live(settings: Settings, selector: str) -> str:
 
 
 def is_on_vfio(tree: Tree, address: str) -> bool:
-    """Say whether a device is on a VFIO driver now."""
+    """Return True if a device is on a VFIO driver."""
     return is_vfio_driver(tree.find_link(f"{device_path(address)}/driver"))
 
 
 def open_selected(settings: Settings, address: str, mode: str) -> Device:
-    """Open a device through VFIO; raises as ``open_device`` does, and beside:
+    """Open a device through VFIO.
 
-    VfioToolError: no VFIO driver has it.
-    BlockedError: another process holds it, or an unbind of it is pending.
+    Raises:
+        VfioToolError: the device is not on a VFIO driver.
+        BlockedError: another process holds the device, or an unbind of the device is pending.
+        VfioToolError: any error of ``open_device``.
     """
     from vfiotool.vfio.device import open_device
 
@@ -63,13 +69,13 @@ def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
         return BlockedError(
             f"an unbind of {address} is pending: its driver waits for a process to release it",
             holders=[holder.process for holder in holders],
-            hint="end the process that holds it, then run 'vfiotool recover'",
+            hint="end the process that holds the device, then run 'vfiotool recover'",
         )
     driver = tree.find_link(f"{device_path(address)}/driver")
     where = "on no driver" if driver is None else f"on {driver}"
     return VfioToolError(
         f"{address} is {where}, and only a device on a VFIO driver can be opened",
-        hint=f"'vfiotool bind {address}' hands it over, 'vfiotool restore {address}' brings it back",
+        hint=f"bind it with 'vfiotool bind {address}'; 'vfiotool restore {address}' restores its driver",
     )
 
 
@@ -81,7 +87,7 @@ def _held(address: str, holders: Sequence[Holder]) -> BlockedError:
 
 
 def _holders(tree: Tree, address: str, error: KernelError) -> Sequence[Holder]:
-    """Return who has a node of the device's group open, else, where it is busy, any device's descriptor."""
+    """Return the holders of the group's nodes or, if there are none and the errno is EBUSY, of any device."""
     from vfiotool.vfio.nodes import cdev_of, group_node
 
     group = find_group(tree, address)

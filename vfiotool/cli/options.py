@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS
 from vfiotool.binding.refusals import LIFTABLE_RULES
 from vfiotool.cli.completion import complete_endpoint
-
-Verb = Callable[..., Any]
-Decorator = Callable[[Verb], Verb]
+from vfiotool.cli.option_groups import grouped, with_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +29,6 @@ class ChangeOptions:
     dry_run: bool
     timeout: float
     allowed: tuple[str, ...]
-
-
-def with_options(parameters: Sequence[Decorator]) -> Decorator:
-    """Return a decorator that adds click parameters to a verb; its help lists them in this order."""
-
-    def add(verb: Verb) -> Verb:
-        for parameter in reversed(parameters):
-            verb = parameter(verb)
-        return verb
-
-    return add
-
-
-def grouped(name: str, kind: type[Any], parameters: Sequence[Decorator]) -> Decorator:
-    """Return a decorator that adds click parameters to a verb and passes their values as one argument.
-
-    The verb gets ``name``, an instance of the dataclass ``kind``, which has a field for each parameter.
-    """
-    names = [field.name for field in fields(kind)]
-
-    def add(verb: Verb) -> Verb:
-        @functools.wraps(verb)
-        def run(*args: Any, **values: Any) -> Any:
-            options = kind(**{one: values.pop(one) for one in names})
-            return verb(*args, **values, **{name: options})
-
-        return with_options(parameters)(run)
-
-    return add
 
 
 def _in_order(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,7 +61,7 @@ selection_options = grouped(
         click.argument(
             "selectors", metavar="ADDRESS...", nargs=-1, required=True, shell_complete=complete_endpoint
         ),
-        click.option("--group", is_flag=True, help="Take every endpoint of the devices' IOMMU groups."),
+        click.option("--group", is_flag=True, help="Select every endpoint in the devices' IOMMU groups."),
         click.option("--all", "several", is_flag=True, help="Allow an ADDRESS to match several devices."),
     ],
 )
@@ -104,7 +71,7 @@ change_options = grouped(
     "change",
     ChangeOptions,
     [
-        click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing."),
+        click.option("--dry-run", is_flag=True, help="Print the writes without making them."),
         timeout_option,
         allow_options,
     ],

@@ -1,4 +1,4 @@
-"""What the verbs for registers take: numbers, regions, widths; and how they print what they read."""
+"""Parameters of the register verbs (numbers, regions, widths), and the output of register values."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _MOST_INDEX = 0xFFFFFFFF
 
 
 def number(text: str) -> int:
-    """Parse a number in any notation of Python; registers have no negative ones."""
+    """Parse a number that is not negative, in any integer notation of Python."""
     try:
         value = int(text, 0)
     except ValueError:
-        raise click.BadParameter(f"'{text}' is not a number, such as 4096 or 0x1000") from None
+        raise click.BadParameter(f"'{text}' is not a number (examples: 4096, 0x1000)") from None
     if value < 0:
         raise click.BadParameter(f"{text} is negative")
     return value
 
 
 def region_index(text: str) -> int:
-    """Parse a region's name or number to the index that VFIO has for it."""
+    """Return the VFIO index of the region with this name or number."""
     from vfiotool.vfio.uapi import PciRegion
 
     if text.upper() in PciRegion.__members__:
@@ -41,7 +41,7 @@ def region_index(text: str) -> int:
 
 
 def region_name(index: int) -> str:
-    """Return what ``region_index`` takes for a region: its name, or its number where it has none."""
+    """Return the name of a region, or its number if it has no name; ``region_index`` accepts both."""
     from vfiotool.vfio.uapi import PciRegion
 
     return PciRegion(index).name.lower() if index in PciRegion.__members__.values() else str(index)
@@ -56,7 +56,7 @@ def _modes(context: click.Context, parameter: click.Parameter, incomplete: str) 
 
 
 width_option = click.option(
-    "--width", type=click.Choice([8, 16, 32, 64]), help="How many bits each access has; 32 unless given."
+    "--width", type=click.Choice([8, 16, 32, 64]), help="Width of each access in bits; 32 by default."
 )
 iommu_option = click.option(
     "--iommu",
@@ -65,27 +65,27 @@ iommu_option = click.option(
     show_default=True,
     metavar="MODE",
     shell_complete=_modes,
-    help="Through which of the kernel's IOMMU interfaces the device is opened.",
+    help="IOMMU interface of the kernel through which the device is opened.",
 )
 
 WIDTH = 32
-"""Bits of an access where none are given."""
+"""Default width of an access, in bits."""
 
 
 def require_aligned(offset: int, width: int) -> None:
-    """Refuse an offset that no access of this width can have.
+    """Refuse an offset that is not aligned to the width (bits) of an access.
 
     Raises:
-        UsageError: it is no multiple of the width.
+        UsageError: the offset is not a multiple of the width.
     """
     if offset % (width // 8):
         fitting = next(one for one in (32, 16, 8) if offset % (one // 8) == 0)
         raise UsageError(
-            f"offset {offset:#x} is no multiple of {width} bits", hint=f"--width {fitting} fits it"
+            f"offset {offset:#x} is not a multiple of {width} bits", hint=f"use --width {fitting}"
         )
 
 
 def print_registers(offset: int, values: Iterable[int], width: int) -> None:
-    """Print a line for each of the registers from an offset on."""
+    """Print a line for each register, from ``offset`` on."""
     for at, value in enumerate(values):
         click.echo(f"{offset + at * width // 8:#010x}: {value:#0{width // 4 + 2}x}")

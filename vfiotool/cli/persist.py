@@ -1,4 +1,4 @@
-"""``vfiotool persist``: devices that are on a VFIO driver from the start of the machine on."""
+"""``vfiotool persist``: devices that are bound to a VFIO driver at each boot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfiotool.binding.persist.udev_rule import PersistEntry
 from vfiotool.cli.completion import complete_persisted
 from vfiotool.cli.driver_changes import select_endpoints
 from vfiotool.cli.options import Selection, allow_options, selection_options
-from vfiotool.cli.persist_entries import entries_of, tell_to_rebuild
+from vfiotool.cli.persist_entries import entries_of, print_rebuild_note
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import device_path
@@ -27,25 +27,30 @@ from vfiotool.render.documents import write_document
 
 @click.group("persist")
 def persist() -> None:
-    """Have devices on a VFIO driver from the start of the machine on, before their own driver."""
+    """Bind devices to a VFIO driver at each boot, before their own driver."""
 
 
 @persist.command()
 @selection_options
-@click.option("--driver", default="vfio-pci", show_default=True, help="A VFIO driver, or 'auto'.")
+@click.option(
+    "--driver",
+    default="vfio-pci",
+    show_default=True,
+    help="VFIO driver to bind to; 'auto' selects the driver that fits each device best.",
+)
 @allow_options
 @json_option
 @click.pass_obj
 def add(
     settings: Settings, /, selection: Selection, driver: str, allowed: tuple[str, ...], as_json: bool
 ) -> None:
-    """Have devices on a VFIO driver from the next start on; now nothing is bound.
+    """Bind devices to a VFIO driver from the next boot on. No device is bound now.
 
-    What 'vfiotool bind' would refuse to take is refused here.
+    'persist add' refuses the same devices as 'vfiotool bind'.
     """
     tree = settings.require_live()
-    looking = Binding(state_dir=settings.state_dir, allowed=allowed, dry_run=True)
-    planned = looking.bind(select_endpoints(settings, looking, selection), driver)
+    dry_binding = Binding(state_dir=settings.state_dir, allowed=allowed, dry_run=True)
+    planned = dry_binding.bind(select_endpoints(settings, dry_binding, selection), driver)
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
     added = entries_of(tree, planned, driver)
@@ -57,7 +62,7 @@ def add(
 @json_option
 @click.pass_obj
 def list_entries(settings: Settings, /, as_json: bool) -> None:
-    """List the devices that have an entry, and where they are now."""
+    """List the entries, and the present address and driver of their devices."""
     entries = [_described(settings.tree, entry) for entry in rules.entries(settings.tree)]
     if as_json:
         write_document("persist", {"entries": entries})
@@ -73,9 +78,9 @@ def list_entries(settings: Settings, /, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    """Leave devices to their own drivers again, from the next start on; now nothing is bound.
+    """Leave devices to their own drivers from the next boot on. No device is bound now.
 
-    An ADDRESS can be the path that 'persist list' shows, for a device that is not there.
+    ADDRESS can be the path that 'persist list' shows, for a device that is absent.
     """
     if bool(selectors) == everything:
         raise click.UsageError("name the devices, or give --all for all entries")
@@ -90,7 +95,7 @@ def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, 
 @json_option
 @click.pass_obj
 def check(settings: Settings, /, as_json: bool) -> int:
-    """Check whether each entry will hold at the next start, and does now. Exits with 1 where one does not."""
+    """Check if each entry holds now and will hold at the next boot. Exits with 1 if a check fails."""
     from vfiotool.binding.persist.check import check as check_entry
 
     tree = settings.tree
@@ -113,14 +118,14 @@ def _chosen(tree: Tree, known: Sequence[PersistEntry], selectors: Iterable[str])
         found = _named(tree, known, selector)
         if not found:
             raise DeviceNotFoundError(
-                f"no entry is for '{selector}'", hint="'vfiotool persist list' shows all entries"
+                f"no entry matches '{selector}'", hint="'vfiotool persist list' shows all entries"
             )
         chosen.update(dict.fromkeys(found))
     return list(chosen)
 
 
 def _named(tree: Tree, known: Sequence[PersistEntry], selector: str) -> list[PersistEntry]:
-    """Return the entries of a path, else of the devices that are there now, else of a former address."""
+    """Return the entries of a path, else of the present devices, else of a former address."""
     if "/" in selector:
         return [entry for entry in known if entry.path == selector]
     try:
@@ -135,7 +140,7 @@ def _named(tree: Tree, known: Sequence[PersistEntry], selector: str) -> list[Per
 
 
 def _described(tree: Tree, entry: PersistEntry) -> dict[str, Any]:
-    """The entry, with where its device is now and which driver has it there."""
+    """Return the fields of an entry, and the present address and driver of its device."""
     address = rules.present_at(tree, entry)
     driver = None if address is None else tree.find_link(f"{device_path(address)}/driver")
     return asdict(entry) | {"rule": entry.rule, "present_at": address, "bound_to": driver}
@@ -150,4 +155,4 @@ def _report(tree: Tree, entries: Sequence[PersistEntry], as_json: bool, done: st
         for entry in entries:
             click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
     if entries:
-        tell_to_rebuild(commands)
+        print_rebuild_note(commands)

@@ -1,4 +1,4 @@
-"""How a bind is written down for each start of the machine, by the verbs bind and persist."""
+"""Entries for a bind at each boot, as the verbs bind and persist write them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from vfiotool.host.tree import Tree
 
 
 def bind_and_persist(
-    tree: Tree, looking: Binding, binding: Binding, wanted: Sequence[str], driver: str, owner: Owner | None
+    tree: Tree,
+    dry_binding: Binding,
+    binding: Binding,
+    wanted: Sequence[str],
+    driver: str,
+    owner: Owner | None,
 ) -> Plan:
-    """Bind devices now and from the next start on, or neither; ``looking`` is a binding for a dry run.
+    """Bind devices now and at each boot, or neither. ``dry_binding`` is the same Binding for a dry run.
 
     Returns the plan, with the udev rules that were written.
     """
-    planned = looking.bind(wanted, driver, owner)
+    planned = dry_binding.bind(wanted, driver, owner)
     chosen = entries_of(tree, planned, driver)
     written = tuple(WriteRule(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
     if binding.dry_run:
@@ -36,18 +41,19 @@ def bind_and_persist(
     except BaseException:
         rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
         raise
-    tell_to_rebuild(rebuild_commands(tree))
+    print_rebuild_note(rebuild_commands(tree))
     return replace(done, rules=written)
 
 
 def entries_of(tree: Tree, planned: Plan, driver: str) -> list[PersistEntry]:
-    """Return the entries for what a plan binds; it has chosen a driver where that was left to it."""
+    """Return the entries for the devices of a plan. The plan names the driver that 'auto' selected."""
     return [
         rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
     ]
 
 
-def tell_to_rebuild(commands: Sequence[str]) -> None:
+def print_rebuild_note(commands: Sequence[str]) -> None:
+    """Print to stderr which command rebuilds the initramfs, if this machine has one."""
     if commands:
         run = " or ".join(f"'{command}'" for command in commands)
-        click.echo(f"now run {run}: the initramfs is as it was before", err=True)
+        click.echo(f"now run {run}: the initramfs does not have this change yet", err=True)

@@ -1,4 +1,7 @@
-"""Python for the user of a verb: a prompt that completes names, or a script; their tracebacks are theirs."""
+"""A Python prompt with completion, or a Python script, for the user of a verb.
+
+Tracebacks show only the user's code.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,30 @@ _ATTRIBUTE = re.compile(r"(\w+(?:\.\w+)*)\.(\w*)")
 
 
 def compile_script(source: bytes) -> CodeType:
-    """Compile a script; where its syntax is wrong, say so and raise ``SystemExit``, as Python does."""
+    """Compile a script. On a syntax error print it and raise ``SystemExit``, as Python does."""
     lines = source.decode("utf-8", "replace").splitlines(keepends=True)
-    linecache.cache[_SCRIPT] = (len(source), None, lines, _SCRIPT)  # where tracebacks find it
+    linecache.cache[_SCRIPT] = (
+        len(source),
+        None,
+        lines,
+        _SCRIPT,
+    )  # tracebacks read source lines from this cache
     try:
         return compile(source, _SCRIPT, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:  # ValueError: it has a NUL
+    except (SyntaxError, ValueError) as error:  # ValueError: the source has a NUL
         traceback.print_exception(type(error), error, None)
         raise SystemExit(1) from None
 
 
 def run_script(script: CodeType, names: dict[str, Any]) -> int:
-    """Run a script with these names, and return its exit status: 1 where an exception ended it.
+    """Run a script with these global names and return its exit status: 1 if it raises an exception.
 
-    ``SystemExit`` and ``KeyboardInterrupt`` are the caller's.
+    ``SystemExit`` and ``KeyboardInterrupt`` are passed to the caller.
     """
     try:
-        exec(script, names)  # noqa: S102 - it is what the user has asked for
+        exec(script, names)  # noqa: S102 - the user asked to run this script
     except Exception as error:
-        inner = error.__traceback__ and error.__traceback__.tb_next  # what is above is this function
+        inner = error.__traceback__ and error.__traceback__.tb_next  # without the frame of this function
         traceback.print_exception(type(error), error, inner)
         _print_hint(error)
         return 1
@@ -45,8 +53,8 @@ def run_script(script: CodeType, names: dict[str, Any]) -> int:
 
 
 def run_prompt(names: dict[str, Any], banner: str) -> None:
-    """Have the user type Python with these names, until Ctrl-D; ``exit()`` raises ``SystemExit``."""
-    with contextlib.suppress(ImportError):  # Python can be built without it
+    """Run a Python prompt with these global names until Ctrl-D. ``exit()`` raises ``SystemExit``."""
+    with contextlib.suppress(ImportError):  # Python can be built without readline
         import readline
 
         readline.set_completer(_Completer(names).complete)
@@ -62,7 +70,7 @@ class _Prompt(code.InteractiveConsole):
 
 
 class _Completer(rlcompleter.Completer):
-    """Completes names by what ``dir()`` has: to look at their values could be an access to the device."""
+    """Completes names from ``dir()`` only: reading an attribute's value could access the device."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         super().__init__(names)

@@ -1,4 +1,4 @@
-"""What the reading verbs do. Imports no click, and for a listing no dataclasses: see ``vfiotool.cli``."""
+"""The verbs list, groups and show. Imports no click, and no dataclasses for list: see ``vfiotool.cli``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_DIGITS = 10  # the kernel's group numbers are of type int
 
 
 def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: bool) -> None:
-    """Print the devices that the selectors name, all of them where there is none."""
+    """Print the selected devices, or all devices if there are no selectors."""
     chosen = addresses(tree)
     if selectors:
         from vfiotool.host.selectors import select
@@ -36,7 +36,7 @@ def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: 
 
 
 def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
-    """Print the groups of these numbers, all of them where there is none."""
+    """Print the groups with these numbers, or all groups if there are no numbers."""
     from vfiotool.host.groups import TURN_ON_IOMMU, group_ids, read_group, read_groups
 
     devices = _all_devices(tree, state_dir)
@@ -48,7 +48,7 @@ def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: boo
         write_document("groups", {"groups": groups})
         return
     if not groups:
-        print("This machine has no IOMMU groups: its IOMMU is off, or it has none.", file=sys.stderr)
+        print("This machine has no IOMMU groups: its IOMMU is disabled or missing.", file=sys.stderr)
         print(f"hint: {TURN_ON_IOMMU}", file=sys.stderr)
         return
     from vfiotool.render.tables import print_groups
@@ -57,7 +57,7 @@ def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: boo
 
 
 def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bool) -> None:
-    """Print all about the one device that the selector names."""
+    """Print all details of the device that the selector names."""
     from vfiotool.host.device_details import read_details
     from vfiotool.host.devices import find_device
     from vfiotool.host.selectors import select_meant
@@ -82,5 +82,5 @@ def _all_devices(tree: Tree, state_dir: str) -> list[Device]:
 def _group_number(text: str) -> int:
     number = text.removeprefix("group:")
     if not number.isdecimal() or len(number) > _MOST_DIGITS:
-        raise SelectorError(f"'{text}' is not a group", hint="a group is a number: 'vfiotool groups'")
+        raise SelectorError(f"'{text}' is not a group", hint="a group is a number: see 'vfiotool groups'")
     return int(number)

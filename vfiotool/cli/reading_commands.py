@@ -1,4 +1,4 @@
-"""The reading verbs as click has them: list, groups and show."""
+"""The click commands of the verbs list, groups and show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfiotool.cli.settings import Settings, json_option
 @json_option
 @click.pass_obj
 def list_devices(settings: Settings, /, selectors: tuple[str, ...], as_json: bool) -> None:
-    """List PCI devices: all, or those that each ADDRESS names."""
+    """List PCI devices: the devices that ADDRESS selects, or all devices."""
     reading.list_devices(settings.tree, settings.state_dir, selectors, as_json)
 
 
@@ -23,7 +23,7 @@ def list_devices(settings: Settings, /, selectors: tuple[str, ...], as_json: boo
 @json_option
 @click.pass_obj
 def list_groups(settings: Settings, /, numbers: tuple[str, ...], as_json: bool) -> None:
-    """List IOMMU groups: their devices, whether userspace may have them, and who holds them."""
+    """List IOMMU groups with their devices, blockers and holders: the groups N, or all groups."""
     reading.list_groups(settings.tree, settings.state_dir, numbers, as_json)
 
 
@@ -32,5 +32,5 @@ def list_groups(settings: Settings, /, numbers: tuple[str, ...], as_json: bool) 
 @json_option
 @click.pass_obj
 def show_device(settings: Settings, /, selector: str, as_json: bool) -> None:
-    """Show all about one device: capabilities, BARs, link, group, users, and how to free it."""
+    """Show all details of a device: capabilities, BARs, link, group, users, and how to free the device."""
     reading.show_device(settings.tree, settings.state_dir, [selector], as_json)

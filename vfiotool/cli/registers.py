@@ -1,4 +1,4 @@
-"""The verbs that read and write a device's registers: peek and poke."""
+"""The verbs peek and poke, which read and write a device's registers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ _offset = click.argument("offset", metavar="OFFSET", type=number)
 @_region
 @_offset
 @width_option
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Read so many, one after the other.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of consecutive registers to read; 1 by default.",
+)
 @iommu_option
 @json_option
 @click.pass_obj
@@ -53,9 +58,9 @@ def peek(
     mode: str,
     as_json: bool,
 ) -> None:
-    """Read registers of a device that is on a VFIO driver.
+    """Read registers of a device on a VFIO driver.
 
-    REGION is bar0 to bar5, rom, config, vga, or a number; OFFSET is in bytes, as 64 or 0x40.
+    REGION is bar0 to bar5, rom, config, vga or a number. OFFSET is in bytes, for example 64 or 0x40.
     """
     width = width or WIDTH
     require_aligned(offset, width)
@@ -64,7 +69,7 @@ def peek(
     end = offset + (count or 1) * step
     with (
         open_selected(settings, address, mode) as device,
-        _reached(device.regions[index], offset, end) as (space, start),
+        _register_space(device.regions[index], offset, end) as (space, start),
     ):
         read = getattr(space, f"read{width}")
         values = [read(at - start) for at in range(offset, end, step)]
@@ -81,7 +86,7 @@ def peek(
 @_offset
 @click.argument("value", metavar="VALUE", type=number)
 @width_option
-@click.option("--verify", is_flag=True, help="Read it back, and fail where it reads otherwise.")
+@click.option("--verify", is_flag=True, help="Read the register back, and fail if it has another value.")
 @iommu_option
 @json_option
 @click.pass_obj
@@ -97,18 +102,18 @@ def poke(
     mode: str,
     as_json: bool,
 ) -> None:
-    """Write a register of a device that is on a VFIO driver.
+    """Write VALUE to a register of a device on a VFIO driver.
 
-    It is written as it is, whatever the device does then. REGION, OFFSET and VALUE are as for 'peek'.
+    A wrong write can hang the device or start DMA. REGION and OFFSET are as for 'peek'; VALUE is a number.
     """
     width = width or WIDTH
     require_aligned(offset, width)
     if value >> width:
-        raise UsageError(f"{value:#x} has more than {width} bits", hint="--width takes up to 64")
+        raise UsageError(f"{value:#x} has more than {width} bits", hint="--width can be up to 64")
     address = select_live(settings, selector)
     with (
         open_selected(settings, address, mode) as device,
-        _reached(device.regions[index], offset, offset + width // 8) as (space, start),
+        _register_space(device.regions[index], offset, offset + width // 8) as (space, start),
     ):
         getattr(space, f"write{width}")(offset - start, value)
         read = getattr(space, f"read{width}")(offset - start) if verify else None
@@ -118,8 +123,8 @@ def poke(
         print_registers(offset, [read], width)
     if read not in (None, value):
         raise VfioToolError(
-            f"{region_name(index)} of {address} reads {read:#x} at {offset:#x}, and {value:#x} was written",
-            hint="registers can be read-only, clear what is written as 1, or do something else with it",
+            f"{region_name(index)} of {address} has {read:#x} at {offset:#x} after a write of {value:#x}",
+            hint="the register may be read-only, or clear bits that are written as 1",
         )
 
 
@@ -128,18 +133,18 @@ def _described(address: str, index: int, offset: int, width: int) -> dict[str, s
 
 
 @contextlib.contextmanager
-def _reached(region: Region, start: int, end: int) -> Iterator[tuple[RegisterSpace, int]]:
-    """Yield what these bytes of a region are reached through, and the offset at which that starts.
+def _register_space(region: Region, start: int, end: int) -> Iterator[tuple[RegisterSpace, int]]:
+    """Yield a register space that contains these bytes of a region, and its offset in the region.
 
-    They are mapped where the kernel maps them; system calls reach what it does not.
+    The space is a mapping if the kernel can map the bytes, else the region itself (system calls).
 
     Raises:
-        UsageError: they do not lie in the region.
+        UsageError: the bytes are outside the region.
     """
     if end > region.size:
         raise UsageError(
-            f"{region.name} has {region.size:#x} bytes, and this would reach to {end:#x}",
-            hint="OFFSET counts bytes from its start",
+            f"{region.name} has {region.size:#x} bytes, and the access ends at {end:#x}",
+            hint="OFFSET is in bytes",
         )
     if any(area.offset <= start and end <= area.offset + area.size for area in region.areas):
         with region.map(start, end - start) as window:

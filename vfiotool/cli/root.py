@@ -1,4 +1,4 @@
-"""The click command that all verbs hang from, and click's own errors made ours."""
+"""The root command, which imports a verb on first use, and the conversion of click's errors."""
 
 from __future__ import annotations
 
@@ -16,34 +16,39 @@ from vfiotool.host.pending_unbinds import STATE_DIR
 # The short help is here, so that `vfiotool --help` imports no verb.
 VERBS: dict[str, tuple[str, str]] = {
     "list": ("reading_commands:list_devices", "List PCI devices."),
-    "groups": ("reading_commands:list_groups", "List IOMMU groups and what blocks or holds them."),
-    "show": ("reading_commands:show_device", "Show all about one device."),
-    "bind": ("bind:bind", "Hand devices to a driver, vfio-pci by default."),
-    "unbind": ("bind:unbind", "Leave devices without a driver."),
-    "restore": ("bind:restore", "Bring devices back to what they were."),
-    "recover": ("bind:recover", "Put right what a killed vfiotool left."),
-    "sriov": ("sriov:sriov", "Make or remove a PF's VFs, on vfio-pci if you like."),
-    "persist": ("persist:persist", "Have devices on a VFIO driver over reboots."),
-    "watch": ("watch:watch", "Show what the kernel does with devices, as it happens."),
-    "stress": ("stress:stress", "Prove a kernel by stress, against a model of what it must do."),
+    "groups": ("reading_commands:list_groups", "List IOMMU groups with their blockers and holders."),
+    "show": ("reading_commands:show_device", "Show all details of a device."),
+    "bind": ("bind:bind", "Bind devices to a driver, by default vfio-pci."),
+    "unbind": ("bind:unbind", "Unbind devices from their drivers."),
+    "restore": ("bind:restore", "Restore devices to their former driver and state."),
+    "recover": ("bind:recover", "Finish or undo the changes of a killed vfiotool."),
+    "sriov": ("sriov:sriov", "Create or remove the VFs of a PF."),
+    "persist": ("persist:persist", "Bind devices to a VFIO driver at each boot."),
+    "watch": ("watch:watch", "Show the kernel's events for devices as they occur."),
+    "stress": ("stress:stress", "Stress a kernel's VFIO and check it against a model."),
     "peek": ("registers:peek", "Read registers of a device on a VFIO driver."),
     "poke": ("registers:poke", "Write a register of a device on a VFIO driver."),
     "config": ("config:config", "Decode a device's configuration space."),
-    "shell": ("shell:shell", "Drive a device from a Python prompt or script."),
-    "doctor": ("doctor:doctor", "Check whether this machine is ready, and say what to do."),
-    "capture": ("capture:capture", "Capture this machine into a file, for --sysroot."),
-    "lab": ("lab:lab", "Run commands on virtual hardware, under a kernel of your choice."),
+    "shell": ("shell:shell", "Open a device in a Python prompt or script."),
+    "doctor": ("doctor:doctor", "Check if this machine is ready for VFIO."),
+    "capture": ("capture:capture", "Capture this machine into a file for --sysroot."),
+    "lab": ("lab:lab", "Run commands on virtual hardware, on a chosen kernel."),
 }
+
+_ADDRESS = (
+    "ADDRESS selects devices: a PCI address (0000:03:00.0, or 03:00.0), a glob ('0000:03:*'), vendor:device "
+    "(8086:10d3), a class name, a network interface, a block or NVMe device, or an IOMMU group (group:7)."
+)
 
 
 class CommandLineError(VfioToolError):
-    """The words of the command line do not fit the verb."""
+    """The command line has an unknown option, a missing argument or an invalid value."""
 
     exit_status = 2
 
 
 class LazyGroup(click.Group):
-    """A group whose verbs are imported on first use."""
+    """A click group that imports the module of a verb on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -53,7 +58,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = VERBS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(f"vfiotool.cli.{module}"), attribute)
-        assert isinstance(command, click.Command)  # noqa: S101 - the table above is ours
+        assert isinstance(command, click.Command)  # noqa: S101 - VERBS is a constant of this module
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -61,30 +66,30 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_ADDRESS)
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
 @click.option(
     "--sysroot",
     type=click.Path(exists=True),
     default="/",
-    help="Look at another machine: a file that 'capture' made, or a folder with /sys and /proc in it.",
+    help="Read another machine: a file from 'vfiotool capture', or a directory with its /sys and /proc.",
 )
 @click.option(
     "--state-dir",
-    type=click.Path(file_okay=False, resolve_path=True, readable=False),  # it is root's alone
+    type=click.Path(file_okay=False, resolve_path=True, readable=False),  # only root can read it
     default=STATE_DIR,
     show_default=True,
-    help="Where the journal is kept.",
+    help="Directory of the journal and the other recorded state.",
 )
 @click.version_option(package_name="vfiotool", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, debug: bool, sysroot: str, state_dir: str) -> None:
-    """See, bind, drive and prove PCI devices through VFIO."""
+    """List, bind, drive and stress PCI devices through VFIO."""
     context.obj = Settings(sysroot=_folder(context, sysroot), state_dir=state_dir)
 
 
 def _folder(context: click.Context, sysroot: str) -> str:
-    """Return the folder of a machine; that of a capture is unpacked for as long as the verb runs."""
+    """Return the directory of the machine. A capture is unpacked until the verb ends."""
     if os.path.isdir(sysroot):
         return sysroot
     from vfiotool.host.capture.captured_tree import unpacked
@@ -96,8 +101,8 @@ def invoke(args: list[str]) -> int:
     """Run a command line and return its exit status.
 
     Raises:
-        VfioToolError: it failed; its ``exit_status`` is the one to exit with.
-        KeyboardInterrupt: the user ended it.
+        VfioToolError: the verb failed. Exit with the error's ``exit_status``.
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
     try:
         result: Any = cli.main(args, prog_name="vfiotool", standalone_mode=False)

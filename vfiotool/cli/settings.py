@@ -1,4 +1,4 @@
-"""What the global options say, and the options that verbs share."""
+"""The global options, and the option ``--json``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import click
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 @dataclass(slots=True)
 class Settings:
-    """The global options; verbs get them as the click context's object."""
+    """The global options. click passes them to each verb as the object of its context."""
 
     sysroot: str = "/"
     state_dir: str = STATE_DIR
 
     @property
     def tree(self) -> Tree:
-        """The machine to look at.
+        """The machine that the verb reads.
 
         Raises:
-            VfioToolError: it is a capture whose notes are damaged.
+            VfioToolError: ``--sysroot`` names a capture with damaged metadata.
         """
         if self.sysroot == "/":
             return Tree()

@@ -1,4 +1,4 @@
-"""The verb that opens a device and leaves the rest to the user: a Python prompt, or a script from stdin."""
+"""The verb that opens a device in a Python prompt, or in a script from stdin."""
 
 from __future__ import annotations
 
@@ -29,53 +29,55 @@ if TYPE_CHECKING:
 @click.command("shell")
 @click.argument("selector", metavar="ADDRESS", shell_complete=complete_endpoint)
 @iommu_option
-@click.option("--bind", is_flag=True, help="Bind it to vfio-pci for as long as the prompt is there.")
+@click.option("--bind", is_flag=True, help="Bind the device to vfio-pci first, and restore it at the end.")
 @timeout_option
 @allow_options
 @click.pass_obj
 def shell(
     settings: Settings, /, selector: str, mode: str, bind: bool, timeout: float, allowed: tuple[str, ...]
 ) -> int:
-    """Give a Python prompt with a device of a VFIO driver open, as 'dev'.
+    """Open a device on a VFIO driver as 'dev' in a Python prompt.
 
-    What comes from a stdin that is no terminal is run as a script. However either ends, the device is closed,
-    and with --bind restored.
+    If stdin is not a terminal, run it as a Python script. At the end the device is closed and, with --bind,
+    restored.
     """
     if allowed and not bind:
-        raise click.UsageError("--allow-… lifts a rule of --bind, which is not given")
+        raise click.UsageError("--allow-… needs --bind")
     address = select_live(settings, selector)
     script = _read_script()
     exit_on_signals()
-    is_lent = bind and not is_on_vfio(settings.tree, address)
+    restore = bind and not is_on_vfio(settings.tree, address)
     with contextlib.ExitStack() as stack:
-        if is_lent:
+        if restore:
             binding = Binding(state_dir=settings.state_dir, allowed=allowed, timeout=timeout)
             stack.enter_context(_bound(binding, address))
         device = stack.enter_context(open_selected(settings, address, mode))
-        device.on_request = _tell_of_request
-        names = _names(device)  # which outlive the device, so that nothing of it is lost while it is open
+        device.on_request = _print_request
+        names = _names(device)  # outlives the device: no object of the user is freed while the device is open
         if script is not None:
             return run_script(script, names)
-        run_prompt(names, _banner(device, is_lent=is_lent))
+        run_prompt(names, _banner(device, restore=restore))
         return 0
 
 
 def _read_script() -> CodeType | None:
-    """Return the script that stdin has, ``None`` where a person is at it."""
+    """Return the script on stdin, or ``None`` if stdin is a terminal."""
     if sys.stdin is None:
-        raise click.UsageError("there is no stdin: give it a script, or a terminal")
+        raise click.UsageError("stdin is closed: it must be a terminal or have a script")
     return None if sys.stdin.isatty() else compile_script(sys.stdin.buffer.read())
 
 
 @contextlib.contextmanager
 def _bound(binding: Binding, address: str) -> Iterator[None]:
-    """Have a device on vfio-pci for a ``with`` block."""
+    """Bind a device to vfio-pci for a ``with`` block, and restore it afterwards."""
     with contextlib.ExitStack() as stack:
-        stack.callback(_restore, binding, address)  # a signal can come as soon as it is bound
+        stack.callback(
+            _restore, binding, address
+        )  # registered first: a signal can arrive as soon as the device is bound
         try:
             plan = binding.bind([address])
         except VfioToolError:
-            stack.pop_all()  # it is as it was before, or 'recover' has to see to it
+            stack.pop_all()  # the bind undid its changes, or 'recover' has to
             raise
         for warning in plan.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -93,15 +95,15 @@ def _names(device: Device) -> dict[str, Any]:
     return names | {"__name__": "__main__", "vfiotool": vfiotool, "dev": device}
 
 
-def _tell_of_request(device: Device) -> None:
+def _print_request(device: Device) -> None:
     click.echo(
-        f"\n{device.name}: the kernel asks for it, because something unbinds or removes it. It is given back "
-        "now, and 'dev' is closed.",
+        f"\n{device.name}: the kernel asks to release the device, because it is being unbound or removed. "
+        "'dev' is closed now.",
         err=True,
     )
 
 
-def _banner(device: Device, *, is_lent: bool) -> str:
+def _banner(device: Device, *, restore: bool) -> str:
     regions = [f"{region_name(region.index)} ({region.size:#x} bytes)" for region in device.regions]
     kinds = {kind: getattr(device.irqs, kind).count for kind in ("intx", "msi", "msix", "err", "req")}
     irqs = [f"{kind} ({count})" for kind, count in kinds.items() if count]
@@ -111,8 +113,8 @@ def _banner(device: Device, *, is_lent: bool) -> str:
             f"  dev.regions  {', '.join(regions)}",
             f"  dev.irqs     {', '.join(irqs)}",
             "  and          dev.config, dev.dma, dev.features, dev.reset(), dev.bus_master (off until set)",
-            f"  beside it    vfiotool, {', '.join(dir(vfiotool))}",
-            "For example: bar0 = dev.regions.bar0.map(); hex(bar0.read32(0))",
-            f"Ctrl-D ends this{', and restores the device' if is_lent else ''}.",
+            f"  other names  vfiotool, {', '.join(dir(vfiotool))}",
+            "Example: bar0 = dev.regions.bar0.map(); hex(bar0.read32(0))",
+            f"Ctrl-D closes the device{' and restores it' if restore else ''}.",
         )
     )

@@ -1,4 +1,4 @@
-"""How a shell that asks for completion is answered; ``vfiotool.cli.completion`` has what is offered."""
+"""The answer to a shell's completion request. ``vfiotool.cli.completion`` offers the words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vfiotool.cli.root import invoke
 
 
 def complete(args: list[str]) -> int:
-    """Answer the shell, as the environment asks; silent where that fails, for a person is typing."""
+    """Answer the completion request in the environment. Print no error: the user is typing a command."""
     add_completion_class(BashCompletion)
     try:
         return invoke(args)
@@ -19,11 +19,11 @@ def complete(args: list[str]) -> int:
 
 
 class BashCompletion(BashComplete):
-    """Click's completion for bash, where a word may have colons.
+    """click's completion for bash, for words that contain colons.
 
-    Readline ends words at COMP_WORDBREAKS, which has the colon: it hands over an address in pieces, and puts
-    what it gets in place of the last piece alone. So the words are taken from the line, and what readline
-    will keep is left out of the answer.
+    Readline splits words at the characters of COMP_WORDBREAKS, among them the colon. It passes an address in
+    pieces, and replaces only the last piece by the answer. So this class takes the words from the command
+    line, and leaves the part that readline keeps out of the answer.
     """
 
     source_template = """\
@@ -44,20 +44,20 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the one that is typed, and what of that one is there."""
+        """Return the complete words of the command line, and the typed part of the last word."""
         line = os.environ["COMP_LINE"]
         words = split_arg_string(line)[1:]
         return (words, "") if line[-1:].isspace() else (words[:-1], "".join(words[-1:]))
 
     def format_completion(self, item: CompletionItem[str]) -> str:
-        """Return a line for the script, without what stands before the last break already."""
+        """Return a line for the script, without the part of the word that readline keeps."""
         kept = self._kept()
         return f"{item.type},{item.value[len(kept) :] if item.value.startswith(kept) else item.value}"
 
     def _kept(self) -> str:
         _, incomplete = self.get_completion_args()
         typed = os.environ["COMP_LINE"].split(" ")[-1]
-        if typed.startswith(("'", '"')):  # readline breaks no quoted word
+        if typed.startswith(("'", '"')):  # readline does not split a quoted word
             return ""
         breaks = os.environ["COMP_WORDBREAKS"]
         return incomplete[: max(incomplete.rfind(one) for one in breaks) + 1]

@@ -1,4 +1,4 @@
-"""Being told to end: what is under way is put right first."""
+"""Signals that end vfiotool: the verb first undoes or finishes its changes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-_TOLD = (signal.SIGTERM, signal.SIGHUP)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def exit_on_signals() -> None:
-    """Have SIGTERM and SIGHUP raise ``SystemExit``, as Ctrl-C raises ``KeyboardInterrupt``."""
-    for number in _TOLD:
+    """Make SIGTERM and SIGHUP raise ``SystemExit``, as Ctrl-C raises ``KeyboardInterrupt``."""
+    for number in _END_SIGNALS:
         signal.signal(number, _unwind)
 
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Take no notice of being told to end, nor of Ctrl-C, for a ``with`` block: it puts things right.
+    """Ignore SIGTERM, SIGHUP and Ctrl-C during a ``with`` block, which restores the machine's state.
 
-    A mask would not do, where there are other threads: any of them takes signals for the main one.
+    A signal mask is not enough if there are other threads: each of them can receive the signal.
     """
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (*_TOLD, signal.SIGINT)}
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (*_END_SIGNALS, signal.SIGINT)}
     try:
         yield
     finally:
@@ -31,6 +31,6 @@ def signals_ignored() -> Iterator[None]:
 
 
 def _unwind(number: int, _frame: object) -> NoReturn:
-    for one in _TOLD:  # to be told again is no news, and must not come between
+    for one in _END_SIGNALS:  # a second signal must not interrupt the clean-up
         signal.signal(one, signal.SIG_IGN)
     raise SystemExit(128 + number)

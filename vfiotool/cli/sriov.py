@@ -1,4 +1,4 @@
-"""The verb that makes and removes VFs."""
+"""The verb that creates and removes VFs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _MOST = 0xFFFF
 @click.command("sriov")
 @click.argument("selector", metavar="ADDRESS", shell_complete=complete_endpoint)
 @click.argument("count", metavar="N", type=click.IntRange(0, _MOST))
-@click.option("--bind", is_flag=True, help="Bind the VFs to vfio-pci, with no host driver before it.")
+@click.option("--bind", is_flag=True, help="Bind the new VFs to vfio-pci, before any host driver.")
 @change_options
 @json_option
 @click.pass_obj
 def sriov(
     settings: Settings, /, selector: str, count: int, bind: bool, change: ChangeOptions, as_json: bool
 ) -> None:
-    """Give a PF as many VFs as N; 0 removes them.
+    """Create N VFs of a PF; 0 removes its VFs.
 
-    VFs that it has are removed first, where N is another number. 'vfiotool restore' brings the former
-    number back.
+    If the PF has another number of VFs, they are removed first. 'vfiotool restore' restores the former
+    number.
     """
     if bind and not count:
-        raise click.UsageError("--bind is for VFs that are made, and N is 0")
+        raise click.UsageError("--bind needs VFs, and N is 0")
     binding = make_binding(settings, change)
     (pf,) = select_meant(settings.tree, [selector], several=False)
 

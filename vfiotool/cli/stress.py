@@ -1,4 +1,4 @@
-"""The verb that proves a kernel: workloads on devices, watched, and judged against the model."""
+"""The verb that stresses a kernel: it runs workloads on devices, monitors the kernel, and writes a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import click
 
 from vfiotool.binding.operations import Binding
 from vfiotool.cli.driver_changes import select_endpoints
-from vfiotool.cli.options import Selection, allow_flags, allow_options, grouped, selection_options
+from vfiotool.cli.option_groups import grouped
+from vfiotool.cli.options import Selection, allow_flags, allow_options, selection_options
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import signals_ignored
 from vfiotool.errors import VfioToolError
@@ -30,31 +31,30 @@ if TYPE_CHECKING:
     from vfiotool.stress.runner import ProgressSink, StopRequest
 
 _CYCLES = 10
-_MOST_MARKS = 2000
-"""Of a trace, on the page."""
-_ABOUT = {
-    "bind": "Each device from vfio-pci to its host driver and back.",
-    "group": "Random walks through the life cycle of the group, by two processes.",
-    "viability": "The group is set up while siblings are on host drivers.",
-    "dma": "Memory is mapped and unmapped; bytes and pins are counted.",
-    "irq": "Interrupts are enabled, triggered and counted.",
-    "reset": "Functions are reset while they are in use.",
-    "hotplug": "Devices are removed from the bus and found again.",
-    "sriov": "VFs come and go, on vfio-pci meanwhile.",
-    "race": "Two operations at once, that must come out as one after the other.",
-    "all": "All that the devices have what it takes for.",
+_MOST_MARKS = 2000  # operations of a trace that the report page draws
+_WORKLOADS = {
+    "bind": "Move each device from vfio-pci to its host driver and back.",
+    "group": "Walk the group's life cycle at random, from two processes.",
+    "viability": "Set up the group while other members are on host drivers.",
+    "dma": "Map and unmap memory; check transferred bytes and pinned pages.",
+    "irq": "Enable, trigger and count interrupts.",
+    "reset": "Reset functions while they are in use.",
+    "hotplug": "Remove devices from the bus and rescan the bus.",
+    "sriov": "Create VFs, bind them to vfio-pci, and remove them.",
+    "race": "Run two operations at once, and check for a sequential result.",
+    "all": "Run every workload that the selected devices support.",
 }
 
 
 class _Workloads(click.Group):
-    """A command for each workload, and for each list of them with commas."""
+    """A command for each workload, and for each comma-separated list of workloads."""
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         known = super().get_command(context, name)
         names = name.split(",")
-        if known is not None or not set(names) <= set(_ABOUT):
+        if known is not None or not set(names) <= set(_WORKLOADS):
             return known
-        return _command(name, " ".join(_ABOUT[one] for one in names))
+        return _command(name, " ".join(_WORKLOADS[one] for one in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,14 @@ class ReplayOptions:
 
 
 _report_option = click.option(
-    "--report", type=click.Path(file_okay=False), help="The folder of the report; a new one, if none."
+    "--report",
+    type=click.Path(file_okay=False),
+    help="Directory of the report; by default a new vfiotool-stress-DATE-TIME.",
 )
 _crash_option = click.option(
     "--allow-kernel-crash",
     is_flag=True,
-    help="Do what ends an old kernel, too: only in a guest of the lab.",
+    help="Also run operations that crash an old kernel; only in a lab guest.",
 )
 _run_options = grouped(
     "options",
@@ -96,12 +98,26 @@ _run_options = grouped(
         click.option(
             "--cycles",
             type=click.IntRange(min=1),
-            help=f"Do each workload so often on each group; {_CYCLES} unless there is a duration.",
+            metavar="N",
+            help=f"Cycles of each workload on each group; {_CYCLES} by default, without --duration.",
         ),
-        click.option("--duration", type=click.FloatRange(min=0.1), metavar="S", help="End after S seconds."),
-        click.option("--seed", type=click.IntRange(min=0), help="What decides the operations; any, if none."),
         click.option(
-            "--jobs", type=click.IntRange(min=1), help="So many groups at once; all, unless it is given."
+            "--duration",
+            type=click.FloatRange(min=0.1),
+            metavar="S",
+            help="Stop after S seconds; by default after the cycles.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Seed of the random choices; random by default.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Groups to run at the same time; all by default.",
         ),
         _report_option,
         _crash_option,
@@ -113,13 +129,11 @@ _replay_options = grouped(
     ReplayOptions,
     [
         _report_option,
-        click.option(
-            "--shrink", is_flag=True, help="Find the fewest operations that still show what went wrong."
-        ),
+        click.option("--shrink", is_flag=True, help="Find the fewest operations that reproduce the failure."),
         click.option(
             "--script",
             type=click.Path(dir_okay=False, writable=True),
-            help="Write those as a Python script that needs no vfiotool.",
+            help="Write those operations to a Python script that does not need vfiotool.",
         ),
         _crash_option,
         allow_options,
@@ -127,38 +141,39 @@ _replay_options = grouped(
 )
 
 
-def _command(name: str, about: str) -> click.Command:
-    @click.command(name, help=about)
+def _command(name: str, summary: str) -> click.Command:
+    @click.command(name, help=summary)
     @selection_options
     @_run_options
     @json_option
     @click.pass_obj
     def run(settings: Settings, /, selection: Selection, options: RunOptions, as_json: bool) -> None:
-        _execute(_order(settings, name, selection, options), as_json)
+        _execute(_configured(settings, name, selection, options), as_json)
 
     return run
 
 
 @click.group("stress", cls=_Workloads, subcommand_metavar="WORKLOAD[,WORKLOAD]... ADDRESS...")
 def stress() -> None:
-    """Work on devices as hard as can be, watch the kernel, and judge it against a model.
+    """Stress the kernel through devices, and check each result against a model of the VFIO life cycle.
 
-    Devices are taken from their drivers, and given back at the end. A report is left in a folder.
+    The run takes the devices from their drivers and restores them at the end. It writes a report into a
+    directory.
     """
 
 
-for _name, _text in _ABOUT.items():
+for _name, _text in _WORKLOADS.items():
     stress.add_command(_command(_name, _text))
 
 
-def _execute(order: RunConfig, as_json: bool) -> None:
+def _execute(config: RunConfig, as_json: bool) -> None:
     from vfiotool.stress.runner import StopRequest, run
 
     stop = StopRequest()
-    _end_when_told(stop)
-    with _progress(order) as progress:
-        report = run(order, progress, stop)
-    _conclude(order, report, as_json)
+    _stop_on_signals(stop)
+    with _progress(config) as progress:
+        report = run(config, progress, stop)
+    _conclude(config, report, as_json)
 
 
 @stress.command("replay")
@@ -167,7 +182,7 @@ def _execute(order: RunConfig, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def replay(settings: Settings, /, file: str, options: ReplayOptions, as_json: bool) -> None:
-    """Do the operations of a run again: FILE is its trace.jsonl."""
+    """Repeat the operations of a run. FILE is the run's trace.jsonl."""
     from vfiotool.stress.results.trace import read_trace
 
     settings.require_live()
@@ -179,7 +194,7 @@ def replay(settings: Settings, /, file: str, options: ReplayOptions, as_json: bo
 
 
 def _repeated(settings: Settings, trace: Trace, file: str, options: ReplayOptions) -> RunConfig:
-    """Return the order that does what a trace has, on the same groups at once."""
+    """Return the configuration of a run that repeats a trace, with all its groups at once."""
     from vfiotool.stress.config import RunConfig, require_lab
     from vfiotool.stress.groups import groups_of_trace
     from vfiotool.stress.reproduce.replay import cycles_of
@@ -187,16 +202,16 @@ def _repeated(settings: Settings, trace: Trace, file: str, options: ReplayOption
     if options.allow_kernel_crash:
         require_lab(settings.tree)
     cycles = cycles_of(trace)
-    units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
+    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir)
     return RunConfig(
-        groups=units,
+        groups=groups,
         workloads=("replay",),
         seed=trace.header["seed"],
-        report=options.report or _folder(),
+        report=options.report or _report_directory(),
         state_dir=settings.state_dir,
         reproduce=shlex.join(["vfiotool", "stress", "replay", file, *_lifting_flags(options)]),
         cycles=max(map(len, cycles.values()), default=0),
-        jobs=len(units),
+        jobs=len(groups),
         allowed=frozenset(options.allowed),
         allow_crash=options.allow_kernel_crash,
         repeated=cycles,
@@ -204,14 +219,14 @@ def _repeated(settings: Settings, trace: Trace, file: str, options: ReplayOption
 
 
 def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: bool) -> None:
-    """Reduce what went otherwise to the fewest operations, and show them."""
+    """Reduce the failure in a trace to the fewest operations, and print them."""
     from vfiotool.stress.groups import groups_of_trace
     from vfiotool.stress.reproduce.minimize import reduce
     from vfiotool.stress.reproduce.script import script
 
-    units = groups_of_trace(settings.tree, trace.header, settings.state_dir)
+    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir)
     with signals_ignored():
-        finding = reduce(trace, units, settings.state_dir, list(options.allowed))
+        finding = reduce(trace, groups, settings.state_dir, list(options.allowed))
     if options.script:
         write_whole(options.script, [script(trace.header, finding)])
     if as_json:
@@ -226,12 +241,13 @@ def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: b
         click.echo(f"then {one}")
 
 
-def _folder() -> str:
-    """Return a name for the folder of a report."""
+def _report_directory() -> str:
+    """Return the default name of a report's directory."""
     return time.strftime("vfiotool-stress-%Y%m%d-%H%M%S")
 
 
-def _order(settings: Settings, names: str, selection: Selection, options: RunOptions) -> RunConfig:
+def _configured(settings: Settings, names: str, selection: Selection, options: RunOptions) -> RunConfig:
+    """Return the configuration of a run of these workloads (comma-separated) on the selected devices."""
     tree = settings.require_live()
     from vfiotool.stress.config import RunConfig, parse_workloads, require_lab
     from vfiotool.stress.groups import find_groups
@@ -239,26 +255,26 @@ def _order(settings: Settings, names: str, selection: Selection, options: RunOpt
     if options.allow_kernel_crash:
         require_lab(tree)
     wanted = select_endpoints(settings, Binding(state_dir=settings.state_dir), selection)
-    units = find_groups(tree, wanted, settings.state_dir)
+    groups = find_groups(tree, wanted, settings.state_dir)
     seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
     cycles = _CYCLES if options.cycles is None and options.duration is None else options.cycles
     return RunConfig(
-        groups=units,
+        groups=groups,
         workloads=parse_workloads(names),
         seed=seed,
-        report=options.report or _folder(),
+        report=options.report or _report_directory(),
         state_dir=settings.state_dir,
         reproduce=_reproduce(names, wanted, replace(options, seed=seed, cycles=cycles)),
         cycles=cycles,
         duration=options.duration,
-        jobs=options.jobs or len(units),
+        jobs=options.jobs or len(groups),
         allowed=frozenset(options.allowed),
         allow_crash=options.allow_kernel_crash,
     )
 
 
 def _reproduce(names: str, wanted: list[str], options: RunOptions) -> str:
-    """Return the command line that does the same again; a run that time ends comes about as far."""
+    """Return the command line that repeats the run. A run with a duration does about as many cycles."""
     words = ["vfiotool", "stress", names, *wanted, "--seed", str(options.seed)]
     for flag in ("cycles", "duration", "jobs"):
         value = getattr(options, flag)
@@ -271,58 +287,60 @@ def _lifting_flags(options: RunOptions | ReplayOptions) -> list[str]:
     return allow_flags(options.allowed) + crash
 
 
-def _end_when_told(stop: StopRequest) -> None:
-    """Have signals end the run in good order: what is told again meanwhile changes nothing."""
+def _stop_on_signals(stop: StopRequest) -> None:
+    """Make SIGINT, SIGTERM and SIGHUP request a stop of the run. Only the first signal counts."""
 
-    def take_note(number: int, _frame: object) -> None:
+    def request(number: int, _frame: object) -> None:
         stop.by = stop.by or signal.Signals(number).name
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, take_note)
+        signal.signal(number, request)
 
 
 @contextlib.contextmanager
-def _progress(order: RunConfig) -> Iterator[ProgressSink]:
-    """Have a display for the time of the run."""
+def _progress(config: RunConfig) -> Iterator[ProgressSink]:
+    """Show a progress display during a ``with`` block."""
     from vfiotool.render.stress_progress import ProgressDisplay
 
-    most = None if order.cycles is None else order.cycles * len(order.workloads) * len(order.groups)
-    with ProgressDisplay(order.addresses, order.workloads, seconds=order.duration, cycles=most) as display:
+    most = None if config.cycles is None else config.cycles * len(config.workloads) * len(config.groups)
+    with ProgressDisplay(config.addresses, config.workloads, seconds=config.duration, cycles=most) as display:
         yield _DisplaySink(display)
 
 
 class _DisplaySink:
-    """A display as the run wants it."""
+    """Passes the progress of a run to a display."""
 
     def __init__(self, display: ProgressDisplay) -> None:
-        self._board = display
+        self._display = display
 
     @property
     def due(self) -> bool:
-        return self._board.due
+        return self._display.due
 
     def show(self, **fields: Any) -> None:
         from vfiotool.render.stress_progress import RunProgress
 
-        self._board.update(RunProgress(**fields))
+        self._display.update(RunProgress(**fields))
 
 
-def _conclude(order: RunConfig, report: Report, as_json: bool) -> None:
-    """Write the report, and say what it says; a run that has failed ends with status 1."""
+def _conclude(config: RunConfig, report: Report, as_json: bool) -> None:
+    """Write the report and its page, and print the verdict. Exit with status 1 if the run failed."""
     from vfiotool.render.report_page import write_page
     from vfiotool.stress.results.report import PAGE, TRACE, write_report
     from vfiotool.stress.results.trace import sample_trace
 
     document = report.document()
-    write_report(order.report, document)
-    lines = sample_trace(f"{order.report}/{TRACE}", _MOST_MARKS)
-    write_page(f"{order.report}/{PAGE}", document, lines, [" ".join(unit.members) for unit in order.groups])
+    write_report(config.report, document)
+    lines = sample_trace(f"{config.report}/{TRACE}", _MOST_MARKS)
+    write_page(
+        f"{config.report}/{PAGE}", document, lines, [" ".join(group.members) for group in config.groups]
+    )
     if as_json:
         write_document("stress", {key: value for key, value in document.items() if key != "schema"})
     else:
         click.echo(f"{report.verdict}: {report.cycles} cycles in {report.seconds:.0f} s, seed {report.seed}")
         for reason in report.reasons:
             click.echo(f"  {reason}")
-        click.echo(f"report: {order.report}")
+        click.echo(f"report: {config.report}")
     if report.reasons:
         click.get_current_context().exit(VfioToolError.exit_status)

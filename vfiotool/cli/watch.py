@@ -1,4 +1,4 @@
-"""The verb that shows what the kernel does with devices, as it happens."""
+"""The verb that shows the kernel's events for devices as they occur."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 
 @click.command("watch")
 @click.argument("selectors", metavar="[ADDRESS]...", nargs=-1, shell_complete=complete_device)
-@click.option("--duration", type=click.FloatRange(min=0), help="End after so many seconds.")
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Stop after S seconds; by default at Ctrl-C.",
+)
 @json_option
 @click.pass_obj
 def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | None, as_json: bool) -> None:
-    """Show uevents, drivers, the kernel's own functions and its log in one timeline, until Ctrl-C.
+    """Show uevents, driver changes, kernel function calls and the kernel log in one timeline.
 
-    Of all PCI devices, or of those that each ADDRESS names. Without root it shows what it may.
+    Shows the devices that ADDRESS selects, or all PCI devices. Without root, sources that need root are left
+    out; a note on stderr names each.
     """
     tree = settings.require_live()
     from vfiotool.events.entry import now
@@ -44,9 +50,9 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
     stack = contextlib.ExitStack()
     try:
         timeline = Timeline(_sources(tree, stack))
-        _tell("watching; Ctrl-C ends it")
+        _print_note("watching; Ctrl-C ends it")
         until = None if duration is None else now() + duration
-        with contextlib.suppress(KeyboardInterrupt):  # it is how a user ends this
+        with contextlib.suppress(KeyboardInterrupt):  # the user ends the timeline by Ctrl-C
             _show(timeline.entries(until), entry_filter, write)
         _show(timeline.rest(), entry_filter, write)
     finally:
@@ -63,7 +69,7 @@ def _show(
 
 
 def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[EventSource]:
-    """Open what this user may watch, and say what not; the stack closes it."""
+    """Open the event sources that this user may read, and note the others. ``stack`` closes them."""
     from vfiotool.events.driver_links import DriverLinks
     from vfiotool.events.kmsg import KernelLog
     from vfiotool.events.probes import KernelProbes
@@ -72,11 +78,11 @@ def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[EventSource]:
 
     sources: list[EventSource] = [Uevents("kernel", tree), Uevents("udev", tree), DriverLinks(tree)]
     offset = 0.0
-    with _optional("the kernel's functions are not probed"):
+    with _optional("kernel functions are not probed"):
         instance = stack.enter_context(TraceInstance())
         offset = instance.log_offset
         sources.append(KernelProbes(instance))
-    with _optional("the kernel's log is not read"):
+    with _optional("the kernel log is not read"):
         sources.append(KernelLog(offset))
     for source in sources:
         stack.callback(source.close)
@@ -85,17 +91,17 @@ def _sources(tree: Tree, stack: contextlib.ExitStack) -> list[EventSource]:
 
 @contextlib.contextmanager
 def _optional(lacking: str) -> Iterator[None]:
-    """Go on without what cannot be had, and say why."""
+    """Print a note with the reason if a ``with`` block cannot open its source, and continue."""
     try:
         yield
     except PermissionError:
-        why = "that is root's alone" if os.geteuid() else "this kernel is locked down, or this is a container"
-        _tell(f"{lacking}: {why}")
+        why = "only root may" if os.geteuid() else "this kernel is locked down, or this is a container"
+        _print_note(f"{lacking}: {why}")
     except VfioToolError as error:
-        _tell(f"{lacking}: {error.message}; {error.hint}")
+        _print_note(f"{lacking}: {error.message}; {error.hint}")
     except OSError as error:
-        _tell(f"{lacking}: {error.strerror}")
+        _print_note(f"{lacking}: {error.strerror}")
 
 
-def _tell(text: str) -> None:
+def _print_note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
