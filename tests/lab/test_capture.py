@@ -1,4 +1,4 @@
-"""A captured machine says what the machine itself says, here and elsewhere, and keeps its secrets."""
+"""The verbs print the same on a captured machine as on the machine, and a capture has no secrets."""
 
 from __future__ import annotations
 
@@ -64,27 +64,27 @@ with contextlib.ExitStack() as stack:
 
 
 def documents(*options: str, devices: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what list, groups, doctor, and show of these devices say; doctor's live-only check left out."""
+    """Return the output of list, groups, doctor (without its live-only check) and show of these devices."""
     doctor = vfiotool(*options, "doctor", "--json").document
     shown = [done(*options, "show", address) for address in devices]
     return comparable([done(*options, "list"), done(*options, "groups"), doctor, *shown])
 
 
 def documents_of(archive: Path, devices: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what they say of a captured machine; it is unpacked once, and not for each of them."""
+    """Return the output of these verbs on a captured machine; it is unpacked only once."""
     with unpacked(str(archive)) as folder:
         return documents("--sysroot", folder, devices=devices)
 
 
 def comparable(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out doctor's check of a running process, which has no meaning elsewhere."""
+    """Leave out doctor's check of the running process, which needs the machine itself."""
     doctor = said[2]
     doctor["checks"] = [check for check in doctor["checks"] if check["name"] != _LIVE_ONLY]
     return said
 
 
 def contents(archive: Path) -> bytes:
-    """Return all that an archive says: names, targets of links, contents."""
+    """Return the content of an archive: names, targets of links, contents of files."""
     said = io.BytesIO()
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -101,7 +101,7 @@ def archive(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def held(address: str) -> Iterator[None]:
-    """Have a device on vfio-pci, and hold it open."""
+    """Bind a device to vfio-pci, and hold it open."""
     output("modprobe", "vfio-pci")
     with as_before(address):
         write(path(address, "driver_override"), "vfio-pci")
@@ -117,7 +117,7 @@ def held(address: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Secrets where readers look: the kernel's command line, processes, this one among them, and mounts."""
+    """Secrets in files that are read: the kernel command line, processes (this one, too), and mounts."""
     folder = tmp_path_factory.mktemp("planted")
     cmdline, point = folder / "cmdline", folder / "point"
     cmdline.write_text(f"root=UUID={PLANTED} luks.key={PLANTED} intel_iommu=on ip=10.1.2.3:{PLANTED}\n")
@@ -136,7 +136,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Captured:
-    """What a machine said of itself, with every device of it, and its archive."""
+    """The output of the verbs on a machine, with all its devices, and the archive."""
 
     live: list[dict[str, Any]]
     devices: list[str]
@@ -169,7 +169,7 @@ def test_no_secret_is_captured(machine: Captured) -> None:
 
 @in_guest
 def test_no_serial_number_and_no_mac_is_captured(machine: Captured) -> None:
-    """A network card's serial number in configuration space is made of its MAC."""
+    """A network card derives the serial number in configuration space from its MAC address."""
     serials = [bytes.fromhex(one.replace("-", ""))[::-1] for one in _SERIAL.findall(output("lspci", "-vvv"))]
     macs = [
         Path(f"/sys/class/net/{name}/address").read_text().strip() for name in os.listdir("/sys/class/net")
@@ -184,8 +184,8 @@ def test_no_serial_number_and_no_mac_is_captured(machine: Captured) -> None:
 
 @in_guest
 @pytest.mark.skipif((RELEASE, MACHINE) != ((6, 12), "default"), reason="seen enough on one machine")
-def test_what_a_user_without_rights_captures_equals_what_that_user_sees() -> None:
-    """Among it what that user may not read, though root may look at the capture."""
+def test_the_capture_of_an_unprivileged_user_equals_what_the_user_sees() -> None:
+    """Files that this user may not read stay unreadable, even if root reads the capture."""
     file = "/tmp/nobody.tar.gz"
     seen = vfiotool_as_nobody("groups", "--json").document, vfiotool_as_nobody("doctor", "--json").document
     captured = vfiotool_as_nobody("capture", file)
@@ -215,8 +215,8 @@ def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archiv
     assert unbind.wait(60) == 0
 
 
-def test_a_capture_says_elsewhere_what_the_machine_says(archive: Path) -> None:
-    """It comes out of a guest by its standard output, and is looked at here."""
+def test_the_verbs_print_the_same_on_the_host_as_in_the_guest(archive: Path) -> None:
+    """The guest writes the archive to its standard output, and the host reads it."""
     need_guests()
     program = os.path.join(os.path.dirname(sys.executable), "vfiotool")
     capture = f"{program} capture /tmp/machine > /dev/null && cat /tmp/machine"

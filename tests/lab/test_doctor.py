@@ -1,4 +1,4 @@
-"""What doctor says of the machine it runs on, against the kernel's own log, modprobe and prlimit."""
+"""doctor on a real kernel, compared with the kernel's log, modprobe and prlimit."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ _REMAPPING = re.compile(r"DMAR-IR: Enabled IRQ remapping|AMD-Vi: Interrupt remap
 
 
 def examined() -> Checks:
-    """Return the checks by name, of a run whose exit status agrees with them."""
+    """Run doctor, check its exit status, and return its checks by name."""
     result = vfiotool("doctor", "--json")
     checks = result.document["checks"]
     assert result.status == int(any(check["ok"] is False for check in checks))
     return {check["name"]: check for check in checks}
 
 
-def hand_over(address: str) -> None:
+def bind_to_vfio_pci(address: str) -> None:
     write(path(address, "driver_override"), "vfio-pci")
     if os.path.exists(path(address, "driver")):
         write(path(address, "driver/unbind"), address)
     write(f"{BUS}/drivers/vfio-pci/bind", address)
 
 
-def test_the_iommu_and_its_remapping_are_as_the_kernel_logged() -> None:
+def test_the_iommu_and_remapping_agree_with_the_kernels_log() -> None:
     checks, log = examined(), output("dmesg", "--notime")
     joined = {line.rpartition(" ")[2] for line in log.splitlines() if "Adding to iommu group" in line}
-    assert joined >= set(os.listdir(GROUPS))  # groups end, with their devices
+    assert joined >= set(os.listdir(GROUPS))  # a group disappears with its devices
     assert checks["iommu"]["ok"] is bool(joined)
     assert checks["interrupt-remapping"]["ok"] is (_REMAPPING.search(log) is not None)
     assert checks["interrupt-remapping"]["ok"] is (MACHINE in ("default", "amd"))
@@ -60,8 +60,8 @@ def test_the_iommu_and_its_remapping_are_as_the_kernel_logged() -> None:
         assert "allow_unsafe_interrupts=1" in checks["interrupt-remapping"]["remedy"]
 
 
-def test_the_modules_are_as_modprobe_has_them() -> None:
-    """VFIO is made of modules in the lab's kernels."""
+def test_the_modules_agree_with_modprobe() -> None:
+    """The lab's kernels have VFIO as modules."""
     found = [command("modprobe", "--show-depends", name).status for name in ("vfio-pci", "vfio_iommu_type1")]
     check = examined()["modules"]
     assert check["ok"] is (found == [0, 0])
@@ -76,7 +76,7 @@ def test_the_kernels_era() -> None:
     assert ("kernel BUG" in check["detail"]) is (RELEASE < (5, 19))
 
 
-def test_lockdown_is_as_the_kernel_says() -> None:
+def test_lockdown_agrees_with_the_kernel() -> None:
     assert examined()["lockdown"]["ok"] is None
     output("sh", "-c", examined()["lockdown"]["remedy"])
     try:
@@ -85,7 +85,7 @@ def test_lockdown_is_as_the_kernel_says() -> None:
         output("umount", "/sys/kernel/security")
 
 
-def test_a_user_without_rights_learns_as_much_but_for_a_limit_of_its_own() -> None:
+def test_an_unprivileged_user_gets_the_same_checks_except_memlock() -> None:
     root = examined()
     seen = vfiotool_as_nobody("doctor", "--json")
     nobody = {check["name"]: check for check in seen.document["checks"]}
@@ -108,13 +108,13 @@ def test_hugepages_are_counted() -> None:
 
 
 @needs_iommu
-def test_a_node_for_everyone_is_found_and_its_remedy_mends_it() -> None:
+def test_the_remedy_for_a_node_open_to_all_users_works() -> None:
     output("modprobe", "vfio-pci")
     with as_before(EDU):
-        hand_over(EDU)
+        bind_to_vfio_pci(EDU)
         node = f"/dev/vfio/{group(EDU)}"
         assert examined()["nodes"]["ok"] is True
-        os.chmod(node, 0o606)  # noqa: S103 - what the check is for
+        os.chmod(node, 0o606)  # noqa: S103 - the check must find this mode
         check = examined()["nodes"]
         assert (check["ok"], node in check["detail"]) == (False, True)
         output("sh", "-c", check["remedy"])
@@ -124,11 +124,11 @@ def test_a_node_for_everyone_is_found_and_its_remedy_mends_it() -> None:
 
 @needs_iommu
 @pytest.mark.skipif(MACHINE == "virtio-iommu", reason="machine 'virtio-iommu' has no group of several")
-def test_a_group_that_was_handed_over_in_part_is_found() -> None:
+def test_a_group_partly_on_vfio_pci_is_found() -> None:
     output("modprobe", "vfio-pci")
     first, second = E1000_PAIR
     with as_before(first):
-        hand_over(first)
+        bind_to_vfio_pci(first)
         check = examined()["viability"]
         assert (check["ok"], check["remedy"]) == (False, f"vfiotool bind --group group:{group(first)}")
         assert second in check["detail"]

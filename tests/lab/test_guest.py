@@ -1,4 +1,4 @@
-"""A real guest from the outside: what passes through it, how it is lost, and that nothing stays behind."""
+"""A real guest from the outside: its input and output, its loss, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ MEMORY = "1031M"  # as no other guest has it: it tells ours from those of others
 
 @pytest.fixture(scope="module", autouse=True)
 def lab() -> None:
-    """Skip, with the reason, where no guest can be started."""
+    """Skip, with the reason, if no guest can be started."""
     need_guests()
-    first = run("--", "true")  # it tells of the kernel that it downloads, where that is not there yet
+    first = run("--", "true")  # it prints the download of the kernel, if the kernel is not cached
     assert first.returncode == 0, first.stderr.decode()
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_behind() -> Iterator[None]:
-    """After each test no guest of ours runs."""
+    """Check after each test that no guest of this process runs."""
     yield
     assert guests() == []
 
 
 def guests() -> list[int]:
-    """The processes that run a guest of ours."""
+    """Return the processes that run a guest of this process."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -60,8 +60,8 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
     return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=SECONDS, check=False)
 
 
-def test_bytes_and_status_pass_and_the_host_stays_as_it_was(tmp_path: Path) -> None:
-    """More bytes than any buffer on the way holds go in and come out, every value among them."""
+def test_bytes_and_status_pass_and_the_host_is_unchanged(tmp_path: Path) -> None:
+    """The bytes exceed every buffer on the way, and include all values."""
     mine = tmp_path / "mine"
     mine.write_text("the host's")
     data = os.urandom(3 << 20)
@@ -74,7 +74,7 @@ def test_bytes_and_status_pass_and_the_host_stays_as_it_was(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["mine"]
 
 
-def test_a_panic_is_125_with_the_consoles_end() -> None:
+def test_a_panic_is_125_with_the_end_of_the_console() -> None:
     result = run("--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger; echo after")
     assert result.returncode == 125
     assert result.stdout == b"before\n"
@@ -108,7 +108,7 @@ def test_a_terminal_passes_with_its_size() -> None:
 
 
 def read_until(terminal: int, wanted: bytes) -> None:
-    """Read a terminal up to these bytes; its end or a long silence fails the test."""
+    """Read a terminal up to these bytes. The end of input or a long silence fails the test."""
     seen = b""
     while wanted not in seen:
         signal.alarm(SECONDS)
@@ -126,7 +126,7 @@ def read_until(terminal: int, wanted: bytes) -> None:
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
 def test_a_signal_ends_the_guest_too(number: signal.Signals, status: int) -> None:
-    """Also in the middle of the boot, and where vfiotool itself had no time to clean up."""
+    """Also during the boot, and if vfiotool itself has no time to clean up."""
     program = subprocess.Popen(command("--", "true"), stdin=subprocess.DEVNULL)
     wait_for(lambda: bool(guests()))
     program.send_signal(number)
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_guest_too(number: signal.Signals, status: int) -> Non
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until it holds: the kernel tells nobody that another's child has started or ended."""
+    """Poll until the condition holds: no event reports the start or end of another process's child."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""What the kernel had to say against us, once all other tests have run."""
+"""The defects that the kernel reported during all other tests. These tests run last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.lab.support import kernel_log
 pytestmark = [pytest.mark.needs_guest, pytest.mark.after_all]
 
 KMEMLEAK = "/sys/kernel/debug/kmemleak"
-# A report's first line, of whichever of the kernel's checks.
+# The first line of a report, of any of the kernel's checks.
 REPORT = re.compile(
     r"WARNING: |BUG: |KASAN|possible (circular|recursive|irq) |suspicious RCU|inconsistent lock state"
     r"|sleeping function called|refcount_t: |UBSAN|blocked for more than|Oops|general protection"
@@ -24,8 +24,8 @@ def test_the_kernel_reports_no_bug() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists(KMEMLEAK), reason="this kernel does not look for leaks")
-def test_the_kernel_has_lost_no_memory() -> None:
-    """What is allocated just now may look lost for a moment, so only what two scans find is."""
+def test_the_kernel_leaked_no_memory() -> None:
+    """New memory can look leaked for a moment, so a leak is what two scans find."""
     for _ in range(2):
         with open(KMEMLEAK, "w", encoding="ascii") as scan:
             scan.write("scan")

@@ -1,4 +1,4 @@
-"""What list, groups and show say of every device, against lspci, raw configuration space and raw sysfs."""
+"""list, groups and show of every device, compared with lspci, raw configuration space and raw sysfs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shown(listed: dict[str, Fields]) -> dict[str, Fields]:
 
 @pytest.fixture(scope="module")
 def verbose() -> dict[str, str]:
-    """What ``lspci -vvv`` says of each device."""
+    """The output of ``lspci -vvv`` for each device."""
     paragraphs = output("lspci", "-D", "-vvv").strip().split("\n\n")
     return {paragraph.split(" ", 1)[0]: paragraph for paragraph in paragraphs}
 
@@ -107,7 +107,7 @@ def test_list_agrees_with_lspci(listed: dict[str, Fields]) -> None:
 
 
 def as_fields(record: str) -> tuple[str, Fields]:
-    """From what lspci says of a device to vfiotool's fields; what lspci leaves out has its default."""
+    """Return vfiotool's fields from lspci's output for a device; absent fields have their defaults."""
     said = dict(line.split(":\t", 1) for line in record.splitlines())
     vendor, vendor_id = named(said["Vendor"])
     device, device_id = named(said["Device"])
@@ -140,7 +140,7 @@ def test_list_agrees_with_configuration_space(listed: dict[str, Fields], configs
 
 
 def identity(raw: bytes) -> tuple[int, ...]:
-    """The ids in a header; a bridge has its subsystem in a capability, if at all."""
+    """Return the ids in a header; a bridge has its subsystem, if any, in a capability."""
     subsystem = raw[0x2C:0x30]
     if raw[0x0E] & 0x7F == 1:
         at = next((offset for number, offset in standard_chain(raw) if number == _SSVID), None)
@@ -164,8 +164,10 @@ def extended_chain(raw: bytes) -> Iterator[tuple[int, int]]:
         offset = header >> 20
 
 
-def test_bridges_are_told_by_class_as_by_header(listed: dict[str, Fields], configs: dict[str, bytes]) -> None:
-    """Up to 5.18 a group's viability goes by the header's type; vfiotool knows it from the class."""
+def test_bridges_by_class_equal_bridges_by_header(
+    listed: dict[str, Fields], configs: dict[str, bytes]
+) -> None:
+    """Up to 5.18, viability depends on the type of the header; vfiotool derives it from the class."""
     bridges = {address for address, raw in configs.items() if raw[0x0E] & 0x7F}
     assert {a for a, one in listed.items() if one["class_code"] >> 8 == 0x0604} == bridges
     assert len(bridges) == 8
@@ -226,8 +228,8 @@ def raw_group(name: str) -> Fields:
     }
 
 
-def test_groups_say_why_they_are_shared() -> None:
-    """lspci shows no ACS in the switch, nor in the bridge; the root ports have it, and on."""
+def test_groups_have_the_causes_of_sharing() -> None:
+    """By lspci, the switch and the bridge have no ACS; the root ports have it enabled."""
     bridged = f"{', '.join(E1000_PAIR)}: behind {BRIDGE}, a PCIe-to-PCI bridge, "
     expected = dict.fromkeys(E1000_PAIR, bridged) | {
         address: f"{address}: behind {port}, a switch's downstream port without ACS, "
@@ -240,8 +242,8 @@ def test_groups_say_why_they_are_shared() -> None:
         assert all(line.startswith(tuple(starts)) for line in one["why"])
 
 
-def test_modules_know_each_device_by_the_name_that_sysfs_has() -> None:
-    """Debian's kernels have no variant: what kmod finds is vfio-pci, from where it says what it serves."""
+def test_the_modalias_equals_that_of_sysfs() -> None:
+    """Debian's kernels have no variant driver: kmod finds vfio-pci, if the kernel's vfio-pci has an alias."""
     tree = Tree()
     for device in read_devices(tree, addresses(tree), PciNames(b"")):
         name = variant_drivers.modalias(device)
@@ -297,7 +299,7 @@ def as_bar(region: re.Match[str]) -> Fields:
 
 
 def test_bars_agree_with_configuration_space(shown: dict[str, Fields], configs: dict[str, bytes]) -> None:
-    """An endpoint's BARs are those that are not zero in its header; a wide one takes two."""
+    """An endpoint's BARs are the registers that are not zero; a 64-bit BAR takes two registers."""
     for address, raw in configs.items():
         if raw[0x0E] & 0x7F == 0:
             words = [int.from_bytes(raw[at : at + 4], "little") for at in range(0x10, 0x28, 4)]
@@ -322,10 +324,10 @@ def test_usage_names_interface_and_disk(shown: dict[str, Fields]) -> None:
         assert any(use["kind"] == "block" for use in one["usage"]) == (one["device"]["driver"] == "nvme")
 
 
-def test_a_user_without_rights_sees_as_much_as_the_kernel_shows(
+def test_an_unprivileged_user_sees_all_that_the_kernel_shows(
     listed: dict[str, Fields], shown: dict[str, Fields]
 ) -> None:
-    """All that list needs is readable for all; beyond 64 bytes, configuration space is not."""
+    """Every user may read all that list needs; configuration space beyond 64 bytes needs root."""
     seen = vfiotool_as_nobody("list", "--json")
     assert (seen.status, seen.stderr) == (0, "")
     assert {one["address"]: one for one in seen.document["devices"]} == listed
@@ -338,7 +340,7 @@ def test_a_user_without_rights_sees_as_much_as_the_kernel_shows(
 
 @pytest.mark.skipif(MACHINE == "amd", reason="machine 'amd' has no NVMe in a subsystem")
 def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
-    """VFs are left without a driver: the host's would wait for controllers that are offline."""
+    """VFs stay without a driver: the host's driver would wait for offline controllers."""
     numvfs, autoprobe = path(SUBSYSTEM_NVME, "sriov_numvfs"), path(SUBSYSTEM_NVME, "sriov_drivers_autoprobe")
     vfs = ["0000:01:00.1", "0000:01:00.2"]
     write(autoprobe, "0")
@@ -362,7 +364,7 @@ def test_vfs_come_and_go(listed: dict[str, Fields]) -> None:
     assert listing() == listed
 
 
-def test_an_interface_goes_by_its_other_names() -> None:
+def test_an_interface_is_found_by_its_alternative_names() -> None:
     (name,) = os.listdir(path(E1000E, "net"))
     output("ip", "link", "property", "add", "dev", name, "altname", "uplink")
     try:
@@ -374,8 +376,8 @@ def test_an_interface_goes_by_its_other_names() -> None:
 
 
 @pytest.mark.skipif(MACHINE != "default", reason="that the kernel goes by ACS's control bits is seen once")
-def test_acs_that_is_switched_off() -> None:
-    """The kernel puts what comes below such a port into the port's group."""
+def test_a_port_with_disabled_acs_shares_its_group() -> None:
+    """The kernel puts a device below a port with disabled ACS into the port's group."""
     before = output("setpci", "-s", _ROOT_PORT, "ECAP_ACS+6.w").strip()
     former = group(SUBSYSTEM_NVME)
     try:
@@ -396,7 +398,7 @@ def test_acs_that_is_switched_off() -> None:
 
 
 @needs_iommu
-def test_a_user_without_rights_is_told_that_why_takes_root() -> None:
+def test_why_needs_root() -> None:
     number = str(group(OTHER_E1000E))
     seen = vfiotool_as_nobody("groups", number, "--json")
     (one,) = seen.document["groups"]

@@ -1,4 +1,4 @@
-"""The events that verify a bind come from udevd, and from the kernel itself where no udevd runs."""
+"""The events that verify a bind come from udevd, or from the kernel if no udevd runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""watch on real kernels: what it tells is what was done, in order, and nothing of it stays behind."""
+"""watch on real kernels: it shows all events in order, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Lines = list[dict[str, Any]]
 
 
 class Watch:
-    """A watch that has begun, as JSON lines."""
+    """A running ``watch --json``."""
 
     def __init__(self, *args: str, prefix: tuple[str, ...] = ()) -> None:
         argv = [*prefix, PROGRAM, "watch", "--json", *args]
@@ -58,7 +58,7 @@ class Watch:
             self.notes.append(line)
 
     def end(self, number: int = signal.SIGINT) -> Lines:
-        """Let what has happened come, end it, and return its lines."""
+        """Wait for pending events, end watch, and return its lines."""
         time.sleep(SETTLED)  # nothing tells that no more will come
         self.process.send_signal(number)
         stdout, stderr = self.process.communicate(timeout=SECONDS)
@@ -80,14 +80,14 @@ def nothing_left() -> Iterator[None]:
 
 
 def traces() -> tuple[list[str], list[str]]:
-    """The instances and kprobe events of tracefs that are ours."""
+    """Return vfiotool's tracefs instances and kprobe events."""
     with open(f"{TRACING}/kprobe_events", encoding="ascii") as file:
         events = [line for line in file if "vfiotool" in line]
     return [name for name in os.listdir(f"{TRACING}/instances") if "vfiotool" in name], events
 
 
 def told(lines: Lines, **fields: object) -> Lines:
-    """The lines that have these fields."""
+    """Return the lines that have these fields."""
     return [line for line in lines if all(line[name] == value for name, value in fields.items())]
 
 
@@ -98,7 +98,7 @@ def bind_and_restore() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> None:
-    """vfio-pci is there already, so that nothing of it comes between."""
+    """Load vfio-pci before, so that its events do not come between."""
     bind_and_restore()
 
 
@@ -128,8 +128,8 @@ def test_a_bind_and_a_restore() -> None:
 
 
 @HAS_OWNER
-def test_the_owner_of_dma_by_the_kernels_own_functions() -> None:
-    """A driver of the host claims the default domain at its bind; VFIO's drivers do without."""
+def test_claims_of_the_default_domain_are_shown() -> None:
+    """A host driver claims the default domain when it binds; VFIO drivers do not."""
     watch = Watch(E1000E)
     bind_and_restore()
     lines = told(watch.end(), source="probe", address=E1000E)
@@ -138,8 +138,8 @@ def test_the_owner_of_dma_by_the_kernels_own_functions() -> None:
 
 
 @HAS_OWNER
-def test_an_open_group_owns_its_dma() -> None:
-    """Claims and releases balance, and each claim tells how it ended."""
+def test_claims_of_the_dma_owner_are_shown() -> None:
+    """Claims and releases balance, and each claim has its result."""
     done("bind", EDU)
     watch = Watch()
     with held(EDU):
@@ -165,7 +165,7 @@ def test_the_notifier_and_the_deferred_put() -> None:
 
 
 def test_the_log_is_on_the_same_clock() -> None:
-    """What is logged between two events comes between them."""
+    """A record that is logged between two events is shown between them."""
     watch = Watch()
     write(path(TESTDEV, "remove"), "1")
     said = f"vfio: between {os.getpid()}"
@@ -183,7 +183,7 @@ def test_the_log_is_on_the_same_clock() -> None:
     assert told(lines, source="kernel", event="add", address=TESTDEV)
 
 
-def test_an_unbind_that_is_blocked_shows_before_its_event() -> None:
+def test_a_blocked_unbind_is_shown_before_its_uevent() -> None:
     done("bind", EDU)
     watch = Watch(EDU)
     with held(EDU):
@@ -200,7 +200,7 @@ def test_an_unbind_that_is_blocked_shows_before_its_event() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_it_leaves_nothing_when_it_is_told_to_end(number: int) -> None:
+def test_watch_leaves_nothing_after_a_signal(number: int) -> None:
     watch = Watch()
     assert traces()[0]
     watch.end(number)
@@ -208,7 +208,7 @@ def test_it_leaves_nothing_when_it_is_told_to_end(number: int) -> None:
     assert traces() == ([], [])
 
 
-def test_what_a_killed_one_leaves_the_next_removes() -> None:
+def test_watch_removes_what_a_killed_watch_left() -> None:
     killed = Watch()
     killed.process.kill()
     killed.process.communicate()
@@ -223,7 +223,7 @@ def test_what_a_killed_one_leaves_the_next_removes() -> None:
     third.end()
 
 
-def test_a_reader_that_leaves_ends_it() -> None:
+def test_watch_ends_when_its_reader_closes_the_pipe() -> None:
     script = f"{PROGRAM} watch 2>/dev/null | head -n 1"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as pipe:
         await_("it watches", lambda: traces()[0] != [])
@@ -232,13 +232,13 @@ def test_a_reader_that_leaves_ends_it() -> None:
     assert len(stdout.splitlines()) == 1
 
 
-def test_for_a_time() -> None:
+def test_watch_ends_after_its_duration() -> None:
     result = vfiotool("watch", "--duration", "0.2")
     assert result.status == 0
     assert result.stdout == "" or "  " in result.stdout
 
 
-def test_without_rights_it_shows_what_it_may() -> None:
+def test_an_unprivileged_watch_shows_what_it_may_read() -> None:
     let_everyone_reach(PROGRAM)
     let_everyone_reach(cli.__file__)
     nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs")

@@ -32,14 +32,14 @@ def test_forms_of_an_address(text: str, address: str) -> None:
         *("+3:00.0", "0_0:00.0", "100000000:00:00.0", "0000:03:00.0.0", "a:b:c:d.0", "٣:00.0", "-1:00.0"),
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_malformed_addresses_are_refused(text: str) -> None:
     with pytest.raises(SelectorError) as error:
         parse_address(text)
     assert error.value.hint
     assert not is_address(text)
 
 
-def test_a_number_out_of_range_is_named() -> None:
+def test_the_error_names_a_number_out_of_range() -> None:
     with pytest.raises(SelectorError, match=r"3f is too large \(at most 1f\)"):
         parse_address("00:3f.0")
 
@@ -54,7 +54,7 @@ def test_any_text_is_an_address_or_a_selector_error(text: str) -> None:
 
 
 @given(DOMAINS, FUNCTIONS)
-def test_the_kernels_own_form_comes_back_unchanged(domain: int, function: tuple[int, int, int]) -> None:
+def test_the_form_of_the_kernel_is_unchanged(domain: int, function: tuple[int, int, int]) -> None:
     address = "{:04x}:{:02x}:{:02x}.{:x}".format(domain, *function)
     assert parse_address(address) == address
 

@@ -18,7 +18,7 @@ FIFO = "/sys/a/blocked"
 
 @contextlib.contextmanager
 def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
-    """Have reads of these paths block, as FIFOs that nobody writes; in the end, let their readers go."""
+    """Let reads of these paths block: they are FIFOs without a writer. Release the readers afterwards."""
     for path in paths:
         os.makedirs(os.path.dirname(host.tree.path(path)), exist_ok=True)
         os.mkfifo(host.tree.path(path))
@@ -35,7 +35,7 @@ def open_files() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
 
 
-def test_what_a_guarded_read_gives(host: FakeHost) -> None:
+def test_results_of_bounded_reads(host: FakeHost) -> None:
     host.put("/sys/a/text", "1")
     host.put("/sys/a/large", b"x" * 300_000)
     answers = bounded_reads.read_all(host.tree, ["/sys/a/text", "/sys/a/missing", "/sys/a/large", "/sys/a"])
@@ -45,7 +45,7 @@ def test_what_a_guarded_read_gives(host: FakeHost) -> None:
     assert codes == [errno.ENOENT, errno.EISDIR]
 
 
-def test_a_read_that_blocks_is_none_and_the_others_of_its_folder_are_skipped(host: FakeHost) -> None:
+def test_a_blocked_read_gives_none_and_skips_its_directory(host: FakeHost) -> None:
     for path in ("/sys/a/before", "/sys/a/after", "/sys/ab/other"):
         host.put(path, path)
     with blocking(host, FIFO):
@@ -61,7 +61,7 @@ def test_a_read_that_blocks_is_none_and_the_others_of_its_folder_are_skipped(hos
     assert took >= bounded_reads.STALL_SECONDS
 
 
-def test_however_many_block_few_are_waited_for(host: FakeHost) -> None:
+def test_only_a_few_blocked_reads_are_waited_for(host: FakeHost) -> None:
     paths = [f"/sys/{number}/blocked" for number in range(20)]
     host.put("/sys/last", "last")
     with blocking(host, *paths):
@@ -70,7 +70,7 @@ def test_however_many_block_few_are_waited_for(host: FakeHost) -> None:
     assert set(answers.values()) == {None}
 
 
-def test_a_reader_that_is_left_behind_costs_no_descriptor_and_is_collected_in_the_end(host: FakeHost) -> None:
+def test_a_blocked_reader_holds_no_descriptor_and_is_reaped_later(host: FakeHost) -> None:
     before = open_files()
     with blocking(host, FIFO):
         bounded_reads.read_all(host.tree, [FIFO])
@@ -81,9 +81,7 @@ def test_a_reader_that_is_left_behind_costs_no_descriptor_and_is_collected_in_th
         os.waitpid(reader, os.WNOHANG)
 
 
-def test_a_reader_that_is_slow_but_runs_is_waited_for(
-    host: FakeHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_reader_that_runs_is_waited_for(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(path: str) -> tuple[int, bytes]:
         end = time.monotonic() + 3 * bounded_reads.STALL_SECONDS
         while time.monotonic() < end:

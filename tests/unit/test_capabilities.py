@@ -1,4 +1,4 @@
-"""What capabilities say, against what lspci makes of the same bytes."""
+"""Decoded capabilities, compared with the output of lspci for the same bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, 
 from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
 
-# id: (offset, bytes behind the two of its header); an extended one's four count as its first bytes.
+# id: (offset, number of bytes after the two of the header; the other two of an extended header count, too).
 STANDARD = {
     0x01: (0x40, 6),
     0x05: (0x48, 22),
@@ -53,7 +53,7 @@ FUNCTIONS = 240
 
 
 def function(contents: random.Random) -> bytes:
-    """Return a function that has every capability, full of random bits."""
+    """Return the bytes of a function with every capability, filled with random bits."""
     standard_ones = [(number, at, contents.randbytes(size)) for number, (at, size) in STANDARD.items()]
     extended_ones = [(number, at) for number, (at, _) in EXTENDED.items()]
     config = bytearray(config_space(capabilities=standard_ones, extended=extended_ones))
@@ -66,7 +66,7 @@ def function(contents: random.Random) -> bytes:
 
 
 def only(number: int, body: bytes, *, at: int = 0x40) -> Any:
-    """Return what a function's only capability says."""
+    """Return the fields of the only capability of a function."""
     (found,) = decode(config_space(capabilities=[(number, at, body)]))
     return found.content
 
@@ -80,7 +80,7 @@ def only_extended(number: int, body: bytes, *, at: int = 0x100) -> Any:
 
 
 def lspci(configs: Iterable[bytes], folder: Path) -> list[dict[int, str]]:
-    """Return what lspci says of each function: the text of each capability, by its offset."""
+    """Return lspci's text of each capability of each function, by its offset."""
     dump = ""
     for number, config in enumerate(configs):
         dump += f"{number >> 3:02x}:00.{number & 7} function\n"
@@ -117,7 +117,7 @@ def sign(value: bool) -> str:
 
 
 def flags(names: Iterable[str], **flags: str) -> str:
-    """Return lspci's line of flags: its own name of each, and whether ours is among the names."""
+    """Return a line of lspci with its flags, each with + if its counterpart here is among ``names``."""
     return " ".join(f"{own}{sign(name in names)}" for own, name in flags.items())
 
 
@@ -379,7 +379,7 @@ def test_random_bits_read_as_lspci_reads_them(shown: Shown, kind: type) -> None:
     assert len(texts) == FUNCTIONS
 
 
-def test_lspci_sees_a_link_and_a_slot_where_there_is_one(shown: Shown) -> None:
+def test_lspci_agrees_on_which_functions_have_a_link_and_a_slot(shown: Shown) -> None:
     seen = set()
     for config, sections in shown:
         it = find(config, Express)
@@ -393,8 +393,8 @@ def test_lspci_sees_a_link_and_a_slot_where_there_is_one(shown: Shown) -> None:
     assert seen == set(PortType)
 
 
-def test_what_came_with_version_2_reads_as_lspci_reads_it(shown: Shown) -> None:
-    """lspci shows only what the specification has for a function's type, by the same names in both halves."""
+def test_device_registers_2_read_as_lspci_reads_them(shown: Shown) -> None:
+    """lspci shows only the fields that the type of function has, with the same names in both lines."""
     seen = set()
     for config, sections in shown:
         it = find(config, Express)
@@ -420,7 +420,7 @@ def test_what_came_with_version_2_reads_as_lspci_reads_it(shown: Shown) -> None:
     assert len(seen) == 18
 
 
-def test_a_capability_with_nothing_in_it() -> None:
+def test_a_capability_of_zeros() -> None:
     assert only(0x01, bytes(6)) == standard.PowerManagement(
         version=0,
         state="D0",
@@ -435,31 +435,31 @@ def test_a_capability_with_nothing_in_it() -> None:
 
 
 def test_the_tables_of_msi_x() -> None:
-    """65 vectors: 16 bytes each, and a bit each in whole 64-bit words."""
+    """65 vectors: 16 bytes for each, and a bit for each in whole 64-bit words."""
     it = only(0x11, bytes.fromhex("40c0 03100000 04200000"))
     assert (it.enabled, it.masked, it.count) == (True, True, 65)
     assert (it.table_bar, it.table_offset, it.table_size) == (3, 0x1000, 1040)
     assert (it.pba_bar, it.pba_offset, it.pba_size) == (4, 0x2000, 16)
 
 
-def test_what_a_vendor_says_is_as_long_as_he_says() -> None:
+def test_vendor_data_has_the_length_in_its_header() -> None:
     assert only(0x09, b"\x06abcdef") == standard.VendorSpecific(6, b"abc".hex())
     assert only(0x09, b"\x01abc") == standard.VendorSpecific(1, "")
     assert only(0x09, b"\xffab", at=0xF8) == standard.VendorSpecific(0xFF, b"ab".hex() + "000000")
 
 
-def test_a_size_and_a_latency_that_there_are_not() -> None:
+def test_undefined_sizes_and_latencies_are_none() -> None:
     entry = (1 << 4).to_bytes(4, "little") + (44 << 8 | 1 << 5).to_bytes(4, "little")
     assert only_extended(0x15, entry) == extended.ResizableBar((extended.ResizableSize(0, None, (1 << 20,)),))
     assert only_extended(0x18, bytes.fromhex("0114 0118")) == extended.LatencyTolerance(1 << 25, None)
 
 
-def test_more_bars_than_there_are() -> None:
+def test_a_count_of_bars_above_six_is_limited() -> None:
     entry = bytes(4) + (7 << 5).to_bytes(4, "little")
     assert len(only_extended(0x15, entry).bars) == 6
 
 
-def test_a_capability_that_nobody_decodes_shows_its_bytes_up_to_the_next() -> None:
+def test_an_unknown_capability_has_its_bytes_up_to_the_next() -> None:
     config = config_space(capabilities=[(0x03, 0x50, b"abcdef"), (0x01, 0x40, bytes(6)), (0x7F, 0x5C, b"")])
     assert [one.content for one in decode(config) if isinstance(one.content, Undecoded)] == [
         Undecoded((b"\x03\x40abcdef" + bytes(4)).hex()),
@@ -468,8 +468,8 @@ def test_a_capability_that_nobody_decodes_shows_its_bytes_up_to_the_next() -> No
 
 
 @pytest.mark.parametrize("number", [number for number in STANDARD if number not in (0x09, 0x10)])
-def test_a_standard_capability_that_is_cut_off(number: int) -> None:
-    """What follows the standard 256 bytes is of another capability, and no part of it."""
+def test_a_truncated_standard_capability(number: int) -> None:
+    """The bytes after the standard 256 bytes belong to another capability."""
     config = config_space(capabilities=[(number, 0xFC, b"ab")], extended=[(0x0D, 0x100)])
     assert [one.content for one in decode(config)] == [
         Undecoded(bytes([number, 0]).hex() + b"ab".hex()),
@@ -478,12 +478,12 @@ def test_a_standard_capability_that_is_cut_off(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", EXTENDED)
-def test_an_extended_capability_that_is_cut_off(number: int) -> None:
+def test_a_truncated_extended_capability(number: int) -> None:
     content = only_extended(number, b"", at=0xFFC)
     assert content == Undecoded((1 << 16 | number).to_bytes(4, "little").hex())
 
 
-def test_pci_express_that_is_cut_off_shows_what_is_there() -> None:
+def test_truncated_pci_express_has_its_complete_parts() -> None:
     it = only(0x10, bytes.fromhex("4201 20800010 3028"), at=0xF0)
     assert (it.version, it.type, it.type_name) == (2, PortType.ROOT_PORT, "root port")
     assert it.device is not None
@@ -494,7 +494,7 @@ def test_pci_express_that_is_cut_off_shows_what_is_there() -> None:
     assert only(0x10, bytes([PortType.ENDPOINT << 4, 0]), at=0xFC).device is None
 
 
-def test_find_takes_the_first_that_is_whole() -> None:
+def test_find_returns_the_first_complete_capability() -> None:
     first, second = bytes.fromhex("0200 0100 0080"), bytes.fromhex("0300 0000 0000")
     config = config_space(capabilities=[(0x01, 0xFC, b""), (0x01, 0x40, first), (0x01, 0x50, second)])
     it = find(config, standard.PowerManagement)
@@ -504,14 +504,14 @@ def test_find_takes_the_first_that_is_whole() -> None:
     assert find(b"", standard.MsiX) is None
 
 
-def test_bars_and_the_bars_of_vfs_are_told_apart() -> None:
+def test_resizable_bars_of_the_function_and_of_vfs_are_distinct() -> None:
     config = config_space(extended=[(0x24, 0x100)])
     assert find(config, extended.ResizableBar) is None
     assert find(config, extended.VfResizableBar) == extended.VfResizableBar(())
 
 
 def is_whole(config: bytes) -> None:
-    """Each capability of the chain is there once, in its order, and says what JSON can say."""
+    """Check that each capability of the list is decoded once, in order, to fields that JSON can represent."""
     found = decode(config)
     assert [Capability(one.id, one.offset, one.extended, one.name) for one in found] == list(
         capabilities(config)
@@ -526,13 +526,13 @@ def test_random_bytes_of_any_length(contents: bytes, length: int) -> None:
 
 
 @given(config_spaces())
-def test_chains_that_loop_and_lead_anywhere(config: bytes) -> None:
+def test_lists_with_loops_and_random_pointers(config: bytes) -> None:
     is_whole(config)
 
 
 @given(st.data())
-def test_any_capability_anywhere(data: st.DataObject) -> None:
-    """Capabilities that overlap, and lie at the ends of their spaces."""
+def test_any_capability_at_any_offset(data: st.DataObject) -> None:
+    """Capabilities may overlap, and lie at the ends of their spaces."""
     config = bytearray(data.draw(st.binary(min_size=64, max_size=64)) * 64)
     config[0x06], config[0x0E] = 0x10, 0
     places = st.sampled_from([0x40, 0x44, 0x80, 0xEC, 0xF0, 0xF4, 0xF8, 0xFC])

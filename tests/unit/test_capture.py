@@ -54,7 +54,7 @@ def machine(host: FakeHost) -> FakeHost:
 
 @pytest.fixture
 def archive(vfiotool: Run, tmp_path: Path) -> str:
-    """The machine, captured."""
+    """The archive of a captured machine."""
     path = str(tmp_path / "machine.tar.gz")
     result = vfiotool("capture", path)
     assert result.status == 0, result.stderr
@@ -92,7 +92,7 @@ VERBS = [
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_capture_says_what_the_machine_says(
+def test_the_verbs_print_the_same_on_a_capture(
     vfiotool: Run, monkeypatch: pytest.MonkeyPatch, archive: str, elsewhere: Elsewhere, verb: tuple[str, ...]
 ) -> None:
     there = comparable(vfiotool(*verb, "--json").document)
@@ -102,7 +102,7 @@ def test_a_capture_says_what_the_machine_says(
 
 
 def comparable(document: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only the machine itself can say."""
+    """Leave out the check that only works on the machine itself."""
     if "checks" in document:
         document["checks"] = [check for check in document["checks"] if check["name"] != "memlock"]
     return document
@@ -150,11 +150,11 @@ MACHINE_FOLDER = "sys/devices/pci0000:00"
         ("/sys/bus/pci/devices/x/vendor", b"0x8086\n", b"0x8086\n"),
     ],
 )
-def test_what_is_kept_of_a_file(path: str, content: bytes, kept: bytes) -> None:
+def test_redaction_of_files(path: str, content: bytes, kept: bytes) -> None:
     assert redact(path, content) == kept
 
 
-def test_of_a_process_only_what_it_has_open_of_vfio_is_kept() -> None:
+def test_only_open_vfio_nodes_of_a_process_are_kept() -> None:
     for path in ("/proc/9/environ", "/proc/9/cmdline", "/proc/self/environ", "/proc/9", "/proc/9/fd"):
         assert not is_kept(path)
     assert not is_kept("/proc/9/fd/3", target="/home/me")
@@ -172,9 +172,7 @@ def test_the_same_machine_gives_the_same_bytes(vfiotool: Run, archive: str) -> N
     assert [one.name for one in entries] == sorted(one.name for one in entries)
 
 
-def test_a_capture_is_of_its_user_alone_and_overwrites_nothing(
-    vfiotool: Run, archive: str, tmp_path: Path
-) -> None:
+def test_a_capture_is_private_and_overwrites_nothing(vfiotool: Run, archive: str, tmp_path: Path) -> None:
     assert os.stat(archive).st_mode & 0o777 == 0o600
     with open(archive, "rb") as file:
         before = file.read()
@@ -197,10 +195,10 @@ def test_another_machine_cannot_be_captured_through_its_capture(
     assert "'vfiotool capture' works only on the running machine" in result.stderr
 
 
-def test_what_could_not_be_read_cannot_be_read_elsewhere(
+def test_failed_reads_fail_on_a_capture_too(
     vfiotool: Run, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Elsewhere
 ) -> None:
-    """The override blocks as behind a pending unbind; the type gives an error, as a folder gives one."""
+    """The read of the override blocks, as during a pending unbind; the read of the type fails."""
     override, domain = f"{device_path(SISTER)}/driver_override", "/sys/kernel/iommu_groups/5/type"
     for path in (override, domain):
         host.remove(path)
@@ -222,7 +220,7 @@ def test_what_could_not_be_read_cannot_be_read_elsewhere(
 
 
 def pack(path: Path, *entries: Entry, notes: bytes = EMPTY) -> str:
-    """Make an archive by hand: files by name and content, or whatever a member says."""
+    """Create an archive of files by name and content, or of the given members."""
     with tarfile.open(path, "w:gz") as tar:
         for name, what in (*entries, (NOTES.lstrip("/"), notes)):
             if isinstance(what, bytes):
@@ -283,7 +281,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(
     "content",
     [b"", b"no gzip", gzip.compress(b"no tar" * 200), gzip.compress(bytes(10240)), gzip.compress(b"x")[:-6]],
 )
-def test_what_is_no_archive(content: bytes, tmp_path: Path) -> None:
+def test_other_files_are_refused_as_an_archive(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     with pytest.raises(VfioToolError, match="as a capture: "), unpacked(str(file)):
@@ -317,13 +315,13 @@ def test_an_archive_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         b'{"schema": "vfiotool.capture/1", "unreadable": [], "nodes": {}}',
     ],
 )
-def test_damaged_notes(notes: bytes, tmp_path: Path) -> None:
+def test_malformed_notes_are_refused(notes: bytes, tmp_path: Path) -> None:
     archive = pack(tmp_path / "archive", notes=notes)
     with unpacked(archive) as folder, pytest.raises(VfioToolError, match="as a capture: "):
         open_tree(folder)
 
 
-def test_an_unpacked_capture_is_a_capture_and_another_folder_is_none(tmp_path: Path, host: FakeHost) -> None:
+def test_only_a_directory_with_notes_is_a_captured_tree(tmp_path: Path, host: FakeHost) -> None:
     with unpacked(pack(tmp_path / "archive")) as folder:
         assert isinstance(open_tree(folder), CapturedTree)
     assert not isinstance(open_tree(host.root), CapturedTree)

@@ -13,7 +13,7 @@ def found(config: bytes) -> list[tuple[bool, int, int]]:
     return [(cap.extended, cap.id, cap.offset) for cap in capabilities(config)]
 
 
-def test_chains_are_followed_in_their_own_order() -> None:
+def test_lists_are_followed_in_their_order() -> None:
     config = config_space(
         capabilities=[EXPRESS, POWER, MSI], extended=[(0x0D, 0x100), (0x01, 0x200), (0x10, 0xFFC)]
     )
@@ -37,57 +37,57 @@ def test_capabilities_have_names_and_unknown_ones_their_numbers() -> None:
     ]
 
 
-def test_a_chain_that_loops_ends() -> None:
+def test_a_list_with_a_loop_ends() -> None:
     config = bytearray(config_space(capabilities=[POWER, EXPRESS]))
     config[0x81] = 0x40
     assert found(bytes(config)) == [(False, 0x01, 0x40), (False, 0x10, 0x80)]
 
 
-def test_a_chain_that_leads_into_the_header_ends() -> None:
+def test_a_list_that_points_into_the_header_ends() -> None:
     config = bytearray(config_space(capabilities=[POWER]))
     config[0x41] = 0x3C
     assert found(bytes(config)) == [(False, 0x01, 0x40)]
 
 
-def test_a_vf_has_ones_for_its_ids() -> None:
+def test_a_vf_with_all_ones_ids_has_capabilities() -> None:
     assert found(config_space(vendor=0xFFFF, device=0xFFFF, capabilities=[POWER])) == [(False, 0x01, 0x40)]
 
 
-def test_without_the_status_bit_there_is_no_chain() -> None:
+def test_without_the_status_bit_there_is_no_list() -> None:
     config = bytearray(config_space(capabilities=[POWER]))
     config[0x06] = 0
     assert capabilities(bytes(config)) == ()
 
 
-def test_a_cardbus_bridge_keeps_its_pointer_elsewhere() -> None:
+def test_a_cardbus_bridge_has_its_pointer_at_another_offset() -> None:
     config = bytearray(config_space(header_type=2, capabilities=[POWER]))
     config[0x14], config[0x34] = config[0x34], 0
     assert found(bytes(config)) == [(False, 0x01, 0x40)]
 
 
-def test_the_multifunction_bit_is_no_part_of_the_header_type() -> None:
+def test_the_multifunction_bit_is_not_part_of_the_header_type() -> None:
     assert header_type(config_space(header_type=0x81)) == 1
     assert header_type(b"") is None
 
 
-def test_what_the_kernel_shows_without_root_has_no_capabilities() -> None:
+def test_64_bytes_have_no_capabilities() -> None:
     assert capabilities(config_space(capabilities=[POWER])[:64]) == ()
 
 
-def test_a_device_that_fell_off_the_bus_has_no_capabilities() -> None:
+def test_a_removed_device_has_no_capabilities() -> None:
     assert capabilities(b"\xff" * EXTENDED_SIZE) == ()
 
 
 @given(st.binary(max_size=EXTENDED_SIZE) | st.binary(min_size=STANDARD_SIZE, max_size=STANDARD_SIZE + 64))
-def test_any_bytes_give_each_capability_once_and_inside(config: bytes) -> None:
+def test_random_bytes_give_each_capability_once_and_in_bounds(config: bytes) -> None:
     caps = capabilities(config)
     assert len({cap.offset for cap in caps}) == len(caps)
     assert all(is_inside(cap, len(config)) for cap in caps)
 
 
 @given(st.data())
-def test_hostile_chains_end(data: st.DataObject) -> None:
-    """Bytes that look like pointers more often than random ones do."""
+def test_hostile_lists_end(data: st.DataObject) -> None:
+    """These bytes look like pointers more often than random bytes do."""
     pointers = st.sampled_from([0x40, 0x44, 0x80, 0xFC, 0xFE, 0x100, 0x104, 0xFFC, 0xFFF])
     config = bytearray(config_space(capabilities=[POWER], extended=[(0x0D, 0x100)]))
     for at in (0x34, 0x41, 0x45, 0x81, 0xFD):

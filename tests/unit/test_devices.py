@@ -26,7 +26,7 @@ def read(host: FakeHost, *wanted: str) -> list[Device]:
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bounded_reads.ReadResult], None]:
-    """Have guarded reads of one path give another answer than the file does."""
+    """Return a function that replaces the result of a bounded read of a path."""
     read_all = bounded_reads.read_all
 
     def spoil(path: str, answer: bounded_reads.ReadResult) -> None:
@@ -38,7 +38,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bounded_reads.ReadR
     return spoil
 
 
-def test_every_field(host: FakeHost) -> None:
+def test_every_field_is_read(host: FakeHost) -> None:
     host.add_device(
         A,
         vendor=0x8086,
@@ -83,7 +83,7 @@ def test_every_field(host: FakeHost) -> None:
     ]
 
 
-def test_what_an_old_kernel_does_not_say_is_unavailable(old_host: FakeHost) -> None:
+def test_fields_that_an_old_kernel_lacks_are_unavailable(old_host: FakeHost) -> None:
     old_host.add_device(A)
     old_host.remove(f"{device_path(A)}/power_state")
     (device,) = read(old_host)
@@ -91,7 +91,7 @@ def test_what_an_old_kernel_does_not_say_is_unavailable(old_host: FakeHost) -> N
     assert set(device.unavailable) == {"reset_methods", "power_state"}
 
 
-def test_a_device_that_cannot_be_reset(host: FakeHost) -> None:
+def test_a_device_without_reset_methods(host: FakeHost) -> None:
     host.add_device(A)
     host.remove(f"{device_path(A)}/reset_method")
     (device,) = read(host)
@@ -114,7 +114,7 @@ def test_a_pf_and_its_vfs_in_order(host: FakeHost) -> None:
     assert (first.is_vf, first.physfn, pf.is_vf) == (True, A, False)
 
 
-def test_the_node_of_a_device_and_not_the_folder_alone(host: FakeHost) -> None:
+def test_cdev_needs_the_node_and_not_only_its_directory(host: FakeHost) -> None:
     host.add_device(A)
     os.makedirs(host.tree.path(f"{device_path(A)}/vfio-dev/vfio0"))
     assert read(host)[0].cdev is None
@@ -122,7 +122,7 @@ def test_the_node_of_a_device_and_not_the_folder_alone(host: FakeHost) -> None:
     assert read(host)[0].cdev == "/dev/vfio/devices/vfio0"
 
 
-def test_a_field_that_may_not_be_read(
+def test_a_field_without_permission_is_unavailable(
     host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None]
 ) -> None:
     host.add_device(A)
@@ -132,7 +132,7 @@ def test_a_field_that_may_not_be_read(
     assert not device.blocked
 
 
-def test_numvfs_of_a_pf_without_a_driver_says_enoent(
+def test_an_enoent_of_numvfs_is_unavailable(
     host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None]
 ) -> None:
     host.add_device(A, totalvfs=4)
@@ -142,7 +142,7 @@ def test_numvfs_of_a_pf_without_a_driver_says_enoent(
 
 
 @pytest.mark.parametrize(("driver", "blocked"), [(None, True), ("nvme", False)])
-def test_a_device_that_is_locked_is_blocked_if_its_driver_is_gone(
+def test_a_locked_device_is_blocked_if_its_driver_is_gone(
     host: FakeHost, spoil: Callable[[str, bounded_reads.ReadResult], None], driver: str | None, blocked: bool
 ) -> None:
     host.add_device(A, driver=driver)
@@ -153,12 +153,12 @@ def test_a_device_that_is_locked_is_blocked_if_its_driver_is_gone(
         read_state(host.tree, A)
 
 
-def test_a_number_that_is_none_is_unavailable(host: FakeHost) -> None:
+def test_a_malformed_number_is_unavailable(host: FakeHost) -> None:
     host.add_device(A, numa_node="none")
     assert read(host)[0].unavailable == ("numa_node",)
 
 
-def test_a_tree_that_is_no_sysfs_is_an_error(host: FakeHost) -> None:
+def test_a_malformed_required_number_is_an_error(host: FakeHost) -> None:
     host.add_device(A, revision="new")
     with pytest.raises(VfioToolError, match="holds 'new'"):
         read(host)
@@ -204,7 +204,7 @@ def test_find_device(host: FakeHost) -> None:
         find_device(read(host), B)
 
 
-def test_the_state_that_binding_changes(host: FakeHost) -> None:
+def test_read_state_has_the_settings_that_binding_changes(host: FakeHost) -> None:
     host.add_device(A, driver="nvme", driver_override="nvme")
     assert read_state(host.tree, A) == DeviceState("nvme", "nvme", power_control="on")
     with pytest.raises(KernelError) as error:

@@ -17,7 +17,7 @@ BRIDGE = 0x060400
 
 
 def function(kind: int | None, *, able: int | None = None, on: int = 0, multifunction: bool = False) -> bytes:
-    """Return the bytes of a PCI Express function, with what its ACS is ``able`` to and has ``on``."""
+    """Return the bytes of a PCI Express function whose ACS supports ``able`` and has enabled ``on``."""
     header_type = 0x80 if multifunction else 0
     if kind is None:
         return config_space(header_type=header_type)
@@ -52,13 +52,13 @@ GUARDING = {kind: function(kind, able=ALL, on=ALL, multifunction=True) for kind 
         (0xF, None, None),
     ],
 )
-def test_who_needs_acs(kind: int | None, alone: str | None, among_others: str | None) -> None:
+def test_which_functions_need_acs(kind: int | None, alone: str | None, among_others: str | None) -> None:
     assert weakness(function(kind), multifunction=False) == alone
     assert weakness(function(kind), multifunction=True) == among_others
 
 
 @pytest.mark.parametrize("kind", [None, PortType.PCIE_TO_PCI, PortType.PCI_TO_PCIE, PortType.EVENT_COLLECTOR])
-def test_whose_acs_is_never_counted_on(kind: int | None) -> None:
+def test_types_without_reliable_acs(kind: int | None) -> None:
     assert weakness(function(kind, able=ALL, on=ALL), multifunction=True) == "without ACS"
 
 
@@ -75,12 +75,12 @@ def test_whose_acs_is_never_counted_on(kind: int | None) -> None:
         (ALL, TB | EC | DT | SV | RR | CR, "upstream forwarding"),
     ],
 )
-def test_what_of_acs_counts(able: int, on: int, flaw: str | None) -> None:
+def test_which_acs_services_count(able: int, on: int, flaw: str | None) -> None:
     expected = None if flaw is None else f"whose ACS has {flaw} disabled"
     assert weakness(function(PortType.ROOT_PORT, able=able, on=on), multifunction=False) == expected
 
 
-def test_acs_at_the_very_end_of_a_short_space() -> None:
+def test_truncated_acs_counts_as_missing() -> None:
     config = bytearray(function(PortType.ROOT_PORT, able=ALL, on=ALL))
     assert weakness(bytes(config[: 0x148 + 8]), multifunction=False) is None
     assert weakness(bytes(config[: 0x148 + 7]), multifunction=False) == "without ACS"
@@ -91,7 +91,7 @@ def why(host: FakeHost, group: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def add_path(host: FakeHost, configs: Mapping[str, bytes], groups: Mapping[str, int]) -> None:
-    """Add a root port, a switch and two cards below it, which guard unless their bytes are given."""
+    """Add a root port, a switch and two cards below it, with full ACS unless their bytes are given."""
     above = None
     for address, kind in {PORT: PortType.ROOT_PORT, UP: PortType.UPSTREAM, DOWN: PortType.DOWNSTREAM}.items():
         config = configs.get(address, GUARDING[kind])

@@ -38,7 +38,7 @@ def test_groups_can_be_sparse_and_are_ordered_as_numbers(host: FakeHost) -> None
     assert [(found.id, found.devices) for found in groups(host)] == [(9, (B,)), (100, (A,))]
 
 
-def test_what_a_group_says_of_itself(host: FakeHost) -> None:
+def test_the_fields_of_a_group(host: FakeHost) -> None:
     host.add_device(A, group=3)
     host.add_group(3, type="DMA-FQ", reserved_regions="0x0 0xfff direct\n0xfee00000 0xfeefffff msi\nnonsense")
     found = group(host)
@@ -50,13 +50,13 @@ def test_what_a_group_says_of_itself(host: FakeHost) -> None:
     assert (found.viable, found.node, found.holders, found.why, found.unavailable) == (True, None, (), (), ())
 
 
-def test_what_a_group_does_not_say_is_unavailable(host: FakeHost) -> None:
+def test_unreadable_fields_of_a_group_are_unavailable(host: FakeHost) -> None:
     host.add_device(A, group=3)
     host.remove("/sys/kernel/iommu_groups/3/type")
     assert (group(host).type, group(host).unavailable) == (None, ("type",))
 
 
-def test_a_group_that_is_not_there(host: FakeHost) -> None:
+def test_a_missing_group_is_an_error(host: FakeHost) -> None:
     with pytest.raises(DeviceNotFoundError, match="group 7"):
         read_group(host.tree, 7, [])
 

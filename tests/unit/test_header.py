@@ -26,7 +26,7 @@ def decoded(config: bytes) -> Header:
 
 
 def with_bytes(config: bytes, **at: tuple[str, Any]) -> bytes:
-    """Return configuration space with numbers put in, each at an offset in hexadecimal after an x."""
+    """Return configuration space with these numbers; a key is ``x`` and the offset in hexadecimal."""
     changed = bytearray(config)
     for offset, (form, value) in at.items():
         struct.pack_into(f"<{form}", changed, int(offset[1:], 16), value)
@@ -136,7 +136,7 @@ def test_a_bridge_with_32_and_64_bit_windows() -> None:
     assert found.prefetchable_memory == Window(0x38_0000_0000, 0x39_FFFF_FFFF)
 
 
-def test_windows_that_are_closed() -> None:
+def test_closed_windows_are_none() -> None:
     found = bridge(
         x1c=("B", 0xF0), x20=("H", 0xFFF0), x24=("H", 0xFFF1), x26=("H", 0x0001), x28=("I", 0xFFFF_FFFF)
     )
@@ -144,24 +144,24 @@ def test_windows_that_are_closed() -> None:
 
 
 @pytest.mark.parametrize("header_type", [2, 3, 0x7E])
-def test_other_headers_have_what_all_have(header_type: int) -> None:
+def test_other_header_types_have_the_common_fields(header_type: int) -> None:
     config = with_bytes(config_space(header_type=header_type), x10=("I", 0xFEA0_0000), x2c=("I", 0x1234))
     header = decoded(config)
     assert (header.header_type, header.vendor_id) == (header_type, 0x1234)
     assert (header.bars, header.subsystem_vendor_id, header.rom_address) == ((), None, None)
 
 
-def test_a_vf_has_ones_for_its_ids_and_a_header_nevertheless() -> None:
+def test_a_vf_with_all_ones_ids_has_a_header() -> None:
     assert decoded(config_space(vendor=0xFFFF, device=0xFFFF)).vendor_id == 0xFFFF
 
 
 @pytest.mark.parametrize("config", [b"", config_space()[: HEADER_SIZE - 1], b"\xff" * EXTENDED_SIZE])
-def test_what_is_cut_off_or_does_not_answer_has_no_header(config: bytes) -> None:
+def test_truncated_or_silent_space_has_no_header(config: bytes) -> None:
     assert read_header(config) is None
 
 
 @given(st.binary(min_size=HEADER_SIZE, max_size=HEADER_SIZE), st.integers(0, 255))
-def test_any_bytes_are_a_header(raw: bytes, header_type: int) -> None:
+def test_random_bytes_decode_as_a_header(raw: bytes, header_type: int) -> None:
     header = read_header(raw[:0x0E] + bytes((header_type,)) + raw[0x0F:])
     if header is not None:
         assert header.vendor_id == int.from_bytes(raw[:2], "little")
@@ -170,7 +170,9 @@ def test_any_bytes_are_a_header(raw: bytes, header_type: int) -> None:
 
 @examples(40)
 @given(config_spaces(), st.integers(0, 0x30), st.integers(0, 0x30))
-def test_whatever_is_decoded_can_be_shown_and_written(config: bytes, standard: int, extended: int) -> None:
+def test_all_decoded_fields_can_be_printed_and_written_as_json(
+    config: bytes, standard: int, extended: int
+) -> None:
     config = with_bytes(config, x40=("B", standard)) if len(config) > HEADER_SIZE else config
     config = with_bytes(config, x100=("H", extended)) if len(config) == EXTENDED_SIZE else config
     found = decode(config)
@@ -202,7 +204,7 @@ forwarding enabled no
 """
 
 
-def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_config(capsys: pytest.CaptureFixture[str]) -> None:
     express = bytearray(struct.pack("<H", 2) + bytes(58))
     struct.pack_into("<H", express, 16, 0x11)  # a link of 2.5 GT/s, one lane
     config = config_space(

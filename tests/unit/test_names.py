@@ -32,7 +32,7 @@ def names() -> PciNames:
     return PciNames(TEXT)
 
 
-def test_names_that_are_listed(names: PciNames) -> None:
+def test_listed_names_are_found(names: PciNames) -> None:
     assert names.vendor(0x8086) == "Intel Corporation"
     assert names.device(0x8086, 0x10D3) == "82574L Gigabit Network Connection"
     assert names.device(0x8086, 0x8086) == "Named like its vendor"
@@ -40,7 +40,7 @@ def test_names_that_are_listed(names: PciNames) -> None:
     assert names.pci_class(0x020001) == "Ethernet controller"
 
 
-def test_numbers_stand_in_for_what_is_not_listed(names: PciNames) -> None:
+def test_unlisted_names_are_numbers(names: PciNames) -> None:
     assert names.vendor(0x1AF4) == "Vendor 1af4"
     assert names.device(0x8086, 0xA01F) == "Device a01f"
     assert names.device(0x1AF4, 0x10D3) == "Device 10d3"
@@ -48,12 +48,12 @@ def test_numbers_stand_in_for_what_is_not_listed(names: PciNames) -> None:
     assert names.pci_class(0xFF0000) == "Class ff00"
 
 
-def test_a_device_is_looked_for_at_its_own_vendor_only(names: PciNames) -> None:
+def test_a_device_is_searched_only_below_its_vendor(names: PciNames) -> None:
     assert names.device(0x0E11, 0x10D3) == "Device 10d3"
     assert names.device(0xC0C0, 0x00) == "Device 0000"
 
 
-def test_a_name_that_is_no_utf8(names: PciNames) -> None:
+def test_a_name_that_is_not_utf8(names: PciNames) -> None:
     assert names.device(0x8086, 0x1234) == "Caf\N{REPLACEMENT CHARACTER}"
 
 
@@ -70,8 +70,8 @@ def test_an_empty_list() -> None:
 @pytest.mark.parametrize(
     ("vendor", "device", "code"), [(0x8086, 0x10D3, 0x020000), (0x1B36, 0x0010, 0x010802)]
 )
-def test_names_are_those_of_lspci(vendor: int, device: int, code: int) -> None:
-    """lspci tells them from a dump, so that this machine need not have the device."""
+def test_names_equal_those_of_lspci(vendor: int, device: int, code: int) -> None:
+    """lspci reads a dump, so this machine need not have the device."""
     rows = config_space(vendor=vendor, device=device, class_code=code)[:64]
     lines = [f"{at:02x}: {rows[at : at + 16].hex(' ')}" for at in range(0, 64, 16)]
     dump = "\n".join(["00:00.0 a device", *lines, ""])

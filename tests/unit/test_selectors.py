@@ -95,7 +95,7 @@ def test_selectors_that_match_nothing(machine: FakeHost, selector: str) -> None:
         select(machine.tree, [selector])
 
 
-def test_a_class_where_a_device_has_no_number(machine: FakeHost) -> None:
+def test_a_class_skips_devices_without_a_class_number(machine: FakeHost) -> None:
     machine.put(f"{machine.devices[NIC].folder}/class", "nonsense")
     assert select(machine.tree, ["class:01"]) == [NVME, SHARED, VMD]
     with pytest.raises(DeviceNotFoundError):
@@ -106,7 +106,7 @@ def test_each_device_once_in_the_order_of_the_selectors(machine: FakeHost) -> No
     assert select(machine.tree, ["nvme0", "0000:*", "eth0"]) == [NVME, NIC, SHARED]
 
 
-def test_several_must_be_meant(machine: FakeHost) -> None:
+def test_several_matches_need_all(machine: FakeHost) -> None:
     with pytest.raises(SelectorError, match=f"matches 2 devices: {NIC}, {NVME}") as error:
         select_meant(machine.tree, [VMD, "0000:00:*"], several=False)
     assert "--all" in error.value.hint
@@ -114,7 +114,7 @@ def test_several_must_be_meant(machine: FakeHost) -> None:
     assert select_meant(machine.tree, [VMD, NIC], several=False) == [VMD, NIC]
 
 
-def test_what_hangs_on_a_device(machine: FakeHost) -> None:
+def test_names_of_class_devices_select_their_pci_parents(machine: FakeHost) -> None:
     found = read_usage(machine.tree, [NIC, NVME, SHARED, VMD], ())
     assert {address: [(one.kind, one.name) for one in usage] for address, usage in found.items()} == {
         NIC: [("net", "eth0")],

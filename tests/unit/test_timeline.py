@@ -1,4 +1,4 @@
-"""vfiotool.events: what each source makes of the kernel's text, and how the timeline merges them."""
+"""vfiotool.events: the entries that each source makes of the kernel's text, and the merged timeline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vfiotool.render.timeline import write_entry, write_line
 EDU = "0000:00:10.0"
 
 
-# A line of the trace
+# Lines of the trace
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def test_a_line_of_the_trace(line: str, event: object) -> None:
     assert parse_line(line) == event
 
 
-def test_events_that_were_lost_are_told_of() -> None:
+def test_lost_events_are_reported_as_missed() -> None:
     event = parse_line("CPU:1 [LOST 17 EVENTS]")
     assert event is not None
     assert event[1:] == ("missed", "17 events of the trace buffer")
 
 
 @given(st.text())
-def test_any_line_is_an_event_or_none(line: str) -> None:
+def test_a_random_line_is_an_event_or_none(line: str) -> None:
     if event := parse_line(line):
         decode(*event)
 
 
-# An event of the kernel
+# Probe events
 
 
-def test_the_notifiers_action_has_its_name() -> None:
+def test_the_action_of_the_notifier_is_decoded() -> None:
     text = f'(vfio_iommu_group_notifier+0x0/0x150 [vfio]) action=4 device="{EDU}"'
     assert decode(1.5, "vfio_iommu_group_notifier", text) == TimelineEntry(
         1.5, "probe", "vfio_iommu_group_notifier", address=EDU, detail="BOUND_DRIVER"
@@ -84,18 +84,18 @@ def test_the_notifiers_action_has_its_name() -> None:
 
 
 @pytest.mark.parametrize(("result", "said"), [("0", "0"), ("-16", "EBUSY"), ("-4095", "4095")])
-def test_a_result_has_its_name(result: str, said: str) -> None:
+def test_a_returned_error_is_decoded(result: str, said: str) -> None:
     text = f"(really_probe+0x1/0x2 <- iommu_group_claim_dma_owner) result={result}"
     entry = decode(2.0, "iommu_group_claim_dma_owner_returns", text)
     assert (entry.event, entry.detail) == ("iommu_group_claim_dma_owner", f"returns {said}")
 
 
-def test_tracepoints_say_what_they_say() -> None:
+def test_tracepoints_keep_their_text() -> None:
     entry = decode(3.0, "add_device_to_group", f"IOMMU: groupID=7 device={EDU}")
     assert (entry.group, entry.address, entry.detail) == (7, EDU, f"groupID=7 device={EDU}")
 
 
-# A record of the log
+# Records of the kernel's log
 
 
 def test_a_record_of_the_log() -> None:
@@ -111,7 +111,7 @@ def test_a_record_of_the_log() -> None:
 
 
 @given(st.text(), st.floats(0, 1e6))
-def test_any_record_is_an_entry_or_none(record: str, offset: float) -> None:
+def test_a_random_record_is_an_entry_or_none(record: str, offset: float) -> None:
     parse_record(record, offset)
 
 
@@ -119,7 +119,7 @@ def test_any_record_is_an_entry_or_none(record: str, offset: float) -> None:
 
 
 class Monitor:
-    """pyudev's, with what it will receive."""
+    """A fake of pyudev.Monitor with the events that it will receive."""
 
     def __init__(self, *events: object) -> None:
         self.events = list(events)
@@ -128,7 +128,7 @@ class Monitor:
         raise PermissionError(errno.EPERM, "not root")
 
     def start(self) -> None:
-        """It has started."""
+        """Do nothing: it is started."""
 
     def poll(self, timeout: float) -> object:
         assert timeout == 0
@@ -153,7 +153,7 @@ def uevent(seqnum: int, name: str, subsystem: str = "pci", **fields: str) -> Sim
 def uevents(
     monkeypatch: pytest.MonkeyPatch, tree: Tree, *events: object, source: Literal["kernel", "udev"] = "kernel"
 ) -> list[TimelineEntry]:
-    """What is told of these events."""
+    """Return the entries of these events."""
     monkeypatch.setattr("vfiotool.events.udev._context", lambda: None)
     monkeypatch.setattr("pyudev.Monitor.from_netlink", lambda context, source: Monitor(*events))
     return list(Uevents(source, tree).read())
@@ -181,8 +181,8 @@ def test_uevents_of_devices_and_nodes(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_uevents_that_are_missing_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever subsystem the next one is of; udevd passes them on in an order of its own."""
+def test_missing_uevents_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subsystem of the next uevent does not matter. udevd may reorder uevents."""
     monkeypatch.setattr("vfiotool.events.uevents._LATE", -1)
     events = (uevent(4, EDU), OSError(errno.ENOBUFS, "overrun"), uevent(8, "eth0", "net"), uevent(9, EDU))
     entries = uevents(monkeypatch, Tree(str(tmp_path)), *events)
@@ -195,8 +195,8 @@ def test_uevents_that_are_missing_are_told_of(tmp_path: Path, monkeypatch: pytes
     assert [entry.seqnum for entry in entries] == [4, 9]
 
 
-def test_uevents_that_come_late_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processors number theirs, and then send them in any order."""
+def test_late_uevents_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors assign the numbers first, and then send their uevents in any order."""
     monkeypatch.setattr("vfiotool.events.uevents._LATE", -1)
     entries = uevents(monkeypatch, Tree(str(tmp_path)), *(uevent(number, EDU) for number in (4, 8, 6, 5, 9)))
     assert [(entry.event, entry.seqnum, entry.detail) for entry in entries][-1] == (
@@ -207,12 +207,12 @@ def test_uevents_that_come_late_are_not_missing(tmp_path: Path, monkeypatch: pyt
     assert [entry.seqnum for entry in entries[:-1]] == [4, 8, 6, 5, 9]
 
 
-def test_a_number_has_a_second_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_counts_as_missing_after_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = uevents(monkeypatch, Tree(str(tmp_path)), uevent(4, EDU), uevent(6, EDU))
     assert [entry.event for entry in entries] == ["add", "add"]
 
 
-def test_a_monitor_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_monitor_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="broken"):
         uevents(monkeypatch, Tree(str(tmp_path)), OSError(errno.EIO, "broken"))
 
@@ -220,7 +220,7 @@ def test_a_monitor_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 # Drivers
 
 
-def test_changes_of_drivers_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_of_drivers_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("vfiotool.events.driver_links.now", lambda: clock[0])
     devices = tmp_path / "sys/bus/pci/devices"
@@ -245,10 +245,10 @@ def test_changes_of_drivers_are_told_of(tmp_path: Path, monkeypatch: pytest.Monk
     assert (entry.event, entry.driver, entry.detail) == ("driver", "vfio-pci", "was none")
 
 
-# What is shown
+# The filter
 
 
-def test_what_is_shown_of_a_device(tmp_path: Path) -> None:
+def test_the_filter_selects_entries_by_device_and_group(tmp_path: Path) -> None:
     device = tmp_path / "sys/bus/pci/devices" / EDU
     device.mkdir(parents=True)
     (device / "iommu_group").symlink_to("../../kernel/iommu_groups/7")
@@ -271,7 +271,7 @@ def test_what_is_shown_of_a_device(tmp_path: Path) -> None:
     assert [entry for entry in shown + hidden if everything.is_shown(entry)] == shown + hidden[:3]
 
 
-# All as one
+# The merged timeline
 
 
 class ReadySource:
@@ -288,7 +288,7 @@ class ReadySource:
         return entries
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def test_sources_are_merged_by_time() -> None:
@@ -301,7 +301,7 @@ def test_sources_are_merged_by_time() -> None:
     assert [entry.event for entry in timeline.entries(until=now())] == ["a", "d", "b", "c"]
 
 
-def test_an_entry_waits_for_others_that_may_have_come_before_it() -> None:
+def test_an_entry_is_held_for_earlier_entries_of_slower_sources() -> None:
     late = ReadySource()
     timeline = Timeline([ReadySource(TimelineEntry(now(), "udev", "second")), late])
     entries = timeline.entries()
@@ -309,12 +309,12 @@ def test_an_entry_waits_for_others_that_may_have_come_before_it() -> None:
     assert [next(entries).event, next(entries).event] == ["first", "second"]
 
 
-def test_what_is_held_back_is_not_lost() -> None:
+def test_held_entries_are_not_lost() -> None:
     timeline = Timeline([ReadySource(TimelineEntry(now() + 60, "udev", "last"))])
     assert [entry.event for entry in timeline.entries(until=now())] == ["last"]
 
 
-# The folder of tracefs, played by a plain one
+# tracefs, faked by a plain directory
 
 
 @pytest.fixture
@@ -330,8 +330,8 @@ def test_without_tracefs(tmp_path: Path) -> None:
     assert "mount -t tracefs" in str(caught.value.hint)
 
 
-def test_what_ended_processes_left_is_removed(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing else: what is another program's, or a process's that is there."""
+def test_leftovers_of_exited_processes_are_removed(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of other programs and of live processes remain."""
     appended: list[str] = []
     monkeypatch.setattr(tracefs, "_append", lambda mount, line: appended.append(line))
     mine = f"vfiotool_{os.getpid()}_{process_start(Tree(), os.getpid())}"
@@ -346,7 +346,7 @@ def test_what_ended_processes_left_is_removed(mount: Path, monkeypatch: pytest.M
     assert appended == [f"-:{gone}/g", f"-:{gone}/h"]
 
 
-# The lines
+# The output
 
 
 def test_an_entry_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,7 +371,7 @@ def test_an_entry_as_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in " ".join(words)
 
 
-def test_only_this_machine_can_be_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_refuses_a_sysroot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sys").mkdir()
     assert cli.run(["--sysroot", str(tmp_path), "watch"]) == 2
     assert "'vfiotool watch' works only on the running machine" in capsys.readouterr().err

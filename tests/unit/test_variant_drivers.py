@@ -74,19 +74,19 @@ def test_the_alias_with_the_fewest_wildcards(
 @pytest.mark.parametrize(
     "content", ["", JUNK, b"\xff\0alias vfio_pci:" * 99, "alias vfio_pci:" + "v*" * 9999]
 )
-def test_lines_that_are_no_aliases(host: FakeHost, content: str | bytes) -> None:
+def test_other_lines_are_skipped(host: FakeHost, content: str | bytes) -> None:
     put_aliases(host, content)
     assert best_vfio_driver(host.tree, device(host, 0x15B3, 0x101E)) == "vfio-pci"
 
 
 @pytest.mark.parametrize("release", ["6.12.0", "../../../etc", ""])
-def test_without_a_list(host: FakeHost, release: str) -> None:
+def test_without_modules_alias_it_is_vfio_pci(host: FakeHost, release: str) -> None:
     host.put("/etc/modules.alias", ALIASES)
     host.put("/proc/sys/kernel/osrelease", release)
     assert best_vfio_driver(host.tree, device(host, 0x15B3, 0x101E)) == "vfio-pci"
 
 
-def test_the_name_as_modules_know_it(host: FakeHost) -> None:
-    """As libkmod would ask: the kernel's own modalias of this device, with the prefix of VFIO drivers."""
+def test_the_modalias_of_a_device(host: FakeHost) -> None:
+    """The kernel's modalias of this device, with the prefix of VFIO drivers, as libkmod matches it."""
     one = device(host, 0x8086, 0x10D3, class_code=0x010802, subsystem=(0x1AF4, 0x1100))
     assert modalias(one) == "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc01sc08i02"
