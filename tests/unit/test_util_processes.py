@@ -16,7 +16,8 @@ import pytest
 
 from vfiotool.stress.reproduce import script_runtime
 from vfiotool.util import tasks
-from vfiotool.util.child import TERMINAL_SIGNALS, fork_child, start_child
+from vfiotool.util.child import fork_child, start_child
+from vfiotool.util.signals import TERMINAL_SIGNALS
 from vfiotool.util.tasks import children, read_task, sleeps_in, task_state, uninterruptible_tasks
 
 SAMPLES = os.path.join(os.path.dirname(__file__), "proc")

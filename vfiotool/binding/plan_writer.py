@@ -31,7 +31,7 @@ from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.host.usage.openers import is_group_open
-from vfiotool.util.child import TERMINAL_SIGNALS
+from vfiotool.util.signals import TERMINAL_SIGNALS
 
 EVENT_SECONDS = 30.0
 """How long to wait for a uevent after the kernel has made the change that the uevent reports."""

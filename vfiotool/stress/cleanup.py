@@ -25,7 +25,8 @@ from vfiotool.stress.results.report import (
 )
 from vfiotool.stress.results.stats import Latencies
 from vfiotool.stress.results.trace import read_trace
-from vfiotool.util.child import TERMINAL_SIGNALS, fork_child
+from vfiotool.util.child import fork_child
+from vfiotool.util.signals import TERMINAL_SIGNALS
 
 
 class CleanupProcess:

@@ -25,7 +25,8 @@ from vfiotool.stress.monitors.resources import CycleLeakCheck, read_process_reso
 from vfiotool.stress.operations.registry import GroupOperations
 from vfiotool.stress.record import NOTHING, Call, Expectation, Record
 from vfiotool.stress.workloads import REPLAY, WORKLOADS, Workload, repetition
-from vfiotool.util.child import TERMINAL_SIGNALS, fork_child
+from vfiotool.util.child import fork_child
+from vfiotool.util.signals import TERMINAL_SIGNALS
 from vfiotool.util.tasks import children
 
 BATCH = 64

@@ -7,13 +7,9 @@ whole process from exiting.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import warnings
 from collections.abc import Callable, Collection
-
-TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that end the processes of a terminal or a service."""
 
 _MAX_FD = 1 << 20
 
@@ -22,7 +18,7 @@ def fork_child(
     run: Callable[[], object],
     *,
     new_session: bool = False,
-    ignored_signals: Collection[signal.Signals] = (),
+    ignored_signals: Collection[int] = (),
     kept_fds: Collection[int] | None = None,
 ) -> int:
     """Run a function in a child process, and return the child's pid.
@@ -42,8 +38,8 @@ def fork_child(
         try:
             if new_session:
                 os.setsid()
-            for number in ignored_signals:
-                signal.signal(number, signal.SIG_IGN)
+            if ignored_signals:
+                _ignore(ignored_signals)
             if kept_fds is not None:
                 _close_all_but(kept_fds)
             run()
@@ -73,3 +69,10 @@ def _close_all_but(fds: Collection[int]) -> None:
             os.closerange(start, fd)
         start = fd + 1
     os.closerange(start, _MAX_FD)
+
+
+def _ignore(signals: Collection[int]) -> None:
+    import signal  # here, because verbs that only read import this module
+
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
