@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.lab.support import EDU, GROUPS, KERNEL, MACHINE, driver, kernel_complaints, path, vfiotool
 from tests.support.documents import NOT_RUN, Command, blocks, commands, mismatch, pages, program
@@ -76,7 +77,8 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
     def run(self, command: Command) -> str | None:
         """Run a command, and return what is wrong with it, or None.
@@ -145,10 +147,15 @@ class Session:
         return f"$ {line}\ndid not show {lacking}" if lacking else None
 
 
+def pages_with_commands() -> Iterator[ParameterSet]:
+    """Yield the pages; README, which everyone follows, is in the fast tier too."""
+    for page in pages():
+        if any(block.language == "console" for block in blocks(page)):
+            yield pytest.param(page, marks=[] if page == "README.md" else [pytest.mark.full])
+
+
 @pytest.mark.skipif(KERNEL != "6.12" or MACHINE != "default", reason="the pages quote 6.12 on this machine")
-@pytest.mark.parametrize(
-    "page", [page for page in pages() if any(block.language == "console" for block in blocks(page))]
-)
+@pytest.mark.parametrize("page", [*pages_with_commands()])
 def test_commands(page: str, tmp_path: Path) -> None:
     session, wrong = Session(tmp_path), []
     listed = vfiotool("list").stdout
