@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def test_a_package_that_exports_names_lists_them(name: str) -> None:
     exported: list[str] = module.__all__
     assert exported == sorted(set(exported))
     assert all(getattr(module, each).__doc__ for each in exported)
+
+
+def test_no_public_class_name_is_used_twice() -> None:
+    names = Counter(name for _, name, _ in classes() if not name.startswith("_"))
+    repeated = {name for name, count in names.items() if count > 1}
+    assert repeated <= {"Container", "Device"}  # of stress.model and host, beside those of vfio
 
 
 def test_uapi_exports_all_names_of_its_modules() -> None:

@@ -302,7 +302,7 @@ class RegisterBlock(metaclass=_BlockType):
             for one in found if isinstance(found, RegisterArray) else (found,):
                 yield from one._harmless() if isinstance(one, RegisterBlock) else (one,)
 
-    if not TYPE_CHECKING:  # type checkers would allow to set any attribute
+    if not TYPE_CHECKING:  # type checkers would allow any attribute to be set
 
         def __setattr__(self, name: str, value: object) -> None:
             if name in self._members:

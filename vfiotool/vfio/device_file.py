@@ -23,7 +23,7 @@ class Revocable(Protocol):
     """An object that uses an open device and must stop when the device is closed or released."""
 
     def revoke(self, reason: str) -> None:
-        """Stop to use the device: it was closed or released, for this reason."""
+        """Stop using the device: it was closed or released, for this reason."""
 
 
 class DeviceFile(Protocol):

@@ -135,7 +135,7 @@ class Features:
         """Set the VF token, the secret that is needed to open a VF of this PF; every call replaces it.
 
         When the PF is bound to its driver, the kernel sets a random token that nobody knows. VFs can be
-        opened only after this call. To open the PF while a VF is open also takes the token.
+        opened only after this call. Opening the PF while a VF is open takes the token as well.
 
         Raises:
             UnsupportedError: the device is not a PF.
@@ -172,7 +172,7 @@ def _set(file: DeviceFile, feature: DeviceFeature, data: bytes = b"") -> None:
         if error.errno != errno.ENOTTY:
             raise
         what, since = _SINCE[feature]
-        raise UnsupportedError(f"{file.name} has no {what}", hint=f"it came with Linux {since}") from None
+        raise UnsupportedError(f"{file.name} has no {what}", hint=f"it needs Linux {since}") from None
 
 
 def _ask(file: DeviceFile, feature: DeviceFeature, flags: DeviceFeatureFlags, data: bytes = b"") -> None:

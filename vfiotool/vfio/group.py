@@ -24,7 +24,7 @@ from vfiotool.vfio.uapi import GroupFlags, GroupIoctl
 class Group(Handle):
     """An open group. Threads may share it, with the limits of ``Handle``.
 
-    To close a group also unsets its container, once its devices are closed: any order of closing frees all
+    Closing a group also unsets its container, once its devices are closed: any order of closing frees all
     resources.
     """
 

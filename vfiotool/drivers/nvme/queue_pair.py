@@ -110,7 +110,7 @@ class QueuePair:
             return 0 if self._ended.is_set() else lib.vt_nvme_unanswered(self._queue)
 
     def close(self) -> None:
-        """Stop to submit and to take completions, from any thread; the caller notifies the controller.
+        """Stop submitting and taking completions, from any thread; the caller notifies the controller.
 
         A running call of another thread waits for ``end()``: the memory that it gave to the controller may be
         freed once it has returned.

@@ -31,7 +31,7 @@ class Arena(Mapped):
     def alloc(self, size: int, *, align: int = _GRANULE) -> Buffer:
         """Return a buffer of ``size`` bytes whose IOVA is a multiple of ``align``, a power of two.
 
-        The buffer is not cleared. To close it returns its memory to the arena; devices reach that memory
+        The buffer is not cleared. Closing it returns its memory to the arena; devices reach that memory
         until the arena is closed.
 
         Raises:

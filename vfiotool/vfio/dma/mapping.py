@@ -19,7 +19,7 @@ class Mapped:
     """Memory that devices reach until ``close()``; a context manager.
 
     The mapping lasts until it is closed, even if nothing refers to it any more: a device may still write to
-    the memory. To close it twice, or after its device, does nothing.
+    the memory. Closing it twice, or after its device, does nothing.
     """
 
     _unmap: Callable[[], None] | None = None

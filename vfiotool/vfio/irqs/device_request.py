@@ -49,7 +49,7 @@ class DeviceRequestHandler:
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """Stop to wait; calls after the first do nothing.
+        """Stop waiting; calls after the first do nothing.
 
         The thread has ended afterwards, unless it is calling the driver.
         """

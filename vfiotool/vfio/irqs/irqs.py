@@ -60,7 +60,7 @@ class Vector(EventFd):
     def unmask(self) -> None:
         """Unmask INTx: the kernel masks it each time the device raises it.
 
-        Make the device lower the interrupt first, otherwise it arrives again at once. To unmask an interrupt
+        Make the device lower the interrupt first, otherwise it arrives again at once. Unmasking an interrupt
         that is not masked does nothing.
 
         Raises:

@@ -71,7 +71,7 @@ class ConfigSpace(Region):
     def bus_master(self) -> bool:
         """True if the device may do DMA and send message-signalled interrupts; off when the device is opened.
 
-        To set it raises UnsupportedError if the device does not accept it.
+        Setting it raises UnsupportedError if the device does not accept it.
         """
         return bool(self.command & _BUS_MASTER)
 
@@ -83,7 +83,7 @@ class ConfigSpace(Region):
     def memory(self) -> bool:
         """True if the device responds to accesses to its memory; on when the device is opened.
 
-        To set it raises UnsupportedError if the device does not accept it.
+        Setting it raises UnsupportedError if the device does not accept it.
         """
         return bool(self.command & _MEMORY)
 
