@@ -28,7 +28,7 @@ from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome, R
 from vfiotool.stress.reproduce import script_runtime
 from vfiotool.stress.reproduce.replay import Finding, MonitorFindings
 from vfiotool.stress.reproduce.script import script
-from vfiotool.stress.reproduce.script_runtime import OtherwiseError
+from vfiotool.stress.reproduce.script_runtime import UnexpectedError
 from vfiotool.vfio import uapi
 
 PAIR = ["0000:03:01.0", "0000:03:02.0"]
@@ -406,7 +406,7 @@ def test_what_two_at_once_did_is_followed(came: str, maps: str) -> None:
 
 
 def test_what_has_no_form_is_named() -> None:
-    with pytest.raises(UnsupportedError, match="no standalone form of 'pat member=0'"):
+    with pytest.raises(UnsupportedError, match="no script can execute 'pat member=0'"):
         script(HEADER, found(record(Call("pat", {"member": 0}), outcome=EIO)))
 
 
@@ -495,7 +495,7 @@ def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Pat
 def test_a_device_that_is_not_there_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = loaded(STATUS, DEVICES="/nowhere")
     assert namespace["main"](PAIR, (), namespace["run"]) == 2
-    assert "it cannot be run" in capsys.readouterr().err
+    assert "the script cannot run" in capsys.readouterr().err
 
 
 # What it asks the kernel
@@ -581,7 +581,7 @@ def test_a_line_is_the_same_whatever_its_numbers(
     os.write(theirs, f"4,1,2,-;{line}\n SUBSYSTEM=pci\n".encode())
     pattern = ast.literal_eval(calls(script(HEADER, IN_LOG))[-1].removeprefix("see_log(log, ")[:-1])
     try:
-        with pytest.raises(OtherwiseError) if is_found else contextlib.nullcontext() as raised:
+        with pytest.raises(UnexpectedError) if is_found else contextlib.nullcontext() as raised:
             script_runtime.see_log(ours, pattern)
     finally:
         os.close(ours)

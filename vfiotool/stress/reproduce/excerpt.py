@@ -1,4 +1,4 @@
-"""Of a module only what is needed: for scripts that are to be read."""
+"""Copy the needed parts of a module, for scripts that people read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from types import ModuleType
 
 
 def excerpt(module: ModuleType, body: str) -> str:
-    """Return what a text of Python uses of a module, directly or by other parts, with its imports.
+    """Return the parts of a module that ``body`` uses, directly or by other parts, with their imports.
 
-    What is at the module's top level comes in its order. Names are told apart by their spelling alone.
+    The parts are statements of the module's top level, in its order. A part is found by the spelling of its
+    name alone, so no local variable may have the name of a part.
     """
     source = inspect.getsource(module)
     lines, tree = source.splitlines(), ast.parse(source)
@@ -28,7 +29,7 @@ def excerpt(module: ModuleType, body: str) -> str:
 
 
 def _reach(names: set[str], defined: Mapping[str, ast.stmt]) -> set[str]:
-    """Return the names, and all that is used by what they mean."""
+    """Return the names, and all names that their definitions use."""
     reached, ahead = set[str](), list(names)
     while ahead:
         name = ahead.pop()

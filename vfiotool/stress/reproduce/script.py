@@ -1,4 +1,4 @@
-"""A finding as a script that needs nothing but Python's standard library: for a bug report."""
+"""Write a finding as a script for a bug report, which needs Python's standard library alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _START = "#!/usr/bin/env python3\n"
 
 
 def script(header: Mapping[str, Any], finding: Finding) -> str:
-    """Return a script that does the operations of a finding, and says whether it shows.
+    """Return a script that executes the operations of a finding, and checks if the finding shows again.
 
-    ``header`` is that of the trace. One process does all that the run's processes did. The script ends with
-    1 where it goes as it was found, 0 where all goes as expected, and 2 otherwise. Of what monitors found it
-    sees for itself what the kernel logs, and says how to watch the rest.
+    ``header`` is the trace's. A single process executes the operations of all the run's processes. The exit
+    status of the script is 1 if the finding shows again, 0 if all results are as expected, and 2 in any other
+    case. Of the findings of monitors, the script checks the kernel's log, and says how to watch the others.
 
     Raises:
-        UnsupportedError: there is no form of an operation that a script could do.
+        UnsupportedError: an operation has no form in a script.
     """
     unit = header["units"][finding.records[0].unit]
     steps = Steps(unit["members"], unit["hosts"], Era(header["era"]))
@@ -42,7 +42,7 @@ def _body(members: Sequence[str], steps: Steps, logged: str) -> str:
     run = textwrap.indent("\n".join(lines), "    ")
     arguments = f"{as_tuple(map(literal, members))}, {as_tuple(map(literal, steps.modules))}, run"
     return (
-        f'def run() -> None:\n    """Do what shows it."""\n{run}\n\n\n'
+        f'def run() -> None:\n    """Execute the operations that show the finding."""\n{run}\n\n\n'
         f'if __name__ == "__main__":\n    sys.exit(main({arguments}))\n'
     )
 
@@ -52,54 +52,63 @@ def _about(header: Mapping[str, Any], unit: Mapping[str, Any], finding: Finding)
     lines = [
         *_found(finding, unit["members"]),
         "",
-        f"Found by 'vfiotool stress' on Linux {header['kernel']}, with this group of devices:",
+        f"'vfiotool stress' found this on Linux {header['kernel']}, with this group of devices:",
         *devices,
         "",
-        "Run it as root, on a machine where these devices may be taken. "
-        "It binds them to vfio-pci, and at the end back to the drivers that they have now:",
+        "Run this script as root, on a machine where nobody else uses these devices. "
+        "It binds them to vfio-pci, and at the end back to their present drivers:",
         "    python3 -I THIS_FILE",
         "",
-        "It ends with 1 where it goes as it was found, 0 where all goes as expected, and 2 otherwise.",
+        "The exit status is 1 if the finding shows again, 0 if all results are as expected, and 2 in any "
+        "other case.",
     ]
     if any("process" in one.call.arguments for one in finding.records):
-        lines += ["", "Two processes shared the fds when it was found: here one has all of them."]
+        lines += [
+            "",
+            "Two processes shared the fds when this was found; in this script, one has all of them.",
+        ]
     if any(one.call.name == RACE for one in finding.records):
-        lines += ["", "What two operations at once give is not the same each time. Until it shows:"]
+        lines += [
+            "",
+            "The result of two operations at once varies. Repeat the script until the finding shows:",
+        ]
         lines += ["    until python3 -I THIS_FILE; [ $? -eq 1 ]; do :; done"]
-    text = "\n".join(
-        textwrap.fill(_harmless(line), _WIDTH, subsequent_indent=_indent(line)) for line in lines
-    )
+    text = "\n".join(map(_filled, lines))
     return f'"""{text}\n"""'
 
 
 def _found(finding: Finding, members: Sequence[str]) -> Iterator[str]:
     if (record := finding.record) is not None:
         shown = _named(record.call, members)
-        yield f"{shown}: {record.outcome}, where this is expected: {record.expected}."
+        yield f"{shown}: {record.outcome}. Expected: {record.expected}."
     for one in finding.seen.found:
         yield f"{one[0].upper()}{one[1:]}."
     if finding.seen.found and not finding.seen.logged:
         yield ""
-        yield "No operation tells of it. Watch it meanwhile: 'udevadm monitor --kernel', 'vfiotool watch'."
+        yield (
+            "No result of an operation shows this. "
+            "Watch the events while the script runs: 'udevadm monitor --kernel', 'vfiotool watch'."
+        )
 
 
 def _pattern(logged: str) -> str:
-    """Return what finds a line of the log again: its numbers are others each time."""
+    """Return a pattern for a line of the log, whose numbers differ each time."""
     return re.sub(r"(?:0x)?[0-9a-f]*\d[0-9a-f]*", lambda _: "[0-9a-fx]+", re.escape(logged))
 
 
 def _named(call: Call, members: Sequence[str]) -> str:
-    """Return what was done, with the address of the member in place of its number."""
+    """Return a call as a text, with the address of the member in place of its index."""
     arguments = call.arguments.items()
     return " ".join(
         [call.name, *(members[int(at)] if key == "member" else f"{key}={at}" for key, at in arguments)]
     )
 
 
-def _indent(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+def _filled(line: str) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(_harmless(line), _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _harmless(text: str) -> str:
-    """Return a text without what could end a docstring: a trace may come from anywhere."""
+    """Return a text without characters that could end a docstring: a trace may come from anywhere."""
     return re.sub(r'["\\]', "?", printable(text))

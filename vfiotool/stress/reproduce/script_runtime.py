@@ -1,6 +1,6 @@
-"""What standalone scripts are made of: ``script`` copies what one needs, and nothing is run here.
+"""The functions of standalone scripts: ``script`` copies those that a script needs.
 
-Each constant says which header has it. No function needs more than Python's standard library.
+The comment of each constant names the kernel's header. All functions use Python's standard library alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 PATIENCE_SECONDS = 30.0
-LOG_SECONDS = 2.0  # that a line takes at most
-MOMENT_SECONDS = 2.0  # for which something may sleep for a lock
-GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN)  # what is gone may give any of them
+LOG_SECONDS = 2.0  # the longest delay of a line in the kernel's log
+MOMENT_SECONDS = 2.0  # the longest sleep for a lock
+GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN)  # the errnos of a device that went away
 
 VFIO_SET_IOMMU = 0x3B66  # _IO(';', 100 + 2), <linux/vfio.h>
 VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
@@ -61,19 +61,19 @@ SLOTS = 32
 SLOT_BYTES = 64 << 10
 IOVA = 0x1000000  # of the first slot
 
-fds: dict[str, list[int]] = {}  # what is open, by what it is of; the last is used
-numbers: dict[str, int] = {}  # what was seen before, by what it is of
-nodes: dict[str, str] = {}  # of the group of each device
-waiting: dict[str, tuple[int, int]] = {}  # what works on a device: the child, and the pipe of its errno
-memory: list[mmap.mmap] = []  # what is mapped for DMA, in slots
-to_undo: list[Callable[[], object]] = []  # what is done at the end, the last first
+fds: dict[str, list[int]] = {}  # the open fds of each object; the last is used
+numbers: dict[str, int] = {}  # ids and former values, by their object
+nodes: dict[str, str] = {}  # the node of each device's group
+waiting: dict[str, tuple[int, int]] = {}  # the child that works on a device, and the pipe of its errno
+memory: list[mmap.mmap] = []  # the memory for DMA, in slots
+to_undo: list[Callable[[], object]] = []  # called at the end, the last first
 
 
-Call = tuple[Any, ...]  # a function, and what it takes
+Call = tuple[Any, ...]  # a function, and its arguments
 
 
-class OtherwiseError(Exception):
-    """An operation did not do what is expected of it."""
+class UnexpectedError(Exception):
+    """The result of an operation is not as expected. ``as_found``: it is the result of the finding."""
 
     def __init__(self, message: str, as_found: bool) -> None:
         super().__init__(message)
@@ -81,13 +81,13 @@ class OtherwiseError(Exception):
 
 
 class NoteError(Exception):
-    """It went otherwise in a way that has no errno."""
+    """An operation failed in a way that no errno shows."""
 
 
 def main(devices: Sequence[str], modules: Sequence[str], run: Callable[[], None]) -> int:
-    """Take the devices, run, and give them back; 1: it goes as found, 0: as expected, 2: neither."""
+    """Take the devices, run, and give them back. Return 1 for the finding, 0 for no finding, else 2."""
     before: dict[str, tuple[str, str]] = {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that they are given back then, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to give the devices back
     try:
         try:
             for module in modules:
@@ -100,18 +100,18 @@ def main(devices: Sequence[str], modules: Sequence[str], run: Callable[[], None]
             clean_up()
             for device, (driver, override) in before.items():
                 give_back(device, driver, override)
-    except OtherwiseError as error:
+    except UnexpectedError as error:
         print(error)
         return 1 if error.as_found else 2
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"it cannot be run: {error}", file=sys.stderr)
+        print(f"the script cannot run: {error}", file=sys.stderr)
         return 2
     print("all goes as expected")
     return 0
 
 
 def clean_up() -> None:
-    """Close all, and undo the rest."""
+    """Close all fds, and call what is in ``to_undo``."""
     for opened in fds.values():
         while opened:
             os.close(opened.pop())
@@ -126,7 +126,7 @@ def step(
     value: int | None = None,
     found: tuple[int, int] | str | None = None,
 ) -> None:
-    """Do an operation and print what comes of it; ``found`` is what came of it when the bug was found."""
+    """Execute an operation and print its result. ``found`` is the result when the bug was found."""
     code, result, note = outcome(operation, *arguments)
     came = note or (f"0, {result}" if result and not code else name_of(code))
     print(f"{shown((operation, *arguments))}: {came}", flush=True)
@@ -134,8 +134,8 @@ def step(
         return
     names = " or ".join(map(name_of, errnos))
     expected = names if value is None else f"{names}, {value}"
-    raise OtherwiseError(
-        f"it is otherwise than expected: {expected}",
+    raise UnexpectedError(
+        f"the result is unexpected; expected: {expected}",
         as_found=isinstance(found, str) if note else (code, result) == found,
     )
 
@@ -146,7 +146,7 @@ def name_of(code: int) -> str:
 
 
 def shown(part: int | str | Call) -> str:
-    """Return a call, or what one takes, as a text."""
+    """Return a call, or an argument, as a text."""
     if not isinstance(part, tuple):
         return str(part)
     operation, *arguments = part
@@ -154,7 +154,7 @@ def shown(part: int | str | Call) -> str:
 
 
 def outcome(operation: Callable[..., int], *arguments: int | str | Call) -> tuple[int, int, str]:
-    """Return its errno, what it gives, and what went otherwise beside that."""
+    """Execute an operation; return its errno, its result, and a note of a failure that no errno shows."""
     try:
         return 0, operation(*arguments), ""
     except OSError as error:
@@ -167,14 +167,14 @@ def outcome(operation: Callable[..., int], *arguments: int | str | Call) -> tupl
 
 
 def open_log() -> int:
-    """Return a descriptor of the kernel's log, from which only what comes later is read."""
+    """Return a descriptor of the kernel's log, for the lines that are logged from now on."""
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(fd, 0, os.SEEK_END)
     return fd
 
 
 def see_log(fd: int, pattern: str) -> None:
-    """See whether the kernel has logged, or soon logs, what it logged when the bug was found."""
+    """Raise UnexpectedError if the kernel logs a line like that of the finding."""
     deadline = time.monotonic() + LOG_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -183,14 +183,14 @@ def see_log(fd: int, pattern: str) -> None:
             time.sleep(0.1)
             continue
         if re.search(pattern, line):
-            raise OtherwiseError(f"the kernel logs: {line}", as_found=True)
+            raise UnexpectedError(f"the kernel logs: {line}", as_found=True)
 
 
 # Drivers
 
 
 def driver_of(device: str) -> str:
-    """Return the driver that a device has, or nothing."""
+    """Return the driver of a device, or an empty text."""
     os.stat(f"{DEVICES}/{device}")
     try:
         return os.path.basename(os.readlink(f"{DEVICES}/{device}/driver"))
@@ -199,14 +199,14 @@ def driver_of(device: str) -> str:
 
 
 def override_of(device: str) -> str:
-    """Return which driver a device is meant for, or nothing."""
+    """Return the driver_override of a device, or an empty text."""
     with open(f"{DEVICES}/{device}/driver_override", encoding="ascii") as file:
         name = file.read().strip()
     return "" if name == "(null)" else name
 
 
 def write(path: str, text: str) -> int:
-    """Write what a file of sysfs takes, in one system call."""
+    """Write to a file of sysfs in a single system call."""
     fd = os.open(path, os.O_WRONLY)
     try:
         os.write(fd, text.encode("ascii"))
@@ -216,7 +216,7 @@ def write(path: str, text: str) -> int:
 
 
 def take(device: str) -> None:
-    """Have a device on vfio-pci."""
+    """Bind a device to vfio-pci."""
     if driver_of(device) == "vfio-pci":
         return
     if driver_of(device):
@@ -225,14 +225,14 @@ def take(device: str) -> None:
 
 
 def give_back(device: str, driver: str, override: str) -> None:
-    """Have a device on the driver that it had."""
+    """Bind a device to its former driver."""
     write(f"{DEVICES}/{device}/driver_override", override or "\n")
     if driver_of(device) not in ("", driver):
         unbind(device)
     if driver and not driver_of(device):
-        outcome(write, f"{DRIVERS}/{driver}/bind", device)  # it may come by itself meanwhile
+        outcome(write, f"{DRIVERS}/{driver}/bind", device)  # the kernel may have bound it meanwhile
     if driver_of(device) != driver:
-        raise OSError(errno.EIO, f"{device} is not back on the driver '{driver}'")
+        raise OSError(errno.EIO, f"{device} is not on its former driver '{driver}'")
 
 
 def bind(device: str, driver: str) -> int:
@@ -242,21 +242,21 @@ def bind(device: str, driver: str) -> int:
 
 
 def unbind(device: str) -> int:
-    """Take a device from its driver."""
+    """Unbind a device from its driver."""
     return write(f"{DEVICES}/{device}/driver/unbind", device)
 
 
-# What waits in the kernel
+# Operations that block in the kernel
 
 
 def begin_unbind(device: str) -> int:
-    """Write to ``unbind`` in a child, and see that it comes to wait in the kernel."""
+    """Start an unbind in a child, and check that it blocks in the kernel."""
     begin(device, unbind, device)
     return require_wait(device)
 
 
 def begin(device: str, operation: Callable[..., int], *arguments: str) -> None:
-    """Have a child do what concerns a device, with nothing else open: a second fd would keep that busy."""
+    """Start an operation on a device in a child without other fds: a second fd would keep the device busy."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -270,14 +270,14 @@ def begin(device: str, operation: Callable[..., int], *arguments: str) -> None:
 
 
 def require_wait(device: str) -> int:
-    """See that what was begun comes to wait in the kernel."""
+    """Check that the operation that was started blocks in the kernel."""
     if not comes_to_wait(device):
         raise NoteError("did not wait")
     return 0
 
 
 def comes_to_wait(device: str) -> bool:
-    """Wait until what was begun sleeps in the kernel, or has ended; say whether it sleeps."""
+    """Wait until the started operation sleeps in the kernel, or has ended; return True if it sleeps."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_waiting(waiting[device][0]):
         if has_ended(device, 0):
@@ -289,7 +289,7 @@ def comes_to_wait(device: str) -> bool:
 
 
 def is_waiting(pid: int) -> bool:
-    """Return True if a process sleeps in the kernel for a user of a device."""
+    """Return True if a process sleeps in the kernel until all fds of a device are closed."""
     seen = []
     for name in ("status", "stack", "status"):
         try:
@@ -299,23 +299,23 @@ def is_waiting(pid: int) -> bool:
             return False
     before, stack, after = seen
     if before != after or not ("State:\tS" in after or "State:\tD" in after):
-        return False  # it runs in the kernel, or gave way to another task
+        return False  # the task runs in the kernel, or gave way to another task
     innermost = stack.partition("\n")[0]
     return " vfio_unregister_group_dev+" in innermost or " vfio_del_group_dev+" in innermost
 
 
 def has_ended(device: str, seconds: float) -> bool:
-    """Wait for so long until what was begun ends, and say whether it has."""
+    """Wait at most ``seconds`` for the end of the started operation; return True if it has ended."""
     return bool(select.select([waiting[device][1]], [], [], seconds)[0])
 
 
 def end_wait(device: str) -> int:
-    """Wait until what was begun has ended."""
+    """Wait until the started operation has ended."""
     pid, pipe = waiting[device]
     ended = has_ended(device, PATIENCE_SECONDS)
     del waiting[device]
     if not ended:
-        raise NoteError(f"still waits {PATIENCE_SECONDS:g} s after nothing keeps it (pid {pid})")
+        raise NoteError(f"still waits {PATIENCE_SECONDS:g} s after the device was closed (pid {pid})")
     os.waitpid(pid, 0)
     code = int.from_bytes(os.read(pipe, 4), "little")
     os.close(pipe)
@@ -325,7 +325,7 @@ def end_wait(device: str) -> int:
 
 
 def await_node(device: str, state: str) -> int:
-    """Wait until the node of a device's group is ``there`` or ``gone``: a worker of the kernel does that."""
+    """Wait until the node of a device's group is ``there`` or ``gone``, by a worker of the kernel."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while os.path.exists(group_node(device)) != (state == "there"):
         if time.monotonic() > deadline:
@@ -338,14 +338,14 @@ def await_node(device: str, state: str) -> int:
 
 
 def at_once(other: Call, ours: Call, head_start_us: int, *allowed: str) -> int:
-    """Do two operations at once, the first in a child; what both give must be one of what is allowed."""
+    """Execute two operations at once, the first in a child. Their results must be in ``allowed``."""
     operation, device, *more = other
     begin(device, operation, device, *more)
     spin(head_start_us)
     code = outcome(*ours)[0]
     waits = comes_to_wait(device)
     if waits and f"waits and {kind_of(code)}" not in allowed and has_ended(device, MOMENT_SECONDS):
-        waits = False  # it slept for a lock
+        waits = False  # the operation slept for a lock
     came = f"{'waits' if waits else kind_of(outcome(end_wait, device)[0])} and {kind_of(code)}"
     if came not in allowed:
         raise NoteError(f"{came}, not {' or '.join(allowed)}")
@@ -353,33 +353,33 @@ def at_once(other: Call, ours: Call, head_start_us: int, *allowed: str) -> int:
 
 
 def kind_of(code: int) -> str:
-    """Return an errno's name; what is gone may tell so in several ways."""
+    """Return an errno's name; the errnos of a device that went away count as one."""
     return "gone" if code in GONE else name_of(code)
 
 
 def spin(microseconds: int) -> None:
-    """Let so much time pass: a sleep is too coarse."""
+    """Wait without a sleep, which is too coarse."""
     end = time.perf_counter() + microseconds / 1e6
     while time.perf_counter() < end:
         pass
 
 
 def remove_while_mapping(device: str, container: int) -> int:
-    """Take a device off the bus, which waits, and meanwhile map and unmap as ever."""
+    """Start to remove a device, which blocks, and check that map and unmap still work."""
     note_removal(device)
     begin(device, write, f"{DEVICES}/{device}/remove", "1")
     for slot in range(16):
         code = outcome(map_dma, container, slot, 1)[0]
         if code:
-            raise NoteError(f"map_dma while it is removed: {name_of(code)}")
+            raise NoteError(f"map_dma during the removal: {name_of(code)}")
         code, size, _ = outcome(unmap_dma, container, slot, 1)
         if code or size != SLOT_BYTES:
-            raise NoteError(f"unmap_dma while it is removed: {name_of(code)}, {size}")
+            raise NoteError(f"unmap_dma during the removal: {name_of(code)}, {size}")
     return require_wait(device)
 
 
 def close_while_resetting(device: str, head_start_us: int) -> int:
-    """Close the last fd of a device while a thread resets the device by it."""
+    """Close the last fd of a device while a thread resets the device by that fd."""
     codes: list[int] = []
     fd = device_fd(device)
     thread = threading.Thread(target=lambda: codes.append(outcome(reset_by, fd)[0]))
@@ -403,7 +403,7 @@ def open_container(number: int) -> int:
 
 
 def close_container(number: int) -> int:
-    """Close a container; a group that is in it keeps it."""
+    """Close a container; a group that is set to it keeps it."""
     return close(f"container {number}")
 
 
@@ -414,7 +414,7 @@ def set_iommu(number: int) -> int:
 
 
 def group_node(device: str) -> str:
-    """Return the node of the group that a device is in, or was in when it was removed."""
+    """Return the node of a device's group, also after the device was removed."""
     link = f"{DEVICES}/{device}/iommu_group"
     if os.path.islink(link):
         nodes[device] = "/dev/vfio/" + os.path.basename(os.readlink(link))
@@ -422,7 +422,7 @@ def group_node(device: str) -> str:
 
 
 def open_group(device: str) -> int:
-    """Open the group that a device is in."""
+    """Open the group of a device."""
     return keep("group", group_node(device))
 
 
@@ -439,20 +439,20 @@ def get_status() -> int:
 
 
 def set_container(number: int) -> int:
-    """Put the group into a container."""
+    """Set the group to a container."""
     container = struct.pack("=i", fds[f"container {number}"][-1])
     fcntl.ioctl(fds["group"][-1], VFIO_GROUP_SET_CONTAINER, container)
     return 0
 
 
 def unset_container() -> int:
-    """Take the group out of its container."""
+    """Unset the group's container."""
     fcntl.ioctl(fds["group"][-1], VFIO_GROUP_UNSET_CONTAINER)
     return 0
 
 
 def get_device_fd(device: str) -> int:
-    """Have the group give an fd of a device."""
+    """Get an fd of a device from the group."""
     name = bytearray(device.encode("ascii") + b"\0")
     fd = fcntl.ioctl(fds["group"][-1], VFIO_GROUP_GET_DEVICE_FD, name)
     fds.setdefault(f"device {device}", []).append(fd)
@@ -481,20 +481,20 @@ def close_cdev(device: str) -> int:
 def bind_iommufd(device: str) -> int:
     """Bind a device to the iommufd."""
     ioas()
-    question = struct.pack("=IIiI", 16, 0, fds["iommufd"][-1], 0)  # struct vfio_device_bind_iommufd
-    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_BIND_IOMMUFD, question)
+    argument = struct.pack("=IIiI", 16, 0, fds["iommufd"][-1], 0)  # struct vfio_device_bind_iommufd
+    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_BIND_IOMMUFD, argument)
     return 0
 
 
 def attach_iommufd_pt(device: str) -> int:
     """Attach a device to the IO address space."""
-    question = struct.pack("=III", 12, 0, ioas())  # struct vfio_device_attach_iommufd_pt
-    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_ATTACH_IOMMUFD_PT, question)
+    argument = struct.pack("=III", 12, 0, ioas())  # struct vfio_device_attach_iommufd_pt
+    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_ATTACH_IOMMUFD_PT, argument)
     return 0
 
 
 def ioas() -> int:
-    """Return the id of the IO address space, which is made with its iommufd when it is first needed."""
+    """Return the id of the IO address space; the first call allocates it, with its iommufd."""
     if "ioas" not in numbers:
         keep("iommufd", "/dev/iommu")
         alloc = bytearray(struct.pack("=III", 12, 0, 0))  # struct iommu_ioas_alloc: size, flags, out_ioas_id
@@ -510,16 +510,16 @@ def keep(what: str, path: str) -> int:
 
 
 def close(what: str) -> int:
-    """Close the last fd of something."""
+    """Close the last fd of an object."""
     os.close(fds[what].pop())
     return 0
 
 
-# What is done with a device
+# Operations on a device
 
 
 def device_fd(device: str) -> int:
-    """Return the last fd that the group gave, or that of the device's own node."""
+    """Return the last fd of a device from the group, or else the fd of its own node."""
     return (fds.get(f"device {device}") or fds[f"cdev {device}"])[-1]
 
 
@@ -529,7 +529,7 @@ def reset(device: str) -> int:
 
 
 def reset_by(fd: int) -> int:
-    """Reset a function; while someone reads its uevent file in sysfs, that is to be tried again."""
+    """Reset a function. While a process reads its uevent file in sysfs, a reset gives EAGAIN: repeat it."""
     deadline = time.monotonic() + 1
     while True:
         try:
@@ -543,7 +543,7 @@ def reset_by(fd: int) -> int:
 
 
 def read_config(device: str) -> int:
-    """Return the first 32 bits of configuration space: device and vendor."""
+    """Return the first 32 bits of configuration space: the device and vendor ids."""
     info = bytearray(struct.pack("=IIIIQQ", 32, 0, VFIO_PCI_CONFIG_REGION_INDEX, 0, 0, 0))
     fcntl.ioctl(device_fd(device), VFIO_DEVICE_GET_REGION_INFO, info)
     offset = struct.unpack("=IIIIQQ", info)[5]
@@ -551,15 +551,15 @@ def read_config(device: str) -> int:
 
 
 def set_irqs(device: str, flags: int, index: int, start: int, count: int, data: bytes = b"") -> int:
-    """Ask VFIO_DEVICE_SET_IRQS; a positive result is how many vectors there would have been."""
-    question = struct.pack("=IIIII", 20 + len(data), flags, index, start, count) + data
-    if fcntl.ioctl(device_fd(device), VFIO_DEVICE_SET_IRQS, bytearray(question)):
+    """Execute VFIO_DEVICE_SET_IRQS; a positive result is the number of vectors that could be enabled."""
+    argument = struct.pack("=IIIII", 20 + len(data), flags, index, start, count) + data
+    if fcntl.ioctl(device_fd(device), VFIO_DEVICE_SET_IRQS, bytearray(argument)):
         raise OSError(errno.ENOSPC, "fewer vectors")
     return 0
 
 
 def enable_irqs(device: str, index: int, count: int, eventfds: int) -> int:
-    """Enable vectors, of which so many have an eventfd."""
+    """Enable ``count`` vectors; the first ``eventfds`` of them have an eventfd."""
     vectors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(eventfds)]
     data = struct.pack(f"={count}i", *vectors, *[-1] * (count - eventfds))
     set_irqs(device, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, count, data)
@@ -569,7 +569,7 @@ def enable_irqs(device: str, index: int, count: int, eventfds: int) -> int:
 
 
 def trigger_irq(device: str, vector: int, times: int) -> int:
-    """Have the kernel raise an interrupt; return how often its eventfd was signalled."""
+    """Trigger an interrupt by software; return the number of signals of its eventfd."""
     for _ in range(times):
         flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
         set_irqs(device, flags, numbers[f"irqs of {device}"], vector, 1)
@@ -577,7 +577,7 @@ def trigger_irq(device: str, vector: int, times: int) -> int:
 
 
 def signalled(eventfd: int) -> int:
-    """Return how often an eventfd was signalled since the last time."""
+    """Return the number of an eventfd's signals since it was last read."""
     try:
         return os.eventfd_read(eventfd)
     except BlockingIOError:
@@ -597,7 +597,7 @@ def unmask_irq(device: str) -> int:
 
 
 def disable_irqs(device: str) -> int:
-    """Disable interrupts; return how many came that nobody asked for."""
+    """Disable interrupts; return the number of signals that no call triggered."""
     flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
     set_irqs(device, flags, numbers[f"irqs of {device}"], 0, 0)
     return sum(signalled(one) for one in fds[f"irqs of {device}"])
@@ -607,7 +607,7 @@ def disable_irqs(device: str) -> int:
 
 
 def address_of(slot: int) -> int:
-    """Return where a slot is in memory, which no child gets: a fork would copy what is pinned."""
+    """Return the address of a slot in memory. No child inherits it: a fork would copy pinned pages."""
     if not memory:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         memory.append(mmap.mmap(-1, SLOTS * SLOT_BYTES, flags=flags))
@@ -618,44 +618,44 @@ def address_of(slot: int) -> int:
 def map_dma(container: int, slot: int, slots: int) -> int:
     """Map slots in a container: struct vfio_iommu_type1_dma_map."""
     flags, iova = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, IOVA + slot * SLOT_BYTES
-    question = struct.pack("=IIQQQ", 32, flags, address_of(slot), iova, slots * SLOT_BYTES)
-    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_MAP_DMA, question)
+    argument = struct.pack("=IIQQQ", 32, flags, address_of(slot), iova, slots * SLOT_BYTES)
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_MAP_DMA, argument)
     return 0
 
 
 def unmap_dma(container: int, slot: int, slots: int) -> int:
-    """Unmap slots in a container, and return how many bytes were mapped."""
+    """Unmap slots in a container, and return the number of unmapped bytes."""
     return unmap_range(container, 0, IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
 
 
 def unmap_dma_all(container: int) -> int:
-    """Unmap all in a container, and return how many bytes were mapped."""
+    """Unmap everything in a container, and return the number of unmapped bytes."""
     return unmap_range(container, VFIO_DMA_UNMAP_FLAG_ALL, 0, 0)
 
 
 def unmap_range(container: int, flags: int, iova: int, size: int) -> int:
-    """Ask VFIO_IOMMU_UNMAP_DMA: struct vfio_iommu_type1_dma_unmap."""
-    question = bytearray(struct.pack("=IIQQ", 24, flags, iova, size))
-    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_UNMAP_DMA, question)
-    return int(struct.unpack("=IIQQ", question)[3])
+    """Execute VFIO_IOMMU_UNMAP_DMA: struct vfio_iommu_type1_dma_unmap."""
+    argument = bytearray(struct.pack("=IIQQ", 24, flags, iova, size))
+    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_UNMAP_DMA, argument)
+    return int(struct.unpack("=IIQQ", argument)[3])
 
 
 def map_ioas(slot: int, slots: int) -> int:
     """Map slots in the IO address space: struct iommu_ioas_map."""
     flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE
     iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
-    question = struct.pack("=IIIIQQQ", 40, flags, ioas(), 0, address_of(slot), size, iova)
-    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_MAP, question)
+    argument = struct.pack("=IIIIQQQ", 40, flags, ioas(), 0, address_of(slot), size, iova)
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_MAP, argument)
     return 0
 
 
 def unmap_ioas(slot: int, slots: int) -> int:
-    """Unmap slots in the IO address space, and return how many bytes were mapped."""
+    """Unmap slots in the IO address space, and return the number of unmapped bytes."""
     return unmap_ioas_range(IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES)
 
 
 def unmap_ioas_all() -> int:
-    """Unmap all in the IO address space, which may be nothing."""
+    """Unmap everything in the IO address space, and return the number of unmapped bytes."""
     try:
         return unmap_ioas_range(0, (1 << 64) - 1)
     except FileNotFoundError:
@@ -663,14 +663,14 @@ def unmap_ioas_all() -> int:
 
 
 def unmap_ioas_range(iova: int, size: int) -> int:
-    """Ask IOMMU_IOAS_UNMAP: struct iommu_ioas_unmap."""
-    question = bytearray(struct.pack("=IIQQ", 24, ioas(), iova, size))
-    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_UNMAP, question)
-    return int(struct.unpack("=IIQQ", question)[3])
+    """Execute IOMMU_IOAS_UNMAP: struct iommu_ioas_unmap."""
+    argument = bytearray(struct.pack("=IIQQ", 24, ioas(), iova, size))
+    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_UNMAP, argument)
+    return int(struct.unpack("=IIQQ", argument)[3])
 
 
 def pins() -> int:
-    """Return how many pages the kernel accounts to this process as locked or pinned."""
+    """Return the number of pages that the kernel accounts to this process as locked or pinned."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(("VmLck:", "VmPin:")))
     return (kilobytes << 10) // mmap.PAGESIZE
@@ -686,18 +686,18 @@ def remove(device: str) -> int:
 
 
 def note_removal(device: str) -> None:
-    """Take note of what is to be done when a device is gone."""
-    group_node(device)  # while that is known
+    """Prepare for the removal of a device: remember its group's node, and rescan the bus at the end."""
+    group_node(device)  # sysfs has it only until the removal
     to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
 
 
 def rescan() -> int:
-    """Have the kernel find what was removed."""
+    """Rescan the bus: the kernel finds removed devices."""
     return write("/sys/bus/pci/rescan", "1")
 
 
 def await_driver(device: str, driver: str) -> int:
-    """Wait until a device that was found has its driver, which may come after the rescan."""
+    """Wait until a device has its driver, which may come after the rescan."""
     if not os.path.exists(f"{DEVICES}/{device}"):
         raise NoteError(f"{device} was not found again")
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -709,7 +709,7 @@ def await_driver(device: str, driver: str) -> int:
 
 
 def set_vfs(device: str, count: int) -> int:
-    """Have so many VFs, none of which a host driver takes."""
+    """Set the number of VFs; no host driver binds to them."""
     autoprobe, numvfs = (f"{DEVICES}/{device}/sriov_{name}" for name in ("drivers_autoprobe", "numvfs"))
     if autoprobe not in numbers:
         with open(autoprobe, encoding="ascii") as file:

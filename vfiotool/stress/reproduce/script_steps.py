@@ -1,4 +1,4 @@
-"""The operations of a finding as lines of a script: each a call of a function of ``script_runtime``."""
+"""Write the operations of a finding as lines of a script, each a call of a function of ``script_runtime``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _END = ScriptForm("end_wait", ("member",), raises_note=True)
 
 
 class Steps:
-    """Lines of a script, one a call. ``modules`` are those that it needs.
+    """The lines of a script, one per call. ``modules`` are the kernel modules that the script needs.
 
-    It follows the model to know in which address space something is mapped.
+    The class follows the model's state, which tells in which address space the harness maps memory.
     """
 
     def __init__(self, members: Sequence[str], hosts: Mapping[str, str], era: Era) -> None:
@@ -49,10 +49,12 @@ class Steps:
         }
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write all up to what went otherwise; what waits begins before that which ends its wait.
+        """Write all records up to the first unexpected outcome.
+
+        A call that blocks is started before the calls that unblock it.
 
         Raises:
-            UnsupportedError: an operation has no form here.
+            UnsupportedError: an operation has no form in a script.
         """
         is_begun = False
         for at, record in enumerate(records):
@@ -92,8 +94,8 @@ class Steps:
             self._begin(record, _found(record, self._begin_form(record.call)))
 
     def _begin(self, record: Record, found: str = "") -> None:
-        """Begin what waits, and of two at once do what does not wait."""
-        self.lines.append(f"# It waits until {record.expected.waits_for}.")
+        """Start a call that blocks. Of two operations at once, follow the one that does not block."""
+        self.lines.append(f"# This waits until {record.expected.waits_for}.")
         form = self._begin_form(record.call)
         self._add(form, record, found)
         if form is AT_ONCE:
@@ -104,7 +106,7 @@ class Steps:
         self._line(form.function, arguments, *options)
 
     def _at_once(self, record: Record) -> Iterator[str]:
-        """Yield two operations, each with what it takes, the time between them, and what both may give."""
+        """Yield two operations with their arguments, the time between them, and their allowed results."""
         for operation in _rivals(record):
             one = record._replace(call=call_of(operation))
             form = self._form(one.call)
@@ -118,7 +120,7 @@ class Steps:
     def _line(self, function: str, arguments: Iterable[str], *options: str) -> None:
         self.lines.append(f"step({', '.join([function, *arguments, *filter(None, options)])})")
 
-    # What comes a little later
+    # Effects that come later
 
     def _await(self, record: Record) -> None:
         if record.call.name == "rescan":
@@ -132,7 +134,7 @@ class Steps:
                 self._await_node(record, "there" if uevents[-1] == "add" else "gone")
 
     def _await_node(self, record: Record, state: str, *options: str) -> None:
-        """Up to 5.15 a worker puts the group."""
+        """Wait for the node of a group: up to 5.15 a worker of the kernel puts the group."""
         is_vf = record.call.name in ("bind vf", "unbind vf")
         node_of = _vf(record) if is_vf else self._members[0]
         self._line("await_node", map(literal, (node_of, state)), *options)
@@ -145,7 +147,7 @@ class Steps:
             found = f"found={literal(note)}" if address in note else ""
             self._line("await_driver", map(literal, (address, driver)), found)
 
-    # What was done
+    # The state after a call
 
     def _follow(self, record: Record) -> None:
         name = record.call.name
@@ -174,7 +176,7 @@ class Steps:
             self._do(*_done(record))
 
     def _do(self, *operations: Operation) -> None:
-        """Follow what succeeded, in an order in which all of it does."""
+        """Enter the state after operations that succeeded, in an order in which all of them do."""
         for order in permutations(operations):
             state, codes = self._state, set[int]()
             for operation in order:
@@ -187,13 +189,13 @@ class Steps:
 
     @property
     def _space(self) -> int:
-        """Say in which container something is mapped now: this process's, or else it is the IOAS."""
+        """The container in which the first process maps memory now, or ``_IOAS``."""
         at = self._state.container
         if at is None or not self._state.has_iommu or not self._state.containers[at].is_open:
             return _IOAS
         return _IOAS if self._processes.get(at) else at
 
-    # What a function takes
+    # The arguments of a function
 
     def _argument(self, name: str, record: Record) -> int | str:
         found = self._arguments.get(name)
@@ -210,7 +212,7 @@ class Steps:
 
 
 def literal(value: int | str) -> str:
-    """Return it as Python has it, in double quotes where that is simple."""
+    """Return a value as a literal of Python, with double quotes if the text is simple."""
     if isinstance(value, int):
         return str(int(value)) if -1024 < value < 1024 else f"{value:#x}"
     is_simple = value.isascii() and value.isprintable() and not set(value) & set('"\\')
@@ -218,7 +220,7 @@ def literal(value: int | str) -> str:
 
 
 def as_tuple(literals: Iterable[str]) -> str:
-    """Return a tuple as Python has it."""
+    """Return a tuple of literals as a literal of Python."""
     parts = list(literals)
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
@@ -233,13 +235,13 @@ def _rivals(record: Record) -> tuple[Operation, Operation]:
 
 
 def _done(record: Record) -> list[Operation]:
-    """Return which of two operations at once succeeded, and did not wait."""
+    """Return those of two operations at once that succeeded without blocking."""
     (pair,) = record.expected.pairs
     return [one for one, came in zip(_rivals(record), pair.split(" and "), strict=True) if came == "0"]
 
 
 def _vf(record: Record) -> str:
-    """Return the address of a VF, of which the uevents tell."""
+    """Return the address of a VF, from the expected uevents."""
     return next(str(uevent.address) for uevent in record.expected.uevents if uevent.subsystem == "pci")
 
 
@@ -253,7 +255,7 @@ def _expected(record: Record, form: ScriptForm) -> str:
 
 
 def _found(record: Record, form: ScriptForm) -> str:
-    """Return what went otherwise, if it is of the operation itself."""
+    """Return the unexpected outcome as an option of ``step``, if the outcome is the operation's own."""
     outcome = record.outcome
     if not record.is_unexpected or _is_of_node(record) or (record.call.name == "rescan" and outcome.note):
         return ""
@@ -265,7 +267,7 @@ def _found(record: Record, form: ScriptForm) -> str:
 
 
 def _is_of_node(record: Record) -> bool:
-    """Say whether all went as told, but for a group's node."""
+    """Return True if only the group's node is not as expected."""
     return record.outcome.note.startswith("/dev/vfio/")
 
 
@@ -276,6 +278,6 @@ def _errno(code: int) -> str:
 
 def _no_form(call: Call, found: str = "") -> UnsupportedError:
     return UnsupportedError(
-        f"there is no standalone form of '{call}'{found}",
+        f"no script can execute '{call}'{found}",
         hint="replay the trace with 'vfiotool stress replay'",
     )
