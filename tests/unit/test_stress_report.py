@@ -626,7 +626,7 @@ def test_a_page_of_many_unexpected_operations_and_units_is_bounded(tmp_path: Pat
     found = page(tmp_path, report().document(), lines)
     assert found.count("polygon", "odd") == 500 + 1
     assert found.count("rect", "lane") == 16
-    assert "all other units" in found.text
+    assert "all other groups" in found.text
     assert len(found.raw) < 1_000_000
 
 

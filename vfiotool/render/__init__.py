@@ -1,1 +1,1 @@
-"""How what is known is shown: JSON documents and tables. No logic, no I/O but printing."""
+"""Output: JSON documents, tables, a run's progress and the report page. Formats and prints, no more."""

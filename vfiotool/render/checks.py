@@ -1,4 +1,4 @@
-"""The checks of ``doctor`` for a terminal: a line each, and below it what to do."""
+"""The checks of ``doctor`` as text: a line for each check, and a line for its remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORDS = {True: "ok", False: "FAIL", None: "?"}
 
 
 def print_checks(checks: Iterable[Check]) -> None:
-    """Print each check; lines are left whole, so that a remedy can be copied."""
+    """Print each check. Lines are not folded, so that a user can copy a remedy."""
     for check in checks:
         print(f"{_WORDS[check.ok]:<5} {check.name:<20} {printable(check.detail)}")
         if check.remedy is not None:

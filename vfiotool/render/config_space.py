@@ -1,4 +1,4 @@
-"""Configuration space, decoded, for a terminal: the header, and a line for each part of a capability."""
+"""Decoded configuration space as text: the header, and a line for each part of a capability."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PINS = (_NONE, "A", "B", "C", "D")
 def print_config(
     title: str, header: Header | None, capabilities: Iterable[DecodedCapability], unavailable: Iterable[str]
 ) -> None:
-    """Print what a device's configuration space says, and what of it could not be read."""
+    """Print the header and the capabilities of configuration space, and the parts that were not readable."""
     show(literal(title, style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for label, value in _header_facts(header) if header is not None else ():
@@ -59,7 +59,7 @@ def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
 
 def _bridge_facts(bridge: BridgeHeader) -> Iterator[tuple[str, str]]:
     below = f"{bridge.secondary_bus:#04x} to {bridge.subordinate_bus:#04x}"
-    yield "buses", f"{below}, seen from {bridge.primary_bus:#04x}"
+    yield "buses", f"{below}, primary {bridge.primary_bus:#04x}"
     yield "io", _window(bridge.io)
     yield "memory", _window(bridge.memory)
     yield "prefetchable", _window(bridge.prefetchable_memory)
@@ -71,7 +71,7 @@ def _window(window: Window | None) -> str:
 
 
 def _parts(name: str, record: Any) -> Iterator[tuple[str, str]]:
-    """Yield a record's own fields as one text, by its name, then each record in it; ``None`` is left out."""
+    """Yield a record's name and plain fields, then those of each inner record. ``None`` is left out."""
     values = {one: getattr(record, one) for one in record.__dataclass_fields__}
     inner = {one: _records(value) for one, value in values.items()}
     plain = [one for one, value in values.items() if value is not None and not inner[one]]

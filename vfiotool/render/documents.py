@@ -1,4 +1,4 @@
-"""JSON documents of the command line's contract, from snapshots."""
+"""The JSON documents of the command line (docs/command-line.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def to_json(value: Any) -> Any:
-    """Turn frozen dataclasses and what they hold into what ``json`` can write, field by field."""
+    """Convert dataclasses, mappings and sequences to the types that ``json`` can write, recursively."""
     if isinstance(value, (str, int, float, type(None))):
         return value
     if isinstance(value, Mapping):
@@ -23,6 +23,6 @@ def to_json(value: Any) -> Any:
 
 
 def write_document(verb: str, fields: Any) -> None:
-    """Write one document, from a mapping or a dataclass, to stdout in one line, its schema first."""
+    """Write a mapping or a dataclass as a JSON document to stdout: one line, with ``schema`` first."""
     document = {"schema": f"vfiotool.{verb}/1"} | to_json(fields)
     sys.stdout.write(json.dumps(document) + "\n")

@@ -1,4 +1,4 @@
-"""The entries of ``persist`` for a terminal: a line each."""
+"""The entries of ``persist`` as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfiotool.render.terminal import literal, show
 
 
 def print_entries(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Print where each entry's device is plugged in, what it is to be on, and where and what it is now."""
+    """Print for each entry the device's path, ids and driver at boot, and its present address and driver."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("PATH", "ID", "DRIVER", "NOW AT", "NOW ON"):
         table.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a stress run does now: a live board on a terminal, a line every ten seconds elsewhere."""
+"""The progress of a stress run: a live panel on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ _MOST_OPERATIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run has come. ``latencies`` has, of the operations to show, count, p50_us and p99_us;
-    ``findings`` are the monitors' sentences, ``jobs`` says what each job does now."""
+    """The state of a run. ``seconds`` is the elapsed time, ``rate_cycles_s`` the cycles per second.
+
+    ``latencies`` has count, p50_us and p99_us for each operation to show, ``findings`` the messages of the
+    monitors, ``jobs`` the present activity of each job.
+    """
 
     seconds: float
     cycles: int
@@ -43,10 +46,10 @@ class RunProgress:
 
 
 class ProgressDisplay:
-    """Shows progress on stderr, from ``with`` on; of what a terminal shows nothing stays. One thread uses it.
+    """Shows progress on stderr during a ``with`` block; the panel on a terminal is removed at the end.
 
-    ``seconds`` and ``cycles`` are the run's goal, where it has one. ``due`` tells whether an update would
-    be shown, for one that is dear to make.
+    ``seconds`` and ``cycles`` are the goal of the run, or ``None``. Check ``due`` before you make an update
+    that is expensive. Not thread-safe.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class ProgressDisplay:
 
     @property
     def due(self) -> bool:
-        """Say whether an update would be shown now: five times a second, or every ten seconds."""
+        """True if an update would be shown now: five times a second on a terminal, else every ten seconds."""
         return self._clock() >= self._next
 
     def update(self, progress: RunProgress) -> None:
-        """Show it, unless the last was shown just before."""
+        """Show the progress if an update is due."""
         if not self.due:
             return
         if self._live:
@@ -97,7 +100,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def _make_live(self) -> Live:
-        """Make what draws in place; it has no thread and takes no stream over, for a run forks."""
+        """Return the live panel. It starts no thread and redirects no stream, because a run forks."""
         return Live(
             console=self._console,
             auto_refresh=False,
@@ -121,19 +124,20 @@ class ProgressDisplay:
         return Panel(Group(*parts), title=title, title_align="left", border_style=_tone(progress))
 
     def _bar(self, progress: RunProgress) -> RenderableType:
-        """Draw how much of the goal is reached; without a goal, only the time."""
+        """Return a bar with the reached share of the goal; without a goal, only the elapsed time."""
         goals = ((self._seconds, progress.seconds), (self._cycles, progress.cycles))
         shares = [done / goal for goal, done in goals if goal]
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
-        stop = duration(progress.seconds * 1e6)
+        elapsed = duration(progress.seconds * 1e6)
         if not shares:
-            grid.add_row(stop, "")
+            grid.add_row(elapsed, "")
             return grid
         share = min(max(shares), 1.0)
         grid.add_row(
-            f"{stop}  {share:4.0%}", ProgressBar(total=1.0, completed=share, complete_style=_tone(progress))
+            f"{elapsed}  {share:4.0%}",
+            ProgressBar(total=1.0, completed=share, complete_style=_tone(progress)),
         )
         return grid
 
@@ -163,7 +167,7 @@ def _latencies(latencies: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _findings(findings: Sequence[str]) -> list[Text]:
-    """The last few, for those are new."""
+    """Return lines for the last findings, which are the newest."""
     if not findings:
         return []
     shown = [_one_line(literal(f"! {finding}", style="red")) for finding in findings[-_MOST_FINDINGS:]]

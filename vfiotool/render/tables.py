@@ -1,4 +1,4 @@
-"""Tables for a terminal, by rich."""
+"""Devices, groups and the details of a device as tables, by rich."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NONE = "-"
 
 
 def print_devices(devices: Iterable[Device]) -> None:
-    """Print a line for each device."""
+    """Print a table with a line for each device."""
     table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
     for device in devices:
         ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
@@ -26,7 +26,7 @@ def print_devices(devices: Iterable[Device]) -> None:
 
 
 def print_groups(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> None:
-    """Print each group with its devices, what blocks it and who holds it."""
+    """Print each group with its devices, blockers and holders."""
     by_address = {device.address: device for device in devices}
     table = _table("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE")
     notes = []
@@ -45,18 +45,18 @@ def print_groups(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> Non
 
 
 def group_notes(group: IommuGroup) -> list[str]:
-    """Return what a person should know of a group, and what to do about it."""
-    why = ("it takes root to see why",) if group.why is None else group.why
+    """Return notes on a group: why its devices share it, its blockers with a remedy, and its holders."""
+    why = ("run as root to see why",) if group.why is None else group.why
     notes = [f"shared: {line}" for line in why]
     notes += [f"not viable because of {blocker.address}: {blocker.reason}" for blocker in group.blockers]
     if len(group.blockers) > 1:
-        notes.append(f"not viable: 'vfiotool bind --group group:{group.id}' hands all of them over")
+        notes.append(f"not viable: bind all of its devices with 'vfiotool bind --group group:{group.id}'")
     notes += [f"held: {holder.node} by {holder.process}, fd {holder.fd}" for holder in group.holders]
     return notes
 
 
 def print_details(details: Details) -> None:
-    """Print all about one device."""
+    """Print all details of a device."""
     show(literal(f"{details.device.address} {_name(details.device)}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for label, value in _facts(details):
@@ -97,16 +97,16 @@ def _facts(details: Details) -> Iterable[tuple[str, str]]:
     for usage in details.usage:
         yield usage.kind, f"{usage.name}: {usage.detail}"
     if device.blocked:
-        yield "blocked", "an unbind is pending until its holder lets go"
+        yield "blocked", "an unbind is pending until a process releases the device"
     if device.unavailable:
         yield "unavailable", ", ".join(device.unavailable)
-    yield "to free it", how_to_free(details)
+    yield "how to free", how_to_free(details)
 
 
 def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
     group = details.group
     if group is None:
-        yield "iommu group", f"{_NONE} (no IOMMU is on, or it does not cover this device)"
+        yield "iommu group", f"{_NONE} (the IOMMU is disabled, or does not cover this device)"
         return
     viable = "viable" if group.viable else "not viable"
     yield (
@@ -119,15 +119,15 @@ def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
 
 
 def how_to_free(details: Details) -> str:
-    """Return the command that hands a device to userspace, or gives it back."""
+    """Return the command that binds a device to vfio-pci or, if a VFIO driver has it, restores it."""
     device, group = details.device, details.group
     if group is None:
         return TURN_ON_IOMMU
     if is_vfio_driver(device.driver):
-        return f"it is on {device.driver}: 'vfiotool restore {device.address}' gives it back"
+        return f"on {device.driver}; restore its driver with 'vfiotool restore {device.address}'"
     if len(group.devices) > 1:
-        return f"'vfiotool bind --group {device.address}' hands the whole group over"
-    return f"'vfiotool bind {device.address}' hands it over"
+        return f"bind the whole group with 'vfiotool bind --group {device.address}'"
+    return f"bind it with 'vfiotool bind {device.address}'"
 
 
 def _table(*headings: str) -> Table:

@@ -1,4 +1,4 @@
-"""How anything is put on a terminal, by rich."""
+"""Output of tables and text to a terminal, by rich."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PIPE_WIDTH = 200
 
 
 def show(renderable: Table | Text) -> None:
-    """Print; a pipe gets each line whole, a terminal gets them folded to its width."""
+    """Print to stdout. Lines are folded to the width of a terminal; in a pipe, lines stay whole."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPE_WIDTH)
@@ -20,5 +20,5 @@ def show(renderable: Table | Text) -> None:
 
 
 def literal(text: str, *, style: str = "") -> Text:
-    """Return text as it is: no brackets of a name are markup, and none of it moves the cursor."""
+    """Return text without markup: brackets are literal, and control characters are replaced."""
     return Text(printable(text), style=style)

@@ -1,4 +1,4 @@
-"""Entries of the timeline, as lines for people and as JSON."""
+"""Entries of the timeline, as lines of text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from vfiotool.util.text import printable
 
 
 def write_entry(entry: TimelineEntry) -> None:
-    """Write it as one JSON object, at once."""
+    """Write an entry to stdout as a JSON object, and flush."""
     write_document("watch", entry)
     sys.stdout.flush()
 
 
 def write_line(entry: TimelineEntry) -> None:
-    """Write it as one line, at once: time, source, event, what it is about, and what else there is."""
+    """Write an entry to stdout as a line (time, source, event, address, group, driver, detail), and flush."""
     group = "" if entry.group is None else f"group {entry.group}"
-    about = (entry.address or "", group, entry.driver or "", entry.detail)
-    words = "  ".join(printable(word) for word in about if word)
+    subjects = (entry.address or "", group, entry.driver or "", entry.detail)
+    words = "  ".join(printable(word) for word in subjects if word)
     sys.stdout.write(
         f"{entry.time:14.6f}  {entry.source:6}  {printable(entry.event):34}  {words}".rstrip() + "\n"
     )

@@ -1,4 +1,4 @@
-"""``report.html``: a stress run's report as one page that needs neither network nor script."""
+"""``report.html``: the report of a stress run as a single page that needs no network and no script."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SIGNS = (("missing", "missing"), ("duplicated", "duplicated"), ("out_of_order",
 def write_page(
     path: str, document: Mapping[str, Any], lines: Iterable[Mapping[str, Any]], labels: Sequence[str] = ()
 ) -> None:
-    """Write the page of a report and its trace's lines; ``labels`` says what each unit is.
+    """Write the page of a report and the lines of its trace; ``labels`` has the label of each group.
 
-    Of the lines at most 2,000 are drawn and kept in memory.
+    The page shows a sample of at most 2,000 lines; only the sample is kept in memory.
 
     Raises:
-        VfioToolError: it cannot be written.
+        VfioToolError: the file cannot be written.
     """
     write_whole(path, _page(document, timeline.choose(lines), labels))
 
@@ -53,8 +53,10 @@ def _verdict(report: Mapping[str, Any]) -> Markup:
     path = element("path", d=_ICONS.get(verdict, _ICONS["fail"]))
     icon = element("svg", element("circle", cx=12, cy=12, r=11), path, viewBox="0 0 24 24", class_="icon")
     names = " + ".join(map(str, report["workloads"]))
-    stop = f"{names} on {_amount(len(report['devices']), 'device')}, Linux {report['kernel']}"
-    heading = element("div", element("h1", "Passed" if verdict == "pass" else "Failed"), element("p", stop))
+    summary = f"{names} on {_amount(len(report['devices']), 'device')}, Linux {report['kernel']}"
+    heading = element(
+        "div", element("h1", "Passed" if verdict == "pass" else "Failed"), element("p", summary)
+    )
     parts = [element("div", icon, heading, class_="headline")]
     if report["reasons"]:
         parts.append(_listed(report["reasons"], class_="reasons"))
@@ -112,17 +114,17 @@ def _unexpected(report: Mapping[str, Any]) -> Markup:
 
 def _operations(report: Mapping[str, Any]) -> Markup:
     if not report["operations"]:
-        return _section("Operations", element("p", "None was done.", class_="note"))
+        return _section("Operations", element("p", "No operation was executed.", class_="note"))
     scrolled = element("div", operations.table(report["operations"]), class_="scrolled")
     return _section("Operations", scrolled, operations.legend())
 
 
 def _timeline(report: Mapping[str, Any], marks: timeline.Marks, labels: Sequence[str]) -> Markup:
     if not marks:
-        return _section("Timeline", element("p", "The trace has no operation.", class_="note"))
-    stop = f"{len(marks):,} of {_total(report):,} operations, by when they were done and how long they took."
+        return _section("Timeline", element("p", "The trace has no operations.", class_="note"))
+    summary = f"{len(marks):,} of {_total(report):,} operations, by time and latency."
     drawing = element("div", timeline.draw(marks, labels), class_="scrolled")
-    return _section("Timeline", element("p", stop, class_="note"), drawing, timeline.legend())
+    return _section("Timeline", element("p", summary, class_="note"), drawing, timeline.legend())
 
 
 def _uevents(report: Mapping[str, Any]) -> Markup:
@@ -172,14 +174,14 @@ def _resources(report: Mapping[str, Any]) -> Markup:
 def _kernel_log(report: Mapping[str, Any]) -> Markup:
     log = report["kernel_log"]
     if not log:
-        absent = "No warning, no bug." if log is not None else _UNMEASURED
+        absent = "No warnings or bugs." if log is not None else _UNMEASURED
         return _section("Kernel log", element("p", absent, class_="note"))
     shown = [element("pre", *_log_entry(entry), class_="log") for entry in log[:_MOST_ITEMS]]
     return _section("Kernel log", *shown, *_rest(log))
 
 
 def _log_entry(entry: Any) -> Iterator[object]:
-    """Return what is shown of one: its kind, its text, and when (CLOCK_MONOTONIC) and where it was."""
+    """Yield the kind and the text of a log entry, and its time (CLOCK_MONOTONIC) and place."""
     if not isinstance(entry, Mapping) or "text" not in entry:
         yield plain(entry)
         return
@@ -202,9 +204,9 @@ def _listed(items: Sequence[Any], class_: str = "findings") -> Markup:
 
 
 def _rest(items: Sequence[Any]) -> list[Markup]:
-    """Say of what is not shown that it is there."""
+    """Return a note with the number of items that are not shown."""
     more = len(items) - _MOST_ITEMS
-    return [element("p", f"{more:,} more are in report.json.", class_="note")] if more > 0 else []
+    return [element("p", f"{more:,} more in report.json.", class_="note")] if more > 0 else []
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
@@ -229,5 +231,5 @@ def _tone(is_odd: bool) -> str:
     return "odd" if is_odd else ""
 
 
-def _amount(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _amount(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""HTML that cannot be broken out of: whatever is no markup is escaped, and control characters show."""
+"""HTML elements: text is escaped, and control characters are replaced."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell
 
 
 class Markup(str):
-    """Text that is HTML already. Only ``element`` and ``joined`` make it of what others say."""
+    """Text that is HTML. Only ``element`` and ``joined`` make markup from unsafe text."""
 
     __slots__ = ()
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
-    """Return an element; ``class_`` is ``class``, and ``stroke_width`` is ``stroke-width``."""
+    """Return an element. The attribute ``class_`` is ``class``, and ``stroke_width`` is ``stroke-width``."""
     named = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     shown = "".join(f' {key}="{_escaped(value)}"' for key, value in named)
     return Markup(f"<{name}{shown}>{joined(children)}</{name}>")
 
 
 def joined(children: Sequence[object]) -> Markup:
-    """Return one after the other, escaped where they are no markup."""
+    """Concatenate children; text that is not markup is escaped."""
     return Markup("".join(child if isinstance(child, Markup) else _escaped(child) for child in children))
 
 
 def plain(value: Any) -> str:
-    """Return a value of a report as people read it."""
+    """Return a value of a report as text for a reader."""
     if value is None or value == "":
         return NONE
     if isinstance(value, bool):
@@ -46,7 +46,7 @@ def plain(value: Any) -> str:
 
 
 def duration(us: float) -> str:
-    """Return microseconds to two or three digits, in the unit that suits them."""
+    """Return a duration (microseconds) as text with two or three digits, in a suitable unit."""
     for limit, one, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms"), (6e7, 1e6, "s")):
         if us < limit * 0.9995:
             return f"{_short(us / one)} {unit}"

@@ -1,4 +1,4 @@
-"""The table of operations: counts, errors, and how long they took, drawn on one logarithmic axis."""
+"""The table of operations: counts, errors, and latencies on a common logarithmic axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADINGS = ("p50", "p90", "p99", "max")
 
 
 def table(operations: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Return the table, what was done most often first."""
+    """Return the table, sorted by count, the highest first."""
     found = sorted(operations.items(), key=lambda item: (-item[1]["count"], item[0]))
     values = (one[key] for _, one in found for key in _PERCENTILES)
     scale = LogScale.around(values, 20, _WIDTH - 20)
@@ -27,7 +27,7 @@ def table(operations: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def legend() -> Markup:
-    """Return what the parts of a drawing mean."""
+    """Return the legend of the latency drawings."""
     scale = LogScale(0, 2, 8, 92)
     example = _whisker({"p50_us": 2, "p90_us": 9, "p99_us": 30, "max_us": 90}, scale, width=100)
     return element("p", element("span", example, "p50 to p90, p99, maximum"), class_="legend")

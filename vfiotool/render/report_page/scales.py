@@ -1,4 +1,4 @@
-"""Where a value stands in a drawing."""
+"""Scales that map values to positions in a drawing."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class LogScale:
 
     @classmethod
     def around(cls, values: Iterable[float], start: float, end: float) -> LogScale:
-        """Return the scale of at least two decades that has all values."""
+        """Return the scale that contains all values, with at least two decades."""
         logs = [math.log10(max(value, _LEAST_US)) for value in values] or [0.0]
         low = math.floor(min(logs))
         return cls(low, max(math.ceil(max(logs)), low + 2), start, end)
 
     def at(self, us: float) -> float:
-        """Return the pixel of a value."""
+        """Return the position of a value, in pixels."""
         share = (math.log10(max(us, _LEAST_US)) - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, most: int) -> list[float]:
-        """Return decades as microseconds, evenly chosen where there are more."""
+        """Return at most ``most`` evenly spaced decades, in microseconds."""
         step = math.ceil((self.high - self.low + 1) / most)
         return [10.0**power for power in range(self.low, self.high + 1, step)]
 
@@ -45,11 +45,11 @@ class TimeScale:
     end: float
 
     def at(self, seconds: float) -> float:
-        """Return the pixel of a time."""
+        """Return the position of a time, in pixels."""
         return round(self.start + seconds / self.most * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
-        """Return about eight round times."""
+        """Return about eight round times, in seconds."""
         rough = self.most / 8
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

@@ -1,4 +1,4 @@
-"""The timeline: operations over time, a lane for each unit, as high in it as they took long."""
+"""The timeline: a lane for each group, with operations by time (x) and latency (y)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Marks = Sequence[Mapping[str, Any]]
 
 
 class _Reservoir:
-    """A fair sample of a stream of unknown length; the same stream gives the same sample."""
+    """A uniform random sample of a stream of unknown length; the same stream gives the same sample."""
 
     def __init__(self, most: int) -> None:
         self.items: list[Mapping[str, Any]] = []
@@ -36,15 +36,17 @@ class _Reservoir:
 
 
 def choose(lines: Iterable[Mapping[str, Any]]) -> Marks:
-    """Return what is drawn of a trace's lines: at most 1,500 of them, and 500 of the unexpected."""
+    """Return a sample of a trace's lines: at most 1,500 expected and 500 unexpected operations."""
     ordinary, unexpected = _Reservoir(_MOST_ORDINARY), _Reservoir(_MOST_UNEXPECTED)
     for line in lines:
         (unexpected if line.get("unexpected") else ordinary).add(line)
-    return sorted(ordinary.items, key=_at) + sorted(unexpected.items, key=_at)  # what matters is on top
+    return sorted(ordinary.items, key=_at) + sorted(
+        unexpected.items, key=_at
+    )  # unexpected operations are drawn last, on top
 
 
 def draw(marks: Marks, labels: Sequence[str]) -> Markup:
-    """Return the drawing; ``labels`` says what each unit is."""
+    """Return the drawing; ``labels`` has the label of each group."""
     units = sorted({int(mark["unit"]) for mark in marks})
     lanes = {unit: min(place, _MOST_LANES - 1) for place, unit in enumerate(units)}
     begun = min(map(_at, marks))
@@ -55,8 +57,8 @@ def draw(marks: Marks, labels: Sequence[str]) -> Markup:
     for unit, lane in lanes.items():
         is_last = lane == _MOST_LANES - 1
         if not is_last or unit == units[lane]:
-            is_crowd = is_last and len(units) > _MOST_LANES
-            drawn.append(_lane(_top(lane), scale, "all other units" if is_crowd else _label(unit, labels)))
+            is_shared = is_last and len(units) > _MOST_LANES
+            drawn.append(_lane(_top(lane), scale, "all other groups" if is_shared else _label(unit, labels)))
     drawn += _time_axis(time, height - _AXIS)
     drawn += (_mark(mark, time.at(_at(mark) - begun), _top(lanes[mark["unit"]]), scale) for mark in marks)
     box = f"0 0 {_RIGHT + 16:g} {height:g}"
@@ -64,7 +66,7 @@ def draw(marks: Marks, labels: Sequence[str]) -> Markup:
 
 
 def legend() -> Markup:
-    """Return what the marks' forms and colours mean."""
+    """Return the legend of the marks' shapes and colours."""
     kinds = (("done", "succeeded"), ("refused", "refused, as expected"), ("odd", "unexpected"))
     items = [
         element("span", element("svg", _form(kind, 6, 6), viewBox="0 0 12 12", class_="key"), text)
@@ -109,9 +111,9 @@ def _mark(mark: Mapping[str, Any], x: float, top: float, scale: LogScale) -> Mar
     y = round(top + scale.at(mark["us"]), 1)
     if mark.get("unexpected"):
         stem = element("line", x1=x, x2=x, y1=y, y2=top + _LANE, class_="stem")
-        return joined((stem, _form("odd", x, y, _stop(mark))))
+        return joined((stem, _form("odd", x, y, _tooltip(mark))))
     got = str(mark["got"])
-    return _form("done" if got.startswith("0") else "refused", x, y, _stop(mark))
+    return _form("done" if got.startswith("0") else "refused", x, y, _tooltip(mark))
 
 
 def _form(kind: str, x: float, y: float, *children: Markup) -> Markup:
@@ -123,9 +125,9 @@ def _form(kind: str, x: float, y: float, *children: Markup) -> Markup:
     return element("polygon", *children, points=points, class_=kind)
 
 
-def _stop(mark: Mapping[str, Any]) -> Markup:
+def _tooltip(mark: Mapping[str, Any]) -> Markup:
     arguments = "".join(f" {key}={value}" for key, value in mark["arguments"].items())
-    what = f"{mark['operation']}{arguments}"[:_MOST_TEXT]
-    end = f" where {str(mark['expected'])[:_MOST_TEXT]} was expected" if mark.get("unexpected") else ""
-    text = f"{what}: {str(mark['got'])[:_MOST_TEXT]}{end}, {duration(mark['us'])}, {mark['workload']}"
+    operation = f"{mark['operation']}{arguments}"[:_MOST_TEXT]
+    end = f" (expected {str(mark['expected'])[:_MOST_TEXT]})" if mark.get("unexpected") else ""
+    text = f"{operation}: {str(mark['got'])[:_MOST_TEXT]}{end}, {duration(mark['us'])}, {mark['workload']}"
     return element("title", text)
