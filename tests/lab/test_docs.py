@@ -158,6 +158,7 @@ def pages_with_commands() -> Iterator[ParameterSet]:
 @pytest.mark.parametrize("page", [*pages_with_commands()])
 def test_commands(page: str, tmp_path: Path) -> None:
     session, wrong = Session(tmp_path), []
+    subprocess.run(["modprobe", "-r", "vfio-pci"], check=True)  # the pages show how a bind loads it
     listed = vfiotool("list").stdout
     try:
         for block in blocks(page):
