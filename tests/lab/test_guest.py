@@ -21,7 +21,7 @@ from tests.lab.support import ONE_CPU
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "vfiotool")
 SECONDS = 400  # far more than any of these takes: a hang must not stop the tests
-MEMORY = "1031M"  # as no other guest has it: it tells ours from those of others
+MEMORY = "1031M"  # an unusual size, which identifies the guests of these tests
 
 
 @pytest.fixture(scope="module", autouse=True)

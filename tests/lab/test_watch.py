@@ -86,7 +86,7 @@ def traces() -> tuple[list[str], list[str]]:
     return [name for name in os.listdir(f"{TRACING}/instances") if "vfiotool" in name], events
 
 
-def told(lines: Lines, **fields: object) -> Lines:
+def find(lines: Lines, **fields: object) -> Lines:
     """Return the lines that have these fields."""
     return [line for line in lines if all(line[name] == value for name, value in fields.items())]
 
@@ -111,20 +111,20 @@ def test_a_bind_and_a_restore() -> None:
     lines = watch.end()
     assert watch.status == 0
     for source in ("kernel", "udev"):
-        events = told(lines, source=source, address=E1000E)
+        events = find(lines, source=source, address=E1000E)
         actions = [(line["event"], line["driver"]) for line in events if line["event"] in ("bind", "unbind")]
         assert actions == [("unbind", None), ("bind", "vfio-pci"), ("unbind", None), ("bind", "e1000e")]
         assert {line["group"] for line in events} == {number}
-    links = [line["driver"] for line in told(lines, source="sysfs", event="driver", address=E1000E)]
+    links = [line["driver"] for line in find(lines, source="sysfs", event="driver", address=E1000E)]
     assert links[-1] == "e1000e"
-    nodes = told(lines, source="kernel", address=None, group=number)
+    nodes = find(lines, source="kernel", address=None, group=number)
     assert [line["event"] for line in nodes] == ["add", "remove"]
     assert all(line["detail"] == f"/dev/vfio/{number}" for line in nodes)
     assert {line["address"] for line in lines} <= {E1000E, None}
     times = [line["time"] for line in lines]
     assert times == sorted(times)
     assert begun - 0.5 < times[0] < times[-1] < ended + 0.5
-    assert not told(lines, event="missed")
+    assert not find(lines, event="missed")
 
 
 @HAS_OWNER
@@ -132,7 +132,7 @@ def test_claims_of_the_default_domain_are_shown() -> None:
     """A host driver claims the default domain when it binds; VFIO drivers do not."""
     watch = Watch(E1000E)
     bind_and_restore()
-    lines = told(watch.end(), source="probe", address=E1000E)
+    lines = find(watch.end(), source="probe", address=E1000E)
     uses = [line["event"] for line in lines if line["event"].endswith("_default_domain")]
     assert uses == ["iommu_device_unuse_default_domain", "iommu_device_use_default_domain"]
 
@@ -144,23 +144,23 @@ def test_claims_of_the_dma_owner_are_shown() -> None:
     watch = Watch()
     with held(EDU):
         pass
-    lines = told(watch.end(), source="probe")
-    results = [line["detail"] for line in told(lines, event="iommu_group_claim_dma_owner") if line["detail"]]
+    lines = find(watch.end(), source="probe")
+    results = [line["detail"] for line in find(lines, event="iommu_group_claim_dma_owner") if line["detail"]]
     assert results == ["returns 0"]
-    assert len(told(lines, event="iommu_group_release_dma_owner")) == 1
+    assert len(find(lines, event="iommu_group_release_dma_owner")) == 1
 
 
 @HAS_NOTIFIER
 def test_the_notifier_and_the_deferred_put() -> None:
     watch = Watch(E1000E)
     bind_and_restore()
-    lines = told(watch.end(), source="probe")
-    actions = [line["detail"] for line in told(lines, event="vfio_iommu_group_notifier", address=E1000E)]
+    lines = find(watch.end(), source="probe")
+    actions = [line["detail"] for line in find(lines, event="vfio_iommu_group_notifier", address=E1000E)]
     assert actions[:2] == ["BOUND_DRIVER", "UNBIND_DRIVER"]
-    puts = told(lines, event="vfio_group_put_bg")
+    puts = find(lines, event="vfio_group_put_bg")
     assert len(puts) == 2
-    (release,) = told(lines, event="vfio_group_release")
-    first = told(lines, event="vfio_iommu_group_notifier")[0]
+    (release,) = find(lines, event="vfio_group_release")
+    first = find(lines, event="vfio_iommu_group_notifier")[0]
     assert first["time"] < puts[0]["time"] < release["time"]
 
 
@@ -172,15 +172,15 @@ def test_the_log_is_on_the_same_clock() -> None:
     write("/dev/kmsg", f"<4>{said}")
     rescan(TESTDEV)
     lines = watch.end()
-    (line,) = told(lines, source="kmsg", detail=said)
-    probes = told(lines, source="probe", address=TESTDEV)
-    (gone,) = told(probes, event="remove_device_from_group")
-    (back,) = told(probes, event="add_device_to_group")
+    (line,) = find(lines, source="kmsg", detail=said)
+    probes = find(lines, source="probe", address=TESTDEV)
+    (gone,) = find(probes, event="remove_device_from_group")
+    (back,) = find(probes, event="add_device_to_group")
     assert gone["time"] < line["time"] < back["time"]
     assert line["event"] == "warning"
     assert line["seqnum"] > 0
-    assert told(lines, source="kernel", event="remove", address=TESTDEV)
-    assert told(lines, source="kernel", event="add", address=TESTDEV)
+    assert find(lines, source="kernel", event="remove", address=TESTDEV)
+    assert find(lines, source="kernel", event="add", address=TESTDEV)
 
 
 def test_a_blocked_unbind_is_shown_before_its_uevent() -> None:
@@ -193,9 +193,9 @@ def test_a_blocked_unbind_is_shown_before_its_uevent() -> None:
         let_go = time.monotonic()
     unbind.wait(SECONDS)
     lines = watch.end()
-    (link,) = told(lines, source="sysfs", event="driver", driver=None)
+    (link,) = find(lines, source="sysfs", event="driver", driver=None)
     assert link["detail"] == "was vfio-pci"
-    (event,) = told(lines, source="kernel", event="unbind")
+    (event,) = find(lines, source="kernel", event="unbind")
     assert link["time"] < let_go < event["time"]
 
 
@@ -246,6 +246,6 @@ def test_an_unprivileged_watch_shows_what_it_may_read() -> None:
     assert "note: kernel functions are not probed: only root may\n" in watch.notes
     bind_and_restore()
     lines = watch.end()
-    assert told(lines, source="kernel", event="bind", driver="vfio-pci", address=E1000E)
-    assert told(lines, source="sysfs", event="driver", driver="e1000e", address=E1000E)
-    assert not told(lines, source="probe")
+    assert find(lines, source="kernel", event="bind", driver="vfio-pci", address=E1000E)
+    assert find(lines, source="sysfs", event="driver", driver="e1000e", address=E1000E)
+    assert not find(lines, source="probe")

@@ -163,9 +163,9 @@ def test_functions_of_one_device(host: FakeHost, configs: list[bytes], tied: int
         first = bytearray(config)
         first[0x0E] |= 0x80
         host.add_device(address, group=1, config=bytes(first))
-    line, *untold = why(host, addresses) or ()
+    line, *others = why(host, addresses) or ()
     assert line.startswith(f"{', '.join(addresses[3 - tied :])}: functions of the same device ")
-    assert len(untold) == (tied < 3)
+    assert len(others) == (tied < 3)
 
 
 def test_a_vf_is_not_a_function_of_the_device_of_its_pf(host: FakeHost) -> None:

@@ -77,7 +77,7 @@ def test_names_equal_those_of_lspci(vendor: int, device: int, code: int) -> None
     dump = "\n".join(["00:00.0 a device", *lines, ""])
     command = ["lspci", "-vmm", "-F", "/dev/stdin"]
     shown = subprocess.run(command, input=dump, capture_output=True, text=True, check=True).stdout
-    told = dict(re.findall(r"^(\w+):\t(.*)$", shown, re.MULTILINE))
+    fields = dict(re.findall(r"^(\w+):\t(.*)$", shown, re.MULTILINE))
     names = PciNames.of_this_machine()
-    assert (names.vendor(vendor), names.device(vendor, device)) == (told["Vendor"], told["Device"])
-    assert names.pci_class(code) == told["Class"]
+    assert (names.vendor(vendor), names.device(vendor, device)) == (fields["Vendor"], fields["Device"])
+    assert names.pci_class(code) == fields["Class"]

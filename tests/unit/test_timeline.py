@@ -172,8 +172,8 @@ def test_uevents_of_devices_and_nodes(tmp_path: Path, monkeypatch: pytest.Monkey
         uevent(7, "vfio0", "vfio-dev", node="/dev/vfio/devices/vfio0"),
         uevent(8, "0000:00:11.0", action="remove"),
     )
-    told = [(each.event, each.address, each.group, each.driver, each.seqnum, each.detail) for each in entries]
-    assert told == [
+    seen = [(each.event, each.address, each.group, each.driver, each.seqnum, each.detail) for each in entries]
+    assert seen == [
         ("bind", EDU, 7, "vfio-pci", 4, ""),
         ("add", None, 7, None, 6, "/dev/vfio/7"),
         ("add", EDU, 7, None, 7, "/dev/vfio/devices/vfio0"),
@@ -233,8 +233,8 @@ def test_changes_of_drivers_are_reported(tmp_path: Path, monkeypatch: pytest.Mon
     (devices / "0000:00:01.0").rmdir()
     assert list(links.read()) == [], "it is not looked at again so soon"
     clock[0] += 1
-    told = [(entry.event, entry.address, entry.driver, entry.detail) for entry in links.read()]
-    assert told == [
+    shown = [(entry.event, entry.address, entry.driver, entry.detail) for entry in links.read()]
+    assert shown == [
         ("gone", "0000:00:01.0", None, ""),
         ("appeared", "0000:00:02.0", None, ""),
         ("driver", EDU, None, "was edu"),

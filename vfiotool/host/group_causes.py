@@ -72,7 +72,7 @@ def _why(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -
     if any(len(functions[address].config) < config_space.STANDARD_SIZE for address in involved):
         return None
     ties = [*_bridge_ties(group, functions), *_slot_ties([functions[address] for address in group])]
-    return (*(tie.cause for tie in ties), *_untold(tree, _parts(group, ties)))
+    return (*(tie.cause for tie in ties), *_other_causes(tree, _parts(group, ties)))
 
 
 def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function]:
@@ -145,7 +145,7 @@ def _parts(group: Sequence[str], ties: Iterable[_Tie]) -> list[set[str]]:
     return parts
 
 
-def _untold(tree: Tree, parts: list[set[str]]) -> Iterable[str]:
+def _other_causes(tree: Tree, parts: list[set[str]]) -> Iterable[str]:
     """Yield the likely cause for parts that no known tie joins."""
     if len(parts) < 2:
         return

@@ -76,7 +76,7 @@ def _search(selector: str) -> Callable[[Tree, str, Sequence[str]], list[str]]:
     if _ids(selector) is not None:
         return _by_ids
     if ":" in selector:
-        parse_address(selector)  # meant as an address: raise what is wrong with it
+        parse_address(selector)  # an address by its form: raise the reason why it is malformed
     return _by_name
 
 

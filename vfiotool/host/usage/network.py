@@ -46,7 +46,7 @@ class Network:
         """Parse the result of ``to_json``.
 
         Raises:
-            ValueError: the text is not such a document.
+            ValueError: the text is not a network in JSON.
         """
         document = json.loads(text)
         if not isinstance(document, dict):
