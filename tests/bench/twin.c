@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a C program would do, as the measure of ours: no shim, no checks, nothing but the system calls and
- * the accesses. Each function returns nanoseconds, or -errno.
+ * The same operations in plain C, for comparison: no shim and no checks, only the system calls and the
+ * accesses. Each function returns nanoseconds, or -errno.
  */
 #include <errno.h>
 #include <linux/vfio.h>
@@ -25,7 +25,7 @@ static int64_t now(void)
 	return at.tv_sec * INT64_C(1000000000) + at.tv_nsec;
 }
 
-/* One VFIO_IOMMU_MAP_DMA a range. */
+/* One VFIO_IOMMU_MAP_DMA for each range. */
 int64_t twin_map(int container, const struct range *ranges, uint64_t count)
 {
 	int64_t begun = now();
@@ -44,7 +44,7 @@ int64_t twin_map(int container, const struct range *ranges, uint64_t count)
 	return now() - begun;
 }
 
-/* One VFIO_IOMMU_UNMAP_DMA for all of them. */
+/* One VFIO_IOMMU_UNMAP_DMA for all ranges. */
 int64_t twin_unmap(int container, uint64_t iova, uint64_t size)
 {
 	struct vfio_iommu_type1_dma_unmap unmap = { .argsz = sizeof(unmap), .iova = iova, .size = size };
@@ -73,7 +73,7 @@ int64_t twin_write32(volatile uint32_t *address, uint32_t value, uint64_t count)
 	return now() - begun;
 }
 
-/* Have a device raise an interrupt by writing to a register, and wait for its eventfd; so many times. */
+/* Write a register that raises an interrupt, and wait for its eventfd, `count` times. */
 int64_t twin_interrupts(volatile uint32_t *raise, volatile uint32_t *acknowledge, int eventfd, uint64_t count)
 {
 	struct pollfd poll_for = { .fd = eventfd, .events = POLLIN };

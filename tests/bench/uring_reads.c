@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * uring_reads DISK DEPTH SECONDS: how many random 4K reads a second the kernel's own driver does by
- * io_uring, with no library between, buffers and file registered, and one system call for all that is
- * to be submitted and reaped.
+ * uring_reads DISK DEPTH SECONDS: print how many random 4K reads a second the kernel's driver makes with
+ * io_uring: without a library, with registered buffers and file, and with one system call for all
+ * submissions and completions of a round.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -31,7 +31,7 @@ struct ring {
 
 struct reads {
 	char *memory;
-	unsigned int *idle; /* which pieces of memory no read has, and how many */
+	unsigned int *idle; /* the free pieces of memory, and their number */
 	unsigned int count;
 	uint64_t pages; /* of the disk */
 	uint64_t random;
@@ -93,7 +93,7 @@ static void hand_over(const struct ring *ring, int disk, char *memory, unsigned 
 	require(!syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_FILES, &disk, 1), "files");
 }
 
-/* Fill the queue; returns how many reads were put into it. */
+/* Fill the queue; returns how many reads were added. */
 static unsigned int fill(const struct ring *ring, struct reads *reads)
 {
 	unsigned int tail = *ring->sq_tail, before = tail;

@@ -98,7 +98,7 @@ class Space:
                 found = next_fault(log.fileno())
                 if found is not None:
                     return found
-        raise AssertionError("the kernel told of no fault")
+        raise AssertionError("the kernel logged no fault")
 
     @property
     def ranges(self) -> tuple[IovaRange, ...]:
@@ -203,16 +203,16 @@ def child_says(action: Callable[[], object]) -> str:
     pid = os.fork()
     if pid == 0:
         try:
-            said = str(action())
+            result = str(action())
         except BaseException as error:
-            said = repr(error)
-        os.write(writer, said.encode())
+            result = repr(error)
+        os.write(writer, result.encode())
         os._exit(0)
     os.close(writer)
     with open(reader, encoding="utf-8") as answer:
-        said = answer.read()
+        result = answer.read()
     os.waitpid(pid, 0)
-    return said
+    return result
 
 
 def write(path: str, value: str) -> None:

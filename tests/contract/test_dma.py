@@ -591,7 +591,7 @@ def test_unmap_all_closes_all_mappings(space: Space, memory: Memory) -> None:
 
 def test_a_released_device_ends_its_mappings(space: Space, memory: Memory) -> None:
     mapping = space.dma.map(memory.source)
-    space.device.file.revoke("a test asked for it")
+    space.device.file.revoke("a test requested it")
     assert space.device.closed
     if space.mode in LIMITED:
         with pytest.raises(ClosedError, match="no device is open"):
@@ -602,7 +602,7 @@ def test_a_released_device_ends_its_mappings(space: Space, memory: Memory) -> No
     assert space.dma.mapped == ()
     with pytest.raises(ClosedError) as caught:
         space.device.config.read16(0)
-    assert "a test asked for it" in caught.value.hint
+    assert "a test requested it" in caught.value.hint
     memory.source.close()
 
 

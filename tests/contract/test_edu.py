@@ -156,7 +156,7 @@ def test_each_interrupt_comes_once(edu: Edu) -> None:
     assert [edu.interrupt(1 << turn % 32) for turn in range(200)] == [1] * 200
     assert edu.factorial(5) == 120
     edu.copy_to_device(0, b"ping")
-    assert edu.interrupt() == 1, "those of the factorial and the copy were counted"
+    assert edu.interrupt() == 1, "the interrupts of the factorial and the copy were consumed"
 
 
 def test_an_interrupt_needs_a_cause(space: Space) -> None:

@@ -78,7 +78,7 @@ def test_an_old_kernel_has_no_low_power(nvme: Device) -> None:
             with pytest.raises(UnsupportedError) as caught:
                 nvme.features.low_power(wakeup=True) if wakeup else nvme.features.low_power()
             assert "6.1" in caught.value.hint
-        assert registers.read32(NVME_VERSION) == version, "and it stays awake"
+        assert registers.read32(NVME_VERSION) == version, "the device stays awake"
 
 
 @can_sleep
@@ -121,7 +121,7 @@ def test_a_wakeup_is_signalled(nvme: Device) -> None:
             assert sleep.wakeup.read() == 0
             nvme.info()
             assert sleep.wakeup.wait(SOON) == 1
-            assert read(path(NVME, "power/runtime_status")) == "active", "it stays awake"
+            assert read(path(NVME, "power/runtime_status")) == "active", "the device stays awake"
             with pytest.raises(AccessError):
                 registers.read32(NVME_VERSION)
         assert registers.read32(NVME_VERSION) == version

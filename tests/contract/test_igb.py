@@ -139,4 +139,4 @@ def fault_of(igb: Igb, source: int, destination: int, size: int) -> int:
             found = next_fault(log.fileno())
             if found is not None:
                 return found
-    raise AssertionError("the kernel told of no fault")
+    raise AssertionError("the kernel logged no fault")

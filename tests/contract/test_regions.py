@@ -204,7 +204,7 @@ def test_blocks_and_fifos(bar0: Mmio) -> None:
     bar0.write_fifo(0x04, struct.pack("<3I", 1, 2, 3))
     assert bar0.read32(0x04) == 0xFFFFFFFC
     assert bar0.read_block(0, 8) == struct.pack("<II", EDU_IDENT, 0xFFFFFFFC)
-    assert bar0.read_block(0, 8, 16) == bytes(8), "of the width that was asked for"
+    assert bar0.read_block(0, 8, 16) == bytes(8), "with accesses of the requested width"
     assert bar0.read_block(0, 16, 64) == b"\xff" * 16
     assert bar0.read_fifo(0, 12) == struct.pack("<I", EDU_IDENT) * 3
     bar0.write_block(0x80, struct.pack("<QQ", 0x1000, 0x40000), 64)
@@ -410,23 +410,23 @@ def test_a_released_device_lets_the_unbind_complete() -> None:
 
 
 def test_a_child_of_fork_neither_has_nor_holds_the_device(edu: Device, bar0: Mmio) -> None:
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     wait, go = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(go)
-        os.write(tell, b"1" if child_is_clean(edu, bar0) else b"0")
+        os.write(writer, b"1" if child_is_clean(edu, bar0) else b"0")
         os.read(wait, 1)
         os._exit(0)
     os.close(wait)
-    assert os.read(told, 1) == b"1"
+    assert os.read(reader, 1) == b"1"
     assert bar0.read32(0) == EDU_IDENT
     edu.close()
     opened(EDU).close()
     os.close(go)
     assert os.waitpid(pid, 0)[1] == 0
-    os.close(told)
-    os.close(tell)
+    os.close(reader)
+    os.close(writer)
 
 
 def child_is_clean(edu: Device, bar0: Mmio) -> bool:

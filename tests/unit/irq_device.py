@@ -28,7 +28,7 @@ class IrqDevice(KernelDeviceFile):
     """Answers ioctls like the kernel; it is closed and revoked like a real file.
 
     ``granted`` is how many vectors the kernel has to give, ``answers`` overrides what an ioctl says,
-    ``set_irqs`` has what was asked: (flags, index, start, count).
+    ``set_irqs`` has the arguments of each call: (flags, index, start, count).
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class IrqDevice(KernelDeviceFile):
         if start + len(fds) > self.granted:
             return -errno.ENOSPC if start else self.granted
         known = self._armed.setdefault(index, [])
-        assert len(known) == start, "vectors are enabled one after the other here"
+        assert len(known) == start, "this fake enables vectors in order"
         known.extend(os.dup(fd) for fd in fds)
         return 0
 

@@ -215,7 +215,7 @@ def test_mapped_registers_are_blocked_before_the_memory_is_off(
             window.write32(0, 1)
         assert caught.value.hint
         on(regions.config)
-        assert len(during) == 2, "until it is on again, what is mapped sleeps"
+        assert len(during) == 2, "registers are blocked until the memory is on again"
         window.write32(0, 1)
 
 

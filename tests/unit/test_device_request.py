@@ -86,7 +86,7 @@ def test_a_requested_device_is_released(
             vector.wait(30)
         thread.join(30)
     assert caught.value.hint == gone.reason == REASON
-    assert states == [False], "the driver could still use it"
+    assert states == [False], "the driver could still use the device"
     assert not request_.waiting
 
 

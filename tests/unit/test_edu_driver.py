@@ -71,7 +71,7 @@ def test_a_device_that_does_not_end_its_dma_loses_its_mappings(
 
 
 def test_the_driver_stops_when_the_kernel_requests_its_device() -> None:
-    model, told = FakeEdu(), threading.Event()
+    model, stopped = FakeEdu(), threading.Event()
     with open_fake(model) as device:
         edu = Edu(device, irq=device.irqs.msi)
         edu.start()
@@ -81,11 +81,11 @@ def test_the_driver_stops_when_the_kernel_requests_its_device() -> None:
         def noticed(one: Device) -> None:
             stop(one)
             seen.extend((edu.started, device.bus_master, device.closed))
-            told.set()
+            stopped.set()
 
         device.on_request = noticed
         model.ask_back()
-        assert told.wait(30)
+        assert stopped.wait(30)
     assert seen == [False, False, False]
 
 

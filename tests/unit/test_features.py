@@ -88,7 +88,7 @@ def test_low_power_can_be_entered_again_but_not_twice(device: IrqDevice, feature
         with pytest.raises(KernelError) as caught:
             features.low_power(wakeup=True)
         assert caught.value.errno == errno.EINVAL
-        assert device.sleeps == [True], "it sleeps on"
+        assert device.sleeps == [True], "the registers stay blocked"
     with features.low_power():
         assert device.sleeps == [True, False, True]
 

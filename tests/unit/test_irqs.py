@@ -463,7 +463,7 @@ def test_a_foreign_event_loop_is_woken_when_the_device_is_released(device: IrqDe
         device.revoke(REASON)
         assert joined(threads)
         assert ready == [[(vector._fd, select.EPOLLIN)]]
-        assert epoll.poll(0), "and stays readable"
+        assert epoll.poll(0), "the eventfd stays readable"
     with pytest.raises(ClosedError):
         vector.read()
 
@@ -561,7 +561,7 @@ def test_intx_is_masked_by_itself_until_it_is_unmasked(device: IrqDevice, irqs: 
         device.raise_irq(INTX)
         assert vector.wait(0) == 1
         vector.unmask()
-        assert vector.wait(0) == 1, "the one that came meanwhile"
+        assert vector.wait(0) == 1, "the interrupt that was raised meanwhile"
         vector.unmask()
         vector.mask()
         device.raise_irq(INTX)
@@ -682,8 +682,8 @@ def child_of_a_fork(device: IrqDevice, vectors: Vectors) -> int:
         vectors[0].wait(0)
     except ClosedError as error:
         vectors.close()
-        said = "belongs to the parent process" in error.hint
-        return 0 if said and len(device.set_irqs) == asked else 1
+        has_reason = "belongs to the parent process" in error.hint
+        return 0 if has_reason and len(device.set_irqs) == asked else 1
     return 2
 
 

@@ -198,7 +198,7 @@ def test_a_block_is_copied_in_order(window: Mmio, memory: bytearray, width: int)
 def test_a_fifo_stays_at_one_offset(window: Mmio, memory: bytearray, width: int) -> None:
     size = width // 8
     assert window.read_fifo(8, 3 * size, width) == PATTERN[8 : 8 + size] * 3
-    assert len(window.read_fifo(8, 4 * SIZE, width)) == 4 * SIZE, "it may be longer than the region"
+    assert len(window.read_fifo(8, 4 * SIZE, width)) == 4 * SIZE, "a FIFO may be longer than the region"
     window.write_fifo(8, bytes(4 * SIZE - size) + b"\xaa" * size, width)
     assert memory == PATTERN[:8] + b"\xaa" * size + PATTERN[8 + size :]
 
@@ -223,7 +223,7 @@ def test_no_write_touches_a_guarded_byte(window: Mmio, memory: bytearray, width:
             table = any(offset <= byte < offset + size for byte in range(13, 22))
             with pytest.raises(AccessError, match="MSI-X table" if table else "pending bits"):
                 write(window, width, offset, 0)
-            assert read(window, width, offset), "it may be read"
+            assert read(window, width, offset), "guarded bytes can be read"
         else:
             write(window, width, offset, 0)
     assert [at for at in range(SIZE) if memory[at]] == [
@@ -302,7 +302,7 @@ def test_close_unmaps_the_file_once(file: int) -> None:
     assert "memfd:device" in mappings(address)
     window.close()
     assert "memfd" not in mappings(address)
-    assert mappings(address), "accesses that are under way reach memory"
+    assert mappings(address), "running accesses reach memory"
     assert window.closed
     window.close()
     window.revoke("the kernel asks for it")

@@ -319,7 +319,9 @@ def test_with_a_vector_the_queue_sleeps_until_its_interrupt() -> None:
     model = QueueModel(interrupts=True)
     model.pair.run("reads", make_ops(READ, range(6), 1, DATA), 2, 10)
     assert model.waits == 6
-    assert model.registers.read32(DOORBELLS[1]) == 6, "it is told at once: else it may not interrupt again"
+    assert model.registers.read32(DOORBELLS[1]) == 6, (
+        "the doorbell is written at once: the next interrupt needs it"
+    )
     model.pair.execute("flush", commands.flush(1), 10)
     assert model.waits == 7
     assert model.pair.poll(1, 0) == []
@@ -446,7 +448,7 @@ def test_an_ended_queue_awaits_nothing_and_reads_no_memory() -> None:
 def test_a_revoked_device_ends_running_calls() -> None:
     model = QueueModel()
     model.pair.submit(commands.flush(1))
-    model.registers.revoke("somebody wants it")
+    model.registers.revoke("a test revokes it")
     for use in (lambda: model.pair.submit(commands.flush(1)), lambda: model.pair.poll(1, 10)):
         with pytest.raises(ClosedError, match="BAR0 is closed"):
             use()

@@ -74,7 +74,7 @@ def test_regions_are_found_by_index_and_by_name(regions: Regions) -> None:
 def test_iteration_yields_existing_regions(regions: Regions) -> None:
     assert [region.index for region in regions] == [0, 1, 2, 6, 7]
     assert 0 in regions
-    assert 3 not in regions, "it is empty"
+    assert 3 not in regions, "the region is empty"
     assert 4 not in regions
 
 

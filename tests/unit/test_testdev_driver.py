@@ -28,16 +28,16 @@ def test_an_endless_list_of_tests_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "shown"),
     [
         (b"\0", ""),
         (b"x" * 5000, "x" * 64),
         (b"\x1b[2J\xff\n\x00rest", "?[2J??"),
     ],
 )
-def test_a_name_is_bounded_and_printable(name: bytes, told: str) -> None:
+def test_a_name_is_bounded_and_printable(name: bytes, shown: str) -> None:
     with open_fake(FakeTestdev([(1, 8, 9, name)])) as device, PciTestdev(device) as testdev:
-        assert [test.name for test in testdev.tests(0)] == [told]
+        assert [test.name for test in testdev.tests(0)] == [shown]
 
 
 @pytest.mark.parametrize(

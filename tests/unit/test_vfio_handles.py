@@ -311,12 +311,12 @@ def test_a_type1_closes_the_group_with_the_last_of_its_devices(shim: FakeShim) -
     assert len(shim.called("vt_group_set_container")) == len(shim.called("vt_container_set_iommu")) == 1
     first.close()
     assert (space.attached, emptied) == (True, [])
-    second.revoke("somebody asked for it")
+    second.revoke("a test requested it")
     assert (space.attached, emptied) == (False, [False])
     second.close()
     assert emptied == [False]
     third = space.open_device(ADDRESS)
-    assert len(shim.called("vt_container_set_iommu")) == 2, "the kernel forgets it with the last group"
+    assert len(shim.called("vt_container_set_iommu")) == 2, "the kernel unsets the IOMMU with the last group"
     third.close()
     space.close()
     assert open_fds() == before
@@ -350,7 +350,7 @@ def test_query_info_grows_to_the_size_that_the_kernel_needs() -> None:
     def kernel(data: bytearray) -> None:
         sizes.append(len(data))
         assert struct.unpack_from("=I", data)[0] == len(data)
-        assert struct.unpack_from("=I", data, 8)[0] == 2, "the question is kept"
+        assert struct.unpack_from("=I", data, 8)[0] == 2, "the request is kept"
         struct.pack_into("=I", data, 0, 100)
 
     found = query_info(kernel, vfio_region_info(index=2), "VFIO_DEVICE_GET_REGION_INFO", "0000:00:10.0")
