@@ -25,6 +25,9 @@ SYNTAX = {("docs/command-line.md", "vfiotool [--debug] [--sysroot PATH] [--state
 PROGRAMS = ("driving", "getting-started", "python-api")
 """The pages below ``docs`` whose Python a test in a guest runs."""
 
+_NO_TERM = re.compile(
+    r"\b(?:cast|troupe|stage|performers?|placard|deeds?|keeper|told|apart|actors?|watchers?)\b", re.IGNORECASE
+)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -80,6 +83,11 @@ def test_every_block_is_run_or_drawn(page: str) -> None:
             assert list(commands(block)), (page, block.line)
     outside = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"\n\n    \S", outside), "a block that is indented has no language: fence it"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_page_uses_the_terms_of_the_field(page: str) -> None:
+    assert _NO_TERM.findall(read(page)) == []
 
 
 def test_a_test_runs_every_program() -> None:
