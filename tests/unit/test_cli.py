@@ -255,3 +255,14 @@ def test_help_and_version_need_no_machine() -> None:
 def test_a_traceback_only_with_debug(vfiotool: Run) -> None:
     assert "Traceback" not in vfiotool("show", "eth7").stderr
     assert "Traceback" in vfiotool("--debug", "show", "eth7").stderr
+
+
+def test_list_loads_no_module_of_stress_or_tables(host: FakeHost) -> None:
+    program = (
+        "import sys; from vfiotool import cli; "
+        "status = cli.run(['--sysroot', sys.argv[1], 'list', '--json']); "
+        "print(status, [name for name in ('hdrh', 'rich', 'vfiotool.stress') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, host.tree.path("/")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "0 []"
