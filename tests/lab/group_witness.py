@@ -1,4 +1,4 @@
-"""Performs actions on a group, and sees that the uevents and functions of each record come, and no others."""
+"""Execute calls on a group, and check that exactly the uevents and functions of each record come."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Uevent = tuple[str, str, str]
 
 
 class Chooser(Protocol):
-    """A family of operations that chooses its own."""
+    """A family that chooses its calls."""
 
     def choose(self, rng: random.Random) -> Iterator[Call]:
-        """Yield one cycle's worth."""
+        """Yield the calls of a cycle."""
 
 
 class GroupWitness:
-    """A group whose members are all on vfio-pci, and those who watch it."""
+    """A group whose members are all on vfio-pci, with the sources of its uevents and functions."""
 
     def __init__(self, *members: str) -> None:
         tree = Tree()
@@ -62,11 +62,11 @@ class GroupWitness:
         self._probes = KernelProbes(TraceInstance())
 
     def add(self, family: OperationFamily) -> None:
-        """Have a family of operations."""
+        """Add a family of operations."""
         self.harness.add(family)
 
     def cycle(self, chooser: Chooser, seed: int) -> list[Record]:
-        """Do one cycle and all that brings the group back to rest."""
+        """Execute a cycle and the calls that bring the group back to rest."""
         rng = random.Random(seed)  # noqa: S311 - it is to be the same each time
         records = [record for call in chooser.choose(rng) for record in self.perform(call)]
         records += [record for call in self.harness.wind_down() for record in self.perform(call)]
@@ -74,7 +74,7 @@ class GroupWitness:
         return records
 
     def perform(self, call: Call) -> list[Record]:
-        """Do an action, if it can be done, and compare what comes with what it is told."""
+        """Execute a call, if it is possible, and compare its events with the expectation."""
         number = self.harness.number
         template = NOTHING._replace(call=call)
         records = list(self.harness.perform(call, template))
@@ -85,13 +85,13 @@ class GroupWitness:
         return records
 
     def forget(self) -> None:
-        """Pass over what has come so far: with udevd idle, even what a worker of the kernel does later."""
+        """Skip all events so far, once udevd is idle: also those that a worker of the kernel causes later."""
         settle()
         for _ in (*self._came(), *self._ran()):
             pass
 
     def close(self) -> None:
-        """Close all, and see that nothing has come that nobody was told of."""
+        """Close everything, and check that no unexpected event has come."""
         late = [*self._came(), *self._ran()]
         self.harness.close()
         self._probes.close()
@@ -132,7 +132,7 @@ class GroupWitness:
 
 
 def _stream(uevent: Uevent) -> tuple[str, str]:
-    """Return what a uevent is about."""
+    """Return the subject of a uevent."""
     return uevent[:2]
 
 

@@ -1,4 +1,4 @@
-"""The model of a group's life cycle against the kernel: results, uevents and the kernel's own functions."""
+"""Compare the model of a group's life cycle with the kernel: results, uevents and kernel functions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stub() -> None:
 
 
 class Witness:
-    """Does what a walk says, and sees what comes of it."""
+    """Executes a walk, and compares each result, uevent and function with the prediction."""
 
     def __init__(self, *members: str) -> None:
         tree = Tree()
@@ -64,11 +64,11 @@ class Witness:
 
     @property
     def state(self) -> State:
-        """The state before anything is done."""
+        """The state before the walk."""
         return State(tuple(Member(Bound.HOST if self.hosts[one] else Bound.NONE) for one in self.members))
 
     def follow(self, walk: Walk, steps: int) -> Counter[str]:
-        """Do the steps of a walk, each of which must do what it says; count them by what they came to."""
+        """Execute the steps of a walk as predicted; count them by their outcomes."""
         done = Counter[str]()
         for operation, prediction in walk.steps(steps):
             if prediction.waits_for:
@@ -81,12 +81,12 @@ class Witness:
         return done
 
     def do(self, operation: Operation, prediction: Prediction) -> Prediction:
-        """Do one operation that does not wait."""
+        """Execute an operation that does not block."""
         assert self.client.do(operation) == (prediction.errno, prediction.flags), str(operation)
         return prediction
 
     def wait(self, walk: Walk, operation: Operation) -> list[Prediction]:
-        """Have an unbind wait, and end what it waits for."""
+        """Start an unbind that blocks, and execute the operations that unblock it."""
         address = self.members[operation.member]
         unbind = writing(path(address, "driver/unbind"), address)
         assert comes_to_wait(unbind, UNBIND), str(operation)
@@ -96,7 +96,7 @@ class Witness:
         return [*predictions, last]
 
     def compare(self, operation: Operation, predictions: list[Prediction]) -> None:
-        """See the uevents and functions of a step, and no others."""
+        """Check that exactly the uevents and functions of a step come."""
         uevents = [self.name(event) for prediction in predictions for event in prediction.uevents]
         names = [name for prediction in predictions for name in prediction.probes if self.is_probed(name)]
         came, ran = list[tuple[str, str | None]](), Counter[str]()
@@ -125,7 +125,7 @@ class Witness:
         return name.isupper() or name in self.probes.probed
 
     def close(self) -> None:
-        """Close all."""
+        """Close everything."""
         self.client.close()
         self.probes.close()
 
@@ -135,7 +135,7 @@ def seen(entry: TimelineEntry) -> tuple[str, str | None]:
 
 
 def function_of(entry: TimelineEntry) -> str:
-    """The function that began, or the notifier's action."""
+    """Return the function that began, or the notifier's action."""
     if ":" in entry.event or entry.event in NOT_PREDICTED or entry.detail.startswith("returns"):
         return ""
     if entry.event in ("attach_device_to_domain", "detach_device_from_domain"):
@@ -152,7 +152,7 @@ def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
 
 
 def model() -> Model:
-    """The rules of this kernel."""
+    """Return the rules of this kernel."""
     return running_model(Tree())
 
 
@@ -165,7 +165,7 @@ def test_the_kernel_does_what_the_model_says(witness: Witness) -> None:
 
 
 class Mistaken(Model):
-    """The rules of this kernel but for one."""
+    """The rules of this kernel, except one."""
 
     def __init__(self, kind: Kind, **mistakes: Any) -> None:
         right = model()
@@ -190,7 +190,7 @@ class Mistaken(Model):
     ],
     ids=["errno", "flags", "a uevent too many", "a uevent too few", "a function too few"],
 )
-def test_a_kernel_that_does_otherwise_is_found_out(
+def test_a_kernel_that_breaks_the_model_is_found(
     witness: Witness, mistaken: Callable[[], Model], found: str
 ) -> None:
     walk = Walk(mistaken(), witness.state, seed=1, to=[Bound.VFIO, Bound.STUB])

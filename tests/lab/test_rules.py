@@ -1,8 +1,8 @@
-"""Every rule of the model, broken: whatever a kernel did otherwise than the model says, stress would find it.
+"""Break every rule of the model: stress must find each difference between the kernel and the model.
 
-The kernel cannot be made to do otherwise, so the model is: each of its answers is reached on the kernel, and
-is then judged by what a model would say that is mistaken in one respect. All that came of one operation is
-judged once for each mistake, and once by what is right.
+The kernel cannot be changed, so the expectation is. Each answer of the model is reached on the kernel. Then
+the events of the operation are compared with the right expectation, and with expectations that are wrong in
+one respect.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfi
 LATE = 10
 MOST_FDS = 2
 WAITS = "its fds are closed"
-OURS = (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.OPEN_CDEV)
-"""What they change is which fds we have, and nothing that the kernel would tell anybody."""
+UNSEEN = (Kind.OPEN_CONTAINER, Kind.CLOSE_CONTAINER, Kind.OPEN_CDEV)
+"""These kinds change only the fds of this process, which no result and no event of the kernel shows."""
 WRITES = (Kind.BIND, Kind.UNBIND)
 
 
@@ -47,7 +47,7 @@ def stub() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One of the model's answers: an operation, the state that gives it, and how to come there from rest."""
+    """An answer of the model: an operation, its state, and the way from rest to that state."""
 
     way: tuple[Operation, ...]
     state: State
@@ -63,7 +63,7 @@ Answer = tuple[Kind, Bound, "tuple[object, ...]"]
 
 
 def visible(prediction: Prediction, *, by_member: bool = True) -> tuple[object, ...]:
-    """What a prediction says that can be seen."""
+    """Return the visible parts of a prediction."""
     members = [event.member if by_member else event.member is None for event in prediction.uevents]
     events = [(event.action, event.subsystem) for event in prediction.uevents]
     return (
@@ -76,7 +76,7 @@ def visible(prediction: Prediction, *, by_member: bool = True) -> tuple[object, 
 
 
 def cases(model: Model, start: State, to: Sequence[Bound]) -> Iterator[Case]:
-    """Yield each answer of the model once, by the shortest way; what would end the machine is left out."""
+    """Yield each answer of the model once, by the shortest way, except those that crash the machine."""
     ways: dict[State, tuple[Operation, ...]] = {start: ()}
     queue, answers = [start], set[Answer]()
     for state in queue:
@@ -98,8 +98,8 @@ def possible(model: Model, state: State, to: Sequence[Bound]) -> Iterator[Operat
     return (one for one in model.operations(state) if one.kind is not Kind.BIND or one.to in to)
 
 
-class Court:
-    """A group at rest, and what the kernel sends about it."""
+class GroupOnKernel:
+    """A group at rest, and the events that the kernel sends about it."""
 
     def __init__(self, *members: str) -> None:
         tree = Tree()
@@ -124,12 +124,12 @@ class Court:
         return harness
 
     def go(self, harness: GroupHarness, way: Sequence[Operation]) -> None:
-        """Do operations that come out as they must."""
+        """Execute operations, whose outcomes must be as expected."""
         for operation in way:
             self.do(harness, operation)
 
     def do(self, harness: GroupHarness, operation: Operation) -> tuple[list[Record], list[TimelineEntry]]:
-        """Do one that comes out as it must; return its records, and all that came of it."""
+        """Execute an operation, whose outcome must be as expected; return its records and events."""
         records = list(harness.perform(call_of(operation), NOTHING))
         assert records, f"{operation} cannot be done"
         assert not any(record.is_unexpected for record in records), str(records)
@@ -138,36 +138,38 @@ class Court:
         return records, entries
 
     def entries(self, records: Sequence[Record]) -> list[TimelineEntry]:
-        """Await what must come of an operation, and return all that came."""
-        came, judge = list[TimelineEntry](), self.judge(records)
+        """Wait for the expected events of an operation, and return all events."""
+        came, events = list[TimelineEntry](), self.events(records)
 
         def is_there() -> bool:
             fresh = [*self.uevents.read(), *self.probes.read()]
             came.extend(fresh)
-            judge.see(fresh)
-            return judge.is_settled
+            events.see(fresh)
+            return events.is_settled
 
         await_(f"{records[-1].call}", is_there, LATE)
         return came
 
     def findings(self, records: Sequence[Record], entries: Sequence[TimelineEntry]) -> list[str]:
-        """Say what the monitors find if this is what must have come."""
-        judge = self.judge(records)
-        judge.see(entries)
-        return judge.findings()
+        """Return the findings of the monitors if the records have the right expectations."""
+        events = self.events(records)
+        events.see(entries)
+        return events.findings()
 
-    def judge(self, records: Sequence[Record]) -> Judge:
-        return Judge(self.harness.number or 0, self.members, self.model.era, self.probes.probed, records)
+    def events(self, records: Sequence[Record]) -> ExpectedEvents:
+        return ExpectedEvents(
+            self.harness.number or 0, self.members, self.model.era, self.probes.probed, records
+        )
 
     def rest(self, harness: GroupHarness) -> None:
-        """Bring a group to rest that the group knows."""
+        """Bring a group to rest whose state the harness knows."""
         for call in harness.wind_down():
             records = list(harness.perform(call, NOTHING))
             self.entries(records)
         assert harness.is_at_rest
 
     def recover(self, harness: GroupHarness) -> None:
-        """Bring one to rest that the group knows wrongly, and pass over what comes of it."""
+        """Bring a group to rest whose state the harness does not know, and skip its events."""
         harness.abandon()
         for call in harness.wind_down():
             assert not any(record.is_unexpected for record in harness.perform(call, NOTHING))
@@ -178,13 +180,13 @@ class Court:
                 pass
 
     def close(self) -> None:
-        """Close all."""
+        """Close everything."""
         self.harness.close()
         self.probes.close()
 
 
-class Judge:
-    """The monitors of a run, told what operations must have sent and run."""
+class ExpectedEvents:
+    """The monitors of a run, with the expected uevents and functions of some operations."""
 
     def __init__(
         self, number: int, members: Sequence[str], era: Era, probed: set[str], records: Sequence[Record]
@@ -218,9 +220,9 @@ class Judge:
 
 
 @pytest.fixture(params=[(EDU,), E1000_PAIR], ids=["alone", "two"])
-def court(request: pytest.FixtureRequest) -> Iterator[Court]:
+def group(request: pytest.FixtureRequest) -> Iterator[GroupOnKernel]:
     members: tuple[str, ...] = request.param
-    with as_before(*members), contextlib.closing(Court(*members)) as made:
+    with as_before(*members), contextlib.closing(GroupOnKernel(*members)) as made:
         output("udevadm", "settle")
         for source in (made.uevents, made.probes):
             for _ in source.read():
@@ -228,31 +230,31 @@ def court(request: pytest.FixtureRequest) -> Iterator[Court]:
         yield made
 
 
-def test_an_answer_that_a_kernel_gave_otherwise_would_be_found(court: Court) -> None:
-    judged = 0
-    for case in cases(court.model, court.start, court.to):
-        court.go(court.harness, case.way)
-        records, entries = court.do(court.harness, case.operation)
-        for what, mistaken in mistakes(records[-1], court):
+def test_a_wrong_result_of_any_rule_is_found(group: GroupOnKernel) -> None:
+    mistakes_found = 0
+    for case in cases(group.model, group.start, group.to):
+        group.go(group.harness, case.way)
+        records, entries = group.do(group.harness, case.operation)
+        for what, mistaken in mistakes(records[-1], group):
             misjudged = [*records[:-1], records[-1]._replace(expected=mistaken)]
-            found = misjudged[-1].is_unexpected or court.findings(misjudged, entries)
+            found = misjudged[-1].is_unexpected or group.findings(misjudged, entries)
             assert found, f"after {case.way}, {case} with {what}: {records[-1].expected} taken for {mistaken}"
-            judged += 1
-        court.rest(court.harness)
-    assert judged > 100
+            mistakes_found += 1
+        group.rest(group.harness)
+    assert mistakes_found > 100
 
 
-def mistakes(record: Record, court: Court) -> Iterator[tuple[str, Expectation]]:
-    """Yield what a model would say that is wrong in one respect."""
+def mistakes(record: Record, group: GroupOnKernel) -> Iterator[tuple[str, Expectation]]:
+    """Yield the expectations that are wrong in one respect, each with a description."""
     right = record.expected
     yield "another errno", right._replace(errnos=frozenset((errno.ENOTTY,)))
     if 0 not in right.errnos:
         yield "success", right._replace(errnos=frozenset((0,)))
     if right.value is not None and 0 in right.errnos:
         yield "other flags", right._replace(value=right.value ^ 1)
-    for what, uevents in (*_fewer_uevents(right.uevents), *_more_uevents(right.uevents, court)):
+    for what, uevents in (*_fewer_uevents(right.uevents), *_more_uevents(right.uevents, group)):
         yield f"uevents with {what}", right._replace(uevents=uevents)
-    for what, probes in (*_fewer_functions(right.probes, court), *_more_functions(right.probes, court)):
+    for what, probes in (*_fewer_functions(right.probes, group), *_more_functions(right.probes, group)):
         yield f"functions with {what}", right._replace(probes=probes)
 
 
@@ -262,12 +264,12 @@ def _fewer_uevents(uevents: tuple[ExpectedUevent, ...]) -> Iterator[tuple[str, t
 
 
 def _more_uevents(
-    uevents: tuple[ExpectedUevent, ...], court: Court
+    uevents: tuple[ExpectedUevent, ...], group: GroupOnKernel
 ) -> Iterator[tuple[str, tuple[ExpectedUevent, ...]]]:
-    extra = uevents[0] if uevents else ExpectedUevent("pci", "bind", court.members[0])
+    extra = uevents[0] if uevents else ExpectedUevent("pci", "bind", group.members[0])
     yield f"{extra} once more", (*uevents, extra)
     for at, uevent in enumerate(uevents):
-        for other in court.members:
+        for other in group.members:
             if uevent.address not in (None, other):
                 yield (
                     f"{uevent} of {other}",
@@ -275,70 +277,74 @@ def _more_uevents(
                 )
     # The group's node is only counted, and up to 5.15 a worker sends what is about it.
     ordered = [uevent for uevent in uevents if uevent.subsystem != "vfio"]
-    if len(ordered) > 1 and court.model.era is not Era.DEFERRED_PUT:
+    if len(ordered) > 1 and group.model.era is not Era.DEFERRED_PUT:
         yield "another order", uevents[::-1]
 
 
-def _fewer_functions(probes: tuple[str, ...], court: Court) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Up to 5.15 the notifier may hear of a member that was unbound, or may not: the monitor allows both."""
+def _fewer_functions(probes: tuple[str, ...], group: GroupOnKernel) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Up to 5.15 the notifier may or may not run for a member that was unbound: the monitor allows both."""
     for at, name in enumerate(probes):
-        if _is_probed(name, court) and not (court.model.era is Era.DEFERRED_PUT and name == "UNBOUND_DRIVER"):
+        if _is_probed(name, group) and not (group.model.era is Era.DEFERRED_PUT and name == "UNBOUND_DRIVER"):
             yield f"no {name}", (*probes[:at], *probes[at + 1 :])
 
 
-def _more_functions(probes: tuple[str, ...], court: Court) -> Iterator[tuple[str, tuple[str, ...]]]:
-    extra = "iommu_group_claim_dma_owner" if court.model.era.has_dma_owner else "BOUND_DRIVER"
+def _more_functions(probes: tuple[str, ...], group: GroupOnKernel) -> Iterator[tuple[str, tuple[str, ...]]]:
+    extra = "iommu_group_claim_dma_owner" if group.model.era.has_dma_owner else "BOUND_DRIVER"
     for name in {extra, *probes}:
-        if _is_probed(name, court):
+        if _is_probed(name, group):
             yield f"{name} once more", (*probes, name)
 
 
-def _is_probed(name: str, court: Court) -> bool:
+def _is_probed(name: str, group: GroupOnKernel) -> bool:
     """A function that the compiler has inlined cannot be probed."""
-    return name.isupper() or name in court.probes.probed
+    return name.isupper() or name in group.probes.probed
 
 
-def test_a_state_that_a_kernel_changed_otherwise_would_be_found(court: Court) -> None:
-    """The model is mistaken in that nothing changes: an operation comes out otherwise then."""
-    judged = 0
-    for case in cases(court.model, court.start, court.to):
+def test_a_wrong_state_after_any_operation_is_found(group: GroupOnKernel) -> None:
+    """If the harness misses a change of state, the outcome of a later operation is unexpected."""
+    mistakes_found = 0
+    for case in cases(group.model, group.start, group.to):
         after = case.prediction.state
         waits = case.prediction.waits_for  # then more is done before it has come to that state
-        if after == case.state or case.operation.kind in OURS or waits:
+        if after == case.state or case.operation.kind in UNSEEN or waits:
             continue
-        way = telling(court.model, after, case.state, court.to)
+        way = distinguishing(group.model, after, case.state, group.to)
         assert way, f"nothing tells that {case} has changed anything"
-        court.go(court.harness, case.way)
-        court.do(court.harness, case.operation)
-        court.harness.state = case.state
-        assert found_on(court, way), f"after {case.way}, {case}: {way} did not tell"
-        court.recover(court.harness)
-        judged += 1
-    assert judged > 10
+        group.go(group.harness, case.way)
+        group.do(group.harness, case.operation)
+        group.harness.state = case.state
+        assert found_on(group, way), f"after {case.way}, {case}: {way} did not tell"
+        group.recover(group.harness)
+        mistakes_found += 1
+    assert mistakes_found > 10
 
 
-def found_on(court: Court, way: Sequence[Operation]) -> bool:
-    """Do operations of which the last must not come out as the group has it."""
-    court.go(court.harness, way[:-1])
-    expected = court.harness.expect(call_of(way[-1]))
+def found_on(group: GroupOnKernel, way: Sequence[Operation]) -> bool:
+    """Execute operations; return True if the last has an unexpected outcome or event."""
+    group.go(group.harness, way[:-1])
+    expected = group.harness.expect(call_of(way[-1]))
     assert expected is not None
-    records = list(court.harness.perform(call_of(way[-1]), NOTHING, expected))
+    records = list(group.harness.perform(call_of(way[-1]), NOTHING, expected))
     if any(record.is_unexpected for record in records):
         return True
     output("udevadm", "settle")
-    entries = [*court.uevents.read(), *court.probes.read()]
-    return bool(court.findings(records, entries))
+    entries = [*group.uevents.read(), *group.probes.read()]
+    return bool(group.findings(records, entries))
 
 
-def telling(model: Model, right: State, wrong: State, to: Sequence[Bound], depth: int = 3) -> list[Operation]:
-    """Return the fewest operations that come out otherwise in one state than in another."""
+def distinguishing(
+    model: Model, right: State, wrong: State, to: Sequence[Bound], depth: int = 3
+) -> list[Operation]:
+    """Return the fewest operations whose outcomes differ between two states."""
     for most in range(depth):
-        if way := _telling(model, right, wrong, to, most):
+        if way := _distinguishing(model, right, wrong, to, most):
             return way
     return []
 
 
-def _telling(model: Model, right: State, wrong: State, to: Sequence[Bound], more: int) -> list[Operation]:
+def _distinguishing(
+    model: Model, right: State, wrong: State, to: Sequence[Bound], more: int
+) -> list[Operation]:
     both = set(possible(model, right, to))
     for operation in possible(model, wrong, to):
         mistaken = model.predict(wrong, operation)
@@ -349,35 +355,35 @@ def _telling(model: Model, right: State, wrong: State, to: Sequence[Bound], more
                 return [operation]
             continue
         prediction = model.predict(right, operation)
-        if prediction.waits_for or prediction.crash:  # it would wait for good
+        if prediction.waits_for or prediction.crash:  # the call would wait for ever
             continue
         if visible(prediction) != visible(mistaken):
             return [operation]
         if (
             more
             and not mistaken.waits_for
-            and (way := _telling(model, prediction.state, mistaken.state, to, more - 1))
+            and (way := _distinguishing(model, prediction.state, mistaken.state, to, more - 1))
         ):
             return [operation, *way]
     return []
 
 
-def test_an_unbind_that_did_not_wait_as_it_must_would_be_found(court: Court) -> None:
+def test_an_unbind_that_must_wait_and_does_not_is_found(group: GroupOnKernel) -> None:
     unbinds = [
-        case for case in cases(court.model, court.start, court.to) if case.operation.kind is Kind.UNBIND
+        case for case in cases(group.model, group.start, group.to) if case.operation.kind is Kind.UNBIND
     ]
     for case in unbinds:
         if case.prediction.waits_for:
             continue
-        court.go(court.harness, case.way)
-        expected = expectation(court, case.operation)._replace(waits_for=WAITS)
-        records = list(court.harness.perform(call_of(case.operation), NOTHING, expected))
+        group.go(group.harness, case.way)
+        expected = expectation(group, case.operation)._replace(waits_for=WAITS)
+        records = list(group.harness.perform(call_of(case.operation), NOTHING, expected))
         assert [str(record.outcome) for record in records] == ["did not wait: 0"]
-        court.recover(court.harness)
+        group.recover(group.harness)
     assert len(unbinds) > 3
 
 
-def expectation(court: Court, operation: Operation) -> Expectation:
-    expected = court.harness.expect(call_of(operation))
+def expectation(group: GroupOnKernel, operation: Operation) -> Expectation:
+    expected = group.harness.expect(call_of(operation))
     assert expected is not None
     return expected

@@ -1,4 +1,4 @@
-"""Members that leave the bus and come back, and VFs that come and go: what the kernel does each time."""
+"""Remove and find members, enable and disable VFs, and check what the kernel does each time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stub() -> None:
 
 @contextlib.contextmanager
 def watched(*members: str) -> Iterator[GroupWitness]:
-    """Watch a group, which is afterwards as it was, without a complaint of the kernel's."""
+    """Watch a group. In the end, its drivers must be as before, and the kernel must have no complaint."""
     complaints, drivers = kernel_complaints(), [driver(one) for one in members]
     with as_before(*members), contextlib.closing(GroupWitness(*members)) as witness:
         yield witness
@@ -85,7 +85,7 @@ def down(witness: GroupWitness) -> list[Record]:
 @pytest.mark.parametrize(
     "members", [(EDU,), (E1000E,), (NVME,), E1000_PAIR], ids=["edu", "e1000e", "nvme", "two"]
 )
-def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) -> None:
+def test_members_are_removed_and_found_again(members: tuple[str, ...]) -> None:
     with watched(*members) as witness:
         hotplug = HotplugOperations(witness.harness, witness.lifecycle)
         witness.add(hotplug)
@@ -95,7 +95,7 @@ def test_members_leave_and_come_back_as_they_should(members: tuple[str, ...]) ->
         assert witness.done["rescan: 0"] >= 3
 
 
-def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
+def test_a_removed_device_is_off_the_bus_and_loses_its_override() -> None:
     with watched(E1000E) as witness:
         witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         assert witness.harness.expect(RESCAN) is None, "nothing was removed"
@@ -110,8 +110,8 @@ def test_what_was_removed_is_off_the_bus_and_has_lost_its_override() -> None:
         assert down(witness)
 
 
-def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> None:
-    """Its host driver is refused since 5.19; up to 5.18 it must stay: to find it again is a BUG."""
+def test_a_member_of_a_live_group_comes_back_without_a_driver() -> None:
+    """Since 5.19 the kernel refuses its host driver. Up to 5.18 it must stay: to find it again is a BUG."""
     with watched(*E1000_PAIR) as witness:
         witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         for call in (*OPENED, call_of(Operation(Kind.GET_DEVICE_FD))):
@@ -127,7 +127,7 @@ def test_a_member_of_a_live_group_leaves_and_comes_back_without_a_driver() -> No
         assert witness.harness.is_at_rest
 
 
-def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
+def test_the_last_member_of_an_open_group_is_removed_since_5_19() -> None:
     with watched(EDU) as witness:
         witness.add(HotplugOperations(witness.harness, witness.lifecycle))
         for call in OPENED[:2]:
@@ -143,7 +143,7 @@ def test_a_group_whose_last_member_leaves_while_it_is_open() -> None:
         assert witness.harness.is_at_rest
 
 
-def test_who_rescans_waits_for_others_whose_devices_are_off_the_bus(
+def test_a_rescan_waits_while_another_process_has_devices_off_the_bus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sysfs, "_BUS_SECONDS", 0.1)
@@ -172,7 +172,7 @@ def witness_of_pf() -> Iterator[GroupWitness]:
 
 
 def up(witness: GroupWitness, count: int) -> SriovOperations:
-    """Have so many VFs."""
+    """Enable VFs."""
     vfs = SriovOperations(witness.harness)
     witness.add(vfs)
     witness.watched.update(vfs.addresses)
@@ -185,7 +185,7 @@ def up(witness: GroupWitness, count: int) -> SriovOperations:
     return vfs
 
 
-def test_vfs_come_have_drivers_and_go(witness_of_pf: GroupWitness) -> None:
+def test_vfs_are_enabled_bound_and_disabled(witness_of_pf: GroupWitness) -> None:
     vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
     witness_of_pf.watched.update(vfs.addresses)
@@ -218,7 +218,7 @@ def test_vfs_that_are_bound_go_with_their_groups(witness_of_pf: GroupWitness) ->
     down(witness_of_pf)
 
 
-def test_numbers_that_are_none_and_a_pf_without_its_driver(witness_of_pf: GroupWitness) -> None:
+def test_wrong_numbers_of_vfs_and_a_pf_without_its_driver(witness_of_pf: GroupWitness) -> None:
     vfs = SriovOperations(witness_of_pf.harness)
     witness_of_pf.add(vfs)
     assert witness_of_pf.harness.expect(of_pf(1)) is None, "it is on vfio-pci"
@@ -235,7 +235,7 @@ def test_a_pf_with_vfs_is_not_removed(witness_of_pf: GroupWitness) -> None:
     down(witness_of_pf)
 
 
-def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: GroupWitness) -> None:
+def test_abandon_disables_vfs(witness_of_pf: GroupWitness) -> None:
     vfs = up(witness_of_pf, 2)
     witness_of_pf.perform(of_vf("bind vf", 0))
     witness_of_pf.harness.abandon()
@@ -250,7 +250,7 @@ def test_vfs_are_gone_when_something_went_wrong(witness_of_pf: GroupWitness) -> 
 
 
 class Mistaken(HotplugOperations):
-    """Tells something else of removals."""
+    """Has wrong expectations of removals."""
 
     def __init__(self, harness: GroupHarness, lifecycle: LifecycleOperations, **mistakes: Any) -> None:
         super().__init__(harness, lifecycle)
@@ -271,7 +271,7 @@ class Mistaken(HotplugOperations):
     ],
     ids=["a uevent too few", "a uevent too many", "functions too many"],
 )
-def test_what_is_told_wrongly_is_found_out(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_expectation_is_found(mistakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_witness, "LATE", 1)
     with watched(EDU) as witness:
         witness.add(Mistaken(witness.harness, witness.lifecycle, **mistakes))

@@ -1,4 +1,4 @@
-"""What must come of removals and rescans, in eras that no kernel of the lab has, too."""
+"""Expectations of removals and rescans, also in eras that no kernel of the lab has."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RESCAN = Call("rescan")
 OLD = (Era.DEFERRED_PUT, Era.NOTIFIER)
 
 
-class Scene:
-    """A group that is not on this machine, in a state."""
+class AbsentGroup:
+    """A group that this machine does not have, in a given state."""
 
     def __init__(self, root: Path, era: Era, state: State, removed: tuple[int, ...] = ()) -> None:
         self.harness = GroupHarness(Model(era), GroupSpec(MEMBERS, {}))
@@ -57,7 +57,7 @@ class Scene:
     ],
 )
 def test_a_member_loses_its_driver_and_then_leaves(tmp_path: Path, era: Era, probes: tuple[str, ...]) -> None:
-    expected = Scene(tmp_path, era, BOTH_ON_VFIO).expect(SECOND)
+    expected = AbsentGroup(tmp_path, era, BOTH_ON_VFIO).expect(SECOND)
     assert expected is not None
     assert expected.probes == probes
     assert expected.uevents == (
@@ -67,72 +67,72 @@ def test_a_member_loses_its_driver_and_then_leaves(tmp_path: Path, era: Era, pro
     )
 
 
-def test_the_last_one_takes_the_group_with_it(tmp_path: Path) -> None:
+def test_the_group_goes_with_its_last_member_on_vfio(tmp_path: Path) -> None:
     state = State((Member(Bound.VFIO), Member(Bound.NONE)))
-    expected = Scene(tmp_path, Era.NOTIFIER, state).expect(FIRST)
+    expected = AbsentGroup(tmp_path, Era.NOTIFIER, state).expect(FIRST)
     assert expected is not None
     assert expected.probes == ("UNBIND_DRIVER",)
     assert ExpectedUevent("vfio", "remove") in expected.uevents
 
 
-def test_who_comes_to_a_group_of_vfios_is_told_to_it(tmp_path: Path) -> None:
+def test_the_notifier_runs_for_a_member_that_joins(tmp_path: Path) -> None:
     state = State((Member(Bound.VFIO), Member()))
     for era, probes in ((Era.NOTIFIER, ("ADD_DEVICE",)), (Era.DMA_OWNER, ())):
-        expected = Scene(tmp_path, era, state, removed=(1,)).expect(RESCAN)
+        expected = AbsentGroup(tmp_path, era, state, removed=(1,)).expect(RESCAN)
         assert expected == Expectation(uevents=(ExpectedUevent("pci", "add", MEMBERS[1]),), probes=probes)
 
 
 @pytest.mark.parametrize("era", OLD)
-def test_up_to_5_18_nobody_leaves_or_joins_a_live_group(tmp_path: Path, era: Era) -> None:
-    assert Scene(tmp_path, era, OPEN).expect(FIRST) is not None
-    assert Scene(tmp_path, era, LIVE).expect(FIRST) is None
+def test_up_to_5_18_no_member_leaves_or_joins_a_live_group(tmp_path: Path, era: Era) -> None:
+    assert AbsentGroup(tmp_path, era, OPEN).expect(FIRST) is not None
+    assert AbsentGroup(tmp_path, era, LIVE).expect(FIRST) is None
     live_without_one = State((Member(Bound.VFIO), Member()), LIVE.containers, is_open=True, container=0)
-    assert Scene(tmp_path, era, live_without_one, removed=(1,)).expect(RESCAN) is None
-    assert Scene(tmp_path, Era.DMA_OWNER, LIVE).expect(FIRST) is not None
-    assert Scene(tmp_path, Era.DMA_OWNER, live_without_one, removed=(1,)).expect(RESCAN) is not None
+    assert AbsentGroup(tmp_path, era, live_without_one, removed=(1,)).expect(RESCAN) is None
+    assert AbsentGroup(tmp_path, Era.DMA_OWNER, LIVE).expect(FIRST) is not None
+    assert AbsentGroup(tmp_path, Era.DMA_OWNER, live_without_one, removed=(1,)).expect(RESCAN) is not None
 
 
 @pytest.mark.parametrize("era", OLD)
-def test_up_to_5_18_a_group_that_is_open_keeps_its_last_device(tmp_path: Path, era: Era) -> None:
+def test_up_to_5_18_an_open_group_keeps_its_last_device(tmp_path: Path, era: Era) -> None:
     alone = State((Member(Bound.VFIO), Member()), is_open=True)
-    assert Scene(tmp_path, era, alone, removed=(1,)).expect(FIRST) is None
-    assert Scene(tmp_path, Era.DMA_OWNER, alone, removed=(1,)).expect(FIRST) is not None
+    assert AbsentGroup(tmp_path, era, alone, removed=(1,)).expect(FIRST) is None
+    assert AbsentGroup(tmp_path, Era.DMA_OWNER, alone, removed=(1,)).expect(FIRST) is not None
 
 
 @pytest.mark.parametrize("era", Era)
-def test_what_cannot_be_now(tmp_path: Path, era: Era) -> None:
+def test_calls_that_are_not_possible(tmp_path: Path, era: Era) -> None:
     in_use = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO, cdev=True)))
-    assert [Scene(tmp_path, era, in_use).expect(one) for one in (FIRST, SECOND, RESCAN)] == [None] * 3
+    assert [AbsentGroup(tmp_path, era, in_use).expect(one) for one in (FIRST, SECOND, RESCAN)] == [None] * 3
     gone = State((Member(), Member()), (Container(is_open=True), Container()))
     for call in (FIRST, SECOND, RESCAN):  # the group's number may be another one, and its container is open
-        assert Scene(tmp_path, era, gone, removed=(0, 1)).expect(call) is None
-    assert Scene(tmp_path, era, BOTH_ON_VFIO).expect(Call("remove", {"member": 2})) is None
+        assert AbsentGroup(tmp_path, era, gone, removed=(0, 1)).expect(call) is None
+    assert AbsentGroup(tmp_path, era, BOTH_ON_VFIO).expect(Call("remove", {"member": 2})) is None
 
 
-def test_a_pf_with_vfs_stays(tmp_path: Path) -> None:
+def test_a_pf_with_vfs_is_not_removed(tmp_path: Path) -> None:
     pf = tmp_path / "sys/bus/pci/devices" / MEMBERS[0]
     pf.mkdir(parents=True)
     (pf / "virtfn0").symlink_to("../0000:03:01.1")
-    scene = Scene(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
-    assert (scene.expect(FIRST), scene.expect(SECOND) is not None) == (None, True)
+    group = AbsentGroup(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
+    assert (group.expect(FIRST), group.expect(SECOND) is not None) == (None, True)
 
 
 def test_up_to_5_18_the_group_is_closed_before_a_removal_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the group would still be live when the member leaves it."""
+    """The group must not be live when the member leaves it."""
     monkeypatch.setattr(BusLock, "take", lambda _: Outcome())
     state = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO)), LIVE.containers, is_open=True, container=0)
-    scene = Scene(tmp_path, Era.DMA_OWNER, state)
-    assert [one.name for one in scene.hotplug.unblocks_removal(0)] == ["close device"]
-    names = [one.name for one in Scene(tmp_path, Era.NOTIFIER, state).hotplug.unblocks_removal(0)]
+    group = AbsentGroup(tmp_path, Era.DMA_OWNER, state)
+    assert [one.name for one in group.hotplug.unblocks_removal(0)] == ["close device"]
+    names = [one.name for one in AbsentGroup(tmp_path, Era.NOTIFIER, state).hotplug.unblocks_removal(0)]
     assert names[0] == "close group"
 
 
 def test_a_seed_gives_the_same_cycle(tmp_path: Path) -> None:
     def cycle(seed: int) -> list[str]:
-        scene = Scene(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
-        return [str(one) for one in scene.hotplug.choose(random.Random(seed))]  # noqa: S311 - not secret
+        group = AbsentGroup(tmp_path, Era.DMA_OWNER, BOTH_ON_VFIO)
+        return [str(one) for one in group.hotplug.choose(random.Random(seed))]  # noqa: S311 - not secret
 
     assert cycle(1) == cycle(1)
     assert len({tuple(cycle(seed)) for seed in range(10)}) > 1
@@ -140,7 +140,7 @@ def test_a_seed_gives_the_same_cycle(tmp_path: Path) -> None:
 
 
 def test_a_group_has_one_family_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Families that need the life cycle's operations share the group's: two would each have a state."""
+    """Two families of the life cycle would each have a state of their own."""
     made, init = list[LifecycleOperations](), LifecycleOperations.__init__
 
     def counted(self: LifecycleOperations, harness: GroupHarness) -> None:

@@ -1,4 +1,4 @@
-"""The model of a group's life cycle: its rules by era, and what holds in every state that can be."""
+"""The model of a group's life cycle: its rules by era, and invariants of every reachable state."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def model(era: Era) -> Model:
 
 
 def after(era: Era, state: State, *operations: Operation) -> Prediction:
-    """What the last of some operations does, after all others succeeded."""
+    """Return the prediction of the last operation, after all others succeeded."""
     *before, last = operations
     for operation in before:
         prediction = model(era).predict(state, operation)
@@ -85,10 +85,10 @@ def after(era: Era, state: State, *operations: Operation) -> Prediction:
     ],
     ids=str,
 )
-def test_what_an_operation_gives(
+def test_errno_of_an_operation_by_era(
     state: State, operations: list[Operation], codes: tuple[int, int | None]
 ) -> None:
-    """The tables of errors by era: up to 5.18, and since; None is what cannot be done then."""
+    """``codes`` are the errnos up to 5.18 and since 5.19; None if the operation is not possible."""
     for eras, code in zip((NOTIFIED, OWNED), codes, strict=True):
         for era in eras:
             if code is not None:
@@ -96,7 +96,7 @@ def test_what_an_operation_gives(
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_a_host_driver_in_a_live_group(era: Era) -> None:
+def test_a_live_group_refuses_a_host_driver(era: Era) -> None:
     bind = Operation(Kind.BIND, member=1, to=Bound.HOST)
     prediction = after(era, BESIDE_NONE, CONTAINER, OPEN, SET, bind)
     if era.has_dma_owner:
@@ -125,7 +125,7 @@ def test_an_unbind_waits_for_device_fds_and_up_to_5_18_for_the_container(era: Er
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_what_status_tells(era: Era) -> None:
+def test_flags_of_get_status(era: Era) -> None:
     assert after(era, ALONE, OPEN, STATUS).flags == GroupFlags.VIABLE
     assert after(era, BESIDE_HOST, OPEN, STATUS).flags == 0
     assert (
@@ -133,8 +133,8 @@ def test_what_status_tells(era: Era) -> None:
     )
 
 
-def test_what_the_notifier_is_told_of() -> None:
-    """Seen on 5.10: the group of a device alone is made between two of them, and gone before the last."""
+def test_actions_of_the_notifier() -> None:
+    """Seen on 5.10: the group of a single device is made between two actions, and gone before the last."""
     put = "vfio_group_put_bg"
     alone = State((Member(),))
     assert after(Era.DEFERRED_PUT, alone, BIND).probes == ("BOUND_DRIVER", put)
@@ -171,18 +171,18 @@ def test_a_cdev_and_its_group_exclude_each_other() -> None:
 
 
 def steps(era: Era, most_fds: int = 1) -> Iterator[tuple[State, Operation, Prediction]]:
-    """All that can happen to a group with two members and a container, from all states that can be."""
+    """All operations in all reachable states of a group with two members and a container."""
     start = State((Member(), Member()), (Container(),))
 
     def follows(_operation: Operation, prediction: Prediction) -> bool:
-        """Say so: what waits comes to nothing that closing first, and unbinding then, does not."""
+        """An operation that waits leads only to states that closing first, and unbinding then, reaches."""
         return not (prediction.crash or prediction.waits_for) and prediction.state.device_fds <= most_fds
 
     return explore(model(era), start, follows)
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_in_every_state(era: Era) -> None:
+def test_invariants_in_every_state(era: Era) -> None:
     rules = model(era)
     visited = set[State]()
     for state, operation, prediction in steps(era):
@@ -204,13 +204,13 @@ def test_in_every_state(era: Era) -> None:
 
 
 def owners(state: State) -> int:
-    """How often the kernel has the group owned, by itself or by userspace."""
+    """Return the number of owners of the group's DMA, in the kernel and in userspace."""
     iommufds = sum(member.has_iommufd for member in state.members)
     return (state.container is not None) + iommufds + state.on(Bound.HOST)
 
 
 def claims(prediction: Prediction) -> int:
-    """By how much more the functions that ran have it owned; one that failed has no part in it."""
+    """Return the change of the number of owners by the functions that ran and succeeded."""
     if prediction.errno:
         return 0
     more = sum("claim" in name or name.endswith("_use_default_domain") for name in prediction.probes)
@@ -218,7 +218,7 @@ def claims(prediction: Prediction) -> int:
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_all_can_be_closed_from_every_state(era: Era) -> None:
+def test_every_state_can_be_closed(era: Era) -> None:
     for state in {state for state, _, _ in steps(era)}:
         now = state
         while closing := [one for one in model(era).operations(now) if one.kind in CLOSES]:
@@ -244,7 +244,7 @@ def test_the_same_seed_gives_the_same_walk(era: Era) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_a_walk_comes_to_all_that_there_is_and_ends_no_machine(era: Era) -> None:
+def test_a_walk_reaches_all_kinds_and_crashes_no_machine(era: Era) -> None:
     done = walked(era, 1, 4000)
     kinds = {operation.kind for _, operation, prediction in done if not prediction.errno}
     cdevs = {Kind.OPEN_CDEV, Kind.BIND_IOMMUFD, Kind.ATTACH_IOMMUFD_PT, Kind.CLOSE_CDEV}
@@ -254,7 +254,7 @@ def test_a_walk_comes_to_all_that_there_is_and_ends_no_machine(era: Era) -> None
     assert max(state.device_fds for state, _, _ in done) == 3
 
 
-def test_a_walk_binds_only_to_what_it_may() -> None:
+def test_a_walk_binds_only_to_given_drivers() -> None:
     walk = Walk(model(Era.DMA_OWNER), ALONE, 1, to=[Bound.VFIO])
     assert {operation.to for operation, _ in islice(walk.steps(500), 500)} == {Bound.NONE, Bound.VFIO}
 
@@ -263,5 +263,5 @@ def test_a_walk_binds_only_to_what_it_may() -> None:
 
 
 @pytest.mark.parametrize("era", [Era.NOTIFIER, Era.DMA_OWNER])
-def test_the_guide_draws_what_the_model_says(era: Era) -> None:
+def test_the_guide_has_the_diagram_of_the_model(era: Era) -> None:
     assert f"```mermaid\n{draw(model(era))}```\n" in GUIDE.read_text(encoding="utf-8")

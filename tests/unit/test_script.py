@@ -1,4 +1,4 @@
-"""The scripts for bug reports: what they have, what they do, and what they end with."""
+"""The scripts for bug reports: their text, their steps, and their exit status."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UNBIND = Call("unbind", {"member": 0})
 def record(
     call: Call, expected: Expectation | None = None, outcome: Outcome | None = None, released: str = ""
 ) -> Record:
-    """What came of an operation; by default a success that was expected."""
+    """Return a record of a call; by default of an expected success."""
     expected, outcome = expected or Expectation(value=0), outcome or Outcome()
     return Record(0.0, 0.0, 0, "replay", 0, call, expected, outcome, released)
 
@@ -61,13 +61,13 @@ def found(*records: Record) -> Finding:
 
 
 def calls(text: str) -> list[str]:
-    """The steps of a script, one a line."""
+    """Return the steps of a script, as texts."""
     run = next(one for one in ast.parse(text).body if isinstance(one, ast.FunctionDef) and one.name == "run")
     return [ast.unparse(one) for one in run.body[1:]]
 
 
 def ready(*more: Record) -> tuple[Record, ...]:
-    """What comes before memory is mapped in a container, and that."""
+    """Return the records that open a container for mappings, and then those given."""
     opened = (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP, Kind.SET_CONTAINER, Kind.SET_IOMMU)
     return (*(record(call_of(Operation(kind))) for kind in opened), *more)
 
@@ -120,17 +120,17 @@ SCRIPTS["removed"] = script(HEADER, found(record(Call("remove", {"member": 1})),
 each = pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS.keys())
 
 
-# What a script has
+# The text of a script
 
 
 @each
-def test_it_needs_the_standard_library_alone(text: str) -> None:
+def test_a_script_needs_the_standard_library_alone(text: str) -> None:
     modules = {name.split(".")[0] for name in imported(ast.parse(text)).values()}
     assert modules <= sys.stdlib_module_names
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Imported names, each with its module."""
+    """Return the imported names, each with its module."""
     names = dict[str, str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -141,8 +141,8 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 @each
-def test_it_has_all_that_it_uses_and_no_more(text: str) -> None:
-    """The compiler's own table of names says what each block means by a name."""
+def test_a_script_defines_exactly_the_names_that_it_uses(text: str) -> None:
+    """The compiler's symbol table tells which names of a block are global."""
     table = symtable.symtable(text, "script.py", "exec")
     defined = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
     used = {name for block in blocks(table) for name in globals_of(block)} | annotated(text)
@@ -164,7 +164,7 @@ def globals_of(block: symtable.SymbolTable) -> Iterator[str]:
 
 
 def annotated(text: str) -> set[str]:
-    """Names that no compiler looks at."""
+    """Return the names in annotations, which are not in the symbol table."""
     written = [
         one
         for node in ast.walk(ast.parse(text))
@@ -174,8 +174,8 @@ def annotated(text: str) -> set[str]:
     return {one.id for node in written for one in ast.walk(node) if isinstance(one, ast.Name)}
 
 
-def test_names_of_the_parts_are_not_used_for_anything_else() -> None:
-    """What a script needs is found by the spelling of names."""
+def test_no_local_variable_has_the_name_of_a_part() -> None:
+    """``excerpt`` finds the parts of a script by the spelling of names."""
     with open(script_runtime.__file__, encoding="utf-8") as file:
         table = symtable.symtable(file.read(), "parts.py", "exec")
     top = {one.get_name() for one in table.get_symbols()}
@@ -184,13 +184,13 @@ def test_names_of_the_parts_are_not_used_for_anything_else() -> None:
 
 
 def numbers() -> dict[str, int]:
-    """The constants of the parts that are the kernel's."""
+    """Return the kernel's constants in the runtime of scripts."""
     names = [name for name in dir(script_runtime) if name.startswith(("VFIO_", "IOMMU_"))]
     return {name: getattr(script_runtime, name) for name in names}
 
 
 def known() -> dict[str, int]:
-    """The kernel's numbers as vfiotool has them, which are held against the headers."""
+    """Return the kernel's constants in ``vfio.uapi``, which a test compares with the headers."""
     enums: dict[str, Iterable[enum.IntEnum | enum.IntFlag]] = {
         "VFIO_IRQ_SET_{}": uapi.IrqSetFlags,
         "VFIO_DMA_MAP_FLAG_{}": uapi.DmaMapFlags,
@@ -205,7 +205,7 @@ def known() -> dict[str, int]:
     return names | {one.name: one.value for kind in ioctls for one in kind}
 
 
-def test_its_constants_are_the_kernels() -> None:
+def test_constants_are_those_of_the_kernel() -> None:
     assert numbers()
     assert {name: known()[name] for name in numbers()} == numbers()
     assert script_runtime.IOVA == dma.IOVA
@@ -213,7 +213,7 @@ def test_its_constants_are_the_kernels() -> None:
     assert set(script_runtime.GONE) == race.GONE
 
 
-def test_each_constant_says_where_it_comes_from() -> None:
+def test_each_constant_names_its_header() -> None:
     lines = [line for text in SCRIPTS.values() for line in text.splitlines()]
     for name in numbers():
         found = {line for line in lines if line.startswith(f"{name} =")}
@@ -221,7 +221,7 @@ def test_each_constant_says_where_it_comes_from() -> None:
         assert f"<linux/{'iommufd' if name.startswith('IOMMU') else 'vfio'}.h>" in found.pop()
 
 
-def test_what_a_trace_has_ends_no_text() -> None:
+def test_no_text_of_a_trace_ends_a_string() -> None:
     """A trace may come from anywhere, and root runs the script."""
     hostile = '"""\nimport evil\n"""\\'
     unit = {"group": 3, "members": PAIR[:1], "hosts": {PAIR[0]: f"'{hostile}"}}
@@ -232,10 +232,10 @@ def test_what_a_trace_has_ends_no_text() -> None:
     assert ast.literal_eval(call) == f"'{hostile}"
 
 
-# What it does
+# The steps of a script
 
 
-def test_a_step_says_what_must_come_of_it() -> None:
+def test_a_step_has_its_expected_results() -> None:
     text = script(
         HEADER,
         found(
@@ -252,7 +252,7 @@ def test_a_step_says_what_must_come_of_it() -> None:
     assert "Two processes" in ast.get_docstring(ast.parse(text), clean=False)  # type: ignore[operator]
 
 
-def test_nothing_is_done_after_what_went_otherwise() -> None:
+def test_a_script_ends_with_the_unexpected_outcome() -> None:
     status = record(Call("GET_STATUS"), Expectation(value=1), Outcome(0, 3))
     text = script(HEADER, found(record(Call("open group")), status, record(Call("close group"))))
     assert calls(text)[1:] == ["step(get_status, value=1, found=(0, 3))"]
@@ -276,7 +276,7 @@ def test_a_driver_is_bound_by_its_name(to: Bound, driver: str, modules: list[str
     assert f"main({tuple(PAIR)!r}, ".replace("'", '"') in text
 
 
-def test_an_unbind_that_waits_begins_before_what_it_waits_for() -> None:
+def test_an_unbind_that_blocks_begins_before_the_calls_that_unblock_it() -> None:
     release = record(Call("close device", {"member": 0}), released=str(UNBIND))
     text = script(HEADER, found(release, record(UNBIND, WAITS, EIO)))
     assert calls(text) == [
@@ -304,8 +304,8 @@ def test_up_to_5_15_a_node_is_waited_for() -> None:
     assert not any("await_node" in one for one in calls(script(HEADER, found(gone, back, last))))
 
 
-def test_what_is_mapped_is_where_the_stage_maps_it() -> None:
-    """In the container that is set and has its IOMMU, if this process has it, and else in the IOAS."""
+def test_memory_is_mapped_where_the_harness_maps_it() -> None:
+    """In the container to which the group is set, if this process has it with an IOMMU, else in the IOAS."""
     mapped = record(Call("map", {"slot": 3, "slots": 2}), Expectation(frozenset((errno.EEXIST,))), EIO)
     found_so = "errnos=(errno.EEXIST,), found=(errno.EIO, 0))"
     in_ioas = f"step(map_ioas, 3, 2, {found_so}"
@@ -317,7 +317,7 @@ def test_what_is_mapped_is_where_the_stage_maps_it() -> None:
     assert calls(script(HEADER, found(mapped)))[-1] == in_ioas
 
 
-def test_what_must_come_of_dma_and_interrupts() -> None:
+def test_expected_results_of_dma_and_interrupts() -> None:
     text = script(
         HEADER,
         found(
@@ -341,7 +341,7 @@ def test_what_must_come_of_dma_and_interrupts() -> None:
     ]
 
 
-def test_what_was_removed_is_awaited_with_the_driver_that_it_must_have() -> None:
+def test_a_removed_device_is_awaited_with_its_driver() -> None:
     note = Outcome(note=f"{PAIR[1]} was not found again")
     removed = [record(Call("remove", {"member": at})) for at in range(2)]
     uevents = Expectation(uevents=(ExpectedUevent("pci", "bind", PAIR[0]),))
@@ -363,7 +363,7 @@ def test_a_vf_has_the_address_of_its_uevents() -> None:
 
 
 @pytest.mark.parametrize(("note", "state"), [("still there", "gone"), ("not there", "there")])
-def test_a_node_that_did_not_come_to_be_as_told(note: str, state: str) -> None:
+def test_a_node_that_is_not_as_expected(note: str, state: str) -> None:
     late = Outcome(note=f"/dev/vfio/3 is {note} after 5 s")
     assert calls(script(OLD, found(record(Call("close group"), outcome=late)))) == [
         "step(close_group)",
@@ -371,7 +371,7 @@ def test_a_node_that_did_not_come_to_be_as_told(note: str, state: str) -> None:
     ]
 
 
-def test_two_at_once_may_give_what_either_order_gives() -> None:
+def test_two_at_once_have_the_results_of_either_order() -> None:
     text = script(
         HEADER, found(raced("bind sibling, open group", "0 and EBUSY", "EBUSY and 0", found="0 and 0"))
     )
@@ -382,7 +382,7 @@ def test_two_at_once_may_give_what_either_order_gives() -> None:
     assert "until python3 -I THIS_FILE;" in text
 
 
-def test_two_at_once_of_which_one_waits_begin_before_what_it_waits_for() -> None:
+def test_two_at_once_begin_before_the_calls_that_unblock_one() -> None:
     race = raced("unbind, device fd", "waits and 0")
     race = race._replace(expected=race.expected._replace(waits_for="its fds are closed"))
     release = record(Call("close device", {"member": 1}), released=str(race.call))
@@ -396,8 +396,8 @@ def test_two_at_once_of_which_one_waits_begin_before_what_it_waits_for() -> None
 
 
 @pytest.mark.parametrize(("came", "maps"), [("0 and 0", "map_dma, 0"), ("0 and EPERM", "map_ioas")])
-def test_what_two_at_once_did_is_followed(came: str, maps: str) -> None:
-    """Where memory is mapped tells of it: in the container, if the group was put into it."""
+def test_the_state_after_two_at_once_is_followed(came: str, maps: str) -> None:
+    """Memory is mapped in the container if the group was set to it."""
     opened = (record(call_of(Operation(kind))) for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP))
     race, iommu = raced("bind sibling, set container", came), record(call_of(Operation(Kind.SET_IOMMU)))
     unbound = record(call_of(Operation(Kind.UNBIND, member=1)))
@@ -405,22 +405,22 @@ def test_what_two_at_once_did_is_followed(came: str, maps: str) -> None:
     assert calls(text)[-1] == f"step({maps}, 1, 2, found=(errno.EIO, 0))"
 
 
-def test_what_has_no_form_is_named() -> None:
+def test_an_operation_without_a_form_is_named() -> None:
     with pytest.raises(UnsupportedError, match="no script can execute 'pat member=0'"):
         script(HEADER, found(record(Call("pat", {"member": 0}), outcome=EIO)))
 
 
-def test_what_a_function_cannot_tell_is_named() -> None:
+def test_a_finding_that_no_function_can_show_is_named() -> None:
     note = Outcome(note="VF 0 is 0000:03:02.2, and should be 0000:03:02.1")
     with pytest.raises(UnsupportedError, match="which found: VF 0 is"):
         script(HEADER, found(record(Call("vfs", {"member": 0, "count": 1}), outcome=note)))
 
 
-# What it ends with
+# The exit status
 
 
 def loaded(text: str, **replaced: Any) -> dict[str, Any]:
-    """What a script defines, with some of it replaced."""
+    """Return the names that a script defines, with some of them replaced."""
     namespace: dict[str, Any] = {"__name__": "script"}
     exec(compile(text, "script.py", "exec"), namespace)  # noqa: S102 - it is ours
     assert replaced.keys() <= namespace.keys()
@@ -452,7 +452,7 @@ def gives(result: int | BaseException) -> Callable[[], int]:
         (OSError(errno.EINVAL, ""), 2),
     ],
 )
-def test_it_ends_with_what_it_saw(
+def test_exit_status_of_a_script(
     result: int | BaseException, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     namespace = loaded(STATUS, get_status=gives(result))
@@ -463,7 +463,7 @@ def test_it_ends_with_what_it_saw(
     assert ("expected: 0 or EIO, 1" in printed) == bool(status)
 
 
-def test_whatever_comes_the_devices_are_given_back() -> None:
+def test_devices_are_given_back_after_a_finding() -> None:
     done: list[str] = []
     namespace = loaded(
         STATUS,
@@ -480,7 +480,7 @@ def test_whatever_comes_the_devices_are_given_back() -> None:
 
 
 def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Path) -> None:
-    """Up to 5.15 it goes a little later than the last device."""
+    """Up to 5.15 the node goes a little later than the last device."""
     text = script(OLD, found(do("remove")._replace(outcome=Outcome()), record(UNBIND, WAITS, EIO)))
     device = tmp_path / PAIR[1]
     device.mkdir()
@@ -492,13 +492,13 @@ def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Pat
     assert namespace["group_node"](PAIR[1]) == "/dev/vfio/13"
 
 
-def test_a_device_that_is_not_there_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_device_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = loaded(STATUS, DEVICES="/nowhere")
     assert namespace["main"](PAIR, (), namespace["run"]) == 2
     assert "the script cannot run" in capsys.readouterr().err
 
 
-# What it asks the kernel
+# The arguments of ioctls
 
 
 STRUCTURES: list[tuple[str, str, Sequence[int | str], str, type[ctypes.Structure]]] = [
@@ -526,14 +526,14 @@ STRUCTURES: list[tuple[str, str, Sequence[int | str], str, type[ctypes.Structure
     STRUCTURES,
     ids=[one[3] for one in STRUCTURES],
 )
-def test_what_it_asks_has_the_layout_of_the_kernels(
+def test_arguments_have_the_layout_of_the_kernel(
     name: str,
     function: str,
     arguments: Sequence[int | str],
     request_name: str,
     structure: type[ctypes.Structure],
 ) -> None:
-    """The first question of each kind is looked at: sizes, and the ranges of what maps."""
+    """Check the first argument of each ioctl: its size, and the range of a mapping."""
     asked: dict[int, bytes] = {}
 
     def ioctl(_fd: int, number: int, question: bytes) -> int:
@@ -555,7 +555,7 @@ def test_what_it_asks_has_the_layout_of_the_kernels(
         assert (read.length if function.endswith("ioas") else read.size) == 2 * dma.SLOT_BYTES
 
 
-# What the kernel's log tells of
+# The kernel's log
 
 LOGGED = "WARNING: CPU: 3 PID: 4711 at drivers/vfio/vfio.c:82 vfio_group_put+0x2a/0x30 (a) [b]"
 ALIKE = "WARNING: CPU: 0 PID: 12 at drivers/vfio/vfio.c:82 vfio_group_put+0x1c/0x30 (a) [b]"
@@ -572,7 +572,7 @@ def test_a_script_looks_for_what_the_kernel_logged() -> None:
 
 
 @pytest.mark.parametrize(("line", "is_found"), [(ALIKE, True), (ALIKE.replace("put", "get"), False)])
-def test_a_line_is_the_same_whatever_its_numbers(
+def test_numbers_in_a_line_of_the_log_are_ignored(
     monkeypatch: pytest.MonkeyPatch, line: str, is_found: bool
 ) -> None:
     monkeypatch.setattr(script_runtime, "LOG_SECONDS", 0.2)
@@ -589,7 +589,7 @@ def test_a_line_is_the_same_whatever_its_numbers(
     assert raised is None or raised.value.as_found
 
 
-def test_a_script_says_how_to_watch_what_no_result_tells() -> None:
+def test_a_script_says_how_to_watch_a_finding_without_a_result() -> None:
     text = script(HEADER, Finding((), (record(UNBIND),), MonitorFindings(("a uevent of X did not come",))))
     assert "A uevent of X did not come." in text
     assert "udevadm monitor" in text
