@@ -221,7 +221,7 @@ def test_two_at_once_that_give_what_no_order_gives_are_found_and_a_script_shows_
     assert found is not None
     assert found.record is not None
     assert found.record.call.arguments["of"] == of
-    assert found.record.outcome.note.endswith("no order of the two gives that")
+    assert found.record.outcome.note.endswith("neither order gives these results")
     assert ends_with(1, script(header(unit), found), tmp_path)
 
 

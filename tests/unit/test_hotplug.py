@@ -12,7 +12,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.stress.group.harness import GroupHarness
 from vfiotool.stress.group.sysfs import BusLock
 from vfiotool.stress.groups import GroupSpec
-from vfiotool.stress.model.lifecycle import Container, Member, Model, State
+from vfiotool.stress.model.lifecycle import ContainerState, Member, Model, State
 from vfiotool.stress.model.operation import Bound
 from vfiotool.stress.operations.hotplug import HotplugOperations
 from vfiotool.stress.operations.lifecycle import LifecycleOperations
@@ -22,7 +22,9 @@ from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Outcome
 MEMBERS = ("0000:03:01.0", "0000:03:02.0")
 BOTH_ON_VFIO = State((Member(Bound.VFIO), Member(Bound.VFIO)))
 OPEN = State(BOTH_ON_VFIO.members, is_open=True)
-LIVE = State(BOTH_ON_VFIO.members, (Container(is_open=True), Container()), is_open=True, container=0)
+LIVE = State(
+    BOTH_ON_VFIO.members, (ContainerState(is_open=True), ContainerState()), is_open=True, container=0
+)
 FIRST, SECOND = (Call("remove", {"member": at}) for at in range(2))
 RESCAN = Call("rescan")
 OLD = (Era.DEFERRED_PUT, Era.NOTIFIER)
@@ -103,7 +105,7 @@ def test_up_to_5_18_an_open_group_keeps_its_last_device(tmp_path: Path, era: Era
 def test_calls_that_are_not_possible(tmp_path: Path, era: Era) -> None:
     in_use = State((Member(Bound.VFIO, fds=1), Member(Bound.VFIO, cdev=True)))
     assert [AbsentGroup(tmp_path, era, in_use).expect(one) for one in (FIRST, SECOND, RESCAN)] == [None] * 3
-    gone = State((Member(), Member()), (Container(is_open=True), Container()))
+    gone = State((Member(), Member()), (ContainerState(is_open=True), ContainerState()))
     for call in (FIRST, SECOND, RESCAN):  # the group's number may be another one, and its container is open
         assert AbsentGroup(tmp_path, era, gone, removed=(0, 1)).expect(call) is None
     assert AbsentGroup(tmp_path, era, BOTH_ON_VFIO).expect(Call("remove", {"member": 2})) is None

@@ -12,7 +12,7 @@ import pytest
 
 from vfiotool.host.era import Era
 from vfiotool.stress.model.diagram import draw
-from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State
+from vfiotool.stress.model.lifecycle import ContainerState, Member, Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk, explore
 from vfiotool.stress.record import ExpectedUevent
@@ -172,7 +172,7 @@ def test_a_cdev_and_its_group_exclude_each_other() -> None:
 
 def steps(era: Era, most_fds: int = 1) -> Iterator[tuple[State, Operation, Prediction]]:
     """All operations in all reachable states of a group with two members and a container."""
-    start = State((Member(), Member()), (Container(),))
+    start = State((Member(), Member()), (ContainerState(),))
 
     def follows(_operation: Operation, prediction: Prediction) -> bool:
         """An operation that waits leads only to states that closing first, and unbinding then, reaches."""

@@ -12,7 +12,7 @@ from vfiotool.host.era import Era
 from vfiotool.stress.group import client_pair
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.group.client_pair import ClientPair
-from vfiotool.stress.model.lifecycle import Container, Member, Model, State
+from vfiotool.stress.model.lifecycle import ContainerState, Member, Model, State
 from vfiotool.stress.model.operation import Bound, Fd, Kind, Operation, ScriptForm
 from vfiotool.stress.operations import race
 from vfiotool.stress.operations.lifecycle import call_of, operation_of
@@ -150,10 +150,10 @@ def test_calls_and_texts_stay_as_old_traces_have_them() -> None:
 def test_an_operation_is_possible_only_while_its_fd_is_open(kind: Kind) -> None:
     by = kind.declaration.by
     model = Model(Era.CDEV)
-    closed = State((Member(Bound.VFIO),), (Container(),))
+    closed = State((Member(Bound.VFIO),), (ContainerState(),))
     assert (by is None) or kind not in {one.kind for one in model.operations(closed)}
     members = (Member(Bound.VFIO, fds=int(by is Fd.DEVICE), cdev=by is Fd.CDEV),)
-    opened = State(members, (Container(is_open=True),), is_open=by is Fd.GROUP)
+    opened = State(members, (ContainerState(is_open=True),), is_open=by is Fd.GROUP)
     assert (by is None) or kind in {one.kind for one in model.operations(opened)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vfiotool.stress.model.lifecycle import Container, Member, Model, Prediction, State
+from vfiotool.stress.model.lifecycle import ContainerState, Member, Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Operation
 from vfiotool.stress.model.walk import explore
 
@@ -27,7 +27,7 @@ def draw(model: Model) -> str:
 
 
 def _transitions(model: Model) -> Iterator[tuple[State, str, State]]:
-    start = State((Member(),), (Container(is_open=True),))
+    start = State((Member(),), (ContainerState(is_open=True),))
     for state, operation, prediction in explore(model, start, _leads_on):
         name = operation.kind.value
         if _is_drawn(operation, prediction) and prediction.waits_for:

@@ -37,7 +37,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class ContainerState:
     """An open ``/dev/vfio/vfio``, or a closed one that still exists because a group is set to it."""
 
     is_open: bool = False
@@ -54,7 +54,7 @@ class State:
     """
 
     members: tuple[Member, ...]
-    containers: tuple[Container, ...] = (Container(), Container())
+    containers: tuple[ContainerState, ...] = (ContainerState(), ContainerState())
     is_open: bool = False
     is_orphaned: bool = False
     container: int | None = None
@@ -181,13 +181,14 @@ class Model:
     # Containers
 
     def _open_container(self, state: State, operation: Operation) -> Prediction:
-        return Prediction(_with_container(state, operation.container, Container(is_open=True)))
+        return Prediction(_with_container(state, operation.container, ContainerState(is_open=True)))
 
     def _close_container(self, state: State, operation: Operation) -> Prediction:
         """A group that is set to the container keeps it."""
         former = state.containers[operation.container]
-        kept = replace(former, is_open=False) if state.container == operation.container else Container()
-        return Prediction(_with_container(state, operation.container, kept))
+        is_kept = state.container == operation.container
+        after = replace(former, is_open=False) if is_kept else ContainerState()
+        return Prediction(_with_container(state, operation.container, after))
 
     def _set_iommu(self, state: State, operation: Operation) -> Prediction:
         """A container without a group gets no IOMMU, and a container gets only one.
@@ -197,7 +198,7 @@ class Model:
         """
         if state.container != operation.container or state.has_iommu:
             return Prediction(state, errno.EINVAL)
-        after = _with_container(state, operation.container, Container(is_open=True, has_iommu=True))
+        after = _with_container(state, operation.container, ContainerState(is_open=True, has_iommu=True))
         if not self._has_owner and not self.is_viable(state):
             return Prediction(after, crash="vfio_iommu_type1_attach_group() takes a host driver's DMA away")
         return Prediction(after)
@@ -393,7 +394,7 @@ _BINDS = ("BIND_DRIVER", "BOUND_DRIVER")
 _UNBINDS = ("UNBIND_DRIVER", "UNBOUND_DRIVER")
 
 
-def _with_container(state: State, index: int, container: Container) -> State:
+def _with_container(state: State, index: int, container: ContainerState) -> State:
     containers = (*state.containers[:index], container, *state.containers[index + 1 :])
     return replace(state, containers=containers)
 
@@ -416,4 +417,5 @@ def _detached(state: State) -> State:
     if state.container is None:
         return state
     former = state.containers[state.container]
-    return replace(_with_container(state, state.container, Container(is_open=former.is_open)), container=None)
+    without_iommu = ContainerState(is_open=former.is_open)
+    return replace(_with_container(state, state.container, without_iommu), container=None)

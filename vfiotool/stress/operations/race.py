@@ -167,7 +167,7 @@ class RaceOperations:
             order = _explanation(name, orders, _pair(other, ours))
         if order is not None:
             return self._settled(order, _pair(other, ours))
-        return Outcome(note=f"{_result(other)} and {_result(ours)}: no order of the two gives that")
+        return Outcome(note=f"{_result(other)} and {_result(ours)}: neither order gives these results")
 
     def releases(self, call: Call) -> Iterator[Call]:
         at = int(call.arguments["member"])

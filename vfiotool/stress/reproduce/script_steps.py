@@ -10,10 +10,12 @@ from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
 from vfiotool.stress.model.lifecycle import Member, Model, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
+from vfiotool.stress.operations.hotplug import REMOVE, RESCAN
 from vfiotool.stress.operations.irq import KINDS
 from vfiotool.stress.operations.lifecycle import call_of, operation_of
 from vfiotool.stress.operations.race import AT_ONCE, CLOSE_AND_RESET, RACE, REMOVE_AND_MAP, RIVALS, race_form
 from vfiotool.stress.operations.registry import SCRIPT_FORMS
+from vfiotool.stress.operations.sriov import BIND_VF, UNBIND_VF, VFS
 from vfiotool.stress.record import Call, Record
 
 _KINDS = frozenset(kind.value for kind in Kind)
@@ -39,6 +41,7 @@ class Steps:
         self._removed: list[str] = []
         self._arguments: dict[str, Callable[[Record], int | str]] = {
             "group": lambda _: self._members[0],
+            "container": lambda record: _number(record, "container"),
             "member": self._member,
             "to": self._driver,
             "space": lambda _: self._space,
@@ -123,19 +126,19 @@ class Steps:
     # Effects that come later
 
     def _await(self, record: Record) -> None:
-        if record.call.name == "rescan":
+        if record.call.name == RESCAN:
             self._await_drivers(record)
         elif _is_of_node(record):
             is_late = "still there" in record.outcome.note
             self._await_node(record, "gone" if is_late else "there", f"found={literal(record.outcome.note)}")
         elif self._model.era is Era.DEFERRED_PUT and not record.released:
             uevents = [uevent.action for uevent in record.expected.uevents if uevent.subsystem == "vfio"]
-            if uevents and record.call.name != "vfs":
+            if uevents and record.call.name != VFS:
                 self._await_node(record, "there" if uevents[-1] == "add" else "gone")
 
     def _await_node(self, record: Record, state: str, *options: str) -> None:
         """Wait for the node of a group: up to 5.15 a worker of the kernel puts the group."""
-        is_vf = record.call.name in ("bind vf", "unbind vf")
+        is_vf = record.call.name in (BIND_VF, UNBIND_VF)
         node_of = _vf(record) if is_vf else self._members[0]
         self._line("await_node", map(literal, (node_of, state)), *options)
 
@@ -159,9 +162,9 @@ class Steps:
             self._follow_race(record)
         elif name == Kind.OPEN_CONTAINER.value:
             self._processes[_number(record, "container")] = _number(record, "process")
-        elif name == "remove":
+        elif name == REMOVE:
             self._removed.append(str(self._member(record)))
-        elif name == "rescan":
+        elif name == RESCAN:
             self._removed.clear()
 
     def _follow_race(self, record: Record) -> None:
@@ -199,7 +202,7 @@ class Steps:
 
     def _argument(self, name: str, record: Record) -> int | str:
         found = self._arguments.get(name)
-        return found(record) if found else _number(record, name)
+        return found(record) if found else int(record.call.arguments[name])
 
     def _member(self, record: Record) -> str:
         return self._members[_number(record, "member")]
@@ -257,7 +260,7 @@ def _expected(record: Record, form: ScriptForm) -> str:
 def _found(record: Record, form: ScriptForm) -> str:
     """Return the unexpected outcome as an option of ``step``, if the outcome is the operation's own."""
     outcome = record.outcome
-    if not record.is_unexpected or _is_of_node(record) or (record.call.name == "rescan" and outcome.note):
+    if not record.is_unexpected or _is_of_node(record) or (record.call.name == RESCAN and outcome.note):
         return ""
     if outcome.note and not form.raises_note:
         raise _no_form(record.call, f", which found: {outcome.note}")
