@@ -53,7 +53,7 @@ def _group(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
 
 
 def _viability(operations: GroupOperations, rng: random.Random) -> Iterator[Call]:
-    """Set up the group while a sibling is on a host driver, on a stub, on none; then bind one to it."""
+    """Use the group while a sibling is on a host driver, on pci-stub, on none; then bind it to drivers."""
     sibling, ours = rng.sample(range(len(operations.members)), 2)
     yield _call(Kind.UNBIND, sibling)
     yield _call(Kind.OPEN_CONTAINER)

@@ -34,7 +34,7 @@ class OperationFamily(Protocol):
     """The names of the operations, each with its form in a script."""
 
     def expect(self, call: Call) -> Expectation | None:
-        """Return what must come of a call, or None if the call is not possible in this state."""
+        """Return the expectation of a call, or None if the call is not possible in this state."""
 
     def do(self, call: Call, expected: Expectation) -> Outcome:
         """Execute a call, and record what it changes."""
@@ -85,7 +85,7 @@ class GroupHarness:
         self.removed = {at for at, address in enumerate(self.spec.members) if address not in present}
 
     def expect(self, call: Call) -> Expectation | None:
-        """Return what must come of a call, or None if the call is not possible in this state."""
+        """Return the expectation of a call, or None if the call is not possible in this state."""
         family = self._by_name.get(call.name)
         return None if family is None else family.expect(call)
 

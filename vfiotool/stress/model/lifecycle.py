@@ -369,9 +369,9 @@ class Model:
 
 @functools.cache
 def _all_operations(members: int, containers: int) -> tuple[tuple[Operation, Fd | None, int], ...]:
-    """Return every operation on so many members and containers, in the order by which a seed decides.
+    """Return every operation on a number of members and containers, in the order by which a seed decides.
 
-    Beside each is the fd that it needs, with its index.
+    Each operation comes with the kind and the index of the fd that it needs.
     """
     found = list[tuple[Operation, Fd | None, int]]()
     for operation in _generated(members, containers):

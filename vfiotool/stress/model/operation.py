@@ -84,7 +84,7 @@ class Kind(enum.Enum):
 
     @property
     def declaration(self) -> Declaration:
-        """Return what is declared of the kind."""
+        """Return the declaration of the kind."""
         return _DECLARATIONS[self]
 
     @property

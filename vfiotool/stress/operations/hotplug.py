@@ -111,7 +111,7 @@ class HotplugOperations(NonBlockingFamily):
             yield call_of(release)
 
     def record_removal(self, at: int) -> Expectation:
-        """Record that a member has been removed, and return what must have come of the removal."""
+        """Record that a member has been removed, and return the expectation of the removal."""
         change = self._gone(at)
         self._harness.state = change.state
         self._harness.removed.add(at)
@@ -217,7 +217,7 @@ class HotplugOperations(NonBlockingFamily):
         return host if host and os.path.isdir(f"{DRIVERS}/{host}") else None
 
     def _opened(self, rng: random.Random) -> list[Kind]:
-        """Return what is opened while members are off the bus: nothing, the group, or also a container."""
+        """Return the opening kinds while members are off the bus: none, the group, or also a container."""
         kinds = [Kind.OPEN_GROUP, Kind.OPEN_CONTAINER, Kind.SET_CONTAINER]
         return kinds[: rng.choice((0, 1, 3))]
 
