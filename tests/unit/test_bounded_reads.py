@@ -4,16 +4,20 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
+import vfiotool
 from vfiotool.host import bounded_reads
 from vfiotool.host.tree import Tree
 from vfiotool.testing import FakeHost
 
 FIFO = "/sys/a/blocked"
+ROOT = os.path.dirname(os.path.dirname(vfiotool.__file__))
 
 
 @contextlib.contextmanager
@@ -111,3 +115,11 @@ def test_a_tree_below_a_root(host: FakeHost) -> None:
         [],
     )
     assert (tree.is_live, Tree().is_live) == (False, True)
+
+
+def test_the_imports_of_a_listing_are_light() -> None:
+    """The time of a listing is mostly the time of its imports; ``-S`` leaves out those of the environment."""
+    program = f"import sys; sys.path.insert(0, {ROOT!r}); import vfiotool.host.attributes; "
+    program += "print([name for name in ('contextlib', 'dataclasses', 'typing') if name in sys.modules])"
+    command = [sys.executable, "-S", "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
