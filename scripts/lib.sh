@@ -6,11 +6,10 @@ ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/vfiotool
 PYTHON=${PYTHON:-/usr/bin/python3}
 
-# What the lab and the building of the package need.
-LAB_PACKAGES=(
-    qemu-system-x86 busybox-static udev kmod pciutils pci.ids
-    python3-venv python3-dev gcc libc6-dev
-)
+# The building of the package needs these; the lab, and the building of its kernel, these and more.
+BUILD_PACKAGES=(python3-venv python3-dev gcc libc6-dev)
+LAB_PACKAGES=("${BUILD_PACKAGES[@]}" qemu-system-x86 busybox-static udev kmod pciutils pci.ids)
+KERNEL_PACKAGES=(make gcc libc6-dev flex bison bc libelf-dev lz4 xz-utils kmod python3)
 
 say() { printf '\n== %s\n' "$*"; }
 

@@ -3,20 +3,36 @@
 Tests marked ``needs_guest`` change real devices. They are collected only inside a lab guest, where
 ``tests/lab/test_in_guests.py`` runs them on every kernel; the others are collected only outside.
 Tests marked ``full`` are heavy: they run with ``--full``, or if they are named by their id (``file::test``).
+Those marked ``full_in_guests`` are heavy on a real kernel alone, and quick on fakes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.support.guest_runs import GuestRuns
+
 GUEST_KERNEL = os.environ.get("VFIOTOOL_LAB_KERNEL")
 REQUIRE_LAB = os.environ.get("VFIOTOOL_REQUIRE_LAB") == "1"
+LAST = ("late", "after_all", "for_good")
+"""The marks of tests that run after all others, in this order."""
+
+_GUEST_RUNS: pytest.StashKey[GuestRuns] = pytest.StashKey()
+
+
+def pytest_configure() -> None:
+    """Have processes that tests start take SIGINT, which a shell has its background processes ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,9 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that run here and in this tier; some come last."""
     here = [item for item in items if _runs_here(item) and _is_in_tier(config, item)]
-    here.sort(
-        key=lambda item: [item.get_closest_marker(late) is not None for late in ("after_all", "for_good")]
-    )
+    here.sort(key=lambda item: [item.get_closest_marker(mark) is not None for mark in LAST])
     kept = set(here)
     elsewhere = [item for item in items if item not in kept]
     if elsewhere:
@@ -44,9 +58,10 @@ def _runs_here(item: pytest.Item) -> bool:
 
 def _is_in_tier(config: pytest.Config, item: pytest.Item) -> bool:
     """Return True if the tier has this test. A test that is named by its id always runs."""
-    if item.get_closest_marker("full") is None or config.getoption("full"):
+    marks = {mark.name for mark in item.iter_markers()}
+    if config.getoption("full") or not marks & ({"full", "full_in_guests"} if GUEST_KERNEL else {"full"}):
         return True
-    return any("::" in argument for argument in config.args)
+    return any("::" in argument and item.nodeid.startswith(argument) for argument in config.args)
 
 
 def missing(reason: str) -> None:
@@ -66,6 +81,34 @@ def need_guests() -> None:
         initramfs.busybox()
     except LabError as error:
         missing(f"{error}: {error.hint}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guest_runs(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
+    """The runs of the selected guests, started before the first test of the host; None if there are none."""
+    functions = (item for item in request.session.items if isinstance(item, pytest.Function))
+    items = [item for item in functions if item.originalname == "test_in_guest"]
+    guests: list[Any] = [item.callspec.params["guest"] for item in items]
+    if not guests:
+        yield None
+        return
+    from tests.support.guest_runs import GuestRuns
+
+    runs = request.config.stash[_GUEST_RUNS] = GuestRuns(guests, full=request.config.getoption("full"))
+    yield runs
+    runs.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the slowest tests of host and guests, if there were guests."""
+    if (runs := config.stash.get(_GUEST_RUNS, None)) is None:
+        return
+    from tests.support.slowest import COUNT, slowest
+
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
+    terminalreporter.section(f"{COUNT} slowest")
+    for duration in slowest(reports, runs.ended()):
+        terminalreporter.line(f"{duration.seconds:7.1f} s {duration.phase:8} {duration.test}")
 
 
 VfioBound = Callable[..., AbstractContextManager[int]]

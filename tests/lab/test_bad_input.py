@@ -137,6 +137,7 @@ def fresh() -> None:
     rescan(TESTDEV)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh")
 def test_devices_that_go_while_they_are_listed(unchanged: dict[str, dict[str, Any]]) -> None:
     """Each listing has a device that comes and goes as it is, or not at all; the others always."""

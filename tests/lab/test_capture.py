@@ -182,6 +182,7 @@ def test_no_serial_number_and_no_mac_is_captured(machine: Captured) -> None:
         assert secret not in said
 
 
+@pytest.mark.full
 @in_guest
 @pytest.mark.skipif((RELEASE, MACHINE) != ((6, 12), "default"), reason="seen enough on one machine")
 def test_the_capture_of_an_unprivileged_user_equals_what_the_user_sees() -> None:
@@ -196,6 +197,7 @@ def test_the_capture_of_an_unprivileged_user_equals_what_the_user_sees() -> None
     assert same == seen
 
 
+@pytest.mark.full
 @in_guest
 @pytest.mark.skipif(MACHINE != "default", reason="one IOMMU is enough")
 def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archive: Path) -> None:
@@ -215,6 +217,7 @@ def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archiv
     assert unbind.wait(60) == 0
 
 
+@pytest.mark.full
 def test_the_verbs_print_the_same_on_the_host_as_in_the_guest(archive: Path) -> None:
     """The guest writes the archive to its standard output, and the host reads it."""
     need_guests()

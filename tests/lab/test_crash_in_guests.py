@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import need_guests
 from tests.lab.support import E1000_PAIR, ONE_CPU
 
+pytestmark = pytest.mark.full
+
 _MARK = "--- the report"
 _RUN = f"""
 sysctl -q kernel.panic_on_oops=0

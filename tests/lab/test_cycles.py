@@ -23,6 +23,7 @@ from vfiotool.host.pending_unbinds import STATE_DIR
 
 pytestmark = [
     pytest.mark.needs_guest,
+    pytest.mark.full,
     pytest.mark.skipif(MACHINE != "default", reason="the machine makes no difference"),
 ]
 

@@ -25,7 +25,7 @@ from tests.lab.support import (
     settle,
 )
 
-pytestmark = [pytest.mark.needs_guest, needs_iommu]
+pytestmark = [pytest.mark.needs_guest, pytest.mark.full, needs_iommu]
 
 # The virtio-iommu machine lacks the pair; on 6.12 it gives edu no group before its first driver.
 _NETWORK = (E1000E,) if MACHINE == "virtio-iommu" else (E1000E, *E1000_PAIR)

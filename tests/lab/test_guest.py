@@ -86,12 +86,14 @@ def test_a_panic_is_125_with_the_end_of_the_console() -> None:
     assert any("sysrq_handle_crash" in line for line in console)
 
 
+@pytest.mark.full
 def test_a_command_over_its_time_is_125() -> None:
     result = run("--timeout", "0.5", "--", "sleep", "1000")
     assert result.returncode == 125
     assert b"longer than 0.5 seconds" in result.stderr
 
 
+@pytest.mark.full
 def test_a_terminal_passes_with_its_size() -> None:
     script = "trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 0.1; done"
     pid, terminal = pty.fork()

@@ -178,6 +178,7 @@ class Mistaken(Model):
         return replace(prediction, **self._mistakes) if operation.kind is self._kind else prediction
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("witness", [(EDU,)], ids=["alone"], indirect=True)
 @pytest.mark.parametrize(
     ("mistaken", "found"),

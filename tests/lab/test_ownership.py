@@ -104,6 +104,7 @@ def test_a_new_number_of_the_group_keeps_its_owner(bound: str) -> None:
     assert access(f"/dev/vfio/{group(EDU)}")[2] == 0o660
 
 
+@pytest.mark.full
 def test_a_rule_of_the_machines_own_does_not_open_it_to_the_world(bound: str) -> None:
     rule = Path("/run/udev/rules.d/95-careless.rules")
     rule.parent.mkdir(exist_ok=True)

@@ -49,6 +49,7 @@ def lab() -> None:
     need_guests()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("lab")
 def test_a_persisted_device_is_never_probed_by_its_own_driver(tmp_path: Path) -> None:
     """Of three NVMe of the same ids, one, behind a switch, is on vfio-pci; the others are nvme's."""

@@ -97,6 +97,7 @@ def test_until_the_next_start_nothing_is_set() -> None:
     assert read(path(EDU, "driver_override")) == "(null)"
 
 
+@pytest.mark.full
 def test_another_devices_event_comes_first(unloaded: None) -> None:
     """That one loads nvme, which would take its twin as well: udevd handles events side by side."""
     persisted(NVME)
@@ -117,6 +118,7 @@ def test_a_second_device_is_bound_although_the_driver_is_loaded(unloaded: None) 
     assert (driver(NVME), driver(OTHER_NVME)) == ("vfio-pci", "vfio-pci")
 
 
+@pytest.mark.full
 def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
     """The rule is of a card that was replaced: to the rule it says 1b36:0010, to the kernel 1b36:0011."""
     entry = entries(TREE)[0] if persisted(NVME) else None
@@ -128,6 +130,7 @@ def test_other_ids_at_the_place_are_left_alone(unloaded: None) -> None:
     assert (driver(NVME), read(path(NVME, "driver_override"))) == ("nvme", "(null)")
 
 
+@pytest.mark.full
 def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> None:
     """06:00.0's entry, written as if it had been 2a:00.0, holds; 01:00.0 has the same ids elsewhere."""
     entry = add(OTHER_NVME)
@@ -140,6 +143,7 @@ def test_the_bus_number_does_not_matter_and_the_slot_does(unloaded: None) -> Non
     assert done("persist", "list")["entries"][0]["present_at"] == OTHER_NVME
 
 
+@pytest.mark.full
 def test_a_device_that_has_a_driver_keeps_it() -> None:
     """A machine that runs triggers all events again when udev is upgraded."""
     persisted(NVME)
@@ -181,6 +185,7 @@ def configuration() -> dict[str, tuple[int, bytes]]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.skipif(KERNEL != "6.12", reason="the same on all kernels, and slow: run on 6.12")
 def test_the_initramfs_hook_takes_rule_and_driver(tmp_path: Path) -> None:
     """It runs as mkinitramfs(8) runs it: that whole program takes minutes under emulation."""

@@ -178,6 +178,7 @@ def test_an_idle_mount(address: str, tmp_path: Path) -> None:
         settle()
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_a_boot_disk_that_shares_its_group(tmp_path: Path) -> None:
     name = disk_of(OTHER_NVME)
@@ -191,6 +192,7 @@ def test_a_boot_disk_that_shares_its_group(tmp_path: Path) -> None:
             would_go(OTHER_NVME, "--allow-root")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_a_mount_that_only_others_see(disk: str, tmp_path: Path) -> None:
     output("mkfs.ext4", "-q", f"/dev/{disk}")
@@ -204,6 +206,7 @@ def test_a_mount_that_only_others_see(disk: str, tmp_path: Path) -> None:
         other.communicate()
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_swap(disk: str) -> None:
     output("mkswap", f"/dev/{disk}")
@@ -216,6 +219,7 @@ def test_swap(disk: str) -> None:
         would_go(NVME, "--allow-swap")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_partitions(disk: str, tmp_path: Path) -> None:
     subprocess.run(["sfdisk", "--quiet", f"/dev/{disk}"], input="size=8M\n;\n", text=True, check=True)
@@ -229,6 +233,7 @@ def test_partitions(disk: str, tmp_path: Path) -> None:
         assert the_reason(refused("bind", NVME), "mounted") == f"its disk {parts[1]} is mounted on {tmp_path}"
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_lvm(disk: str, tmp_path: Path) -> None:
     output("pvcreate", "-ff", "-y", f"/dev/{disk}")
@@ -250,6 +255,7 @@ def test_lvm(disk: str, tmp_path: Path) -> None:
             would_go(NVME, "--allow-lvm", "--allow-mounted")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_an_md_array(disk: str) -> None:
     create = ["--create", "/dev/md7", "--run", "--level=1", "--raid-devices=2", "--metadata=1.2"]
@@ -265,6 +271,7 @@ def test_an_md_array(disk: str) -> None:
     assert "not active" in the_reason(refused("bind", NVME), "md")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_dm_crypt(disk: str) -> None:
     fast = ["--type", "luks1", "--pbkdf-force-iterations", "1000", "--key-file", "/etc/hostname"]
@@ -278,6 +285,7 @@ def test_dm_crypt(disk: str) -> None:
         would_go(NVME, "--allow-crypt")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_an_idle_member_of_a_zfs_pool(disk: str) -> None:
     """There is no ZFS here, and libblkid knows none below 64 MiB: udev's database gets its line by hand."""
@@ -291,6 +299,7 @@ def test_an_idle_member_of_a_zfs_pool(disk: str) -> None:
         database.write_text(former)
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_a_loop_device_on_a_disk(disk: str) -> None:
     output("modprobe", "loop")
@@ -335,6 +344,7 @@ def test_an_interface_with_an_address(interface: str) -> None:
     goes(E1000E, "--allow-network")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 @pytest.mark.parametrize(
     ("routes", "said"),
@@ -357,6 +367,7 @@ def test_an_interface_with_routes_and_no_address(interface: str, routes: list[st
     would_go(E1000E, "--allow-route")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_a_route_with_several_hops(interface: str) -> None:
     other = interface_of(E1000_PAIR[0])
@@ -372,6 +383,7 @@ def test_a_route_with_several_hops(interface: str) -> None:
         assert [(one["address"], one["rule"]) for one in both] == [(E1000_PAIR[0], "route")]
 
 
+@pytest.mark.full
 @ONE_KERNEL
 @pytest.mark.parametrize("kind", ["bond", "bridge"])
 def test_a_member(interface: str, kind: str) -> None:
@@ -384,6 +396,7 @@ def test_a_member(interface: str, kind: str) -> None:
         would_go(E1000E, "--allow-member")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_a_vlan(interface: str) -> None:
     output("ip", "link", "add", "link", interface, "name", "lab0", "type", "vlan", "id", "5")
@@ -391,6 +404,7 @@ def test_a_vlan(interface: str) -> None:
         assert the_reason(refused("bind", E1000E), "member").endswith(f"{interface} is below lab0")
 
 
+@pytest.mark.full
 @ONE_KERNEL
 def test_the_interface_of_this_ssh_connection(interface: str) -> None:
     """The address is the bridge's, and sudo dropped the variable: the parent still has it."""

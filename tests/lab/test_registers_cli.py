@@ -215,6 +215,7 @@ def verbose() -> dict[str, str]:
     return {paragraph.split(" ", 1)[0]: paragraph for paragraph in paragraphs}
 
 
+@pytest.mark.full
 def test_config_agrees_with_setpci(configs: dict[str, Any]) -> None:
     for address, value in configs.items():
         names = [*_REGISTERS, "CLASS_DEVICE", "CLASS_PROG", "CACHE_LINE_SIZE", "HEADER_TYPE"]
@@ -309,6 +310,7 @@ def test_a_vf_has_its_capabilities(verbose: dict[str, str]) -> None:
     assert (value["vendor_id"], value["device_id"]) == (0xFFFF, 0xFFFF)
 
 
+@pytest.mark.full
 def test_config_without_rights() -> None:
     seen = vfiotool_as_nobody("config", EDU, "--json")
     assert (seen.status, seen.stderr) == (0, "")
@@ -384,6 +386,7 @@ def test_a_script_on_a_device_that_is_lent() -> None:
         assert vfiotool("restore", E1000E).status == 1  # nothing is recorded any more
 
 
+@pytest.mark.full
 def test_a_device_is_restored_when_the_process_is_told_to_end() -> None:
     """Told again and again: once is enough, and the other times do not come between."""
     with running(
@@ -429,6 +432,7 @@ def test_a_person_at_the_prompt() -> None:
     assert driver(EDU) == "vfio-pci"
 
 
+@pytest.mark.full
 def test_the_kernel_asks_for_the_device_while_a_person_has_it() -> None:
     """Without the prompt's consent the unbind would block for good; at its end the device is restored."""
     terminal = Terminal("shell", E1000E, "--bind")
@@ -445,6 +449,7 @@ def test_the_kernel_asks_for_the_device_while_a_person_has_it() -> None:
     assert driver(E1000E) == "e1000e"
 
 
+@pytest.mark.full
 def test_a_terminal_that_is_closed() -> None:
     terminal = Terminal("shell", E1000E, "--bind")
     terminal.await_text(">>> ")

@@ -30,7 +30,12 @@ from vfiotool.stress.monitors.uevents import UeventMonitor
 from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.record import NOTHING, Expectation, ExpectedUevent, Record
 
-pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
+pytestmark = [
+    pytest.mark.needs_guest,
+    pytest.mark.full,
+    needs_iommu,
+    pytest.mark.usefixtures("vfio_pci", "stub"),
+]
 
 LATE = 10
 MOST_FDS = 2

@@ -27,7 +27,7 @@ from tests.lab.support import (
     seconds,
 )
 
-pytestmark = pytest.mark.needs_guest
+pytestmark = [pytest.mark.needs_guest, pytest.mark.full]
 
 MOST_STARTS_OF_PYTHON = 3
 SETS = 3

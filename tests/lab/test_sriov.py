@@ -86,6 +86,7 @@ def test_vfs_for_vfio_pci_are_never_seen_by_their_host_driver(tmp_path: Path) ->
         assert "Kernel driver in use: vfio-pci" in output("lspci", "-k", "-s", vf)
 
 
+@pytest.mark.full
 def test_vfs_that_are_left_to_the_host_are_tried_by_their_driver() -> None:
     """Which fails, for they are offline; and so the test above can fail."""
     before = nvme_lines()
@@ -93,6 +94,7 @@ def test_vfs_that_are_left_to_the_host_are_tried_by_their_driver() -> None:
     assert len(nvme_lines()) > len(before)
 
 
+@pytest.mark.full
 def test_vfs_go_with_their_events(tmp_path: Path) -> None:
     done("sriov", PF, "2", "--bind")
     with udevadm_monitor(tmp_path / "events") as monitor:

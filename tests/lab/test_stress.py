@@ -91,6 +91,7 @@ def trace(folder: str) -> list[dict[str, Any]]:
 # Runs that pass
 
 
+@pytest.mark.full
 def test_all_passes(tmp_path: Any) -> None:
     result, report = stress(str(tmp_path / "report"), "all", *ALL, "--cycles", "1", "--seed", "7")
     assert report["unexpected"] == []
@@ -128,6 +129,7 @@ def test_a_host_driver_that_comes_into_a_live_group(tmp_path: Any) -> None:
     assert refused == ({"EBUSY": 2} if era().has_dma_owner else {})
 
 
+@pytest.mark.full
 def test_the_same_seed_does_the_same(tmp_path: Any) -> None:
     def done(name: str, seed: int) -> list[list[Any]]:
         folder = str(tmp_path / name)
@@ -219,6 +221,7 @@ def test_an_event_that_is_swallowed_or_doubled_is_found(
     assert [reason for reason in report["reasons"] if found in reason], report["reasons"]
 
 
+@pytest.mark.full
 def test_a_function_that_is_not_balanced_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = "iommu_group_release_dma_owner" if era().has_dma_owner else "vfio_group_put_bg"
     right, done = KernelProbes.read, Counter[str]()
@@ -253,6 +256,7 @@ def log_line(text: str) -> None:
         log.write(f"<4>{text} {PUT_HERE}")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", LINES)
 def test_each_kind_of_line_in_the_log_is_found(
     kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +286,7 @@ def reduced(folder: Any, *options: str) -> Result:
     return result
 
 
+@pytest.mark.full
 def test_nothing_is_reduced_of_what_goes_as_expected(tmp_path: Any) -> None:
     """The monitors find nothing, either: not in fds, nor in what a worker of the kernel does later."""
     folder = str(tmp_path / "right")
@@ -293,6 +298,7 @@ def test_nothing_is_reduced_of_what_goes_as_expected(tmp_path: Any) -> None:
     assert "hint:" in again.stderr
 
 
+@pytest.mark.full
 def test_what_only_the_log_tells_of_is_reduced_to_what_shows_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +322,7 @@ def test_what_only_the_log_tells_of_is_reduced_to_what_shows_it(
     assert (shown.status, shown.stdout.splitlines()[-1]) == (0, "all goes as expected"), shown
 
 
+@pytest.mark.full
 def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +337,7 @@ def test_what_only_a_uevent_tells_of_is_reduced_to_what_shows_it(
     assert reduced(tmp_path).document["found"] == [f"a uevent of {EDU} (pci) did not come, once: bind"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("leak", "found"),
     [
@@ -378,6 +386,7 @@ def test_a_device_that_stays_on_the_wrong_driver_is_found(
     assert vfiotool("restore", E1000E).status == 0
 
 
+@pytest.mark.full
 def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +417,7 @@ def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     assert report["restored"]
 
 
+@pytest.mark.full
 def test_a_worker_that_does_nothing_is_not_waited_for(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "_leaked", lambda self, part, workload: signal.pause())
     monkeypatch.setattr(runner, "_SILENCE_SECONDS", 3.0)
@@ -429,6 +439,7 @@ def test_no_worker_has_open_what_watches_it(tmp_path: Any, monkeypatch: pytest.M
     assert [name for name in os.listdir(f"{MOUNT}/instances") if "vfiotool" in name] == []
 
 
+@pytest.mark.full
 def test_an_expectation_that_is_wrong_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = LifecycleOperations.expect
 
@@ -460,6 +471,7 @@ def running(tmp_path: Any) -> Iterator[subprocess.Popen[str]]:
         yield run
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_run_that_is_told_to_end_reports(name: str, running: subprocess.Popen[str], tmp_path: Any) -> None:
     running.send_signal(getattr(signal, name))
@@ -485,6 +497,7 @@ def test_a_run_that_is_killed_gives_devices_back_and_says_how_far_it_came(
     assert not [name for name in os.listdir("/sys/kernel/tracing/instances") if "vfiotool" in name]
 
 
+@pytest.mark.full
 def test_the_vfs_of_a_run_that_is_killed_go(tmp_path: Any) -> None:
     numvfs, autoprobe = (path(SUBSYSTEM_NVME, f"sriov_{name}") for name in ("numvfs", "drivers_autoprobe"))
     words = [
@@ -505,6 +518,7 @@ def test_the_vfs_of_a_run_that_is_killed_go(tmp_path: Any) -> None:
     assert driver(SUBSYSTEM_NVME) == "nvme"
 
 
+@pytest.mark.full
 def test_a_full_disk_gives_devices_back(tmp_path: Any) -> None:
     folder = tmp_path / "full"
     folder.mkdir()

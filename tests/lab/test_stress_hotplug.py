@@ -37,7 +37,12 @@ from vfiotool.stress.operations.lifecycle import LifecycleOperations, call_of
 from vfiotool.stress.operations.sriov import SriovOperations
 from vfiotool.stress.record import Call, Expectation, ExpectedUevent, Record
 
-pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci", "stub")]
+pytestmark = [
+    pytest.mark.needs_guest,
+    pytest.mark.full,
+    needs_iommu,
+    pytest.mark.usefixtures("vfio_pci", "stub"),
+]
 
 PF = SUBSYSTEM_NVME
 RESCAN = Call("rescan")

@@ -193,6 +193,7 @@ def test_resets_do_what_is_expected(group: GroupUnderTest, way: str) -> None:
     assert group.counts["read config: 0"] > 20
 
 
+@pytest.mark.full
 @on_one
 def test_the_same_seed_does_the_same(group: GroupUnderTest) -> None:
     runs = []
@@ -381,6 +382,7 @@ DMA_DEFECTS: dict[str, tuple[str, Callable[..., int], str]] = {
 }
 
 
+@pytest.mark.full
 @on_one
 @each_way
 @pytest.mark.parametrize("defect", list(DMA_DEFECTS))
@@ -399,6 +401,7 @@ def test_broken_dma_is_found(
     assert group.unexpected[0].startswith(found)
 
 
+@pytest.mark.full
 @on_one
 def test_broken_rules_are_found(group: GroupUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mappings, "unmap", lambda self, *_: (errno.ENOENT, []))
@@ -419,6 +422,7 @@ def swallow(times: int) -> Callable[..., int]:
     return replaced
 
 
+@pytest.mark.full
 @on_one
 def test_a_lost_interrupt_is_found(group: GroupUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     group.open(*BY_GROUP)
@@ -428,6 +432,7 @@ def test_a_lost_interrupt_is_found(group: GroupUnderTest, monkeypatch: pytest.Mo
     assert group.unexpected == ["trigger irq member=0 vector=2 times=5: 0, 4, not 0, 5"]
 
 
+@pytest.mark.full
 @on_one
 def test_an_interrupt_that_was_read_by_another_is_found(
     group: GroupUnderTest, monkeypatch: pytest.MonkeyPatch
@@ -445,6 +450,7 @@ def test_an_interrupt_that_was_read_by_another_is_found(
     assert group.unexpected == ["trigger irq member=0 vector=0 times=2: 0, not 0, 2"]
 
 
+@pytest.mark.full
 @on_one
 def test_an_interrupt_that_no_call_triggered_is_found(group: GroupUnderTest) -> None:
     group.open(*BY_GROUP)
@@ -458,6 +464,7 @@ def test_an_interrupt_that_no_call_triggered_is_found(group: GroupUnderTest) -> 
     assert group.unexpected == ["disable irqs member=0: 0, 1, not 0, 0"]
 
 
+@pytest.mark.full
 @on_one
 def test_interrupts_that_were_disabled_by_another_are_found(group: GroupUnderTest) -> None:
     group.open(*BY_GROUP)
@@ -469,6 +476,7 @@ def test_interrupts_that_were_disabled_by_another_are_found(group: GroupUnderTes
     assert group.unexpected == ["trigger irq member=0 vector=0 times=1: EINVAL, not 0, 1"]
 
 
+@pytest.mark.full
 @on_one
 @pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN])
 def test_a_reset_that_fails_is_found(
@@ -483,6 +491,7 @@ def test_a_reset_that_fails_is_found(
     assert group.unexpected == [f"reset member=0: {errno_name(code)}, not 0"]
 
 
+@pytest.mark.full
 @on_one
 def test_a_device_that_answers_nothing_is_found(
     group: GroupUnderTest, monkeypatch: pytest.MonkeyPatch

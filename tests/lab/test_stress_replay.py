@@ -95,6 +95,7 @@ both = pytest.mark.parametrize("unit", [(EDU,), E1000_PAIR], ids=["alone", "two"
 alone = pytest.mark.parametrize("unit", [(EDU,)], ids=["alone"], indirect=True)
 
 
+@pytest.mark.full
 @both
 def test_the_same_seed_does_the_same_and_all_goes_as_told(unit: GroupSpec) -> None:
     calls = walked(unit, model(), seed=3)
@@ -133,6 +134,7 @@ MISTAKES: list[tuple[Callable[[], Mistaken], Outcome, list[str]]] = [
 ]
 
 
+@pytest.mark.full
 @alone
 @pytest.mark.parametrize(("mistaken", "got", "least"), MISTAKES, ids=[least[-1] for *_, least in MISTAKES])
 def test_a_long_walk_shrinks_to_what_shows_it_and_a_script_shows_it_too(
@@ -161,6 +163,7 @@ def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: GroupSpec, 
     assert {read(override(address)) for address in unit.members} == {"(null)"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("unit", "workload", "names"),
     [
@@ -200,6 +203,7 @@ def test_a_script_does_two_operations_at_once(unit: GroupSpec, tmp_path: Path) -
         assert {address: driver(address) or "" for address in unit.members} == unit.hosts
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("unit", [E1000_PAIR], ids=["two"], indirect=True)
 @pytest.mark.parametrize(
     ("of", "kind"),

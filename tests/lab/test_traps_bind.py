@@ -45,7 +45,7 @@ from tests.lab.support import (
     write,
 )
 
-pytestmark = pytest.mark.needs_guest
+pytestmark = [pytest.mark.needs_guest, pytest.mark.full]
 
 PROBE = f"{BUS}/drivers_probe"
 

@@ -88,6 +88,7 @@ def blocked(edu: GroupDevice) -> Iterator[Program]:
 # Trap 4: the unbind waits, whatever it is sent, and does not look as if it did.
 
 
+@pytest.mark.full
 def test_a_signal_makes_a_blocked_unbind_deaf_and_ends_it_only_after(
     edu: GroupDevice, blocked: Program
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_signal_makes_a_blocked_unbind_deaf_and_ends_it_only_after(
     assert driver(EDU) is None
 
 
+@pytest.mark.full
 def test_the_driver_is_gone_while_an_unbind_waits_and_the_node_is_not(
     edu: GroupDevice, blocked: Program
 ) -> None:
@@ -115,6 +117,7 @@ def test_the_driver_is_gone_while_an_unbind_waits_and_the_node_is_not(
     await_("the node is gone", lambda: not os.path.exists(node))  # up to 5.15 a worker removes it
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("with_container", [True, False], ids=["container", "no-container"])
 def test_an_open_group_alone_blocks_up_to_5_10_where_it_has_a_container(
     bound: int, with_container: bool
@@ -132,6 +135,7 @@ def test_an_open_group_alone_blocks_up_to_5_10_where_it_has_a_container(
 # Trap 5: looking waits too.
 
 
+@pytest.mark.full
 def test_up_to_6_1_who_reads_the_override_or_the_uevent_waits_with_the_unbind(
     edu: GroupDevice, blocked: Program
 ) -> None:
@@ -153,6 +157,7 @@ def test_vfiotool_does_not_wait_with_an_unbind_of_someone_elses() -> None:
     assert shown.document["device"] == device
 
 
+@pytest.mark.full
 def test_a_rescan_waits_with_a_removal_and_not_with_an_unbind(edu: GroupDevice) -> None:
     writer = unbinding()
     assert not comes_to_wait(writing(f"{BUS}/rescan", "1"), "rescan_store")

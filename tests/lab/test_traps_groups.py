@@ -41,7 +41,7 @@ from vfiotool.vfio.container import Container
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.uapi import GroupFlags
 
-pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
+pytestmark = [pytest.mark.needs_guest, pytest.mark.full, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 
 
 # Trap 7: who makes a group not viable.

@@ -46,6 +46,7 @@ def lockdown(tmp_path: Path) -> Iterator[str]:
     output("umount", str(tmp_path))
 
 
+@pytest.mark.full
 @pytest.mark.needs_guest
 @pytest.mark.for_good
 @needs_iommu

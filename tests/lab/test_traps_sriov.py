@@ -34,7 +34,7 @@ from vfiotool.errors import KernelError, UnsupportedError
 from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.features import Features
 
-pytestmark = [pytest.mark.needs_guest, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
+pytestmark = [pytest.mark.needs_guest, pytest.mark.full, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 
 VFS = ("0000:01:00.1", "0000:01:00.2")
 VF = VFS[0]

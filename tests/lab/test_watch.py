@@ -199,6 +199,7 @@ def test_a_blocked_unbind_is_shown_before_its_uevent() -> None:
     assert link["time"] < let_go < event["time"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_watch_leaves_nothing_after_a_signal(number: int) -> None:
     watch = Watch()
@@ -208,6 +209,7 @@ def test_watch_leaves_nothing_after_a_signal(number: int) -> None:
     assert traces() == ([], [])
 
 
+@pytest.mark.full
 def test_watch_removes_what_a_killed_watch_left() -> None:
     killed = Watch()
     killed.process.kill()
@@ -223,6 +225,7 @@ def test_watch_removes_what_a_killed_watch_left() -> None:
     third.end()
 
 
+@pytest.mark.full
 def test_watch_ends_when_its_reader_closes_the_pipe() -> None:
     script = f"{PROGRAM} watch 2>/dev/null | head -n 1"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as pipe:
@@ -232,12 +235,14 @@ def test_watch_ends_when_its_reader_closes_the_pipe() -> None:
     assert len(stdout.splitlines()) == 1
 
 
+@pytest.mark.full
 def test_watch_ends_after_its_duration() -> None:
     result = vfiotool("watch", "--duration", "0.2")
     assert result.status == 0
     assert result.stdout == "" or "  " in result.stdout
 
 
+@pytest.mark.full
 def test_an_unprivileged_watch_shows_what_it_may_read() -> None:
     let_everyone_reach(PROGRAM)
     let_everyone_reach(cli.__file__)

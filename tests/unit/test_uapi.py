@@ -18,9 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import REQUIRE_LAB, missing
+from tests.support.guest_runs import build_debug_kernel
 from vfiotool.lab import kernels
 from vfiotool.vfio import uapi
+
+pytestmark = pytest.mark.late
 
 # The prefix of each enumeration in the header.
 C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
@@ -124,7 +127,9 @@ class Header(NamedTuple):
 
 
 def debug_kernel_headers() -> list[str]:
-    """The folder with the debug kernel's headers, if it was built."""
+    """The folder with the debug kernel's headers, if it was built; ``scripts/test`` builds it."""
+    if REQUIRE_LAB:
+        build_debug_kernel()
     known = [one for one in kernels.available() if one.name == kernels.BUILT and one.path is not None]
     return [f"{one.path}/usr/include" for one in known if os.path.isdir(f"{one.path}/usr/include")]
 
