@@ -13,8 +13,8 @@ from tests.support.report_page import page
 from tests.support.stress_results import ADDRESS, LINE, OPERATION, files_of_at_most, report
 from tests.unit.strategies import examples
 from vfiotool.errors import VfioToolError
+from vfiotool.render.formats import duration
 from vfiotool.render.report_page import write_page
-from vfiotool.render.report_page.markup import duration
 from vfiotool.render.report_page.scales import LogScale, TimeScale
 from vfiotool.stress.results.report import (
     KILLED,

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vfiotool.render.report_page.markup import duration
+from vfiotool.render.formats import duration
 from vfiotool.render.terminal import literal
 from vfiotool.util.text import printable
 

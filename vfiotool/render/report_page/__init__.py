@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from vfiotool.render.formats import duration, plain
 from vfiotool.render.report_page import operations, timeline
-from vfiotool.render.report_page.markup import Markup, duration, element, joined, plain
+from vfiotool.render.report_page.markup import Markup, element, joined
 from vfiotool.util.files import write_whole
 
 _MOST_ITEMS = 200

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from vfiotool.util.text import printable
 
 _MOST_TEXT = 20_000
-NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell
 
 
 class Markup(str):
@@ -28,36 +26,6 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
 def joined(children: Sequence[object]) -> Markup:
     """Concatenate children; text that is not markup is escaped."""
     return Markup("".join(child if isinstance(child, Markup) else _escaped(child) for child in children))
-
-
-def plain(value: Any) -> str:
-    """Return a value of a report as text for a reader."""
-    if value is None or value == "":
-        return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or NONE
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(plain, value)) or NONE
-    return str(value)
-
-
-def duration(us: float) -> str:
-    """Return a duration (microseconds) as text with two or three digits, in a suitable unit."""
-    for limit, one, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms"), (6e7, 1e6, "s")):
-        if us < limit * 0.9995:
-            return f"{_short(us / one)} {unit}"
-    seconds = round(us / 1e6)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
 
 
 def _escaped(value: object) -> str:

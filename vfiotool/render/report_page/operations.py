@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vfiotool.render.report_page.markup import NONE, Markup, duration, element, joined
+from vfiotool.render.formats import NONE, duration
+from vfiotool.render.report_page.markup import Markup, element, joined
 from vfiotool.render.report_page.scales import LogScale
 
 _WIDTH, _HEIGHT, _MIDDLE = 320, 24, 12.0

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vfiotool.render.report_page.markup import Markup, duration, element, joined
+from vfiotool.render.formats import duration
+from vfiotool.render.report_page.markup import Markup, element, joined
 from vfiotool.render.report_page.scales import LogScale, TimeScale
 
 _MOST_ORDINARY = 1500
