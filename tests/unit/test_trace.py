@@ -85,6 +85,14 @@ def test_a_long_text_is_clipped_to_what_is_read_again(tmp_path: Path) -> None:
     assert 100 < len(read_trace(str(path)).lines[0].got) < 10_000
 
 
+def test_a_trace_of_0_1_0_is_read_as_it_was_written() -> None:
+    path = Path(__file__).parents[1] / "data/trace-0.1.0.jsonl"
+    header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    trace = read_trace(str(path))
+    assert (trace.header, trace.cut) == (header, False)
+    assert [line.document() for line in trace.lines] == lines
+
+
 def test_half_a_surrogate_is_written_as_a_question_mark(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     write_trace(path, {**LINE, "got": "\udc80"})
