@@ -40,7 +40,7 @@ NOT_RUN = {
         "takes minutes; tests/lab/test_in_guests.py does it"
     ),
     "vfiotool lab run -k 6.12 -- env VFIOTOOL_CYCLES=1000 python -m pytest -s tests/lab/test_cycles.py": (
-        "takes half an hour; tests/lab/test_in_guests.py runs five cycles"
+        "takes half an hour; scripts/test --full runs five cycles"
     ),
     "vfiotool lab run --kernel 6.12 -- vfiotool stress all 0000:00:10.0": (
         "takes minutes; tests/lab/test_stress.py runs all workloads"
