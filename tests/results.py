@@ -1,4 +1,4 @@
-"""How a command ended: what the tests of the command line look at."""
+"""The result of a command, for the tests of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a command ended, and what it printed."""
+    """The exit status and the output of a command."""
 
     status: int
     stdout: str
@@ -17,5 +17,5 @@ class Result:
 
     @property
     def document(self) -> Any:
-        """Its JSON; the test fails where stdout has anything else."""
+        """The JSON document on stdout. Raises if stdout has anything else."""
         return json.loads(self.stdout)

@@ -1,3 +1,5 @@
+"""The command line: documents, tables, errors, exit statuses."""
+
 from __future__ import annotations
 
 import errno
@@ -79,7 +81,7 @@ def fields(text: str) -> set[str]:
         ("--sysroot /no/such/folder list", 2, "invalid value for '--sysroot'"),
     ],
 )
-def test_an_error_is_a_status_an_error_line_and_a_hint_line(
+def test_an_error_sets_the_status_and_prints_an_error_and_a_hint_line(
     vfiotool: Run, host: FakeHost, args: str, status: int, error: str
 ) -> None:
     result = vfiotool(*args.split())
@@ -90,7 +92,7 @@ def test_an_error_is_a_status_an_error_line_and_a_hint_line(
     assert host.writes == []
 
 
-def test_a_rule_says_which_option_lifts_it(vfiotool: Run, host: FakeHost) -> None:
+def test_a_refusal_names_the_option_that_lifts_its_rule(vfiotool: Run, host: FakeHost) -> None:
     host.put(f"{host.devices[NIC].folder}/boot_vga", "1")
     refused = vfiotool("bind", NIC)
     assert (refused.status, host.writes) == (3, [])
@@ -99,7 +101,7 @@ def test_a_rule_says_which_option_lifts_it(vfiotool: Run, host: FakeHost) -> Non
     assert host.driver(NIC) == "vfio-pci"
 
 
-def test_a_step_that_fails(vfiotool: Run, host: FakeHost) -> None:
+def test_a_failed_step_restores_all_devices(vfiotool: Run, host: FakeHost) -> None:
     host.fail("/sys/bus/pci/drivers/vfio-pci/bind", errno.EIO)
     result = vfiotool("bind", NIC, SISTER)
     assert (result.status, result.stdout) == (1, "")
@@ -124,7 +126,9 @@ def test_a_blocked_unbind_names_its_holder(vfiotool: Run, host: FakeHost) -> Non
     assert vfiotool("restore", EDU).status == 0
 
 
-def test_another_machines_tree_is_only_looked_at(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_that_change_drivers_refuse_a_sysroot(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(["--sysroot", host.root, "list", "--json"]) == 0
     assert [device["address"] for device in json.loads(capsys.readouterr().out)["devices"]][:2] == [EDU, NIC]
     for *verb, address in CHANGING:
@@ -149,7 +153,7 @@ def test_the_document_of_list(vfiotool: Run) -> None:
     assert (loner["vfs"], loner["reset_methods"], loner["blocked"]) == ([], ["flr"], False)
 
 
-def test_list_of_some(vfiotool: Run) -> None:
+def test_list_prints_the_selected_devices_in_order(vfiotool: Run) -> None:
     devices = vfiotool("list", "--json", "group:7", EDU).document["devices"]
     assert [device["address"] for device in devices] == [NIC, SISTER, EDU]
 
@@ -223,7 +227,7 @@ def test_a_dry_run_prints_the_writes_and_makes_none(vfiotool: Run, host: FakeHos
     assert (host.writes, host.driver(EDU)) == ([], None)
 
 
-def test_a_whole_group_and_back(vfiotool: Run, host: FakeHost) -> None:
+def test_a_whole_group_is_bound_and_restored(vfiotool: Run, host: FakeHost) -> None:
     assert vfiotool("bind", "--group", NIC).stdout.splitlines() == [
         f"{NIC}: e1000e -> vfio-pci",
         f"{SISTER}: e1000e -> vfio-pci",
@@ -237,7 +241,7 @@ def test_a_whole_group_and_back(vfiotool: Run, host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize("args", ["list", "groups", f"show {EDU}", f"show {LONER}", f"list {NIC}"])
-def test_tables_show_each_device_that_is_meant(vfiotool: Run, args: str) -> None:
+def test_tables_show_each_selected_device(vfiotool: Run, args: str) -> None:
     result = vfiotool(*args.split())
     assert (result.status, result.stderr) == (0, "")
     wanted = {"list": [EDU, NIC, SISTER, BRIDGE, LONER], "groups": [EDU, NIC, SISTER, BRIDGE]}
@@ -252,7 +256,7 @@ def test_help_and_version_need_no_machine() -> None:
         assert (bool(result.stdout), result.stderr) == (True, "")
 
 
-def test_a_traceback_only_with_debug(vfiotool: Run) -> None:
+def test_a_traceback_is_printed_only_with_debug(vfiotool: Run) -> None:
     assert "Traceback" not in vfiotool("show", "eth7").stderr
     assert "Traceback" in vfiotool("--debug", "show", "eth7").stderr
 

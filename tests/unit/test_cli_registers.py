@@ -1,3 +1,5 @@
+"""The verbs peek, poke, config and shell."""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +29,7 @@ IDENT = 0x010000ED
 
 
 class CountingEdu(FakeEdu):
-    """edu that remembers what reached it: ``accesses`` has (verb, offset, width)."""
+    """An edu device that records its accesses: ``accesses`` has (verb, offset, width)."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -55,7 +57,7 @@ def machine(host: FakeHost) -> FakeHost:
 
 @pytest.fixture(autouse=True)
 def edu(monkeypatch: pytest.MonkeyPatch) -> CountingEdu:
-    """What opening a device leads to."""
+    """The device that a verb opens, in place of a real device."""
     model = CountingEdu(EDU)
     nic = CountingEdu(NIC)
 
@@ -68,7 +70,7 @@ def edu(monkeypatch: pytest.MonkeyPatch) -> CountingEdu:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Have the signals' handlers as before."""
+    """Restore the signal handlers after a test."""
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     yield
     assert signal.getsignal(signal.SIGINT) is former[signal.SIGINT]
@@ -92,7 +94,7 @@ def test_each_width_is_one_access(vfiotool: Run, edu: CountingEdu, width: int) -
     assert edu.accesses == [("read", 0x88, width), ("write", 0x88, width)]
 
 
-def test_registers_in_a_row(vfiotool: Run) -> None:
+def test_count_reads_consecutive_registers(vfiotool: Run) -> None:
     rows = vfiotool("peek", EDU, "bar0", "0b100", "--count", "3").stdout.splitlines()
     assert rows == ["0x00000004: 0x00000000", "0x00000008: 0x00000001", "0x0000000c: 0xffffffff"]
 
@@ -117,7 +119,7 @@ def test_the_document_of_poke(vfiotool: Run) -> None:
     assert verified.document == document | {"value": 5, "read": 5}
 
 
-def test_a_register_that_reads_otherwise_is_a_failure_where_that_is_asked(vfiotool: Run) -> None:
+def test_verify_fails_if_the_register_has_another_value(vfiotool: Run) -> None:
     result = vfiotool("poke", EDU, "bar0", "4", "0xff", "--verify")
     assert (result.status, result.stdout) == (1, "0x00000004: 0xffffff00\n")
     assert result.stderr.startswith(f"error: bar0 of {EDU} has 0xffffff00 at 0x4 after a write of 0xff\nhint")
@@ -188,7 +190,7 @@ def test_errors(
     assert (edu.accesses, host.writes) == ([], [])
 
 
-def test_a_mode_that_is_none_is_told_by_what_opens_it(vfiotool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_iommu_mode_is_refused(vfiotool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from vfiotool.vfio.iommu import selection
 
     monkeypatch.setattr("vfiotool.vfio.device.open_iommu", selection.open_iommu)
@@ -197,7 +199,9 @@ def test_a_mode_that_is_none_is_told_by_what_opens_it(vfiotool: Run, monkeypatch
     assert "use one of auto, type1, " in result.stderr
 
 
-def test_who_holds_a_device_is_named(vfiotool: Run, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_holder_of_a_device_is_named(
+    vfiotool: Run, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def is_busy(*_: object, **__: object) -> None:
         raise KernelError(errno.EBUSY, "open", "/dev/vfio/5")
 
@@ -221,7 +225,7 @@ def test_a_pending_unbind_is_named(vfiotool: Run, host: FakeHost) -> None:
     assert f"error: an unbind of {EDU} is pending" in result.stderr
 
 
-def test_another_machine_is_not_opened(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_that_open_devices_refuse_a_sysroot(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["peek", EDU, "bar0", "0"], ["poke", EDU, "bar0", "0", "0"], ["shell", EDU]):
         assert cli.run(["--sysroot", host.root, *args]) == 2
         assert f"'vfiotool {args[0]}' works only on the running machine" in capsys.readouterr().err
@@ -247,7 +251,7 @@ def test_the_document_of_config(vfiotool: Run) -> None:
     assert (msi["content"]["enabled"], msi["content"]["max_count"]) == (False, 1)
 
 
-def test_config_for_a_person(vfiotool: Run) -> None:
+def test_config_as_text(vfiotool: Run) -> None:
     result = vfiotool("config", EDU)
     assert (result.status, result.stderr) == (0, "")
     assert f"{EDU} Vendor 1234 Device 11e8" in result.stdout
@@ -273,7 +277,7 @@ def test_config_is_read_for_any_driver_and_from_a_capture(
     assert capsys.readouterr().out == "0x00000000: 0x10d38086\n"
 
 
-def test_what_a_user_may_not_read_is_unavailable(vfiotool: Run, host: FakeHost) -> None:
+def test_configuration_space_beyond_the_users_rights_is_unavailable(vfiotool: Run, host: FakeHost) -> None:
     host.put(f"{device_path(NIC)}/config", config_space(vendor=0x8086)[:64])
     document = vfiotool("config", NIC, "--json").document
     assert (document["value"]["vendor_id"], document["value"]["capabilities"]) == (0x8086, None)
@@ -286,8 +290,10 @@ def test_what_a_user_may_not_read_is_unavailable(vfiotool: Run, host: FakeHost) 
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_what_does_not_answer_is_unavailable(vfiotool: Run, host: FakeHost, is_there: bool) -> None:
-    """Be it that the file cannot be read, or that all of it is ones."""
+def test_configuration_space_of_a_silent_device_is_unavailable(
+    vfiotool: Run, host: FakeHost, is_there: bool
+) -> None:
+    """The file cannot be read, or all bits of it are ones."""
     if not is_there:
         host.remove(f"{device_path(LONER)}/config")
     document = vfiotool("config", LONER, "--json").document
@@ -302,7 +308,7 @@ def test_what_does_not_answer_is_unavailable(vfiotool: Run, host: FakeHost, is_t
 
 
 class Stdin:
-    """A stdin that has a script, or at which a person sits."""
+    """A stdin with a script, or a terminal."""
 
     def __init__(self, text: str, *, is_terminal: bool = False) -> None:
         self.buffer = io.BytesIO(text.encode())
@@ -319,7 +325,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have a person type lines, and Ctrl-D at last."""
+    """Let a user type lines, and Ctrl-D at the end."""
 
     def type_lines(*lines: str) -> None:
         left = [*lines]
@@ -346,7 +352,7 @@ def test_a_script_has_the_device_and_the_public_names(vfiotool: Run, stdin: Call
     assert result == Result(0, f"__main__ {EDU} {{'minor': 0, 'major': 1}} True\n", "")
 
 
-def test_the_mode_is_the_one_that_is_named(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+def test_the_device_is_opened_by_the_named_iommu_mode(vfiotool: Run, stdin: Callable[[str], None]) -> None:
     stdin("print(dev.dma.iommu.mode.value)")
     assert vfiotool("shell", EDU, "--iommu", "compat-type1").stdout == "compat-type1\n"
 
@@ -361,7 +367,7 @@ def test_a_script_that_fails_shows_its_own_traceback(vfiotool: Run, stdin: Calla
     assert lines[-1] == "ZeroDivisionError: division by zero"
 
 
-def test_an_error_of_vfiotool_has_its_hint_beneath(vfiotool: Run, stdin: Callable[[str], None]) -> None:
+def test_the_hint_of_an_error_follows_its_traceback(vfiotool: Run, stdin: Callable[[str], None]) -> None:
     stdin("dev.regions.bar0.read32(2)")
     result = vfiotool("shell", EDU)
     assert result.status == 1
@@ -369,12 +375,12 @@ def test_an_error_of_vfiotool_has_its_hint_beneath(vfiotool: Run, stdin: Callabl
 
 
 def restored(host: FakeHost) -> bool:
-    """Say whether the network card was bound to vfio-pci, and is back."""
+    """Return True if the network card was bound to vfio-pci and is restored."""
     bound = [value for path, value in host.writes if path.endswith("/vfio-pci/bind")]
     return (bound, host.driver(NIC)) == ([NIC], "e1000e")
 
 
-def test_a_device_is_bound_for_the_time_of_the_script(
+def test_a_device_is_bound_while_the_script_runs(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
 ) -> None:
     stdin("bar0 = dev.regions.bar0.map(); print(dev.name, hex(bar0.read32(0)))")
@@ -394,7 +400,7 @@ def test_a_device_is_bound_for_the_time_of_the_script(
         ("dev.file.revoke('the kernel asked for it')", 0),
     ],
 )
-def test_a_device_is_restored_however_the_script_ends(
+def test_a_device_is_restored_after_every_end_of_the_script(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], script: str, status: int
 ) -> None:
     stdin(script)
@@ -418,7 +424,7 @@ def test_a_device_is_restored_however_the_script_ends(
         ),
     ],
 )
-def test_a_device_is_restored_when_the_process_is_to_end(
+def test_a_device_is_restored_after_a_signal(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], script: str, status: int | str
 ) -> None:
     stdin(f"import sys\nexit = sys.exit\n{script}")
@@ -428,7 +434,7 @@ def test_a_device_is_restored_when_the_process_is_to_end(
     assert restored(host)
 
 
-def test_nothing_that_tells_to_end_comes_between_while_it_is_restored(
+def test_signals_do_not_interrupt_a_restore(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vfiotool.binding.operations import Binding
@@ -467,7 +473,7 @@ def test_a_script_with_a_syntax_error_changes_nothing(
     assert host.writes == []
 
 
-def test_a_refusal_says_which_option_lifts_it(
+def test_a_refused_bind_names_the_option_that_lifts_its_rule(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
 ) -> None:
     host.put(f"{host.devices[NIC].folder}/boot_vga", "1")
@@ -480,7 +486,7 @@ def test_a_refusal_says_which_option_lifts_it(
     assert restored(host)
 
 
-def test_what_is_on_a_vfio_driver_already_stays(
+def test_a_device_that_is_already_on_a_vfio_driver_stays_there(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None]
 ) -> None:
     stdin("print('in')")
@@ -488,7 +494,7 @@ def test_what_is_on_a_vfio_driver_already_stays(
     assert (host.writes, host.driver(EDU)) == ([], "vfio-pci")
 
 
-def test_what_somebody_else_has_restored_meanwhile_stays(
+def test_a_device_that_another_process_has_restored_stays(
     vfiotool: Run, host: FakeHost, stdin: Callable[[str], None], state_dir: str
 ) -> None:
     stdin(f"dev.close(); Binding(state_dir={state_dir!r}).restore([dev.name])")
@@ -510,10 +516,10 @@ def test_the_prompt(vfiotool: Run, typed: Callable[..., None], host: FakeHost) -
     assert restored(host)
 
 
-def test_the_prompt_tells_that_the_kernel_asks_for_the_device(
+def test_the_prompt_prints_a_request_of_the_kernel_for_the_device(
     vfiotool: Run, typed: Callable[..., None], edu: CountingEdu
 ) -> None:
-    """Its thread tells; the device is closed once it has."""
+    """The request thread prints the text before it closes the device."""
     typed(
         "import threading",
         "(request,) = [one for one in threading.enumerate() if one.name.startswith('REQ')]",
@@ -531,7 +537,7 @@ def test_the_prompt_tells_that_the_kernel_asks_for_the_device(
     assert "hint: the kernel requested it" in result.stderr
 
 
-def test_names_are_completed_without_a_look_at_the_device() -> None:
+def test_completion_of_names_does_not_access_the_device() -> None:
     class Probe:
         data = 1
 
@@ -558,7 +564,7 @@ def test_names_are_completed_without_a_look_at_the_device() -> None:
 def offered(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], list[str]]:
-    """Return what bash is offered for a line."""
+    """Return the words that bash is offered for a line."""
 
     def ask(words: str) -> list[str]:
         monkeypatch.setenv("_VFIOTOOL_COMPLETE", "bash_complete")

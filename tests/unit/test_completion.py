@@ -1,3 +1,5 @@
+"""Shell completion: the offered words, and their use by bash, zsh and fish."""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,7 +42,7 @@ def machine(host: FakeHost) -> FakeHost:
 
 @dataclass(slots=True)
 class Shell:
-    """What a shell asks of vfiotool, and gets."""
+    """The requests of a shell, and the answers of vfiotool."""
 
     host: FakeHost
     state_dir: str
@@ -61,7 +63,7 @@ class Shell:
         return f"vfiotool --sysroot {self.host.tree.root} --state-dir {self.state_dir} {words}"
 
     def bash(self, words: str) -> list[str]:
-        """Return what bash is offered, where it breaks no words."""
+        """Return the words that bash is offered if it splits words only at spaces."""
         answer = self.asks("bash", COMP_LINE=self.line(words), COMP_WORDBREAKS=" ")
         return [line.removeprefix("plain,") for line in answer]
 
@@ -96,11 +98,11 @@ def shell(
         ("nonsense 00", []),
     ],
 )
-def test_what_is_offered(shell: Shell, words: str, offered: list[str]) -> None:
+def test_words_are_offered(shell: Shell, words: str, offered: list[str]) -> None:
     assert shell.bash(words) == offered
 
 
-def test_names_are_the_help(shell: Shell) -> None:
+def test_device_names_are_the_help(shell: Shell) -> None:
     line = shell.line("show 10000:")
     zsh = shell.asks("zsh", COMP_WORDS=line, COMP_CWORD=str(len(line.split()) - 1))
     fish = shell.asks("fish", COMP_WORDS=line, COMP_CWORD="10000:")
@@ -111,7 +113,7 @@ def test_names_are_the_help(shell: Shell) -> None:
     assert fish == [f"plain,{VMD}\t{name}"]
 
 
-def test_only_what_is_recorded_can_be_restored(shell: Shell, state_dir: str) -> None:
+def test_restore_offers_only_recorded_devices(shell: Shell, state_dir: str) -> None:
     os.makedirs(f"{state_dir}/journal")
     for address in (NVME, "0000:09:00.0"):
         with open(f"{state_dir}/journal/{address}.json", "w", encoding="ascii"):
@@ -120,8 +122,8 @@ def test_only_what_is_recorded_can_be_restored(shell: Shell, state_dir: str) -> 
 
 
 @pytest.mark.parametrize("words", ["show ", "show x", "groups ", "restore ", "bind "])
-def test_a_machine_that_cannot_be_read(shell: Shell, words: str) -> None:
-    """Nothing is offered, and nothing is said: a person is typing."""
+def test_an_unreadable_machine_offers_nothing_and_prints_nothing(shell: Shell, words: str) -> None:
+    """The user is typing, so an error must not be printed."""
     for address in (NIC, VMD):
         shell.host.put(f"{shell.host.devices[address].folder}/vendor", "nonsense")
     shutil.rmtree(shell.host.tree.path("/sys/kernel/iommu_groups"))
@@ -129,12 +131,12 @@ def test_a_machine_that_cannot_be_read(shell: Shell, words: str) -> None:
 
 
 @pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish", "tcsh", ""])
-def test_a_shell_that_asks_without_saying_what(shell: Shell, shell_name: str) -> None:
+def test_a_request_without_a_line_is_answered_silently(shell: Shell, shell_name: str) -> None:
     assert shell.asks(shell_name) == []
 
 
 class Terminal:
-    """An interactive shell on a terminal of its own; Ctrl-X prints the line that is typed."""
+    """An interactive shell on its own terminal. Ctrl-X prints the typed line."""
 
     def __init__(self, argv: list[str], home: str) -> None:
         self._pid, self._fd = pty.fork()
@@ -151,11 +153,11 @@ class Terminal:
                 os._exit(127)
 
     def type(self, text: str) -> None:
-        """Type, as a person does."""
+        """Type a text."""
         os.write(self._fd, text.encode())
 
     def read_until(self, wanted: str) -> re.Match[str]:
-        """Read what is shown until it has what is waited for."""
+        """Read the output until it contains the awaited text."""
         shown = ""
         deadline = time.monotonic() + SECONDS
         while (found := re.search(wanted, shown)) is None:
@@ -165,7 +167,7 @@ class Terminal:
         return found
 
     def completed(self, line: str) -> str:
-        """Type a line and a tab, and return the line that comes of it."""
+        """Type a line and a tab, and return the completed line."""
         self.type(line + TAB + SHOW_LINE)
         return self.read_until(r"\[\[(.*?)\]\]")[1]
 
@@ -212,7 +214,7 @@ def terminal(request: pytest.FixtureRequest, machine: FakeHost) -> Iterator[Term
 
 
 def test_a_shell_completes_addresses(terminal: Terminal, machine: FakeHost) -> None:
-    """Colons end words in readline; an address has some."""
+    """readline splits words at colons, and an address contains colons."""
     start = f"vfiotool --sysroot {machine.tree.root} show "
     clear = "\x15"
     for typed, whole in {

@@ -23,7 +23,7 @@ from vfiotool.stress.results.report import (
 
 
 def filled(text: str) -> dict[str, Any]:
-    """A failed run's document that has a text wherever one can be."""
+    """Return the document of a failed run with ``text`` in every text field."""
     one = {**OPERATION, "errors": {text: 1}}
     return report(
         (text,),
@@ -45,7 +45,7 @@ def filled(text: str) -> dict[str, Any]:
 HOSTILE = '</title></style><script>alert(\'1\')</script>" onload="x" <!-- &amp; https://example.org [red]'
 
 
-def test_whatever_a_text_says_it_is_shown_and_nothing_else(tmp_path: Path) -> None:
+def test_hostile_texts_are_shown_and_make_no_elements(tmp_path: Path) -> None:
     line = {
         **LINE,
         "operation": HOSTILE,
@@ -72,7 +72,7 @@ def test_any_text_makes_a_page(tmp_path: Path, text: str) -> None:
     assert "\u202e" not in found.raw
 
 
-def test_a_page_of_many_operations_is_small_and_shows_all_that_is_unexpected(tmp_path: Path) -> None:
+def test_a_page_of_many_operations_is_small_and_shows_every_unexpected_one(tmp_path: Path) -> None:
     good = {key: value for key, value in LINE.items() if key != "unexpected"}
     lines = ({**(LINE if at % 1000 == 0 else good), "at": at, "unit": at % 3} for at in range(100_000))
     document = report(operations={"SET_CONTAINER": {**OPERATION, "count": 100_000}}).document()
@@ -94,7 +94,7 @@ def test_a_page_of_many_unexpected_operations_and_units_is_bounded(tmp_path: Pat
     assert len(found.raw) < 1_000_000
 
 
-def test_a_page_of_a_run_that_did_nothing(tmp_path: Path) -> None:
+def test_a_page_of_a_run_without_operations(tmp_path: Path) -> None:
     found = page(
         tmp_path, report(("the run executed no cycle",), operations={}, cycles=0, seconds=0.0).document(), []
     )
@@ -102,7 +102,7 @@ def test_a_page_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     assert "the run executed no cycle" in found.text
 
 
-def test_a_page_of_a_killed_run_says_what_is_not_known(tmp_path: Path) -> None:
+def test_a_page_of_a_killed_run_names_no_signal(tmp_path: Path) -> None:
     unknown = {"before": None, "after": None}
     document = report(
         (KILLED,), interrupted=KILLED, taint=unknown, resources={**unknown, "leaked": []}
@@ -110,7 +110,7 @@ def test_a_page_of_a_killed_run_says_what_is_not_known(tmp_path: Path) -> None:
     assert "Ended early by killed" not in page(tmp_path, document, [LINE]).text
 
 
-def test_a_page_shows_the_kernel_log_and_counts_of_what_is_not_listed(tmp_path: Path) -> None:
+def test_a_page_shows_the_kernel_log_and_the_counts_beyond_the_lists(tmp_path: Path) -> None:
     entry = {"kind": "bug", "text": "kernel BUG at <vfio.c>:1", "at": 12.5, "where": "notifier+0x10/0x20"}
     uevent = {"action": "bind", "subsystem": "pci", "address": ADDRESS, "group": 3, "seqnum": 4711}
     udev = {**report().measured.udev, "missing": [uevent], "counts": {"missing": 4321}}
@@ -123,11 +123,11 @@ def test_a_page_shows_the_kernel_log_and_counts_of_what_is_not_listed(tmp_path: 
     ] == []
 
 
-def test_a_page_tells_what_the_report_has(tmp_path: Path) -> None:
+def test_a_page_shows_the_fields_of_the_report(tmp_path: Path) -> None:
     found = page(tmp_path, report(interrupted="SIGTERM").document(), [LINE])
-    stop = ("Passed", "6.12.48", "cdev", "1970-01-01 00:00:00 UTC", "vfiotool stress group dma --seed 7",
+    texts = ("Passed", "6.12.48", "cdev", "1970-01-01 00:00:00 UTC", "vfiotool stress group dma --seed 7",
             "vfio_group_release", "by SIGTERM, after 1.2 s", "9 µs", "99 µs", "EBUSY")  # fmt: skip
-    assert [text for text in stop if text not in found.text] == []
+    assert [text for text in texts if text not in found.text] == []
 
 
 def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.html", "former")]
 
 
-def test_decades_are_as_wide_as_each_other() -> None:
+def test_decades_have_equal_widths() -> None:
     scale = LogScale.around([3.0, 80_000.0], 10, 110)
     assert [scale.at(10.0**power) for power in range(6)] == [10, 30, 50, 70, 90, 110]
     assert scale.at(0) == scale.at(1)
@@ -146,7 +146,7 @@ def test_decades_are_as_wide_as_each_other() -> None:
 
 
 @pytest.mark.parametrize(("most", "ticks"), [(8.0, 9), (600.0, 7), (0.001, 6), (3.3e6, 7)])
-def test_ticks_are_round_and_within(most: float, ticks: int) -> None:
+def test_ticks_are_round_and_inside_the_scale(most: float, ticks: int) -> None:
     found = TimeScale(most, 0, 100).ticks()
     assert len(found) == ticks
     assert found[-1] <= most * 1.0001

@@ -27,7 +27,7 @@ PROGRESS = RunProgress(
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test advances."""
 
     seconds = 1000.0
 
@@ -35,7 +35,7 @@ class Clock:
         return self.seconds
 
 
-def test_off_a_terminal_there_is_a_line_every_ten_seconds() -> None:
+def test_without_a_terminal_a_line_is_printed_every_ten_seconds() -> None:
     stream, clock = io.StringIO(), Clock()
     with ProgressDisplay([ADDRESS], ["group"], seconds=60, stream=stream, clock=clock) as board:
         for _ in range(250):
@@ -50,7 +50,7 @@ def test_off_a_terminal_there_is_a_line_every_ten_seconds() -> None:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable[[], str]]]:
-    """A terminal of 100 columns, and what was written to it since it was last asked for."""
+    """A terminal of 100 columns, and a function that returns the output since its last call."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "40")
@@ -70,7 +70,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable
     os.close(master)
 
 
-def test_on_a_terminal_texts_are_shown_as_they_are(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+def test_on_a_terminal_texts_are_shown_literally(terminal: tuple[TextIO, Callable[[], str]]) -> None:
     stream, written = terminal
     with ProgressDisplay([ADDRESS], ["group", "dma"], cycles=25_000, stream=stream, clock=Clock()) as board:
         board.update(PROGRESS)
@@ -95,7 +95,7 @@ def test_a_terminal_is_refreshed_five_times_a_second(terminal: tuple[TextIO, Cal
     assert refreshed == 5
 
 
-def test_a_display_that_ends_by_an_error_gives_the_terminal_back(
+def test_the_terminal_is_restored_after_an_error(
     terminal: tuple[TextIO, Callable[[], str]],
 ) -> None:
     stream, written = terminal

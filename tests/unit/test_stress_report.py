@@ -73,7 +73,7 @@ def test_a_report_has_the_fields_of_the_contract(tmp_path: Path) -> None:
     assert read["unexpected_count"] == MOST_UNEXPECTED + 5
 
 
-def test_a_report_of_a_killed_run_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
+def test_a_report_of_a_killed_run_is_null_where_nothing_was_measured(tmp_path: Path) -> None:
     with TraceWriter(str(tmp_path / "trace.jsonl"), HEADER) as trace:
         trace.write(LINE)
     document = killed_report(str(tmp_path), {**HEADER, "reproduce": "again"}, []).document()
@@ -85,7 +85,7 @@ def test_a_report_of_a_killed_run_claims_nothing_that_was_not_measured(tmp_path:
     assert shown.count("Not measured.") == 2  # kernel functions, kernel log
 
 
-def test_many_findings_are_counted_and_not_all_told() -> None:
+def test_many_findings_are_counted_and_not_all_listed() -> None:
     reasons = judge(**{**PASSED, "findings": [f"finding {number}" for number in range(1000)]})
     assert reasons[-1] == "the monitors have 950 more findings"
     assert len(reasons) == 51
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_the_former_report(tmp_path: Path) -> None:
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.json", "former")]
 
 
-def test_a_folder_is_made_and_an_earlier_report_removed(tmp_path: Path) -> None:
+def test_a_folder_is_created_and_an_earlier_report_removed(tmp_path: Path) -> None:
     folder = tmp_path / "a/b"
     prepare_folder(str(folder))
     for name in ("report.json", "trace.jsonl", "report.html", ".report.json.new"):
@@ -111,7 +111,7 @@ def test_a_folder_is_made_and_an_earlier_report_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "report.json.bak", ".hidden"])
-def test_a_folder_of_other_things_is_refused_as_it_is(tmp_path: Path, name: str) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path, name: str) -> None:
     names = {name, "report.json"}
     for one in names:
         (tmp_path / one).touch()

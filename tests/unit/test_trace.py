@@ -32,7 +32,7 @@ def write_lines(path: Path, *raw: bytes) -> None:
         file.writelines(raw)
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_trace_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     good = Record(1.0, 2.0, 0, "bind", 1, Call("unbind"), Expectation(), Outcome())
     write_trace(path, LINE, good.line().document())
@@ -48,13 +48,13 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     )
 
 
-def test_a_line_says_what_its_record_said(tmp_path: Path) -> None:
+def test_a_line_has_the_fields_of_its_record(tmp_path: Path) -> None:
     write_trace(tmp_path / "trace", LINE)
     (line,) = read_trace(str(tmp_path / "trace")).lines
     assert line.document() == LINE
 
 
-def test_a_flush_leaves_all_to_who_reads_a_killed_run(tmp_path: Path) -> None:
+def test_flushed_lines_survive_a_killed_run(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     with TraceWriter(str(path), HEADER) as trace:
         trace.write(LINE)
@@ -72,14 +72,14 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path, kept: int) -> None:
     assert (len(trace.lines), trace.cut) == (1, True)
 
 
-def test_a_last_line_that_only_lacks_its_end_counts(tmp_path: Path) -> None:
+def test_a_whole_last_line_without_a_newline_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     write_lines(path, json.dumps(LINE).encode())
     trace = read_trace(str(path))
     assert (len(trace.lines), trace.cut) == (1, False)
 
 
-def test_a_long_text_is_clipped_to_what_is_read_again(tmp_path: Path) -> None:
+def test_a_long_text_is_clipped_to_the_length_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     write_trace(path, {**LINE, "got": "\0" * 1_000_000})
     assert 100 < len(read_trace(str(path)).lines[0].got) < 10_000
@@ -99,7 +99,7 @@ def test_half_a_surrogate_is_written_as_a_question_mark(tmp_path: Path) -> None:
     assert read_trace(str(path)).lines[0].got == "?"
 
 
-def test_a_closed_trace_takes_nothing(tmp_path: Path) -> None:
+def test_a_closed_trace_refuses_lines(tmp_path: Path) -> None:
     trace = TraceWriter(str(tmp_path / "trace"), HEADER)
     trace.close()
     trace.close()
@@ -107,7 +107,7 @@ def test_a_closed_trace_takes_nothing(tmp_path: Path) -> None:
         trace.write(LINE)
 
 
-def test_a_trace_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_created(tmp_path: Path) -> None:
     with pytest.raises(VfioToolError, match="No such file or directory") as caught:
         TraceWriter(str(tmp_path / "nowhere/trace"), HEADER)
     assert caught.value.hint
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, most: int) -> N
     assert most < 1000 or len(raw) > most - 400
 
 
-def test_a_sample_has_a_share_and_all_that_is_unexpected(tmp_path: Path) -> None:
+def test_a_sample_has_a_share_of_the_lines_and_every_unexpected_one(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     good = {key: value for key, value in LINE.items() if key != "unexpected"}
     lines = [LINE if cycle % 1000 == 0 else good for cycle in range(20_000)]
@@ -195,7 +195,7 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a":' * 20_000, b"\xff", b"\0", b"", b"1" * 5000])
-def test_a_line_that_is_no_operation(tmp_path: Path, raw: bytes) -> None:
+def test_a_line_that_is_not_an_operation_is_refused(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "trace"
     write_lines(path, raw + b"\n", json.dumps(LINE).encode() + b"\n")
     with pytest.raises(VfioToolError, match="line 2 of the trace"):
@@ -229,7 +229,7 @@ def test_a_wrong_header_is_refused(tmp_path: Path, change: dict[str, Any], cause
         read_trace(str(path))
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").touch()
     for name in ("fifo", "empty", "missing", ""):
@@ -254,7 +254,7 @@ CHANGED = st.dictionaries(st.sampled_from(sorted(LINE)) | st.text(), JSON, max_s
     ),
     end=st.sampled_from([b"", b"\n"]),
 )
-def test_whatever_a_trace_holds_is_read_or_refused(tmp_path: Path, lines: list[bytes], end: bytes) -> None:
+def test_any_content_of_a_trace_is_read_or_refused(tmp_path: Path, lines: list[bytes], end: bytes) -> None:
     path = tmp_path / "trace"
     write_lines(path, b"\n".join(lines) + end)
     try:
