@@ -21,7 +21,10 @@ from vfiotool.binding.operations import bound
 
 pytestmark = pytest.mark.needs_guest
 
-STATUS = {"sudo vfiotool persist check": 1}
+STATUS = {
+    "sudo vfiotool persist check": 1,
+    "sudo vfiotool stress replay first/trace.jsonl --shrink --script show.py": 1,
+}
 """Commands that a page shows as they fail; all others end with 0."""
 
 _IN_LAB = re.compile(r"vfiotool lab run (?:--?[a-z]+ \S+ )*-- ")
