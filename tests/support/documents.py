@@ -31,8 +31,9 @@ NOT_RUN = {
     "mypy": "scripts/test does it",
     "lint-imports": "scripts/test does it",
     "pytest tests/unit/test_address.py": "scripts/test does it",
-    "vfiotool lab run --kernel 6.12 --cpus 1 -- pytest tests/lab/test_see.py": (
-        "tests/lab/test_in_guests.py does it"
+    "scripts/test tests/unit -k address": "runs this test too, if nothing selects others",
+    "scripts/test --kernel 6.12 --machine amd tests/lab/test_see.py -k lspci": (
+        "starts a guest; tests/lab/test_in_guests.py does it"
     ),
     "sudo update-initramfs -u": "builds an initramfs for minutes; tests/lab/test_persist.py builds one",
     "vfiotool lab run -- pytest tests/contract": "takes many minutes; tests/lab/test_in_guests.py does it",
