@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import vfiotool
-from tests.contract.bench import EDU, Bench, fake_bench, kernel_bench
-from tests.contract.spaces import MODES, OTHER, Space, opened_space, params, write
+from tests.support.address_spaces import MODES, OTHER, Space, opened_space, params, write
+from tests.support.binding_bench import EDU, Bench, fake_bench, kernel_bench
 
 ENTRY_LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.bench import BRIDGE, E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
+from tests.support.binding_bench import BRIDGE, E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError

@@ -20,8 +20,7 @@ from functools import partial
 
 import pytest
 
-from tests.contract.bench import EDU
-from tests.contract.spaces import (
+from tests.support.address_spaces import (
     EDU_BUFFER,
     EDU_MASK,
     LIMITED,
@@ -38,6 +37,7 @@ from tests.contract.spaces import (
     status,
     write,
 )
+from tests.support.binding_bench import EDU
 from vfiotool._shim import ffi
 from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError, UnsupportedError
 from vfiotool.vfio.device import open_device

@@ -14,10 +14,10 @@ import pytest
 from _pytest.mark import ParameterSet
 
 import vfiotool
-from tests.contract.spaces import OFFERED, open_fds, status
-from tests.lab.support import EDU, IGB, NVME, TESTDEV, driver, kernel_complaints, path, write
-from tests.lab.waiting import writing
-from tests.models import FakeIgb, FakeTestdev
+from tests.support.address_spaces import OFFERED, open_fds, status
+from tests.support.blocked_programs import writing
+from tests.support.device_models import FakeIgb, FakeTestdev
+from tests.support.guest import EDU, IGB, NVME, TESTDEV, driver, kernel_complaints, path, write
 from vfiotool.drivers.base import Driver
 from vfiotool.drivers.edu import CAPACITY, Edu
 from vfiotool.drivers.igb import Igb

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.contract.spaces import (
+from tests.support.address_spaces import (
     EDU_MASK,
     MODES,
     OFFERED,

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.contract.bench import NVME
-from tests.contract.spaces import open_fds
-from tests.lab.support import await_, kernel_complaints, path, read
+from tests.support.address_spaces import open_fds
+from tests.support.binding_bench import NVME
+from tests.support.guest import await_, kernel_complaints, path, read
 from vfiotool.errors import AccessError, KernelError, UnsupportedError
 from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.uapi import DeviceFeature, DeviceFeatureFlags

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.contract.spaces import MODES, kernel_params, next_fault, open_fds, status
-from tests.lab.support import IGB, kernel_complaints, path
+from tests.support.address_spaces import MODES, kernel_params, next_fault, open_fds, status
+from tests.support.guest import IGB, kernel_complaints, path
 from vfiotool.drivers.igb import Igb
 from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.dma.mapping import Buffer

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.contract.bench import E1000E, EDU, NVME
-from tests.contract.spaces import open_fds
-from tests.lab.support import driver, kernel_complaints, path, write
-from tests.lab.waiting import Program, writing
+from tests.support.address_spaces import open_fds
+from tests.support.binding_bench import E1000E, EDU, NVME
+from tests.support.blocked_programs import Program, writing
+from tests.support.guest import driver, kernel_complaints, path, write
 from vfiotool.errors import ClosedError, IrqError, IrqTimeoutError, UnsupportedError
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.bench import SIBLINGS, Bench
+from tests.support.binding_bench import SIBLINGS, Bench
 from vfiotool.errors import VfioToolError
 
 ROUNDS = 2

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import pytest
 
 import vfiotool
-from tests.contract.spaces import MODES, kernel_params, next_fault, open_fds
-from tests.lab.support import NVME, SUBSYSTEM_NVME, await_, driver, kernel_complaints, path, write
-from tests.lab.waiting import writing
+from tests.support.address_spaces import MODES, kernel_params, next_fault, open_fds
+from tests.support.blocked_programs import writing
+from tests.support.guest import NVME, SUBSYSTEM_NVME, await_, driver, kernel_complaints, path, write
 from vfiotool.drivers.nvme import (
     Completion,
     IoQueue,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.group_device import GroupDevice
+from tests.support.group_device import GroupDevice
 from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError, UsageError
 from vfiotool.vfio import IommuMode
 

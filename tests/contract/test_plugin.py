@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from tests.contract.bench import E1000E, EDU
-from tests.contract.spaces import OFFERED
+from tests.support.address_spaces import OFFERED
+from tests.support.binding_bench import E1000E, EDU
 from tests.support.documents import write_files
 
 pytest_plugins = ["pytester"]

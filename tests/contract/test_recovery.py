@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
+from tests.support.binding_bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
 from vfiotool.binding.machine import GO
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan

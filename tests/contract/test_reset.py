@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.contract.bench import BRIDGE, EDU, NVME, SIBLINGS
-from tests.contract.spaces import open_fds
-from tests.lab.support import group, kernel_complaints, path, write
+from tests.support.address_spaces import open_fds
+from tests.support.binding_bench import BRIDGE, EDU, NVME, SIBLINGS
+from tests.support.guest import group, kernel_complaints, path, write
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError
 from vfiotool.vfio.device import Device, open_device
 from vfiotool.vfio.mmio.mmio import Mmio

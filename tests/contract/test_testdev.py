@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.contract.spaces import MODES, kernel_params, open_fds
-from tests.lab.support import TESTDEV
+from tests.support.address_spaces import MODES, kernel_params, open_fds
+from tests.support.guest import TESTDEV
 from vfiotool.drivers.testdev import AccessTest, PciTestdev
 from vfiotool.errors import AccessError, UsageError
 from vfiotool.vfio.device import open_device

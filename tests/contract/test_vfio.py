@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 import vfiotool
-from tests.group_device import GroupDevice
+from tests.support.group_device import GroupDevice
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import GroupNotViableError, KernelError, UnsupportedError
 from vfiotool.host.era import detect_era

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.support import output
+from tests.support.guest import output
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.cli_result import Result
+from tests.support.guest import (
     BRIDGE,
     BUS,
     E1000E,
@@ -26,7 +27,6 @@ from tests.lab.support import (
     vfiotool_as_nobody,
     write,
 )
-from tests.results import Result
 
 pytestmark = pytest.mark.needs_guest
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import (
+from tests.support.guest import (
     BUS,
     EDU,
     MACHINE,

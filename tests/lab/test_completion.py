@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.lab.support import E1000_PAIR, KERNEL, MACHINE, PROGRAM, output
+from tests.support.guest import E1000_PAIR, KERNEL, MACHINE, PROGRAM, output
 
 pytestmark = [
     pytest.mark.needs_guest,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import E1000_PAIR, ONE_CPU
+from tests.support.guest import E1000_PAIR, ONE_CPU
 
 pytestmark = pytest.mark.full
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.support import E1000E, EDU, MACHINE, TESTDEV, listing, settle
+from tests.support.guest import E1000E, EDU, MACHINE, TESTDEV, listing, settle
 from vfiotool.binding.operations import Binding
 from vfiotool.host.pending_unbinds import STATE_DIR
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.lab.support import EDU, GROUPS, KERNEL, MACHINE, driver, kernel_complaints, path, vfiotool
 from tests.support.documents import NOT_RUN, Command, blocks, commands, mismatch, pages, program
+from tests.support.guest import EDU, GROUPS, KERNEL, MACHINE, driver, kernel_complaints, path, vfiotool
 from tests.support.terminal import Terminal
 from vfiotool.binding.operations import bound
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import EDU, KERNEL, MACHINE, as_before, done, settle, vfiotool
+from tests.support.guest import EDU, KERNEL, MACHINE, as_before, done, settle, vfiotool
 from tests.support.json_fields import fields
 
 DATA = Path(__file__).parents[1] / "data"

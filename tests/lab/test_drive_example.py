@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.spaces import OFFERED
-from tests.lab.support import EDU, driver, kernel_complaints, path
+from tests.support.address_spaces import OFFERED
+from tests.support.guest import EDU, driver, kernel_complaints, path
 
 pytestmark = pytest.mark.needs_guest
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import ONE_CPU
+from tests.support.guest import ONE_CPU
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "vfiotool")
 SECONDS = 400  # far more than any of these takes: a hang must not stop the tests

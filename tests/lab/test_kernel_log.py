@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.lab.support import kernel_log
+from tests.support.guest import kernel_log
 
 pytestmark = [pytest.mark.needs_guest, pytest.mark.after_all]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.support import EDU, RELEASE
+from tests.support.guest import EDU, RELEASE
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import UnsupportedError
 from vfiotool.vfio.dma.memory import Memory, PageKind

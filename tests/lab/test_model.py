@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.blocked_programs import UNBIND, comes_to_wait, writing
+from tests.support.guest import (
     E1000_PAIR,
     EDU,
     as_before,
@@ -23,7 +24,6 @@ from tests.lab.support import (
     output,
     path,
 )
-from tests.lab.waiting import UNBIND, comes_to_wait, writing
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import vfiotool
-from tests.lab.support import EDU, output
+from tests.support.guest import EDU, output
 from vfiotool.errors import UnsupportedError
 from vfiotool.vfio import Device
 

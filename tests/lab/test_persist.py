@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import need_guests
-from tests.lab.support import NVME, ONE_CPU, OTHER_NVME, PROGRAM, SUBSYSTEM_NVME
+from tests.support.guest import NVME, ONE_CPU, OTHER_NVME, PROGRAM, SUBSYSTEM_NVME
 
 SECONDS = 400
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing
-from tests.lab.support import (
+from tests.support.guest import (
     BUS,
     EDU,
     KERNEL,

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.group_device import GroupDevice
-from tests.holding import held
-from tests.lab.support import (
+from tests.support.device_holder import held
+from tests.support.group_device import GroupDevice
+from tests.support.guest import (
     BRIDGE,
     BUS,
     E1000_PAIR,

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.holding import held
-from tests.lab.support import (
+from tests.support.cli_result import Result
+from tests.support.device_holder import held
+from tests.support.guest import (
     E1000E,
     EDU,
     NVME,
@@ -34,7 +35,6 @@ from tests.lab.support import (
     vfiotool_as_nobody,
     write,
 )
-from tests.results import Result
 from tests.support.terminal import Terminal
 from vfiotool.vfio import offered_modes
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab.support import E1000_PAIR, EDU, as_before, await_, driver, needs_iommu, output, to_vfio
+from tests.support.guest import E1000_PAIR, EDU, as_before, await_, driver, needs_iommu, output, to_vfio
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.guest import (
     BRIDGE,
     BUS,
     E1000_PAIR,

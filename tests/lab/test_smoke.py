@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vfiotool as api
-from tests.lab.support import (
+from tests.support.guest import (
     E1000E,
     EDU,
     MACHINE,

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from tests.holding import held
-from tests.lab.support import (
+from tests.support.device_holder import held
+from tests.support.guest import (
     EDU,
     KERNEL,
     MACHINE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.guest import (
     SUBSYSTEM_NVME,
     await_,
     done,

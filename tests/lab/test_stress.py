@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.cli_result import Result
+from tests.support.guest import (
     E1000_PAIR,
     E1000E,
     EDU,
@@ -34,7 +35,6 @@ from tests.lab.support import (
     settle,
     vfiotool,
 )
-from tests.results import Result
 from vfiotool.binding.operations import Binding
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.kmsg import KernelLog

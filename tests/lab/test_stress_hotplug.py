@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.lab import group_witness
-from tests.lab.group_witness import GroupWitness
-from tests.lab.support import (
+from tests.support import group_witness
+from tests.support.group_witness import GroupWitness
+from tests.support.guest import (
     E1000_PAIR,
     E1000E,
     EDU,

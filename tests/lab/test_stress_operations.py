@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.guest import (
     E1000_PAIR,
     E1000E,
     EDU,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.support import (
+from tests.lab.test_model import Mistaken, model
+from tests.support.guest import (
     BUS,
     E1000_PAIR,
     EDU,
@@ -30,7 +31,6 @@ from tests.lab.support import (
     to_vfio,
     write,
 )
-from tests.lab.test_model import Mistaken, model
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client_pair import PROCESSES

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.group_device import GroupDevice
-from tests.lab.support import (
+from tests.support.group_device import GroupDevice
+from tests.support.guest import (
     BRIDGE,
     BUS,
     E1000E,

@@ -12,8 +12,20 @@ from ctypes import sizeof
 
 import pytest
 
-from tests.group_device import GroupDevice
-from tests.lab.support import (
+from tests.support.blocked_programs import (
+    UNBIND,
+    Program,
+    await_sleep,
+    comes_to_wait,
+    pending_signals,
+    reading,
+    sleeps_in,
+    state,
+    those_that_wait,
+    writing,
+)
+from tests.support.group_device import GroupDevice
+from tests.support.guest import (
     BUS,
     EDU,
     RELEASE,
@@ -26,18 +38,6 @@ from tests.lab.support import (
     path,
     prompt_looks,
     to_vfio,
-)
-from tests.lab.waiting import (
-    UNBIND,
-    Program,
-    await_sleep,
-    comes_to_wait,
-    pending_signals,
-    reading,
-    sleeps_in,
-    state,
-    those_that_wait,
-    writing,
 )
 from vfiotool.vfio import Container, Group, IommuType, KernelDeviceFile
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_set

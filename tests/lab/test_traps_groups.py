@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from tests.lab.support import (
+from tests.support.guest import (
     BUS,
     E1000_PAIR,
     EDU,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.group_device import GroupDevice
-from tests.lab.support import EDU, as_before, driver, group, needs_iommu, output, path, read, to_vfio, write
+from tests.support.group_device import GroupDevice
+from tests.support.guest import EDU, as_before, driver, group, needs_iommu, output, path, read, to_vfio, write
 from vfiotool.vfio.device_info import read_region_info
 from vfiotool.vfio.uapi import PciRegion
 

@@ -10,8 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.group_device import GroupDevice
-from tests.lab.support import (
+from tests.support.blocked_programs import (
+    UNBIND,
+    await_sleep,
+    comes_to_wait,
+    reading,
+    those_that_wait,
+    writing,
+)
+from tests.support.group_device import GroupDevice
+from tests.support.guest import (
     BUS,
     RELEASE,
     VFIO_BIND,
@@ -28,8 +36,7 @@ from tests.lab.support import (
     to_vfio,
     write,
 )
-from tests.lab.support import SUBSYSTEM_NVME as PF
-from tests.lab.waiting import UNBIND, await_sleep, comes_to_wait, reading, those_that_wait, writing
+from tests.support.guest import SUBSYSTEM_NVME as PF
 from vfiotool.errors import KernelError, UnsupportedError
 from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.features import Features

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.support import E1000E, await_, command, done, driver, needs_iommu, output, settle
+from tests.support.guest import E1000E, await_, command, done, driver, needs_iommu, output, settle
 from vfiotool.events.udev import DeviceEvents
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.holding import held
-from tests.lab.support import (
+from tests.support.device_holder import held
+from tests.support.guest import (
     E1000E,
     EDU,
     PROGRAM,

@@ -14,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.lab.support import ONE_CPU
+from tests.support.guest import ONE_CPU
 from tests.tiers import ROOT, Guest
 from vfiotool.errors import VfioToolError
 from vfiotool.lab import kernels, qemu
 
-AT_A_TIME = 2  # pytest in a guest keeps one processor busy
+AT_A_TIME = 2  # pytest in a guest keeps a processor busy
 SECONDS = 2700
 STUCK = 600  # seconds of one test, which then prints its stack
 SLOWEST = 10  # tests of a guest that may be among the slowest of all

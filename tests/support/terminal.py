@@ -6,7 +6,7 @@ import os
 import pty
 import select
 
-from tests.lab.support import PROGRAM
+from tests.support.guest import PROGRAM
 
 _SECONDS = 60
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.results import Result
+from tests.support.cli_result import Result
 from vfiotool import cli
 from vfiotool.cli.settings import Settings
 from vfiotool.host.tree import Tree

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import config_spaces
+from tests.support.strategies import config_spaces
 from vfiotool.pci.acs import AccessControl, PortType
 from vfiotool.pci.capabilities import extended, standard
 from vfiotool.pci.capabilities.decoding import Undecoded, decode, find

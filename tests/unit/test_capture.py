@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.results import Result
+from tests.support.cli_result import Result
 from tests.unit.conftest import Run
 from tests.unit.test_bounded_reads import blocking
 from vfiotool import cli

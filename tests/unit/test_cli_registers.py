@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.results import Result
+from tests.support.cli_result import Result
 from tests.unit.conftest import Run
 from vfiotool import cli
 from vfiotool.cli.prompt import _Completer

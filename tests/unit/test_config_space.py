@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.device_files import ADDRESS, MemoryDeviceFile, at, device, enabled, with_msix
-from tests.unit.strategies import config_spaces
+from tests.support.memory_device_file import ADDRESS, MemoryDeviceFile, at, device, enabled, with_msix
+from tests.support.strategies import config_spaces
 from vfiotool.errors import AccessError, ClosedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.pci.capabilities.standard import MsiX, PowerManagement
 from vfiotool.testing.built_config import config_space

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.irq_device import ADDRESS, REQ, IrqDevice
+from tests.support.irq_device import ADDRESS, REQ, IrqDevice
 from vfiotool.errors import ClosedError, IrqError
 from vfiotool.vfio.irqs.device_request import REASON, DeviceRequestHandler
 from vfiotool.vfio.irqs.irqs import Irqs

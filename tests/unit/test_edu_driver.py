@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.models import FakeIgb
+from tests.support.device_models import FakeIgb
 from vfiotool.drivers.edu import Edu
 from vfiotool.errors import ClosedError, IrqTimeoutError, KernelError, RegisterTimeoutError, UnsupportedError
 from vfiotool.testing import FakeEdu, open_fake

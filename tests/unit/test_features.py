@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.irq_device import (
+from tests.support.irq_device import (
     ADDRESS,
     GET,
     LOW_POWER_ENTRY,

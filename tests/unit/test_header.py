@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import config_spaces, examples
+from tests.support.strategies import config_spaces, examples
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import BaseAddress, BridgeHeader, Header, Window, read_header

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.models import RECEIVE, TAIL, FakeIgb
+from tests.support.device_models import RECEIVE, TAIL, FakeIgb
 from vfiotool.drivers.igb import Igb, IgbError, IgbTimeoutError
 from vfiotool.errors import ClosedError, DmaRangeError, IrqError, UnsupportedError, UsageError
 from vfiotool.testing import FakeEdu, open_fake

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.unit.strategies import examples
+from tests.support.strategies import examples
 from vfiotool.errors import DmaMapError, DmaRangeError, IovaExhaustedError
 from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.info import IovaRange

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.irq_device import (
+from tests.support.irq_device import (
     ADDRESS,
     DATA_EVENTFD,
     DATA_NONE,
@@ -34,7 +34,7 @@ from tests.unit.irq_device import (
     UNMASK,
     IrqDevice,
 )
-from tests.unit.strategies import examples
+from tests.support.strategies import examples
 from vfiotool._shim import lib
 from vfiotool.errors import (
     ClosedError,

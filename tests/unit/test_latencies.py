@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import examples
+from tests.support.strategies import examples
 from vfiotool.stress.record import errno_name
 from vfiotool.stress.results.stats import MOST_NAMES, OTHERS, Latencies
 

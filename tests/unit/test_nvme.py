@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.nvme_model import CSTS, DOORBELLS, IOVA, PAGE, Command, QueueModel, plain_memory
-from tests.unit.strategies import examples
+from tests.support.nvme_queue_model import CSTS, DOORBELLS, IOVA, PAGE, Command, QueueModel, plain_memory
+from tests.support.strategies import examples
 from vfiotool._shim import ffi, lib
 from vfiotool.drivers.nvme import NamespaceInfo, NvmeError, NvmeStatusError, NvmeTimeoutError, commands
 from vfiotool.drivers.nvme.commands import READ, WRITE, Completion

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import (
+from tests.support.strategies import (
     Odd,
     addresses_like,
     aliases,

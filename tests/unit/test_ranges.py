@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.strategies import examples
+from tests.support.strategies import examples
 from vfiotool.errors import DmaRangeError
 from vfiotool.vfio.iommu.ranges import Ranges
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.device_files import (
+from tests.support.memory_device_file import (
     ADDRESS,
     ALL,
     MMAP,

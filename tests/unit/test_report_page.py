@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.report_page import page
+from tests.support.strategies import examples
 from tests.support.stress_results import ADDRESS, LINE, OPERATION, files_of_at_most, report
-from tests.unit.strategies import examples
 from vfiotool.errors import VfioToolError
 from vfiotool.render.formats import duration
 from vfiotool.render.report_page import write_page

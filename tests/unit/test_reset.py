@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.irq_device import ADDRESS, INFO_PCI, IrqDevice
-from tests.unit.strategies import examples
+from tests.support.irq_device import ADDRESS, INFO_PCI, IrqDevice
+from tests.support.strategies import examples
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError, VfioToolError
 from vfiotool.vfio.handle import Handle
 from vfiotool.vfio.reset import hot_reset, read_hot_reset_info, reset_function

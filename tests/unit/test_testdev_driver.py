@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.models import FakeTestdev
+from tests.support.device_models import FakeTestdev
 from vfiotool.drivers.testdev import AccessTest, PciTestdev
 from vfiotool.errors import AccessError, ClosedError, UnsupportedError
 from vfiotool.testing import FakeEdu, open_fake

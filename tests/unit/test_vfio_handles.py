@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vfiotool.vfio
-from tests.unit.strategies import examples
+from tests.support.strategies import examples
 from vfiotool import _shim
 from vfiotool.errors import (
     ClosedError,

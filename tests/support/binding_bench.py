@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.holding import held
+from tests.support.device_holder import held
 from vfiotool.binding.machine import LiveMachine, MachineControl, UeventListener
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner

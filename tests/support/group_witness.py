@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
-from tests.lab.support import await_, driver, settle, to_vfio
+from tests.support.guest import await_, driver, settle, to_vfio
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import ACTIONS, KernelProbes
 from vfiotool.events.tracefs import TraceInstance

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.results import Result
+from tests.support.cli_result import Result
 from vfiotool import cli
 
 KERNEL = os.environ.get("VFIOTOOL_LAB_KERNEL", "")

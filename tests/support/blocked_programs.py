@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.lab.support import await_
+from tests.support.guest import await_
 from vfiotool.util import tasks
 from vfiotool.util.tasks import task_state
 

@@ -13,7 +13,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.conftest import GUEST_KERNEL
-from tests.contract.bench import E1000E, EDU
+from tests.support.binding_bench import E1000E, EDU
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu
 from vfiotool.vfio.device import Device, open_device
