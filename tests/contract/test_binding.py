@@ -15,12 +15,12 @@ from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import read_state
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 
 OVERRIDE = f"{device_path(EDU)}/driver_override"
 
 
-def settled(devices: Iterable[Device]) -> list[Device]:
+def settled(devices: Iterable[PciDevice]) -> list[PciDevice]:
     """A device without power management is in an unknown power state until its first bind, then in D0."""
     return [replace(one, power_state="D0") if one.power_state == "unknown" else one for one in devices]
 

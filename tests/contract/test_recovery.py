@@ -23,7 +23,7 @@ from vfiotool.cli.signals import exit_on_signals
 from vfiotool.errors import BindError, BlockedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.pending_unbinds import pending_writer
 from vfiotool.testing import FakeHost
 
@@ -38,7 +38,7 @@ ERRNOS = {
 }
 
 Run = Callable[[Binding], Plan]
-Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
+Snapshot = tuple[list[PciDevice], dict[str, DeviceState], list[str]]
 
 
 @dataclass(frozen=True)

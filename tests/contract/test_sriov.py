@@ -22,7 +22,7 @@ from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import DeviceState, read_states
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"
@@ -33,7 +33,7 @@ VFIO = f"{DRIVERS}/vfio-pci"
 KERNEL = tuple(int(number) for number in os.uname().release.split(".")[:2])
 
 Run = Callable[[Binding], Plan]
-Snapshot = tuple[list[Device], dict[str, DeviceState], list[str]]
+Snapshot = tuple[list[PciDevice], dict[str, DeviceState], list[str]]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from vfiotool.binding.steps import steps_between
 from vfiotool.errors import KernelError
 from vfiotool.host.attributes import addresses
 from vfiotool.host.device_state import DeviceState, NodeAccess, node_path, read_states
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import IommuGroup, read_group
 from vfiotool.pci.names import PciNames
@@ -93,10 +93,10 @@ class Bench:
     def write(self, path: str, value: str) -> None:
         self.machine.write(path, value, address=EDU, timeout=10)
 
-    def devices(self, wanted: Sequence[str]) -> list[Device]:
+    def devices(self, wanted: Sequence[str]) -> list[PciDevice]:
         return read_devices(self.machine.tree, wanted, PciNames(b""), state_dir=self.state_dir)
 
-    def device(self, address: str) -> Device:
+    def device(self, address: str) -> PciDevice:
         return self.devices([address])[0]
 
     def group_of(self, address: str) -> IommuGroup:

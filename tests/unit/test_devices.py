@@ -10,7 +10,7 @@ from vfiotool.errors import DeviceNotFoundError, KernelError, VfioToolError
 from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.device_state import DeviceState, read_state
-from vfiotool.host.devices import Device, find_device, read_devices
+from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.snapshot import snapshot
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
@@ -20,7 +20,7 @@ A, B, C = "0000:00:01.0", "0000:00:02.0", "0000:00:03.0"
 NAMES = PciNames(b"8086  Intel\n\t10d3  82574L\n")
 
 
-def read(host: FakeHost, *wanted: str) -> list[Device]:
+def read(host: FakeHost, *wanted: str) -> list[PciDevice]:
     return read_devices(host.tree, wanted or addresses(host.tree), NAMES, state_dir=host.state_dir)
 
 
@@ -55,7 +55,7 @@ def test_every_field_is_read(host: FakeHost) -> None:
         power_state="D3hot",
     )
     assert read(host) == [
-        Device(
+        PciDevice(
             address=A,
             vendor_id=0x8086,
             device_id=0x10D3,

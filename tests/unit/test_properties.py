@@ -33,7 +33,7 @@ from vfiotool.binding.journal import Journal
 from vfiotool.errors import DeviceNotFoundError, SelectorError, VfioToolError
 from vfiotool.host import bounded_reads, pending_unbinds
 from vfiotool.host.attributes import addresses
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.selectors import select
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import best_vfio_driver
@@ -281,7 +281,7 @@ def test_selectors_name_what_is_there(machine: FakeHost, selector: str) -> None:
 @given(data=st.data())
 def test_the_alias_that_serves_best(machine: FakeHost, data: st.DataObject) -> None:
     """Against all lines that match as a shell's pattern, the one with the fewest stars."""
-    device: Device = read_devices(machine.tree, [NIC], PciNames(b""))[0]
+    device: PciDevice = read_devices(machine.tree, [NIC], PciNames(b""))[0]
     fields = ("00001234", "000011E8", "00000000", "00000000", "02", "00", "00")
     name = "alias vfio_pci:v{}d{}sv{}sd{}bc{}sc{}i{}".format(*fields)
     lines = data.draw(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vfiotool.host.attributes import addresses
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.variant_drivers import best_vfio_driver, modalias
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
@@ -37,7 +37,7 @@ def device(
     *,
     class_code: int = 0x020000,
     subsystem: tuple[int, int] = (0, 0),
-) -> Device:
+) -> PciDevice:
     address = "0000:01:00.0"
     host.add_device(address, vendor=vendor, device=model, class_code=class_code)
     for name, number in zip(("subsystem_vendor", "subsystem_device"), subsystem, strict=True):

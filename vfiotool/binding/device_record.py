@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiotool.host.device_state import DeviceState, NodeAccess
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.pci.address import is_address
 
 _MOST_VFS = 0xFFFF
@@ -24,7 +24,7 @@ class DeviceRecord:
     state: DeviceState
 
     @classmethod
-    def of(cls, device: Device, state: DeviceState) -> DeviceRecord:
+    def of(cls, device: PciDevice, state: DeviceState) -> DeviceRecord:
         """Return the record of a device in a state."""
         return cls(device.address, device.vendor_id, device.device_id, state)
 
@@ -33,7 +33,7 @@ class DeviceRecord:
         """The vendor and the device id."""
         return self.vendor_id, self.device_id
 
-    def matches(self, device: Device) -> bool:
+    def matches(self, device: PciDevice) -> bool:
         """Return True if the device now at the address is the recorded one, by its ids."""
         return (device.vendor_id, device.device_id) == self.ids
 

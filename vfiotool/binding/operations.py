@@ -25,7 +25,7 @@ from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import Device, find_device
+from vfiotool.host.devices import PciDevice, find_device
 from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
@@ -87,7 +87,7 @@ class Binding:
         if not is_driver_name(driver):
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
-        def target(device: Device, now: DeviceState) -> DeviceState:
+        def target(device: PciDevice, now: DeviceState) -> DeviceState:
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
             if is_vfio_driver(chosen) and device.iommu_group is None and not has_noiommu(self._tree):
                 raise _no_group(device.address)
@@ -126,7 +126,7 @@ class Binding:
         if bind and count and count == len(device.vfs):
             return self.bind(device.vfs)
 
-        def target(device: Device, now: DeviceState) -> DeviceState:
+        def target(device: PciDevice, now: DeviceState) -> DeviceState:
             check_count(self._tree, device, now, count)
             return replace(now, numvfs=count)
 
@@ -207,7 +207,7 @@ class Binding:
         except VfioToolError:
             return True
 
-    def _recorded_state(self, device: Device, now: DeviceState) -> DeviceState:
+    def _recorded_state(self, device: PciDevice, now: DeviceState) -> DeviceState:
         record = self._journal.find(device.address)
         if record is None and device.address in self._just_recovered:
             return now  # the recovery has brought it back, and removed its record

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.denylist import Denial, find_denied
-from vfiotool.host.devices import Device, find_device
+from vfiotool.host.devices import PciDevice, find_device
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import IommuGroup, group_ids, read_groups
 from vfiotool.host.tree import Tree
@@ -25,7 +25,7 @@ class PlanContext:
     address, why a device is on a denylist. ``open_groups`` are those of ``groups`` that a process has open.
     """
 
-    devices: Mapping[str, Device]
+    devices: Mapping[str, PciDevice]
     groups: Mapping[int, IommuGroup]
     usage: Mapping[str, Sequence[Usage]]
     loaded_drivers: frozenset[str]
@@ -41,7 +41,7 @@ class PlanContext:
 
 
 def read_plan_context(
-    tree: Tree, devices: Iterable[Device], addresses: Iterable[str], *, allowed: Collection[str] = ()
+    tree: Tree, devices: Iterable[PciDevice], addresses: Iterable[str], *, allowed: Collection[str] = ()
 ) -> PlanContext:
     """Read all that a change of these addresses may affect; ``devices`` are all of the machine.
 

@@ -14,11 +14,11 @@ from vfiotool.binding.steps import GrantOwner
 from vfiotool.errors import BlockedError
 from vfiotool.host.attributes import addresses as all_addresses
 from vfiotool.host.device_state import DeviceState, read_states
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
-TargetState = Callable[[Device, DeviceState], DeviceState]
+TargetState = Callable[[PciDevice, DeviceState], DeviceState]
 """Returns the state that a device is to reach, from the device and its state now."""
 
 PlanAmendment = Callable[[PlanContext, Plan], Plan]
@@ -32,7 +32,7 @@ class Planner:
         self._tree = tree
         self._state_dir = state_dir
 
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[PciDevice]:
         """Read all devices, without vendor and device names, which no plan needs."""
         return read_devices(self._tree, all_addresses(self._tree), PciNames(b""), state_dir=self._state_dir)
 
@@ -69,7 +69,7 @@ class Planner:
         return plan, context
 
     def read(
-        self, devices: Sequence[Device], addresses: Sequence[str], allowed: frozenset[str]
+        self, devices: Sequence[PciDevice], addresses: Sequence[str], allowed: frozenset[str]
     ) -> tuple[PlanContext, dict[str, DeviceState]]:
         """Read what a plan for these addresses is made from, and the devices' states.
 

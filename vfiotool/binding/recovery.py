@@ -17,7 +17,7 @@ from vfiotool.binding.transaction_log import UnfinishedTransaction, read_unfinis
 from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.pending_unbinds import pending_writer
 
 
@@ -136,7 +136,7 @@ class Recovery:
             if address in present and transaction.before[address].matches(present[address])
         ]
 
-        def target(device: Device, now: DeviceState) -> DeviceState:
+        def target(device: PciDevice, now: DeviceState) -> DeviceState:
             return without_autoprobe(now, targets[device.address])
 
         return self._planner.plan(same, target, self._allowed | transaction.allowed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.errors import RefusedError
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import IommuGroup, is_bridge, is_vfio_driver
 from vfiotool.host.usage.claim import some
 from vfiotool.host.usage.device_usage import Usage
@@ -102,7 +102,7 @@ def _of_device(context: PlanContext, address: str, target: DeviceState) -> Itera
     yield from _live_group(context, device, target)
 
 
-def _vfs(device: Device, target: DeviceState) -> Iterable[Refusal]:
+def _vfs(device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
     """Yield what forbids to change the driver of a PF that has VFs.
 
     vfio-pci does not bind to a PF with VFs (``pci_num_vf()``), and other drivers leave the VFs enabled when
@@ -118,7 +118,7 @@ def _vfs(device: Device, target: DeviceState) -> Iterable[Refusal]:
         yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
 
 
-def _denied(context: PlanContext, device: Device, target: DeviceState) -> Iterable[Refusal]:
+def _denied(context: PlanContext, device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
     """Yield the denylist's refusal. The owner's list forbids to take a device, not to give it back."""
     denial = context.denylist.get(device.address)
     if denial is None:
@@ -134,7 +134,7 @@ def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable
             yield _liftable(address, claim.rule, f"{thing} {claim.text}{also}")
 
 
-def _live_group(context: PlanContext, device: Device, target: DeviceState) -> Iterable[Refusal]:
+def _live_group(context: PlanContext, device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
     """Yield what forbids to change a driver in a group that is in use.
 
     Binding a host driver there is a kernel BUG up to 5.18, and the machine is lost

@@ -15,7 +15,7 @@ from vfiotool.binding.steps import BindDriver, DeviceUevent, SetAttribute, SetOv
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import AUTOPROBE, DeviceState
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.tree import Tree
 
@@ -47,7 +47,7 @@ def vf_addresses(tree: Tree, pf: str, count: int) -> tuple[str, ...]:
 
 
 def removed_vfs(
-    devices: Mapping[str, Device], now: Mapping[str, DeviceState], targets: Mapping[str, DeviceState]
+    devices: Mapping[str, PciDevice], now: Mapping[str, DeviceState], targets: Mapping[str, DeviceState]
 ) -> tuple[str, ...]:
     """Return the VFs that are removed because the number of VFs of their PF is to change."""
     pfs = (pf for pf, state in targets.items() if state.numvfs not in (None, now[pf].numvfs))
@@ -89,7 +89,7 @@ def with_bound_vfs(context: PlanContext, plan: Plan, pf: str) -> Plan:
     return replace(plan, steps=(*missing_modules(context, binds), *steps), after=after)
 
 
-def check_count(tree: Tree, pf: Device, now: DeviceState, count: int) -> None:
+def check_count(tree: Tree, pf: PciDevice, now: DeviceState, count: int) -> None:
     """Check that the PF and its driver support ``count`` VFs.
 
     Raises:
@@ -105,7 +105,7 @@ def check_count(tree: Tree, pf: Device, now: DeviceState, count: int) -> None:
         raise PlanRefusedError([Refusal(pf.address, rule, reason, None) for rule, reason in found])
 
 
-def _reasons(tree: Tree, pf: Device, most: int, count: int) -> Iterable[tuple[str, str]]:
+def _reasons(tree: Tree, pf: PciDevice, most: int, count: int) -> Iterable[tuple[str, str]]:
     if count > most:
         yield "totalvfs", f"it can have at most {most} VFs, not {count}"
     if pf.driver is None:

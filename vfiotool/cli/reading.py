@@ -13,7 +13,7 @@ from vfiotool.render.documents import write_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vfiotool.host.devices import Device
+    from vfiotool.host.devices import PciDevice
 
 _MOST_DIGITS = 10  # the kernel's group numbers are of type int
 
@@ -29,10 +29,10 @@ def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: 
     if as_json:
         write_document("list", {"devices": fields})
         return
-    from vfiotool.host.devices import Device
+    from vfiotool.host.devices import PciDevice
     from vfiotool.render.tables import print_devices
 
-    print_devices([Device(**one) for one in fields])
+    print_devices([PciDevice(**one) for one in fields])
 
 
 def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
@@ -73,7 +73,7 @@ def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bo
     print_details(details)
 
 
-def _all_devices(tree: Tree, state_dir: str) -> list[Device]:
+def _all_devices(tree: Tree, state_dir: str) -> list[PciDevice]:
     from vfiotool.host.devices import read_devices
 
     return read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)

@@ -11,7 +11,7 @@ from vfiotool.cli.driver_changes import make_binding, run_and_print
 from vfiotool.cli.options import ChangeOptions, change_options
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.host.attributes import read_fields
-from vfiotool.host.devices import Device, find_device, read_devices
+from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.selectors import select_meant
 from vfiotool.pci.names import PciNames
 from vfiotool.render.tables import print_devices
@@ -46,4 +46,4 @@ def sriov(
 
     run_and_print("sriov", lambda: binding.sriov(pf, count, bind=bind), as_json, binding.dry_run, vfs)
     if not as_json and not binding.dry_run and (there := vfs()["vfs"]):
-        print_devices([Device(**one) for one in there])
+        print_devices([PciDevice(**one) for one in there])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError, VfioToolError
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.selectors import select
 from vfiotool.host.tree import Tree
 
@@ -38,7 +38,7 @@ class Denial:
     by_owner: bool
 
 
-def find_denied(tree: Tree, devices: Iterable[Device]) -> Mapping[str, Denial]:
+def find_denied(tree: Tree, devices: Iterable[PciDevice]) -> Mapping[str, Denial]:
     """Return the denial of each device that is on a list, by address.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import IommuGroup, read_group
 from vfiotool.host.tree import Tree, decode
 from vfiotool.host.usage.device_usage import Usage, read_usage
@@ -44,7 +44,7 @@ class Details:
     PCI Express.
     """
 
-    device: Device
+    device: PciDevice
     group: IommuGroup | None
     capabilities: tuple[config_space.Capability, ...] | None
     bars: tuple[Bar, ...]
@@ -54,7 +54,7 @@ class Details:
     unavailable: tuple[str, ...]
 
 
-def read_details(tree: Tree, device: Device, devices: Iterable[Device]) -> Details:
+def read_details(tree: Tree, device: PciDevice, devices: Iterable[PciDevice]) -> Details:
     """Read the details of a device, bounded in time like a listing; ``devices`` are all of the machine."""
     number = device.iommu_group
     group = None if number is None else read_group(tree, number, devices)

@@ -13,7 +13,7 @@ from vfiotool.pci.names import PciNames
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class PciDevice:
     """A PCI function at one moment.
 
     ``class_code`` has 24 bits. A field that could not be read, because of permissions or a timeout, is
@@ -49,12 +49,12 @@ class Device:
 
 def read_devices(
     tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = STATE_DIR
-) -> list[Device]:
+) -> list[PciDevice]:
     """Read the devices at these addresses, in the given order: see ``attributes.read_fields``."""
-    return [Device(**fields) for fields in read_fields(tree, wanted, names, state_dir=state_dir)]
+    return [PciDevice(**fields) for fields in read_fields(tree, wanted, names, state_dir=state_dir)]
 
 
-def find_device(devices: Iterable[Device], address: str) -> Device:
+def find_device(devices: Iterable[PciDevice], address: str) -> PciDevice:
     """Return the device at an address.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host import bounded_reads
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.group_causes import group_causes
 from vfiotool.host.holders import Holder, find_holders
@@ -66,12 +66,12 @@ def group_ids(tree: Tree) -> list[int]:
     return sorted(int(name) for name in tree.find_names(GROUPS) if name.isdecimal())
 
 
-def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) -> list[IommuGroup]:
+def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[PciDevice]) -> list[IommuGroup]:
     """Read the groups with these numbers; ``devices`` are all devices of the machine.
 
     A group that disappears meanwhile is left out.
     """
-    members: dict[int, list[Device]] = {}
+    members: dict[int, list[PciDevice]] = {}
     for device in devices:
         if device.iommu_group is not None:
             members.setdefault(device.iommu_group, []).append(device)
@@ -89,7 +89,7 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[Device]) ->
     ]
 
 
-def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> IommuGroup:
+def read_group(tree: Tree, number: int, devices: Iterable[PciDevice]) -> IommuGroup:
     """Read one group.
 
     Raises:
@@ -103,7 +103,7 @@ def read_group(tree: Tree, number: int, devices: Iterable[Device]) -> IommuGroup
     return found[0]
 
 
-def blockers(devices: Iterable[Device], era: Era) -> tuple[Blocker, ...]:
+def blockers(devices: Iterable[PciDevice], era: Era) -> tuple[Blocker, ...]:
     """Return the devices of a group that make it not viable, by the rules of the era.
 
     Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
@@ -122,18 +122,18 @@ def is_vfio_driver(driver: str | None) -> bool:
     return driver is not None and "vfio" in driver
 
 
-def is_bridge(device: Device) -> bool:
+def is_bridge(device: PciDevice) -> bool:
     """Return True if a device is a PCI-to-PCI or CardBus bridge: a bridge has its own type of header."""
     return device.class_code >> 8 in BRIDGE_CLASSES
 
 
-def _is_harmless(device: Device, driver: str, era: Era) -> bool:
+def _is_harmless(device: PciDevice, driver: str, era: Era) -> bool:
     if is_vfio_driver(driver) or driver == "pci-stub":
         return True
     return driver == "pcieport" if era.has_dma_owner else is_bridge(device)
 
 
-def _reason(device: Device, driver: str, group: Iterable[Device]) -> str:
+def _reason(device: PciDevice, driver: str, group: Iterable[PciDevice]) -> str:
     """Return why a device blocks its group, and how to remove the cause."""
     address = device.address
     if is_bridge(device):
@@ -158,7 +158,7 @@ def _slot(address: str) -> str:
 def _read_group(
     tree: Tree,
     number: int,
-    devices: tuple[Device, ...],
+    devices: tuple[PciDevice, ...],
     era: Era,
     holders: Mapping[str, tuple[Holder, ...]],
     guarded: Mapping[str, bounded_reads.ReadResult],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vfiotool.host import pending_unbinds
 from vfiotool.host.attributes import addresses
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.groups import IommuGroup, group_ids, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
@@ -16,7 +16,7 @@ from vfiotool.pci.names import PciNames
 class Snapshot:
     """All PCI devices, sorted by address, and all IOMMU groups, sorted by number."""
 
-    devices: tuple[Device, ...]
+    devices: tuple[PciDevice, ...]
     groups: tuple[IommuGroup, ...]
 
 

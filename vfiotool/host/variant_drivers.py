@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import kernel_release
 from vfiotool.host.tree import Tree
 
@@ -23,7 +23,7 @@ _ALIAS = re.compile(
 )
 
 
-def best_vfio_driver(tree: Tree, device: Device) -> str:
+def best_vfio_driver(tree: Tree, device: PciDevice) -> str:
     """Return the driver whose alias matches the device with the fewest wildcards.
 
     The result is ``vfio-pci`` if no alias matches, if the kernel has no ``vfio_pci:`` aliases (before 5.16),
@@ -41,12 +41,12 @@ def best_vfio_driver(tree: Tree, device: Device) -> str:
     return best
 
 
-def modalias(device: Device) -> str:
+def modalias(device: PciDevice) -> str:
     """Return the ``modalias`` of a device as in sysfs, with the prefix of the aliases of VFIO drivers."""
     return "vfio_pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
 
 
-def _fields(device: Device) -> list[str]:
+def _fields(device: PciDevice) -> list[str]:
     numbers = (
         device.vendor_id,
         device.device_id,

@@ -8,14 +8,14 @@ from rich import box
 from rich.table import Table
 
 from vfiotool.host.device_details import Details
-from vfiotool.host.devices import Device
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import TURN_ON_IOMMU, IommuGroup, is_vfio_driver
 from vfiotool.render.terminal import literal, show
 
 _NONE = "-"
 
 
-def print_devices(devices: Iterable[Device]) -> None:
+def print_devices(devices: Iterable[PciDevice]) -> None:
     """Print a table with a line for each device."""
     table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
     for device in devices:
@@ -25,7 +25,7 @@ def print_devices(devices: Iterable[Device]) -> None:
     show(table)
 
 
-def print_groups(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> None:
+def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> None:
     """Print each group with its devices, blockers and holders."""
     by_address = {device.address: device for device in devices}
     table = _table("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE")
@@ -137,11 +137,11 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _driver(device: Device) -> str:
+def _driver(device: PciDevice) -> str:
     return "blocked" if device.blocked else _text(device.driver)
 
 
-def _name(device: Device) -> str:
+def _name(device: PciDevice) -> str:
     return f"{device.vendor} {device.device}"
 
 

@@ -10,7 +10,7 @@ from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import addresses, find_group
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.era import detect_era
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.tree import Tree
@@ -54,7 +54,7 @@ def find_groups(tree: Tree, wanted: Collection[str], state_dir: str) -> tuple[Gr
         UnsupportedError: a device has no IOMMU group.
     """
     devices = read_devices(tree, addresses(tree), PciNames.of_this_machine(), state_dir=state_dir)
-    groups: dict[int, list[Device]] = {}
+    groups: dict[int, list[PciDevice]] = {}
     for address in wanted:
         number = find_group(tree, address)
         if number is None:
@@ -93,7 +93,7 @@ def groups_of_trace(tree: Tree, header: Mapping[str, Any], state_dir: str) -> tu
     return tuple(groups)
 
 
-def _group_spec(members: Sequence[Device], journal: Journal) -> GroupSpec:
+def _group_spec(members: Sequence[PciDevice], journal: Journal) -> GroupSpec:
     """A host driver is the present driver of a device, or its driver before the first change by vfiotool."""
     hosts = dict[str, str]()
     for device in members:

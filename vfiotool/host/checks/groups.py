@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from vfiotool.host.attributes import addresses
 from vfiotool.host.checks.verdict import Verdict
-from vfiotool.host.devices import Device, read_devices
+from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
@@ -63,7 +63,7 @@ def check_viability(tree: Tree, state_dir: str) -> Verdict:
     return judge_viability(read_groups(tree, group_ids(tree), devices), devices)
 
 
-def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[Device]) -> Verdict:
+def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> Verdict:
     """Judge the groups that have a device on a VFIO driver."""
     handed = {one.address: one for one in devices if is_vfio_driver(one.driver)}
     used = [group for group in groups if any(address in handed for address in group.devices)]
