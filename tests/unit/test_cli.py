@@ -265,7 +265,8 @@ def test_list_loads_no_module_of_stress_or_tables(host: FakeHost) -> None:
     program = (
         "import sys; from vfiotool import cli; "
         "status = cli.run(['--sysroot', sys.argv[1], 'list', '--json']); "
-        "print(status, [name for name in ('hdrh', 'rich', 'vfiotool.stress') if name in sys.modules])"
+        "names = 'hdrh', 'jinja2', 'rich', 'vfiotool.stress'; "
+        "print(status, [name for name in names if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, host.tree.path("/")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -108,3 +110,11 @@ def test_the_terminal_is_restored_after_an_error(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "\x1b[?25h" in written()
+
+
+def test_progress_does_not_load_the_template_engine_of_the_page() -> None:
+    program = (
+        "import sys; import vfiotool.cli.stress, vfiotool.render.stress_progress, vfiotool.stress.runner; "
+        "sys.exit('jinja2' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell
+_NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell
 
 
 def plain(value: Any) -> str:
     """Return a value of a report as text for a reader."""
     if value is None or value == "":
-        return NONE
+        return _NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or NONE
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or _NONE
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(plain, value)) or NONE
+        return ", ".join(map(plain, value)) or _NONE
     return str(value)
 
 
