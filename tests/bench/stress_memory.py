@@ -75,7 +75,7 @@ def main() -> int:
         found = run(order, samples, stop)
     if found.reasons:
         raise SystemExit(f"the run failed: {'; '.join(found.reasons)}")
-    table = Table("operations", "engine kB", "worker and keeper kB", box=None, pad_edge=False)
+    table = Table("operations", "run kB", "worker and cleanup kB", box=None, pad_edge=False)
     for share in range(1, SHOWN + 1):
         table.add_row(*(f"{number:,}" for number in at(samples, share / SHOWN)))
     first, last = at(samples, SETTLED), samples.taken[-1]

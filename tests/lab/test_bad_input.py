@@ -51,7 +51,7 @@ def unchanged() -> Iterator[dict[str, dict[str, Any]]]:
     assert vfiotool("restore", "--all", "--json").document["changed"] == []
 
 
-def told(result: Result, status: int, *words: str) -> None:
+def assert_error(result: Result, status: int, *words: str) -> None:
     """Check that a failure is one ``error:`` and one ``hint:`` line, with these words in them."""
     assert (result.status, result.stdout) == (status, ""), result
     error, hint = result.stderr.splitlines()
@@ -63,46 +63,46 @@ def told(result: Result, status: int, *words: str) -> None:
 @pytest.mark.usefixtures("unchanged")
 def test_names_that_cannot_be_understood_or_match_nothing_or_too_much() -> None:
     for verb in ("list", "show", "bind", "unbind", "restore"):
-        told(vfiotool(verb, "0000:00:1g.0"), USAGE, "'0000:00:1g.0' is not a PCI address")
-        told(vfiotool(verb, "00:20.0"), USAGE, "'00:20.0' is not a PCI address")
-        told(vfiotool(verb, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
-        told(vfiotool(verb, "8086:ffff"), FAILED, "no PCI device matches '8086:ffff'")
-        told(vfiotool(verb, "no-such-name"), FAILED, "no PCI device matches 'no-such-name'")
+        assert_error(vfiotool(verb, "0000:00:1g.0"), USAGE, "'0000:00:1g.0' is not a PCI address")
+        assert_error(vfiotool(verb, "00:20.0"), USAGE, "'00:20.0' is not a PCI address")
+        assert_error(vfiotool(verb, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
+        assert_error(vfiotool(verb, "8086:ffff"), FAILED, "no PCI device matches '8086:ffff'")
+        assert_error(vfiotool(verb, "no-such-name"), FAILED, "no PCI device matches 'no-such-name'")
     for verb in ("show", "bind", "unbind", "restore"):
-        told(vfiotool(verb, "8086:100e"), USAGE, "matches 2 devices: 0000:03:01.0, 0000:03:02.0")
-    told(vfiotool("groups", "many"), USAGE, "'many' is not a group")
-    told(vfiotool("groups", "9999"), FAILED, "there is no IOMMU group 9999")
-    told(vfiotool("bind", EDU, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
+        assert_error(vfiotool(verb, "8086:100e"), USAGE, "matches 2 devices: 0000:03:01.0, 0000:03:02.0")
+    assert_error(vfiotool("groups", "many"), USAGE, "'many' is not a group")
+    assert_error(vfiotool("groups", "9999"), FAILED, "there is no IOMMU group 9999")
+    assert_error(vfiotool("bind", EDU, "0000:7f:00.0"), FAILED, "no PCI device matches '0000:7f:00.0'")
 
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_driver_that_does_not_exist() -> None:
     result = vfiotool("bind", "--driver", "no-such-driver", EDU, E1000E)
-    told(result, FAILED, "the module of driver no-such-driver cannot be loaded")
+    assert_error(result, FAILED, "the module of driver no-such-driver cannot be loaded")
 
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_driver_that_does_not_serve_the_device() -> None:
     """The first of the two has left its driver by then, and goes back."""
     result = vfiotool("bind", "--driver", "virtio-pci", E1000E, EDU)
-    told(result, FAILED, E1000E, "ENODEV", "virtio-pci does not serve this device")
+    assert_error(result, FAILED, E1000E, "ENODEV", "virtio-pci does not serve this device")
 
 
 @pytest.mark.usefixtures("unchanged")
 def test_nothing_was_recorded() -> None:
-    told(vfiotool("restore", EDU), FAILED, f"nothing is recorded of {EDU}")
+    assert_error(vfiotool("restore", EDU), FAILED, f"nothing is recorded of {EDU}")
 
 
 @needs_iommu
 @pytest.mark.usefixtures("unchanged")
 def test_a_bridge_is_refused_and_with_it_all() -> None:
-    told(vfiotool("bind", EDU, BRIDGE), REFUSED, BRIDGE, "it is a bridge")
+    assert_error(vfiotool("bind", EDU, BRIDGE), REFUSED, BRIDGE, "it is a bridge")
 
 
 @pytest.mark.skipif(MACHINE != "none", reason="this machine has an IOMMU")
 @pytest.mark.usefixtures("unchanged")
 def test_a_device_without_a_group() -> None:
-    told(vfiotool("bind", EDU), UNSUPPORTED, f"{EDU} is in no IOMMU group", "intel_iommu=on")
+    assert_error(vfiotool("bind", EDU), UNSUPPORTED, f"{EDU} is in no IOMMU group", "intel_iommu=on")
     groups = vfiotool("groups")
     assert (groups.status, groups.stdout) == (0, "")
     assert "no IOMMU groups" in groups.stderr
@@ -111,7 +111,7 @@ def test_a_device_without_a_group() -> None:
 @needs_iommu
 @pytest.mark.usefixtures("unchanged")
 def test_a_user_without_rights() -> None:
-    told(vfiotool_as_nobody("bind", EDU), FAILED, "run it as root")
+    assert_error(vfiotool_as_nobody("bind", EDU), FAILED, "run it as root")
 
 
 @needs_iommu
@@ -125,7 +125,9 @@ def test_a_kernel_without_vfio() -> None:
         config.write("install vfio-pci /bin/false\ninstall vfio_pci /bin/false\n")
     try:
         assert not os.path.exists(f"{BUS}/drivers/vfio-pci")
-        told(vfiotool("bind", E1000E, EDU), UNSUPPORTED, "the module of driver vfio-pci cannot be loaded")
+        assert_error(
+            vfiotool("bind", E1000E, EDU), UNSUPPORTED, "the module of driver vfio-pci cannot be loaded"
+        )
     finally:
         os.unlink(file)
 

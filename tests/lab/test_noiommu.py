@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture
 def allowed() -> Iterator[None]:
-    """VFIO is told to give out what no IOMMU isolates."""
+    """Let VFIO hand out devices that no IOMMU isolates."""
     output("modprobe", "vfio-pci")
     if not os.path.exists(UNSAFE):
         pytest.skip("this kernel was built without CONFIG_VFIO_NOIOMMU")

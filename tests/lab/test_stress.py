@@ -390,7 +390,7 @@ def test_a_device_that_stays_on_the_wrong_driver_is_found(
 def test_a_task_that_is_stuck_is_reported_and_not_waited_for(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unbind that waits, and is told to end, waits on in state D; nothing lets go of the device."""
+    """A signal moves a blocked unbind to state D; no process releases the device."""
     blocks = SysfsWriter.blocks
 
     def blocks_in_state_d(self: SysfsWriter) -> bool:
@@ -489,7 +489,7 @@ def test_a_run_that_is_killed_gives_devices_back_and_says_how_far_it_came(
     running.kill()
     running.wait()
     path = tmp_path / "early/report.json"
-    await_("the keeper reports", path.exists, 120)
+    await_("the cleanup process reports", path.exists, 120)
     report = json.loads(path.read_text())
     assert (report["interrupted"], report["verdict"], report["restored"]) == ("killed", "fail", True)
     assert sum(one["count"] for one in report["operations"].values()) > 20
@@ -513,7 +513,7 @@ def test_the_vfs_of_a_run_that_is_killed_go(tmp_path: Any) -> None:
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         await_("there are VFs", lambda: (read(numvfs) or "0") != "0", 180)
         run.kill()
-    await_("the keeper reports", (tmp_path / "vfs/report.json").exists, 120)
+    await_("the cleanup process reports", (tmp_path / "vfs/report.json").exists, 120)
     assert (read(numvfs), read(autoprobe)) == ("0", "1")
     assert driver(SUBSYSTEM_NVME) == "nvme"
 

@@ -251,7 +251,7 @@ def test_abandon_disables_vfs(witness_of_pf: GroupWitness) -> None:
     down(witness_of_pf)
 
 
-# What is told must be so
+# Wrong expectations must be found
 
 
 class Mistaken(HotplugOperations):

@@ -75,7 +75,7 @@ def unit(request: pytest.FixtureRequest) -> Iterator[GroupSpec]:
 
 
 @contextlib.contextmanager
-def staged(unit: GroupSpec, rules: Model) -> Iterator[GroupHarness]:
+def group_at_rest(unit: GroupSpec, rules: Model) -> Iterator[GroupHarness]:
     harness = GroupOperations(rules, unit).harness
     with contextlib.closing(harness):
         yield harness
@@ -83,7 +83,7 @@ def staged(unit: GroupSpec, rules: Model) -> Iterator[GroupHarness]:
 
 def walked(unit: GroupSpec, rules: Model, seed: int, steps: int = STEPS) -> list[Call]:
     """What a random walk from rest does, by either process."""
-    with staged(unit, rules) as harness:
+    with group_at_rest(unit, rules) as harness:
         start = harness.state
     to = [Bound.VFIO, Bound.STUB] + ([Bound.HOST] if all(unit.hosts.values()) else [])
     rng = random.Random(seed)  # noqa: S311 - it is to be the same each time
@@ -101,7 +101,7 @@ def test_the_same_seed_does_the_same_and_all_goes_as_told(unit: GroupSpec) -> No
     calls = walked(unit, model(), seed=3)
     assert calls == walked(unit, model(), seed=3)
     assert calls != walked(unit, model(), seed=4)
-    with staged(unit, model()) as harness:
+    with group_at_rest(unit, model()) as harness:
         first, second = (list(replay(harness, calls)) for _ in range(2))
         assert [str(one) for one in first if one.is_unexpected] == []
         assert [one.call for one in first if not one.released][:STEPS] == calls
@@ -112,7 +112,7 @@ def test_the_same_seed_does_the_same_and_all_goes_as_told(unit: GroupSpec) -> No
 
 @alone
 def test_what_cannot_be_done_is_left_out(unit: GroupSpec) -> None:
-    with staged(unit, model()) as harness:
+    with group_at_rest(unit, model()) as harness:
         records = list(replay(harness, [Call("GET_STATUS"), Call("open group"), Call("GET_STATUS")]))
     assert [one.call.name for one in records] == ["open group", "GET_STATUS", "close group"]
 
@@ -140,21 +140,21 @@ MISTAKES: list[tuple[Callable[[], Mistaken], Outcome, list[str]]] = [
 def test_a_long_walk_shrinks_to_what_shows_it_and_a_script_shows_it_too(
     unit: GroupSpec, mistaken: Callable[[], Mistaken], got: Outcome, least: list[str], tmp_path: Path
 ) -> None:
-    with staged(unit, mistaken()) as harness:
+    with group_at_rest(unit, mistaken()) as harness:
         found = shrunk(harness, walk_that_finds(harness, unit, got), TRIES)
         assert harness.is_at_rest
     assert found is not None
     assert [call.name for call in found.calls] == least
     assert driver(EDU) == "vfio-pci"
     assert ends_with(1, script(header(unit), found), tmp_path)
-    with staged(unit, model()) as harness:
+    with group_at_rest(unit, model()) as harness:
         assert ends_with(0, script(header(unit), elsewhere(replay(harness, found.calls))), tmp_path)
     assert driver(EDU) == "vfio-pci"
 
 
 @both
 def test_a_script_does_a_whole_walk_and_gives_the_devices_back(unit: GroupSpec, tmp_path: Path) -> None:
-    with staged(unit, model()) as harness:
+    with group_at_rest(unit, model()) as harness:
         finding = elsewhere(replay(harness, walked(unit, model(), seed=6, steps=120)))
     to_hosts(unit)
     assert any(one.released for one in finding.records)
@@ -181,7 +181,7 @@ def test_a_workload_replays_and_a_script_does_the_same(
 ) -> None:
     records = [one for seed in range(CYCLES) for one in cycled(unit, workload, seed)]
     assert names <= {one.call.name for one in records}
-    with staged(unit, model()) as harness:
+    with group_at_rest(unit, model()) as harness:
         again = list(replay(harness, [one.call for one in records if not one.released]))
     assert [(one.call, one.outcome) for one in again] == [(one.call, one.outcome) for one in records]
     to_hosts(unit)
@@ -191,9 +191,9 @@ def test_a_workload_replays_and_a_script_does_the_same(
 
 @both
 def test_a_script_does_two_operations_at_once(unit: GroupSpec, tmp_path: Path) -> None:
-    """Each is told as one that was found, so that all that the two may give is in the script."""
-    with staged(unit, model()) as harness:
-        findings = [stop for calls in races(unit).values() if (stop := told_as_found(harness, calls))]
+    """Each race is written as a finding: the script holds every permitted result of both operations."""
+    with group_at_rest(unit, model()) as harness:
+        findings = [finding for calls in races(unit).values() if (finding := as_finding(harness, calls))]
     of_siblings = SIBLING_RACES[: 1 if is_a_bug() else 2] if all(unit.hosts.values()) else ()
     raced = {str(found.record.call.arguments["of"]) for found in findings if found.record}
     assert raced == {*RACES, *of_siblings}
@@ -219,7 +219,7 @@ def test_two_at_once_that_give_what_no_order_gives_are_found_and_a_script_shows_
 ) -> None:
     if of == SIBLING_RACES[1] and is_a_bug():
         pytest.skip("up to 5.18 a host driver that comes to a live group is a BUG")
-    with staged(unit, Mistaken(kind, errno=errno.EIO)) as harness:
+    with group_at_rest(unit, Mistaken(kind, errno=errno.EIO)) as harness:
         found = find(harness, races(unit)[of])
         assert harness.is_at_rest
     assert found is not None
@@ -246,7 +246,7 @@ def races(unit: GroupSpec) -> dict[str, list[Call]]:
     return found
 
 
-def told_as_found(harness: GroupHarness, calls: Sequence[Call]) -> Finding | None:
+def as_finding(harness: GroupHarness, calls: Sequence[Call]) -> Finding | None:
     """Do what leads to a race, and return that as found otherwise; ``None`` if it cannot be, or must not."""
     *leading, race = calls
     before = [record for one in leading for record in harness.perform(one, NOTHING)]

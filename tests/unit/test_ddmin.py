@@ -79,13 +79,13 @@ def test_one_of_a_thousand_takes_few_tries() -> None:
 
 
 def test_progress_tells_how_much_is_left() -> None:
-    stop: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     fails = Fails(frozenset((0, 7)))
-    shrink(range(8), fails, lambda left, tries: stop.append((left, tries)))
-    lengths = [left for left, _ in stop]
+    shrink(range(8), fails, lambda left, tries: progress.append((left, tries)))
+    lengths = [left for left, _ in progress]
     assert lengths == sorted(lengths, reverse=True)
-    assert stop[-1][0] == 2
-    assert stop[-1][1] <= len(fails.asked)
+    assert progress[-1][0] == 2
+    assert progress[-1][1] <= len(fails.asked)
 
 
 @pytest.mark.parametrize("twice", [[5, 5], [5, 1, 5]])

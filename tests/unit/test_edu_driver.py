@@ -75,11 +75,11 @@ def test_the_driver_stops_when_the_kernel_requests_its_device() -> None:
     with open_fake(model) as device:
         edu = Edu(device, irq=device.irqs.msi)
         edu.start()
-        stop, seen = device.on_request, list[bool]()
-        assert stop is not None
+        handler, seen = device.on_request, list[bool]()
+        assert handler is not None
 
         def noticed(one: Device) -> None:
-            stop(one)
+            handler(one)
             seen.extend((edu.started, device.bus_master, device.closed))
             stopped.set()
 
