@@ -3,7 +3,7 @@
 Tests marked ``needs_guest`` change real devices. They are collected only inside a lab guest, where
 ``tests/lab/test_in_guests.py`` runs them on every kernel; the others are collected only outside.
 Tests marked ``full`` are heavy: they run with ``--full``, or if they are named by their id (``file::test``).
-Those marked ``full_in_guests`` are heavy on a real kernel alone, and quick on fakes.
+Those marked ``quick_on_fake`` are heavy on all but the fake of 6.12.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 GUEST_KERNEL = os.environ.get("VFIOTOOL_LAB_KERNEL")
 REQUIRE_LAB = os.environ.get("VFIOTOOL_REQUIRE_LAB") == "1"
+QUICK_FAKE = "6.12.0"
+"""The kernel that the fake host of the quick tier has where one fake has to do."""
 LAST = ("late", "after_all", "for_good")
 """The marks of tests that run after all others, in this order."""
 
@@ -58,10 +60,16 @@ def _runs_here(item: pytest.Item) -> bool:
 
 def _is_in_tier(config: pytest.Config, item: pytest.Item) -> bool:
     """Return True if the tier has this test. A test that is named by its id always runs."""
-    marks = {mark.name for mark in item.iter_markers()}
-    if config.getoption("full") or not marks & ({"full", "full_in_guests"} if GUEST_KERNEL else {"full"}):
+    if config.getoption("full") or not _is_heavy(item):
         return True
     return any("::" in argument and item.nodeid.startswith(argument) for argument in config.args)
+
+
+def _is_heavy(item: pytest.Item) -> bool:
+    """Return True if the quick tier leaves a test out."""
+    if item.get_closest_marker("quick_on_fake") is not None and isinstance(item, pytest.Function):
+        return item.callspec.params["bench"] != QUICK_FAKE
+    return item.get_closest_marker("full") is not None
 
 
 def missing(reason: str) -> None:

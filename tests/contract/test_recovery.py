@@ -160,7 +160,7 @@ def is_killed(bench: Bench, run: Run, moment: int) -> bool:
     return code != 0
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @in_each_scenario
 def test_kill_at_any_moment_is_recovered(bench: Bench, scenario: Scenario) -> None:
     """A transaction that was cut off is undone; if all its steps were done, it is finished."""
@@ -198,7 +198,7 @@ def errnos(bench: Bench, step: Step) -> tuple[int, ...]:
     return known if isinstance(bench.machine.machine, FakeHost) else known[-1:]
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @in_each_scenario
 def test_failed_write_rolls_back_all_devices(bench: Bench, scenario: Scenario) -> None:
     if not isinstance(bench.machine.machine, FakeHost) and not scenario.name.endswith("two"):
@@ -247,7 +247,7 @@ def killed_halfway(bench: Bench) -> None:
         bench.binding().recover()
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @pytest.mark.parametrize(
     ("run", "after"),
     [
@@ -268,7 +268,7 @@ def test_next_command_recovers_first(bench: Bench, run: Run, after: tuple[str | 
     assert snapshot(bench) == before
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_full_state_folder_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(bench)
     for moment in itertools.count():
@@ -359,7 +359,7 @@ def test_plan_that_a_holder_blocked_is_finished(bench: Bench) -> None:
     assert snapshot(bench) == original
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_rollback_does_not_change_a_group_in_use(bench: Bench) -> None:
     """Up to 5.18 binding a host driver there would crash the machine, so the device waits for ``recover``."""
     one, other = SIBLINGS

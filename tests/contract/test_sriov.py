@@ -87,7 +87,7 @@ def written(bench: Bench) -> list[str]:
 # The kernel
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @pytest.mark.parametrize(
     ("text", "code"), [("5", errno.ERANGE), ("x", errno.EINVAL), ("-1", errno.EINVAL), ("4", errno.EBUSY)]
 )
@@ -113,7 +113,7 @@ def test_vfs_are_added_and_removed_with_uevents_at_their_addresses(bench: Bench)
     events.close()
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @pytest.mark.parametrize("driver", [None, "vfio-pci"])
 def test_driver_without_sriov_creates_no_vfs(bench: Bench, driver: str | None) -> None:
     if driver is None:
@@ -200,7 +200,7 @@ def test_vfs_are_bound_before_host_drivers_may_probe_them(bench: Bench) -> None:
     assert (count(bench), bench.binding().recorded()) == (0, [])
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_existing_vfs_are_only_bound(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.binding().sriov(PF, 2)
@@ -213,7 +213,7 @@ def test_existing_vfs_are_only_bound(bench: Bench) -> None:
     assert (count(bench), bench.binding().recorded()) == (0, [])
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_restore_brings_back_the_former_vf_count(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.write(NUMVFS, "1")
@@ -240,7 +240,7 @@ def test_vf_that_is_held_is_not_removed(bench: Bench) -> None:
         assert snapshot(bench) == before
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_removal_that_a_held_vf_blocked_is_finished_by_recover(bench: Bench) -> None:
     before = snapshot(bench)
     bench.binding().sriov(PF, 2, bind=True)
@@ -259,7 +259,7 @@ def test_removal_that_a_held_vf_blocked_is_finished_by_recover(bench: Bench) -> 
     assert snapshot(bench) == before
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_held_vf_gets_its_driver_back_after_a_blocked_count_change(bench: Bench) -> None:
     on_one_kernel(bench)
     bench.binding().sriov(PF, 2, bind=True)
@@ -336,7 +336,7 @@ def skip_where_slow(bench: Bench, scenario: Scenario) -> None:
         pytest.skip("on the fake host alone, for VFs take their time to go")
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @in_each_scenario
 def test_failed_write_rolls_back_all_vfs(bench: Bench, scenario: Scenario) -> None:
     skip_where_slow(bench, scenario)
@@ -371,7 +371,7 @@ def is_killed_at_write(bench: Bench, run: Run, number: int) -> bool:
     return code != 0
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 @in_each_scenario
 def test_kill_at_any_step_is_recovered(bench: Bench, scenario: Scenario) -> None:
     """On the fake at each moment that leaves a trace; on kernels before each write."""
@@ -395,7 +395,7 @@ def test_kill_at_any_step_is_recovered(bench: Bench, scenario: Scenario) -> None
         assert snapshot(bench) == after
 
 
-@pytest.mark.full_in_guests
+@pytest.mark.quick_on_fake
 def test_next_command_on_a_vf_recovers_its_pf(bench: Bench) -> None:
     assert is_killed_at_write(bench, lambda binding: binding.sriov(PF, 2, bind=True), 5)
     assert (count(bench), bench.machine.tree.read(AUTOPROBE)) == (2, "0")
