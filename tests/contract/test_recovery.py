@@ -7,7 +7,6 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.binding_bench import E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
-from vfiotool.binding.machine import GO
+from tests.support.interrupted_plans import Run, is_killed, leftovers
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import LoadModule, Step
@@ -37,7 +36,6 @@ ERRNOS = {
     "control": (errno.EINVAL, errno.EIO),
 }
 
-Run = Callable[[Binding], Plan]
 Snapshot = tuple[list[PciDevice], dict[str, DeviceState], list[str]]
 
 
@@ -89,75 +87,6 @@ def prepared(bench: Bench, scenario: Scenario) -> Snapshot:
     if scenario.prepare is not None:
         scenario.prepare(bench.binding())
     return snapshot(bench)
-
-
-def leftovers(bench: Bench) -> list[str]:
-    """Return the files in the state folder other than records and locks."""
-    folders = [f"{bench.state_dir}/{name}" for name in ("pending", "transactions")]
-    return [f"{folder}/{name}" for folder in folders for name in os.listdir(folder)]
-
-
-def die_at(bench: Bench, moment: int) -> None:
-    """Kill this process at the n-th moment of an operation.
-
-    On a kernel, before each write to the machine and while it is done. On the fake, where writes are
-    done whole, before each change of a file of the state folder as well.
-    """
-    pid, moments = os.getpid(), itertools.count()
-    machine: Any = bench.machine.machine
-    write, write_fd = machine.write, os.write
-
-    def may_die() -> None:
-        if os.getpid() == pid and next(moments) == moment:
-            os.kill(pid, signal.SIGKILL)
-
-    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **options: Any) -> Any:
-            may_die()
-            return call(*args, **options)
-
-        return wrapper
-
-    def write_and_die(fd: int, content: bytes) -> int:
-        written = write_fd(fd, content)
-        if content == GO:
-            may_die()
-        return written
-
-    def arm_files(*, armed: bool) -> None:
-        for name, call in files.items():
-            setattr(os, name, dying(call) if armed else call)
-
-    def write_whole(*args: Any, **options: Any) -> None:
-        arm_files(armed=False)
-        try:
-            write(*args, **options)
-        finally:
-            arm_files(armed=True)
-
-    if isinstance(machine, FakeHost):
-        files = {name: getattr(os, name) for name in ("write", "replace", "unlink")}
-        arm_files(armed=True)
-        machine.write = dying(write_whole)  # type: ignore[method-assign]
-    else:
-        os.write = write_and_die  # type: ignore[assignment]
-        machine.write = dying(write)
-
-
-def is_killed(bench: Bench, run: Run, moment: int) -> bool:
-    """Run an operation in a process that is killed at a moment; return True if it got that far."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            die_at(bench, moment)
-            run(bench.binding())
-            status = 0
-        finally:
-            os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
 
 
 @pytest.mark.quick_on_fake

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.contract.test_recovery import is_killed as is_killed_at_moment
-from tests.contract.test_recovery import leftovers
 from tests.support.binding_bench import E1000E, EDU, Bench
+from tests.support.interrupted_plans import is_killed as is_killed_at_moment
+from tests.support.interrupted_plans import leftovers
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError

@@ -6,8 +6,6 @@ import contextlib
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -24,6 +22,7 @@ from tests.support.guest import (
     output,
     path,
 )
+from tests.support.kernel_model import Mistaken, model
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.probes import KernelProbes
 from vfiotool.events.tracefs import TraceInstance
@@ -31,7 +30,6 @@ from vfiotool.events.uevents import Uevents
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client import GroupClient
-from vfiotool.stress.groups import running_model
 from vfiotool.stress.model.lifecycle import Member, Model, Prediction, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.model.walk import Walk
@@ -151,31 +149,12 @@ def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
     assert kernel_complaints() == complaints
 
 
-def model() -> Model:
-    """Return the rules of this kernel."""
-    return running_model(Tree())
-
-
 def test_the_kernel_does_what_the_model_says(witness: Witness) -> None:
     to = [Bound.VFIO, Bound.STUB] + ([Bound.HOST] if all(witness.hosts.values()) else [])
     walk = Walk(model(), witness.state, seed=1, to=to)
     done = witness.follow(walk, 300 if len(witness.members) == 1 else 120)
     if len(witness.members) == 1:
         assert {"GET_DEVICE_FD: 0", "close device: 0", "unbind: waits"} < set(done)
-
-
-class Mistaken(Model):
-    """The rules of this kernel, except one."""
-
-    def __init__(self, kind: Kind, **mistakes: Any) -> None:
-        right = model()
-        super().__init__(right.era, has_device_class=right.has_device_class)
-        self._kind = kind
-        self._mistakes = mistakes
-
-    def predict(self, state: State, operation: Operation) -> Prediction:
-        prediction = super().predict(state, operation)
-        return replace(prediction, **self._mistakes) if operation.kind is self._kind else prediction
 
 
 @pytest.mark.full

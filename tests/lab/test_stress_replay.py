@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.lab.test_model import Mistaken, model
 from tests.support.guest import (
     BUS,
     E1000_PAIR,
@@ -31,6 +30,7 @@ from tests.support.guest import (
     to_vfio,
     write,
 )
+from tests.support.kernel_model import Mistaken, model
 from vfiotool.host.era import detect_era
 from vfiotool.host.tree import Tree
 from vfiotool.stress.group.client_pair import PROCESSES

@@ -1,38 +1,22 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
 import vfiotool
+from tests.support.blocking_files import blocking
 from vfiotool.host import bounded_reads
 from vfiotool.host.tree import Tree
 from vfiotool.testing import FakeHost
 
 FIFO = "/sys/a/blocked"
 ROOT = os.path.dirname(os.path.dirname(vfiotool.__file__))
-
-
-@contextlib.contextmanager
-def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
-    """Let reads of these paths block: they are FIFOs without a writer. Release the readers afterwards."""
-    for path in paths:
-        os.makedirs(os.path.dirname(host.tree.path(path)), exist_ok=True)
-        os.mkfifo(host.tree.path(path))
-    yield
-    for path in paths:
-        with contextlib.suppress(OSError):  # nobody reads it
-            os.close(os.open(host.tree.path(path), os.O_WRONLY | os.O_NONBLOCK))
-    for pid in bounded_reads._stuck_children:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    bounded_reads.read_all(host.tree, [])
 
 
 def open_files() -> list[str]:

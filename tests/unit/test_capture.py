@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.blocking_files import blocking
 from tests.support.cli_result import Result
 from tests.unit.conftest import Run
-from tests.unit.test_bounded_reads import blocking
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path

@@ -1,0 +1,25 @@
+"""Files of a fake host whose readers block, as those of a device whose unbind waits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from vfiotool.host import bounded_reads
+from vfiotool.testing import FakeHost
+
+
+@contextlib.contextmanager
+def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
+    """Let reads of these paths block: they are FIFOs without a writer. Release the readers afterwards."""
+    for path in paths:
+        os.makedirs(os.path.dirname(host.tree.path(path)), exist_ok=True)
+        os.mkfifo(host.tree.path(path))
+    yield
+    for path in paths:
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.close(os.open(host.tree.path(path), os.O_WRONLY | os.O_NONBLOCK))
+    for pid in bounded_reads._stuck_children:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    bounded_reads.read_all(host.tree, [])
