@@ -380,7 +380,7 @@ def test_the_machines_update_hooks_are_not_run(machine: Machine, archive: Archiv
 # dpkg-deb fails; dpkg-deb is interrupted, as by Ctrl-C, while its child still writes and it is awaited.
 _NO_ROOM = "echo no room >&2; exit 1"
 _INTERRUPTED = """
-(i=0; while mkdir "$3/$i"; do i=$((i+1)); done) &
+(i=0; while [ $i -lt 50000 ] && mkdir "$3/$i"; do i=$((i+1)); done) &
 until [ -e "$AWAITED" ]; do :; done
 kill -INT $PPID
 wait
