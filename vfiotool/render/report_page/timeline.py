@@ -20,7 +20,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class TimelineLane:
     """The lane of a group, or of all groups that have no lane of their own; ``top`` is in pixels."""
 
     top: float
@@ -34,15 +34,15 @@ class Mark:
     kind: str
     x: float
     y: float
-    lane: Lane
+    lane: TimelineLane
     tooltip: str
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
+class TimelineLayout:
     """The parts of the drawing, in pixels. ``times`` are positions and texts on the axis of time."""
 
-    lanes: Sequence[Lane]
+    lanes: Sequence[TimelineLane]
     marks: Sequence[Mark]
     times: Sequence[tuple[float, str]]
     scale: LogScale
@@ -90,7 +90,7 @@ def sample(lines: Iterable[Mapping[str, Any]]) -> Lines:
     return sorted(ordinary.items, key=_at) + sorted(unexpected.items, key=_at)
 
 
-def lay_out(lines: Lines, labels: Sequence[str]) -> Timeline | None:
+def lay_out(lines: Lines, labels: Sequence[str]) -> TimelineLayout | None:
     """Return the timeline of lines, or ``None`` without lines; ``labels`` has the label of each group."""
     if not lines:
         return None
@@ -101,15 +101,17 @@ def lay_out(lines: Lines, labels: Sequence[str]) -> Timeline | None:
     marks = [_mark(line, time.at(_at(line) - begun), lanes[line["unit"]], scale) for line in lines]
     used = list(dict.fromkeys(lanes.values()))
     times = [(time.at(seconds), _time_text(seconds, time.most)) for seconds in time.ticks()]
-    return Timeline(used, marks, times, scale, bottom=len(used) * (_LANE + _GAP))
+    return TimelineLayout(used, marks, times, scale, bottom=len(used) * (_LANE + _GAP))
 
 
-def _lanes(units: Sequence[int], labels: Sequence[str]) -> dict[int, Lane]:
+def _lanes(units: Sequence[int], labels: Sequence[str]) -> dict[int, TimelineLane]:
     """Return the lane of each unit; the units beyond the most lanes share the last lane."""
     known = [labels[unit] if unit < len(labels) else f"unit {unit}" for unit in units[:_MOST_LANES]]
     if len(units) > _MOST_LANES:
         known[-1] = "all other groups"
-    lanes = [Lane(place * (_LANE + _GAP) + _GAP, label[:_MOST_TEXT]) for place, label in enumerate(known)]
+    lanes = [
+        TimelineLane(place * (_LANE + _GAP) + _GAP, label[:_MOST_TEXT]) for place, label in enumerate(known)
+    ]
     return {unit: lanes[min(place, _MOST_LANES - 1)] for place, unit in enumerate(units)}
 
 
@@ -121,7 +123,7 @@ def _time_text(seconds: float, most: float) -> str:
     return f"{seconds:g} s" if most >= 1 else f"{seconds * 1000:g} ms"
 
 
-def _mark(line: Mapping[str, Any], x: float, lane: Lane, scale: LogScale) -> Mark:
+def _mark(line: Mapping[str, Any], x: float, lane: TimelineLane, scale: LogScale) -> Mark:
     y = round(lane.top + scale.at(line["us"]), 1)
     is_done = str(line["got"]).startswith("0")
     kind = "odd" if line.get("unexpected") else "done" if is_done else "refused"
