@@ -539,4 +539,4 @@ def test_the_owners_denylist(denylist: Callable[[str], None]) -> None:
     would_go(E1000E)
     denylist("0000:zz\n")
     broken = vfiotool("bind", E1000E)
-    assert (broken.status, broken.stderr.splitlines()[1].startswith("hint: mend the file")) == (1, True)
+    assert (broken.status, broken.stderr.splitlines()[1].startswith("hint: correct the file")) == (1, True)
