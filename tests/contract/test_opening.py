@@ -18,6 +18,7 @@ pytestmark = pytest.mark.needs_guest
 EDU = "0000:00:10.0"
 NVME = "0000:00:13.0"
 PAIR = ("0000:03:01.0", "0000:03:02.0")
+PAGE = 4096
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,15 @@ def test_a_device_that_is_open_is_in_use() -> None:
             with pytest.raises(KernelError) as caught:
                 vfiotool.open_device(EDU, iommu=mode.value)
             assert caught.value.errno in (errno.EBUSY, errno.EINVAL)
+
+
+@pytest.mark.usefixtures("bound")
+def test_no_iova_is_chosen_in_a_bar() -> None:
+    with open(f"/sys/bus/pci/devices/{EDU}/config", "rb") as config:
+        bar = int.from_bytes(config.read(0x14)[0x10:], "little") & ~0xF
+    for mode in vfiotool.offered_modes(EDU):
+        with vfiotool.open_device(EDU, iommu=mode.value) as device:
+            with device.dma.alloc(PAGE, iova_max=bar + PAGE - 1) as buffer:
+                assert buffer.iova == bar - PAGE
+            with device.dma.alloc(PAGE, iova=bar) as buffer:  # a caller may know better
+                assert buffer.iova == bar

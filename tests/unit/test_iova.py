@@ -109,6 +109,20 @@ def test_the_last_page(bits: int) -> None:
     assert sorted([iovas.allocate(PAGE), iovas.allocate(PAGE)]) == [low.start, low.start + PAGE]
 
 
+def test_ranges_to_avoid_are_only_reserved_explicitly() -> None:
+    bar = IovaRange(FOUR_GIB + 1, FOUR_GIB + PAGE + 0x7FF)  # a part of two pages
+    iovas = IovaAllocator(VTD, PAGE, [bar])
+    assert iovas.allocate(PAGE) == FOUR_GIB + 2 * PAGE
+    iovas.reserve(FOUR_GIB + PAGE, PAGE)
+    fails(errno.EEXIST, lambda: iovas.reserve(FOUR_GIB, 2 * PAGE))
+    assert iovas.free(FOUR_GIB + PAGE) == PAGE
+    assert iovas.allocate(PAGE) == FOUR_GIB + 3 * PAGE
+    iovas.reserve(FOUR_GIB - PAGE, 3 * PAGE)
+    iovas.free(FOUR_GIB - PAGE)
+    iovas.set_ranges(VTD)
+    assert iovas.allocate(2 * PAGE) == FOUR_GIB
+
+
 def test_a_whole_range_can_be_allocated() -> None:
     iovas = IovaAllocator([IovaRange(0, TOP - 1)], PAGE)
     iovas.reserve(0, TOP)
@@ -263,6 +277,7 @@ def test_many_holes_are_filled_and_joined() -> None:
 WINDOWS = (0, FOUR_GIB // PAGE - 8, (1 << 39) // PAGE - 16, TOP // PAGE - 16)
 PAGES = [start + page for start in WINDOWS for page in range(16)]
 page_sets = st.sets(st.sampled_from(PAGES), min_size=24).map(frozenset)
+few_pages = st.sets(st.sampled_from(PAGES), max_size=12).map(frozenset)
 
 
 def joined(pages: frozenset[int]) -> tuple[IovaRange, ...]:
@@ -275,11 +290,11 @@ def joined(pages: frozenset[int]) -> tuple[IovaRange, ...]:
 class Model(RuleBasedStateMachine):
     """The allocator, compared with sets of pages."""
 
-    @initialize(valid=page_sets)
-    def start(self, valid: frozenset[int]) -> None:
-        self.valid = valid
+    @initialize(valid=page_sets, avoided=few_pages)
+    def start(self, valid: frozenset[int], avoided: frozenset[int]) -> None:
+        self.valid, self.avoided = valid, avoided
         self.held: dict[int, frozenset[int]] = {}
-        self.iovas = IovaAllocator(joined(valid), PAGE)
+        self.iovas = IovaAllocator(joined(valid), PAGE, joined(avoided))
 
     @property
     def free(self) -> frozenset[int]:
@@ -296,7 +311,7 @@ class Model(RuleBasedStateMachine):
     )
     def allocate(self, size: int, order: int, residue: int, iova_max: int | None) -> None:
         align, residue = 1 << order, residue % (1 << order)
-        free = self.free
+        free = self.free - self.avoided
         last = TOP - 1 if iova_max is None else iova_max
         possible = [
             page
@@ -345,20 +360,20 @@ class Model(RuleBasedStateMachine):
         if page not in self.held:
             fails(errno.ENOENT, lambda: self.iovas.free(page * PAGE))
 
-    @rule(valid=page_sets)
-    def set_ranges(self, valid: frozenset[int]) -> None:
+    @rule(valid=page_sets, avoided=few_pages)
+    def set_ranges(self, valid: frozenset[int], avoided: frozenset[int]) -> None:
         lost = {page for page, pages in self.held.items() if not pages <= valid}
         if not lost:
-            self.iovas.set_ranges(joined(valid))
-            self.valid = valid
+            self.iovas.set_ranges(joined(valid), joined(avoided))
+            self.valid, self.avoided = valid, avoided
             return
-        error = fails(errno.EINVAL, lambda: self.iovas.set_ranges(joined(valid)))
+        error = fails(errno.EINVAL, lambda: self.iovas.set_ranges(joined(valid), joined(avoided)))
         assert error.iova // PAGE in lost
 
     @invariant()
     def is_as_the_model(self) -> None:
         if hasattr(self, "iovas"):
-            assert self.iovas.free_ranges == joined(self.free)
+            assert self.iovas.free_ranges == joined(self.free - self.avoided)
 
     def teardown(self) -> None:
         for page in list(getattr(self, "held", ())):

@@ -124,7 +124,7 @@ def _on_vfio(inventory: DeviceInventory, incomplete: str) -> Items:
 
 
 def _regions(inventory: DeviceInventory, selector: str | None) -> Items:
-    from vfiotool.host.device_details import ROM, read_bars
+    from vfiotool.host.bars import ROM, read_bars
     from vfiotool.host.selectors import select
 
     (address,) = select(inventory.tree, [selector or ""])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
+from vfiotool.host.tree import Tree
+from vfiotool.vfio.bus_ranges import bus_ranges
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.dma.dma import Dma
@@ -178,7 +180,7 @@ def open_device(
     try:
         file = dma.iommu.open_device(address, vf_token)
         try:
-            dma.refresh()
+            dma.refresh(bus_ranges(Tree(), address))
             return Device(file, dma, honour_requests=honour_requests)
         except BaseException:
             file.close()

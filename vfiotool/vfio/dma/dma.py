@@ -16,6 +16,7 @@ from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.dma.limits import has_memlock_limit, require_dma_entries, require_memlock
 from vfiotool.vfio.dma.mapping import Batch, Buffer, Mapped, Mapping
 from vfiotool.vfio.dma.memory import Memory, PageKind
+from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.protocol import Iommu
 from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
@@ -65,6 +66,7 @@ class Dma:
         self.iommu = iommu
         self._lock = threading.Lock()
         self._known: IovaAllocator | None = None
+        self._avoid: tuple[IovaRange, ...] = ()
         self._mapped: dict[int, tuple[Mapped, int]] = {}  # by id, with the number of bytes
         self._limit: int | None = None  # how many mappings the kernel accepts, if it reports that
         self._used = 0  # mappings in use, counted here: to ask the kernel takes as long as to map
@@ -251,15 +253,18 @@ class Dma:
             self.iommu.close()
             self._forget_all()
 
-    def refresh(self) -> None:
+    def refresh(self, avoid: Iterable[IovaRange] = ()) -> None:
         """Read the valid IOVA ranges again: each further device may narrow them.
 
+        IOVAs are not chosen from ``avoid``, nor from the ranges of earlier calls.
+
         Raises:
-            DmaMapError: a mapping lies outside of them.
+            DmaMapError: a mapping lies outside of the valid ranges.
         """
         with self._lock:
+            self._avoid = (*self._avoid, *avoid)
             if self._known is not None:
-                self._known.set_ranges(self.iommu.info().iova_ranges)
+                self._known.set_ranges(self.iommu.info().iova_ranges, self._avoid)
 
     @property
     def mapped(self) -> tuple[Mapped, ...]:
@@ -338,7 +343,7 @@ class Dma:
                     f"no device is open in {self.iommu.name}", hint="open a device before memory is mapped"
                 )
             info = self.iommu.info()
-            self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
+            self._known = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes, self._avoid)
             self._limit = info.dma_avail
         return self._known
 

@@ -22,26 +22,28 @@ class IovaAllocator:
     faults at once this way, and not only when low IOVAs are used up. A mapping that must lie below 4 GiB lies
     as high as possible there, since the most limited device needs the lowest IOVAs.
 
-    IOVA 0 is only for callers that reserve it: devices and drivers use 0 for "no address".
+    IOVA 0 is only for callers that reserve it: devices and drivers use 0 for "no address". The ranges to
+    avoid are only for such callers, too.
 
     A call takes microseconds, however many ranges are free, unless the free ranges below 4 GiB have hundreds
     of sizes, or few of them have the alignment. Not thread-safe: threads that share it hold a lock around
     each call.
     """
 
-    def __init__(self, ranges: Iterable[IovaRange], page_size: int) -> None:
+    def __init__(self, ranges: Iterable[IovaRange], page_size: int, avoid: Iterable[IovaRange] = ()) -> None:
         """Start with all valid ranges of the kernel free; these ranges exclude what the kernel reserves.
 
         ``page_size`` is the smallest page of the IOMMU, in bytes. Parts of a page at the ends of a range are
-        left out.
+        left out. ``allocate`` does not use the pages of ``avoid``; ``reserve`` does.
         """
         self.page_size = page_size
         self._allocated: dict[int, int] = {}
-        self._free = _free_ranges(ranges, page_size)
+        self._pools = _Pools(ranges, avoid, page_size)
+        self._free = self._pools.free
 
     @property
     def free_ranges(self) -> tuple[IovaRange, ...]:
-        """The free ranges, lowest first; no two of them are adjacent."""
+        """The free ranges that ``allocate`` uses, lowest first; no two of them are adjacent."""
         return tuple(IovaRange(start, end) for start, end in self._free)
 
     def allocate(
@@ -86,10 +88,8 @@ class IovaAllocator:
         if size <= 0 or (iova | size) % self.page_size:
             raise DmaMapError(errno.EINVAL, "reserve", iova, size)
         end = iova + size - 1
-        whole = self._free.holding(iova, end)
-        if whole is None:
+        if not self._pools.cut(iova, end):
             raise DmaMapError(self._why_not_free(iova, end), "reserve", iova, size)
-        self._free.cut(whole, iova, end)
         self._allocated[iova] = size
 
     def free(self, iova: int, size: int | None = None) -> int:
@@ -104,23 +104,20 @@ class IovaAllocator:
         if size not in (None, had):
             raise DmaMapError(errno.EINVAL, "free", iova, size or 0)
         del self._allocated[iova]
-        self._free.add(iova, iova + had - 1)
+        self._pools.add(iova, iova + had - 1)
         return had
 
-    def set_ranges(self, ranges: Iterable[IovaRange]) -> None:
+    def set_ranges(self, ranges: Iterable[IovaRange], avoid: Iterable[IovaRange] = ()) -> None:
         """Use other valid ranges, as the kernel reports them once a further device is attached.
 
         Raises:
             DmaMapError: EINVAL, the allocation at ``iova`` lies outside of them; nothing changed.
         """
-        free = _free_ranges(ranges, self.page_size)
+        pools = _Pools(ranges, avoid, self.page_size)
         for iova, size in self._allocated.items():
-            end = iova + size - 1
-            whole = free.holding(iova, end)
-            if whole is None:
+            if not pools.cut(iova, iova + size - 1):
                 raise DmaMapError(errno.EINVAL, "set_ranges", iova, size)
-            free.cut(whole, iova, end)
-        self._free = free
+        self._pools, self._free = pools, pools.free
 
     def _why_not_free(self, iova: int, end: int) -> int:
         if end >= _TOP:
@@ -237,6 +234,49 @@ class _FreeRanges:
             del starts[bisect_left(starts, start)]
 
 
+class _Pools:
+    """The free pages: those to allocate from, and beside them those to avoid."""
+
+    def __init__(self, ranges: Iterable[IovaRange], avoid: Iterable[IovaRange], page_size: int) -> None:
+        self.free = _free_ranges(ranges, page_size)
+        self._avoided = _FreeRanges()
+        self._avoid = _pages_around(avoid, page_size)
+        self._ends = [end for _start, end in self._avoid]
+        for start, end in list(self.free):
+            self.free.cut(start, start, end)
+            self.add(start, end)
+
+    def add(self, start: int, end: int) -> None:
+        """Add a range that was cut."""
+        for pool, first, last in self._parts(start, end):
+            pool.add(first, last)
+
+    def cut(self, start: int, end: int) -> bool:
+        """Remove a range if all of it is free. Return True if it was."""
+        parts = []
+        for pool, first, last in self._parts(start, end):
+            whole = pool.holding(first, last)
+            if whole is None:
+                return False
+            parts.append((pool, whole, first, last))
+        for pool, whole, first, last in parts:
+            pool.cut(whole, first, last)
+        return True
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[_FreeRanges, int, int]]:
+        """Yield the parts of a range, each with its pool."""
+        for first, last in self._avoid[bisect_left(self._ends, start) :]:
+            if first > end:
+                break
+            if start < first:
+                yield self.free, start, first - 1
+                start = first
+            yield self._avoided, start, min(end, last)
+            start = last + 1
+        if start <= end:
+            yield self.free, start, end
+
+
 def _free_ranges(ranges: Iterable[IovaRange], page_size: int) -> _FreeRanges:
     """Return the whole pages of these ranges, each page once."""
     free = _FreeRanges()
@@ -247,3 +287,15 @@ def _free_ranges(ranges: Iterable[IovaRange], page_size: int) -> _FreeRanges:
         if start < beyond:
             free.add(start, beyond - 1)
     return free
+
+
+def _pages_around(ranges: Iterable[IovaRange], page_size: int) -> list[tuple[int, int]]:
+    """Return the whole pages that touch these ranges: start and end of each run of them, lowest first."""
+    runs: list[tuple[int, int]] = []
+    for each in sorted(ranges, key=lambda each: each.start):
+        start, end = each.start // page_size * page_size, (each.end // page_size + 1) * page_size - 1
+        if runs and start <= runs[-1][1] + 1:
+            start, last = runs.pop()
+            end = max(end, last)
+        runs.append((start, end))
+    return runs
