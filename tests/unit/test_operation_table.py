@@ -220,6 +220,19 @@ def test_an_fd_is_the_last_ones_that_opened_it(pair: ClientPair) -> None:
     assert (pair.owner(close), pair.owns_device(0)) == (1, False)
 
 
+def test_fds_are_closed_in_the_reverse_order_of_opening(pair: ClientPair) -> None:
+    close = Operation(Kind.CLOSE_DEVICE)
+    for process in (0, 1, 0):
+        pair.do(Operation(Kind.OPEN_GROUP), process=process)
+        pair.do(Operation(Kind.GET_DEVICE_FD))
+        pair.do(Operation(Kind.CLOSE_GROUP))
+    closed_by = []
+    for _ in range(3):
+        closed_by.append(pair.owner(close))
+        pair.do(close)
+    assert closed_by == [0, 1, 0]
+
+
 def test_a_container_is_a_processs_until_it_is_closed(pair: ClientPair) -> None:
     opened, close = Operation(Kind.OPEN_CONTAINER, container=1), Operation(Kind.CLOSE_CONTAINER, container=1)
     assert not pair.owns_container(1)

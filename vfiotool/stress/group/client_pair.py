@@ -116,7 +116,8 @@ class ClientPair:
         if opens is not None:
             self._owners.setdefault((opens, operation.index(opens)), []).append(owner)
         if closes is not None:
-            self._owners[closes, operation.index(closes)].remove(owner)
+            owners = self._owners[closes, operation.index(closes)]
+            del owners[-1 - owners[::-1].index(owner)]  # a client closes the fd that it opened last
         if operation.kind is Kind.SET_IOMMU:
             self._iommus[operation.container] = next(_iommus)
 
