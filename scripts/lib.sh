@@ -1,5 +1,5 @@
-# What scripts/demo and scripts/test share: Debian packages and a Python environment, both put in place
-# only where they are missing. To be sourced, with `set -euo pipefail`; asks nothing.
+# For scripts/demo and scripts/test: Debian packages and a Python environment, both installed only if they
+# are missing. To be sourced, with `set -euo pipefail`; asks nothing.
 # shellcheck shell=bash
 
 ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")

@@ -1,4 +1,4 @@
-"""What a long run takes of memory: that of its processes, as the operations go by."""
+"""The memory of a long run's processes, by the number of operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watching costs: cycles of a stress run a second, beside the same operations in a bare loop."""
+"""The cost of the monitors: cycles per second of a stress run, beside the same operations in a bare loop."""
 
 from __future__ import annotations
 

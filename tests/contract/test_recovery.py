@@ -28,7 +28,7 @@ from vfiotool.testing import FakeHost
 
 PAIR = (NVME, E1000E)
 MIXED = (E1000E, EDU)  # with and without a driver, and quick to probe
-# What the kernel's functions behind each file return (drivers/base/bus.c, drivers/pci/pci-sysfs.c).
+# The errnos of the kernel's functions behind each file (drivers/base/bus.c, drivers/pci/pci-sysfs.c).
 ERRNOS = {
     "driver_override": (errno.EINVAL, errno.ENOMEM),
     "unbind": (errno.ENODEV, errno.EPERM),

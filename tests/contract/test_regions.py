@@ -93,7 +93,7 @@ def device_is_mapped() -> bool:
     return "[vfio-device]" in mapped_files() or "/dev/vfio/" in mapped_files()
 
 
-# What is there
+# The regions of a device
 
 
 @pytest.mark.parametrize("address", DEVICES)

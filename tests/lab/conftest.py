@@ -1,4 +1,4 @@
-"""What the tests in a guest ask for by name."""
+"""Fixtures of the tests in a guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vfiotool makes of input and machines that it cannot use: an error, a hint, and nothing changed."""
+"""Input and machines that vfiotool cannot use give an error and a hint, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ while True:
 
 @pytest.fixture
 def unchanged() -> Iterator[dict[str, dict[str, Any]]]:
-    """What is listed before must be listed after, and nothing be recorded."""
+    """Check that a test changes no device and records none."""
     before = listing()
     yield before
     assert listing() == before

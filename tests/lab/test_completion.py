@@ -1,4 +1,4 @@
-"""What the shell is offered, against lspci: only what is there, in the form that the shell can use."""
+"""Completions in a shell, compared with lspci: devices that exist, in a form that the shell can use."""
 
 from __future__ import annotations
 

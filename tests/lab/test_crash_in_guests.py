@@ -44,7 +44,7 @@ def run(kernel: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def lab() -> None:
-    """What a guest needs."""
+    """Skip the tests if no guest can be started."""
     need_guests()
 
 

@@ -111,7 +111,7 @@ def udev() -> Iterator[Udev]:
 
 @pytest.fixture
 def binding() -> Iterator[Binding]:
-    """What it leaves when a cycle fails is put back, for the tests that follow."""
+    """Put back what a failed cycle leaves, for the tests that follow."""
     binding = Binding()
     yield binding
     if left := binding.recorded():

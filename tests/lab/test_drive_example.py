@@ -67,7 +67,7 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def state() -> tuple[object, ...]:
-    """What the example must leave as it was: edu's driver, override and bus mastering."""
+    """Return what the example must leave unchanged: edu's driver, override and bus mastering."""
     command = Path(path(EDU, "config")).read_bytes()[4]
     return driver(EDU), Path(path(EDU, "driver_override")).read_text(), command & 4, kernel_complaints()
 

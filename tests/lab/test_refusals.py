@@ -1,4 +1,4 @@
-"""What vfiotool refuses to take, on a real kernel with real file systems, volumes, bonds and routes.
+"""The devices that vfiotool refuses to take, on a kernel with file systems, volumes, bonds and routes.
 
 Each is first made with the system's own programs. Then vfiotool must refuse, exit 3, name the option,
 and change nothing; and with the option it must go on.
@@ -444,7 +444,7 @@ def test_a_sibling_that_is_in_use(tmp_path: Path) -> None:
         output("ip", "link", "set", name, "down")
 
 
-# What the kernel would do
+# The kernel, without vfiotool
 
 
 def test_a_bridge() -> None:

@@ -210,7 +210,7 @@ def configs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def verbose() -> dict[str, str]:
-    """What ``lspci -vvv`` says of each device."""
+    """Return the text of ``lspci -vvv`` for each device."""
     paragraphs = output("lspci", "-D", "-vvv").strip().split("\n\n")
     return {paragraph.split(" ", 1)[0]: paragraph for paragraph in paragraphs}
 

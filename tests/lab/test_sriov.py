@@ -40,7 +40,7 @@ def _as_found() -> Iterator[None]:
 
 
 class Monitor:
-    """What udevadm prints of PCI devices, to a file."""
+    """The events of PCI devices that udevadm writes to a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -67,7 +67,7 @@ def udevadm_monitor(file: Path) -> Iterator[Monitor]:
 
 
 def nvme_lines() -> list[str]:
-    """What the NVMe driver has said of VFs in the kernel's log."""
+    """Return the NVMe driver's lines about VFs in the kernel's log."""
     return re.findall(r"nvme.*0000:01:00\.[1-9].*", output("dmesg", "--notime"))
 
 

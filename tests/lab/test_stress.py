@@ -151,7 +151,7 @@ def test_a_trace_is_replayed(tmp_path: Any) -> None:
     assert counts[0] == counts[1]
 
 
-# What is refused
+# Refusals
 
 
 def test_a_group_is_taken_whole(tmp_path: Any) -> None:

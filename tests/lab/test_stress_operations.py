@@ -221,7 +221,7 @@ def test_vectors_are_those_of_configuration_space(group: GroupUnderTest) -> None
     assert {kind: group.interrupts.count(0, kind) for kind in KINDS} == has
 
 
-# What takes it away
+# Operations that take a device away
 
 
 @on_one
@@ -335,7 +335,7 @@ def test_members_of_a_group_have_interrupts_of_their_own(pair: GroupUnderTest) -
     assert pair.unexpected == []
 
 
-# What is broken is found
+# Faults are found
 
 
 class Broken:

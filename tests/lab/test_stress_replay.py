@@ -82,7 +82,7 @@ def group_at_rest(unit: GroupSpec, rules: Model) -> Iterator[GroupHarness]:
 
 
 def walked(unit: GroupSpec, rules: Model, seed: int, steps: int = STEPS) -> list[Call]:
-    """What a random walk from rest does, by either process."""
+    """Return the operations of a random walk from rest, by either process."""
     with group_at_rest(unit, rules) as harness:
         start = harness.state
     to = [Bound.VFIO, Bound.STUB] + ([Bound.HOST] if all(unit.hosts.values()) else [])

@@ -1,4 +1,4 @@
-"""What sysfs does that one would not expect when a device gets a driver, on the kernel that runs.
+"""The surprises of sysfs when a device gets a driver, on the running kernel.
 
 Each is a reason for how vfiotool binds. That the boot VGA takes the console along needs a machine with one.
 """

@@ -1,4 +1,4 @@
-"""What waits, and what does not, while a process holds a device that must leave vfio-pci."""
+"""The system calls that block while a process holds a device that must leave vfio-pci."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ pytestmark = [pytest.mark.needs_guest, pytest.mark.full, needs_iommu, pytest.mar
 
 
 def viable(number: int) -> bool:
-    """What the kernel says of a group; vfiotool must say the same."""
+    """Return the kernel's answer about a group, which vfiotool must repeat."""
     with Group(number) as opened:
         is_viable = GroupFlags.VIABLE in opened.status()
     (described,) = done("groups", str(number))["groups"]

@@ -1,4 +1,4 @@
-"""What a locked down kernel takes away, and what it leaves."""
+"""The interfaces that a locked down kernel takes away, and those that it leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests in a guest share: its devices by name, vfiotool run there, sysfs read and written raw."""
+"""For tests in a guest: its devices by name, runs of vfiotool, and raw access to sysfs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hostile or broken machine can show: text, bytes, and what stands where a file should."""
+"""Strategies for a hostile or broken machine: text, bytes, and objects in the place of files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def examples(count: int) -> settings:
 
 
 class Odd(enum.Enum):
-    """What can stand in the place of a file."""
+    """Objects in the place of a file."""
 
     MISSING = "missing"
     FOLDER = "folder"

@@ -1,4 +1,4 @@
-"""What the unit tests share: a fake machine, and the command line run on it."""
+"""Fixtures of the unit tests: a fake machine, and the command line run on it."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_a_cdev_and_its_group_exclude_each_other() -> None:
     assert after(Era.CDEV, ALONE, cdev, bind, UNBIND).waits_for == "its fds are closed"
 
 
-# What holds in every state
+# Invariants of every state
 
 
 def steps(era: Era, most_fds: int = 1) -> Iterator[tuple[State, Operation, Prediction]]:

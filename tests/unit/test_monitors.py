@@ -75,7 +75,7 @@ def watching(*, is_ordered: bool = True) -> UeventMonitor:
 
 
 def events(cycles: int) -> list[TimelineEntry]:
-    """What the kernel sends for cycles that go as they must."""
+    """Return the uevents of cycles that are as expected."""
     seqnum = count(100)
     uevents = [uevent for _ in range(cycles) for operation in CYCLE for uevent in operation]
     return [event(uevent, next(seqnum)) for uevent in uevents]
@@ -327,7 +327,7 @@ def claimed(function: str = CLAIM, result: str = "0") -> list[TimelineEntry]:
 
 
 def probed(expected: list[str], seen: list[TimelineEntry], monitor: ProbeMonitor | None = None) -> list[str]:
-    """What is found."""
+    """Return the findings."""
     monitor = monitor or ProbeMonitor({*OWNERS, NOTIFIER, "vfio_group_put_bg", "vfio_group_release"})
     monitor.expect(expected)
     for entry in seen:
@@ -787,7 +787,7 @@ def test_a_taint_that_is_new() -> None:
 
 
 class Kmemleak:
-    """What the kernel's file does: it finds a leak at the second scan."""
+    """Behave as the kernel's file does: find a leak at the second scan."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What comes from outside may be anything: an answer or a clear error comes of it, soon, and nothing else."""
+"""Any input from outside the program leads to a result or a clear error, within a bounded time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a replay takes from a trace, and what it does on a group."""
+"""A replay: the records that it takes from a trace, and its operations on a group."""
 
 from __future__ import annotations
 

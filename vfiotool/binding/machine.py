@@ -41,7 +41,7 @@ class UeventListener(Protocol):
 
 
 class MachineControl(Protocol):
-    """What binding changes on a machine, real or fake."""
+    """The parts of a machine, real or fake, that binding changes."""
 
     tree: Tree
 

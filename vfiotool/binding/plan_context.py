@@ -1,4 +1,4 @@
-"""What a plan is made from: the machine as read at one moment, and the rules that the user lifts."""
+"""The input of a plan: the machine as read at one moment, and the rules that the user lifts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What creating and removing VFs adds to a plan, and what forbids it.
+"""The steps of a plan that create and remove VFs, and the reasons to refuse them.
 
 Source: sriov_enable() and sriov_numvfs_store() in the kernel's drivers/pci/iov.c.
 """

@@ -1,4 +1,4 @@
-"""What ``vfiotool show`` adds to the fields of ``vfiotool list``: capabilities, BARs, link, users."""
+"""The fields of ``vfiotool show`` beyond those of ``vfiotool list``: capabilities, BARs, link, users."""
 
 from __future__ import annotations
 

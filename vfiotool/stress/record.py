@@ -51,7 +51,7 @@ class ExpectedUevent(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What the model expects of a call.
+    """The outcome that the model expects of a call.
 
     The call must return one of ``errnos``; 0 is success. ``value`` is the value of a success (flags, bytes,
     pages, interrupts), or None if any value is right. ``waits_for`` names the condition until which the call

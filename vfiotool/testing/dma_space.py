@@ -1,4 +1,4 @@
-"""What the DMA of a fake device reaches: the interface of its address space, and the error of a DMA fault."""
+"""The address space of a fake device's DMA: its interface, and the error of a DMA fault."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _ACCEPT = (
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the kernel and the firmware report about the IOMMU.
+    """The facts about the IOMMU that the kernel and the firmware report.
 
     ``tables`` are the names of the ACPI tables; DMAR, IVRS and VIOT describe IOMMUs. ``chips`` are the
     interrupt chips in use; on x86, the names of chips behind interrupt remapping begin with ``IR-``.

@@ -1,4 +1,4 @@
-"""What every check of ``vfiotool doctor`` returns."""
+"""The result of a check of ``vfiotool doctor``."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What must happen when an operation is executed.
+    """The effects that an operation must have.
 
     ``errno`` is 0 for success; ``flags`` is then the result of GET_STATUS. ``waits_for`` is the condition for
     which the operation blocks, or empty; ``state``, ``uevents`` and ``probes`` then describe the time after
@@ -325,7 +325,7 @@ class Model:
         return Prediction(after, uevents=tuple(events), probes=probes)
 
     def _unbind(self, state: State, operation: Operation) -> Prediction:
-        """It waits for the device's fds; up to 5.18 also for the container if no other member is on VFIO."""
+        """Wait for the device's fds, and up to 5.18 for the container if no other member is on VFIO."""
         member = state.members[operation.member]
         after = _with_bound(state, operation.member, Bound.NONE)
         events = [ExpectedUevent("pci", "unbind", member=operation.member)]
