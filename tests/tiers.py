@@ -39,9 +39,11 @@ def _files(pattern: str) -> tuple[str, ...]:
 
 KERNEL_LOG = "tests/lab/test_kernel_log.py"
 SMOKE = "tests/lab/test_smoke.py"
+BIND = SMOKE + "::test_bind_open_and_restore"
+CONTRACT = ("tests/contract", KERNEL_LOG)
 # Another IOMMU may change what vfiotool sees and how it binds.
 SEE_AND_BIND = (
-    SMOKE + "::test_bind_open_and_restore",
+    BIND,
     "tests/lab/test_see.py",
     "tests/lab/test_foreign.py",
     "tests/lab/test_doctor.py",
@@ -104,7 +106,7 @@ IGB = Guest(
 
 # Longest first: two guests run at a time.
 FULL = (
-    Guest(REFERENCE, "default", ("tests/contract", "tests/lab")),
+    Guest(REFERENCE, "default", ("tests/lab",), part="lab"),
     Guest("5.10", "default", OLDEST),
     Guest(
         "debug",
@@ -117,6 +119,7 @@ FULL = (
             "tests/lab/test_stress.py::test_all_passes",
         ),
     ),
+    Guest(REFERENCE, "default", CONTRACT, part="contract"),
     Guest("6.1", "default", BETWEEN_KERNELS),
     Guest("7", "default", BETWEEN_KERNELS),
     Guest("debug", "none", ("tests/lab/test_noiommu.py",)),
@@ -138,14 +141,15 @@ FULL = (
 
 QUICK = (
     Guest("debug", "default", (SMOKE, KERNEL_LOG)),
-    Guest(REFERENCE, "default", ("tests/lab",), part="lab"),
-    Guest(REFERENCE, "default", ("tests/contract", KERNEL_LOG), part="contract"),
+    # The other tests there stress as much as the smoke does.
+    Guest(REFERENCE, "default", ("tests/lab", "-k", "not test_a_minute_of_stress"), part="lab"),
+    Guest(REFERENCE, "default", CONTRACT, part="contract"),
     Guest("5.10", "default", (SMOKE, KERNEL_LOG)),
     Guest("6.1", "default", (SMOKE, KERNEL_LOG)),
     Guest("7", "default", (SMOKE, KERNEL_LOG)),
     Guest("debug", "none", ("tests/lab/test_noiommu.py",)),
     IGB,
-    Guest(REFERENCE, "amd", (SMOKE + "::test_bind_open_and_restore",)),
-    Guest(REFERENCE, "virtio-iommu", (SMOKE + "::test_bind_open_and_restore",)),
+    Guest(REFERENCE, "amd", (BIND,)),
+    Guest(REFERENCE, "virtio-iommu", (BIND,)),
     Guest(REFERENCE, "none", (SMOKE,)),
 )

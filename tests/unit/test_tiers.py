@@ -76,8 +76,8 @@ def test_each_name_in_the_table_is_that_of_tests(guest: Guest, in_guests: list[s
 
 
 def test_the_full_tier_runs_every_test_on_the_reference(in_guests: list[str]) -> None:
-    (guest,) = (one for one in tiers.FULL if str(one) == f"{tiers.REFERENCE}-default")
-    assert [test for test in in_guests if not selects(guest, test)] == []
+    guests = [one for one in tiers.FULL if str(one).startswith(f"{tiers.REFERENCE}-default")]
+    assert [test for test in in_guests if not any(selects(guest, test) for guest in guests)] == []
 
 
 @pytest.mark.parametrize("quick", tiers.QUICK, ids=str)
