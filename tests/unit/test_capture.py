@@ -280,6 +280,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     "content",
     [b"", b"no gzip", gzip.compress(b"no tar" * 200), gzip.compress(bytes(10240)), gzip.compress(b"x")[:-6]],
+    ids=["empty", "no gzip", "no tar", "an empty tar", "a truncated gzip"],
 )
 def test_other_files_are_refused_as_an_archive(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "file"

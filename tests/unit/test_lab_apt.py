@@ -388,10 +388,11 @@ wait
 
 
 class _Awaited(subprocess.Popen[str]):
-    """Creates a file when its output is awaited."""
+    """Creates a file when the output of dpkg-deb is awaited; other programs run before it."""
 
     def communicate(self, *arguments: Any, **options: Any) -> tuple[str, str]:
-        Path(os.environ["AWAITED"]).touch()
+        if "dpkg-deb" in str(self.args):
+            Path(os.environ["AWAITED"]).touch()
         return super().communicate(*arguments, **options)
 
 

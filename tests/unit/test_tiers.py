@@ -33,6 +33,9 @@ print(json.dumps([listing.all, listing.selected]))
 sys.exit(status)
 """
 
+FILES = ("tests/unit/test_stress.py", "tests/contract/test_recovery.py")
+"""Files with tests of all kinds: heavy ones and others, for the host, for guests, and for both."""
+
 
 class Collection(NamedTuple):
     """The marks of all tests that pytest found, by their ids, and the ids of those that it would run."""
@@ -101,12 +104,9 @@ def test_no_guest_of_a_tier_has_the_name_of_another() -> None:
         assert len(set(map(str, tier))) == len(tier)
 
 
-@pytest.mark.parametrize(
-    ("file", "in_guest"), [("unit/test_stress.py", False), ("contract/test_recovery.py", True)]
-)
-def test_the_heavy_tests_are_those_that_the_quick_tier_leaves_out(file: str, in_guest: bool) -> None:
-    quick = collected(f"tests/{file}", in_guest=in_guest)
-    full = collected("--full", f"tests/{file}", in_guest=in_guest)
+@pytest.mark.parametrize("in_guest", [False, True])
+def test_the_heavy_tests_are_those_that_the_quick_tier_leaves_out(in_guest: bool) -> None:
+    quick, full = collected(*FILES, in_guest=in_guest), collected("--full", *FILES, in_guest=in_guest)
     here = {test for test, marks in full.marks.items() if ("needs_guest" in marks) == in_guest}
     heavy = {test for test in here if "full" in full.marks[test] or is_matrix(test, full.marks[test])}
     assert full.selected == here
@@ -123,7 +123,6 @@ def test_a_heavy_test_that_is_named_by_its_id_runs() -> None:
 
 
 def test_each_test_runs_on_the_host_or_in_guests_but_not_on_both() -> None:
-    file = "tests/contract/test_binding.py"
-    here, there = collected("--full", file), collected("--full", file, in_guest=True)
+    here, there = collected("--full", *FILES), collected("--full", *FILES, in_guest=True)
     assert here.selected | there.selected == set(here.marks)
     assert not here.selected & there.selected
