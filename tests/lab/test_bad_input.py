@@ -17,8 +17,10 @@ from tests.support.guest import (
     E1000E,
     EDU,
     MACHINE,
+    NVME,
     TESTDEV,
     done,
+    kernel_complaints,
     listing,
     needs_iommu,
     output,
@@ -82,10 +84,41 @@ def test_a_driver_that_does_not_exist() -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_a_driver_that_does_not_serve_the_device() -> None:
-    """The first of the two has left its driver by then, and goes back."""
-    result = vfiotool("bind", "--driver", "virtio-pci", E1000E, EDU)
-    assert_error(result, FAILED, E1000E, "ENODEV", "virtio-pci does not serve this device")
+@pytest.mark.parametrize(("driver", "address"), [("e1000e", TESTDEV), ("nvme", EDU), ("e1000e", NVME)])
+def test_a_driver_of_other_devices_is_refused_before_anything_changes(driver: str, address: str) -> None:
+    complaints = kernel_complaints()
+    result = vfiotool("bind", "--driver", driver, address)
+    assert_error(result, REFUSED, address, f"{driver} does not serve this device", "--allow-ids")
+    assert kernel_complaints() == complaints
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_the_kernel_refuses_a_driver_of_other_devices() -> None:
+    """Without an override the kernel compares ids. The first device has left its driver by then."""
+    complaints = kernel_complaints()
+    result = vfiotool("bind", "--driver", "e1000e", "--allow-ids", NVME, TESTDEV)
+    assert_error(result, FAILED, NVME, "ENODEV", "e1000e does not serve this device")
+    assert kernel_complaints() == complaints
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_a_driver_without_ids_takes_any_device() -> None:
+    for driver in ("uio_pci_generic", "pci-stub"):
+        done("bind", "--driver", driver, TESTDEV)
+        assert listing()[TESTDEV]["driver"] == driver
+        done("restore", TESTDEV)
+
+
+@needs_iommu
+@pytest.mark.usefixtures("unchanged")
+def test_a_host_driver_gets_no_override() -> None:
+    done("bind", NVME)
+    done("bind", "--driver", "nvme", NVME)
+    device = listing()[NVME]
+    assert (device["driver"], device["driver_override"]) == ("nvme", None)
+    done("restore", NVME)
 
 
 @pytest.mark.usefixtures("unchanged")

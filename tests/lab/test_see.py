@@ -247,7 +247,7 @@ def test_the_modalias_equals_that_of_sysfs() -> None:
     tree = Tree()
     for device in read_devices(tree, addresses(tree), PciNames(b"")):
         name = variant_drivers.modalias(device)
-        assert name == f"vfio_{read(path(device.address, 'modalias'))}"
+        assert name == read(path(device.address, "modalias"))
         assert variant_drivers.best_vfio_driver(tree, device) == "vfio-pci"
     if RELEASE >= (5, 16):
         assert output("modprobe", "--resolve-alias", name).split() == ["vfio_pci"]

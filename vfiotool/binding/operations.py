@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vfiotool.binding.device_record import is_driver_name
+from vfiotool.binding.foreign_drivers import foreign_drivers
 from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
@@ -93,7 +94,10 @@ class Binding:
                 raise _no_group(device.address)
             return bound_to(now, chosen)
 
-        return self._change(addresses, target, owner=owner)
+        def amend(context: PlanContext, plan: Plan) -> Plan:
+            return replace(plan, refusals=plan.refusals + foreign_drivers(self._tree, context, plan))
+
+        return self._change(addresses, target, owner=owner, amend=amend)
 
     def unbind(self, addresses: Sequence[str]) -> Plan:
         """Unbind devices from their drivers; their former state is recorded. Raises as ``bind`` does."""

@@ -17,6 +17,7 @@ from vfiotool.binding.steps import (
     steps_between,
 )
 from vfiotool.host.device_state import DeviceState
+from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.groups import blockers, is_vfio_driver
 
 
@@ -109,9 +110,13 @@ def missing_modules(context: PlanContext, steps: Iterable[Step]) -> list[LoadMod
 def bound_to(state: DeviceState, driver: str) -> DeviceState:
     """Return the state of a device that is bound to a driver.
 
-    A device that is bound to it already keeps its state, its override included.
+    Only a driver that takes any device needs an override. For any other driver the override is cleared, so
+    that the kernel compares the driver's ids with the device's. A device that is bound to the driver already
+    keeps its state, its override included.
     """
-    return state if state.driver == driver else DeviceState(driver, driver)
+    if state.driver == driver:
+        return state
+    return DeviceState(driver, driver if takes_any_device(driver) else None)
 
 
 def _steps(context: PlanContext, now: DeviceState, target: DeviceState, address: str) -> Iterable[DeviceStep]:

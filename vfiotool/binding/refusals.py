@@ -39,6 +39,7 @@ LIFTABLE_RULES: Mapping[str, str] = {
     "vfs": "Allow a PF to lose its driver while its VFs are enabled.",
     "held": "Wait up to --timeout for a process to release the device.",
     "denylist": "Allow a device that is on a denylist.",
+    "ids": "Try a driver whose module does not declare the device's ids; the kernel decides.",
 }
 """The rules that ``--allow-NAME`` lifts, by name, with the help text of that option."""
 
@@ -115,7 +116,7 @@ def _vfs(device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
         reason = f"{count}, and the kernel does not bind {target.driver} to a PF with VFs: remove them first"
         yield Refusal(device.address, "vfs", reason, None)
     else:
-        yield _liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
+        yield liftable(device.address, "vfs", f"{count}, which would lose the driver that serves them")
 
 
 def _denied(context: PlanContext, device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
@@ -124,14 +125,14 @@ def _denied(context: PlanContext, device: PciDevice, target: DeviceState) -> Ite
     if denial is None:
         return
     if is_vfio_driver(target.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
-        yield _liftable(device.address, "denylist", denial.reason)
+        yield liftable(device.address, "denylist", denial.reason)
 
 
 def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable[Refusal]:
     for use in usage:
         thing = f"its {_NOUNS[use.kind]} {use.name}" if use.kind in _NOUNS else "it"
         for claim in use.claims:
-            yield _liftable(address, claim.rule, f"{thing} {claim.text}{also}")
+            yield liftable(address, claim.rule, f"{thing} {claim.text}{also}")
 
 
 def _live_group(context: PlanContext, device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
@@ -149,9 +150,9 @@ def _live_group(context: PlanContext, device: PciDevice, target: DeviceState) ->
         reason = printable(f"{used}: on this kernel, binding {target.driver} there ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
     elif is_vfio_driver(device.driver):
-        yield _liftable(device.address, "held", f"{used}, and an unbind from {device.driver} would block")
+        yield liftable(device.address, "held", f"{used}, and an unbind from {device.driver} would block")
     elif is_host_driver(target.driver):
-        yield _liftable(device.address, "held", f"{used}, so the kernel would not bind {target.driver}")
+        yield liftable(device.address, "held", f"{used}, so the kernel would not bind {target.driver}")
 
 
 def _of_siblings(
@@ -212,7 +213,8 @@ def _names(group: IommuGroup) -> str:
     return some(list(names)) or "an unknown process"
 
 
-def _liftable(address: str, rule: str, reason: str) -> Refusal:
+def liftable(address: str, rule: str, reason: str) -> Refusal:
+    """Return a refusal that the option of its rule lifts."""
     return Refusal(address, rule, printable(reason), f"--allow-{rule}")
 
 

@@ -42,8 +42,8 @@ def best_vfio_driver(tree: Tree, device: PciDevice) -> str:
 
 
 def modalias(device: PciDevice) -> str:
-    """Return the ``modalias`` of a device as in sysfs, with the prefix of the aliases of VFIO drivers."""
-    return "vfio_pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
+    """Return the ``modalias`` of a device as in sysfs. The aliases of VFIO drivers begin with ``vfio_``."""
+    return "pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
 
 
 def _fields(device: PciDevice) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 
 from vfiotool.binding import marked_files
 from vfiotool.binding.persist.entries import present_at, read_ids
@@ -14,7 +13,8 @@ from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.host.attributes import device_path
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.doctor import Check, judge
-from vfiotool.host.era import kernel_release, modules_folder
+from vfiotool.host.driver_ids import builtin_modules
+from vfiotool.host.era import kernel_release
 from vfiotool.host.tree import Tree
 
 _IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
@@ -65,30 +65,15 @@ def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
     if address is None:
         return Verdict(None, "the device is not present")
     alias = tree.read(f"{device_path(address)}/modalias")
-    info = tree.find(f"{modules_folder(tree)}/modules.builtin.modinfo")
-    if info is None:
+    drivers = builtin_modules(tree, alias)
+    if drivers is None:
         return Verdict(None, "this kernel does not say which drivers are built in (it does from 5.2 on)")
-    drivers = _builtin_drivers(info, alias)
     if drivers:
         detail = (
             f"{', '.join(drivers)} is built into the kernel, and binds to the device before udev reads a rule"
         )
         return Verdict(False, detail, f"boot a kernel that has {drivers[0]} as a module")
     return Verdict(True, "no driver of the device is built into the kernel")
-
-
-def _builtin_drivers(info: str, alias: str) -> list[str]:
-    """Return the drivers in a ``modules.builtin.modinfo`` that serve a modalias.
-
-    Its entries are ``NAME.alias=GLOB``, each ended by a zero byte.
-    """
-    found: dict[str, None] = {}
-    for line in info.split("\0"):
-        key, _, pattern = line.partition("=")
-        name, _, field = key.rpartition(".")
-        if field == "alias" and pattern.startswith("pci:") and fnmatchcase(alias, pattern):
-            found[name] = None
-    return list(found)
 
 
 def _check_hooks(tree: Tree, entry: PersistEntry) -> Verdict:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from vfiotool._shim import lib
+from vfiotool.binding.steps import CLEAR
 from vfiotool.host.attributes import DRIVERS, device_path
+from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.stress.group.sysfs import ioctl
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation
@@ -151,7 +153,10 @@ class GroupClient:
         drivers = {Bound.VFIO: VFIO, Bound.STUB: STUB, Bound.HOST: self._hosts.get(address, "")}
         driver = drivers[operation.to]
         path = f"{device_path(address)}/driver_override"
-        return -(kernel_files.write(path, driver) or kernel_files.write(f"{DRIVERS}/{driver}/bind", address))
+        override = driver if takes_any_device(driver) else CLEAR
+        return -(
+            kernel_files.write(path, override) or kernel_files.write(f"{DRIVERS}/{driver}/bind", address)
+        )
 
     def _unbind(self, operation: Operation) -> int:
         address = self.members[operation.member]

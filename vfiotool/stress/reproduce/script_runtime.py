@@ -236,8 +236,8 @@ def give_back(device: str, driver: str, override: str) -> None:
 
 
 def bind(device: str, driver: str) -> int:
-    """Bind a device that has no driver."""
-    write(f"{DEVICES}/{device}/driver_override", driver)
+    """Bind a device that has no driver. A host driver gets no override, so that the kernel compares ids."""
+    write(f"{DEVICES}/{device}/driver_override", driver if driver in ("vfio-pci", "pci-stub") else "\n")
     return write(f"{DRIVERS}/{driver}/bind", device)
 
 

@@ -1,0 +1,74 @@
+"""Whether a driver serves a device, by the ids that the driver's module declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from vfiotool.host.attributes import DRIVERS
+from vfiotool.host.era import modules_folder
+from vfiotool.host.tree import Tree
+
+_WITHOUT_IDS = frozenset({"pci-stub", "uio_pci_generic", "igb_uio", "pciback", "xen-pciback"})
+_PREFIX = "pci:"
+
+
+def takes_any_device(driver: str) -> bool:
+    """Return True if a driver is made to drive any device: a VFIO driver, pci-stub, a UIO driver, pciback.
+
+    These drivers have no ids of their own. They bind to a device whose ``driver_override`` names them. With
+    an override, the kernel does not compare ids (``pci_match_device()``): another driver then probes a device
+    that it cannot drive, which may crash the kernel.
+    """
+    return "vfio" in driver or driver in _WITHOUT_IDS
+
+
+def serves(tree: Tree, driver: str, alias: str) -> bool | None:
+    """Return True if the ids of a driver's module match a device's ``modalias``; ``None`` if unknown.
+
+    The result is ``None`` if modules.alias and modules.builtin.modinfo have no PCI id of the module. They do
+    not have the ids that were written to ``new_id``.
+    """
+    module = _module_of(tree, driver)
+    patterns = [pattern for name, pattern in _aliases(tree) if name == module]
+    return any(fnmatchcase(alias, pattern) for pattern in patterns) if patterns else None
+
+
+def builtin_modules(tree: Tree, alias: str) -> list[str] | None:
+    """Return the modules built into the kernel whose ids match a ``modalias``; ``None`` if unknown."""
+    built_in = _builtin_aliases(tree)
+    if built_in is None:
+        return None
+    return list(dict.fromkeys(name for name, pattern in built_in if fnmatchcase(alias, pattern)))
+
+
+def _module_of(tree: Tree, driver: str) -> str:
+    """Return the name of a driver's module. Before it is loaded, modprobe gets the driver's name."""
+    name = tree.find_link(f"{DRIVERS}/{driver}/module") or driver
+    return name.replace("-", "_")
+
+
+def _aliases(tree: Tree) -> Iterator[tuple[str, str]]:
+    """Yield each PCI alias of the running kernel: a module and a pattern of a ``modalias``."""
+    for line in (tree.find(f"{modules_folder(tree)}/modules.alias") or "").splitlines():
+        word, _, rest = line.partition(" ")
+        pattern, _, module = rest.rpartition(" ")
+        if word == "alias" and pattern.startswith(_PREFIX):
+            yield module.replace("-", "_"), pattern
+    yield from _builtin_aliases(tree) or ()
+
+
+def _builtin_aliases(tree: Tree) -> list[tuple[str, str]] | None:
+    """Return the PCI aliases of the modules that are built in; ``None`` before Linux 5.2.
+
+    The entries of modules.builtin.modinfo are ``MODULE.FIELD=VALUE``, each ended by a zero byte.
+    """
+    info = tree.find(f"{modules_folder(tree)}/modules.builtin.modinfo")
+    if info is None:
+        return None
+    entries = (entry.partition("=") for entry in info.split("\0"))
+    return [
+        (key.removesuffix(".alias"), pattern)
+        for key, _, pattern in entries
+        if key.endswith(".alias") and pattern.startswith(_PREFIX)
+    ]
