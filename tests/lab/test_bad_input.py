@@ -115,9 +115,11 @@ def test_a_driver_without_ids_takes_any_device() -> None:
 @pytest.mark.usefixtures("unchanged")
 def test_a_host_driver_gets_no_override() -> None:
     done("bind", NVME)
-    done("bind", "--driver", "nvme", NVME)
-    device = listing()[NVME]
-    assert (device["driver"], device["driver_override"]) == ("nvme", None)
+    for driver in ("nvme", "native"):
+        done("bind", "--driver", driver, NVME)
+        device = listing()[NVME]
+        assert (device["driver"], device["driver_override"]) == ("nvme", None)
+        done("bind", NVME)
     done("restore", NVME)
 
 

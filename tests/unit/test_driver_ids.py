@@ -6,9 +6,9 @@ import pytest
 
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.errors import BindError
+from vfiotool.errors import BindError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
-from vfiotool.host.driver_ids import serves, takes_any_device
+from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.era import modules_folder
 from vfiotool.testing import FakeHost
 
@@ -109,3 +109,84 @@ def test_a_host_driver_is_bound_without_an_override(machine: FakeHost, state_dir
     binding.bind([NIC], "e1000e")
     assert machine.driver(NIC) == "e1000e"
     assert machine.tree.read(f"{device_path(NIC)}/driver_override") == "(null)"
+
+
+# The way home
+
+
+def test_the_native_driver_has_the_fewest_wildcards(machine: FakeHost) -> None:
+    assert native_drivers(machine.tree, NIC_ALIAS) == ["e1000e"]
+    assert native_drivers(machine.tree, EDU_ALIAS) == []
+    aliases = (
+        ALIASES + "alias pci:v*d*sv*sd*bc02sc00i* any_nic\nalias pci:v00008086d*sv*sd*bc*sc*i* pci_stub\n"
+    )
+    machine.put(f"{modules_folder(machine.tree)}/modules.alias", aliases)
+    assert native_drivers(machine.tree, NIC_ALIAS) == ["e1000e"]
+    assert native_drivers(machine.tree, NIC_ALIAS.replace("10D3", "10D4")) == ["any_nic"]
+
+
+def test_a_loaded_module_names_its_drivers(machine: FakeHost) -> None:
+    machine.put("/sys/module/e1000e/drivers/pci:e1000e-driver/uevent", "")
+    assert native_drivers(machine.tree, NIC_ALIAS) == ["e1000e-driver"]
+
+
+@pytest.mark.parametrize("former", ["another tool", "a lost state folder"])
+def test_native_brings_a_device_home_whoever_took_it_away(
+    machine: FakeHost, state_dir: str, former: str
+) -> None:
+    if former == "another tool":
+        machine.put(f"{device_path(NIC)}/driver_override", "vfio-pci")
+        machine.set_driver(NIC, "vfio-pci")
+    else:
+        Binding(machine=machine, state_dir=f"{state_dir}/lost").bind([NIC])
+    binding = Binding(machine=machine, state_dir=state_dir)
+    with pytest.raises(VfioToolError, match=f"nothing is recorded of {NIC}") as caught:
+        binding.restore([NIC])
+    assert f"'vfiotool bind --driver native {NIC}'" in caught.value.hint
+    plan = binding.bind([NIC], "native")
+    assert [(one.before, one.after) for one in plan.changes] == [("vfio-pci", "e1000e")]
+    assert machine.driver(NIC) == "e1000e"
+    assert machine.tree.read(f"{device_path(NIC)}/driver_override") == "(null)"
+
+
+def test_native_clears_an_override_that_was_left(machine: FakeHost, state_dir: str) -> None:
+    machine.put(f"{device_path(NIC)}/driver_override", "e1000e")
+    Binding(machine=machine, state_dir=state_dir).bind([NIC], "native")
+    assert machine.driver(NIC) == "e1000e"
+    assert machine.tree.read(f"{device_path(NIC)}/driver_override") == "(null)"
+
+
+def test_a_device_without_a_native_driver_is_said_to_have_none(machine: FakeHost, state_dir: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"no driver of this kernel serves {EDU}.* 1234:11e8"):
+        Binding(machine=machine, state_dir=state_dir).bind([EDU], "native")
+    assert machine.writes == []
+
+
+def test_two_drivers_that_match_alike_must_be_named(machine: FakeHost, state_dir: str) -> None:
+    aliases = ALIASES + "alias pci:v00008086d000010D3sv*sd*bc*sc*i* other\n"
+    machine.put(f"{modules_folder(machine.tree)}/modules.alias", aliases)
+    binding = Binding(machine=machine, state_dir=state_dir)
+    assert binding.bind([NIC], "native").changes == ()  # it is on one of them
+    machine.set_driver(NIC, None)
+    with pytest.raises(UnsupportedError, match="e1000e, other") as caught:
+        binding.bind([NIC], "native")
+    assert "--driver e1000e" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "driver", "reason", "hint"),
+    [
+        (NIC, "e1000e", "it is on e1000e, its own driver", "nothing to restore"),
+        (NIC, "vfio-pci", "has not changed it", "bind --driver native"),
+        (NIC, None, "has not changed it", "bind --driver native"),
+        (EDU, None, "it has no driver, and no module declares its ids", "nothing to restore"),
+        (EDU, "vfio-pci", "has not changed it", "vfiotool unbind"),
+    ],
+)
+def test_a_restore_without_a_record_advises_what_works(
+    machine: FakeHost, state_dir: str, address: str, driver: str | None, reason: str, hint: str
+) -> None:
+    machine.set_driver(address, driver)
+    with pytest.raises(VfioToolError, match=f"nothing is recorded of {address}: .*{reason}") as caught:
+        Binding(machine=machine, state_dir=state_dir).restore([address])
+    assert hint in caught.value.hint

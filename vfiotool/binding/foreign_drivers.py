@@ -1,15 +1,59 @@
-"""Refuse to bind a device to a driver that is made for other devices."""
+"""The host drivers that serve a device, and the refusal of those that do not."""
 
 from __future__ import annotations
 
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import Refusal, liftable
-from vfiotool.host.driver_ids import serves, takes_any_device
+from vfiotool.errors import UnsupportedError, VfioToolError
+from vfiotool.host.devices import PciDevice
+from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import modalias
 
 RULE = "ids"
+
+
+def native_driver(tree: Tree, device: PciDevice) -> str:
+    """Return the host driver whose ids match a device best.
+
+    Raises:
+        UnsupportedError: the ids of no module, or of several modules alike, match the device.
+    """
+    drivers = native_drivers(tree, modalias(device))
+    if len(drivers) == 1:
+        return drivers[0]
+    if device.driver in drivers:
+        return device.driver
+    if drivers:
+        raise UnsupportedError(
+            f"several drivers serve {device.address}: {', '.join(drivers)}",
+            hint=f"name one of them: 'vfiotool bind --driver {drivers[0]} {device.address}'",
+        )
+    ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
+    raise UnsupportedError(
+        f"no driver of this kernel serves {device.address}: no module declares the ids {ids}",
+        hint=f"to leave it without a driver: 'vfiotool unbind {device.address}'",
+    )
+
+
+def nothing_recorded(tree: Tree, device: PciDevice) -> VfioToolError:
+    """Return the error of a restore without a record, with the way to the device's own driver."""
+    address, own = device.address, native_drivers(tree, modalias(device))
+    if device.driver is not None and device.driver in own:
+        reason, hint = f"it is on {device.driver}, its own driver", "there is nothing to restore"
+    elif own:
+        reason = "vfiotool has not changed it since this machine started"
+        hint = (
+            f"to bind it to its own driver: 'vfiotool bind --driver native {address}'; "
+            "'vfiotool persist list' shows whether it is bound to another driver at each boot"
+        )
+    elif device.driver is None:
+        reason, hint = "it has no driver, and no module declares its ids", "there is nothing to restore"
+    else:
+        reason = "vfiotool has not changed it since this machine started"
+        hint = f"no module declares its ids; to leave it without a driver: 'vfiotool unbind {address}'"
+    return VfioToolError(f"nothing is recorded of {address}: {reason}", hint=hint)
 
 
 def foreign_drivers(tree: Tree, context: PlanContext, plan: Plan) -> tuple[Refusal, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vfiotool.binding.device_record import is_driver_name
-from vfiotool.binding.foreign_drivers import foreign_drivers
+from vfiotool.binding.foreign_drivers import foreign_drivers, native_driver, nothing_recorded
 from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
@@ -33,7 +33,7 @@ from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.variant_drivers import best_vfio_driver
 
 UNBIND_SECONDS = 30.0
-AUTO = "auto"
+AUTO, NATIVE = "auto", "native"
 
 
 class Binding:
@@ -76,8 +76,9 @@ class Binding:
     def bind(self, addresses: Sequence[str], driver: str = "vfio-pci", owner: Owner | None = None) -> Plan:
         """Bind devices to a driver; all of them, or none.
 
-        The driver ``auto`` is the VFIO driver that serves each device best. ``owner`` may open the
-        devices' nodes until the devices are restored.
+        The driver ``auto`` is the VFIO driver that serves each device best, and ``native`` the host driver
+        whose ids match it best; ``native`` also clears the override. ``owner`` may open the devices' nodes
+        until the devices are restored.
 
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
@@ -89,6 +90,8 @@ class Binding:
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
         def target(device: PciDevice, now: DeviceState) -> DeviceState:
+            if driver == NATIVE:
+                return DeviceState(native_driver(self._tree, device), None)
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
             if is_vfio_driver(chosen) and device.iommu_group is None and not has_noiommu(self._tree):
                 raise _no_group(device.address)
@@ -216,10 +219,7 @@ class Binding:
         if record is None and device.address in self._just_recovered:
             return now  # the recovery has brought it back, and removed its record
         if record is None:
-            raise VfioToolError(
-                f"nothing is recorded of {device.address}: vfiotool has not changed it",
-                hint="to bind it to a driver of your choice: 'vfiotool bind --driver NAME'",
-            )
+            raise nothing_recorded(self._tree, device)
         if not record.matches(device):
             raise VfioToolError(
                 f"{device.address} was {record.vendor_id:04x}:{record.device_id:04x} when it was recorded, "

@@ -21,7 +21,7 @@ from vfiotool.host.selectors import select_meant
     "--driver",
     default="vfio-pci",
     show_default=True,
-    help="Driver to bind to; 'auto' selects the VFIO driver that fits each device best.",
+    help="Driver to bind to; 'auto' selects a device's best VFIO driver, 'native' its host driver.",
 )
 @click.option(
     "--owner", metavar="USER[:GROUP]", help="Owner of the device nodes, at this bind and at later binds."

@@ -9,7 +9,7 @@ from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.era import modules_folder
 from vfiotool.host.tree import Tree
 
-_WITHOUT_IDS = frozenset({"pci-stub", "uio_pci_generic", "igb_uio", "pciback", "xen-pciback"})
+_WITHOUT_IDS = frozenset({"pci_stub", "uio_pci_generic", "igb_uio", "pciback", "xen_pciback"})
 _PREFIX = "pci:"
 
 
@@ -20,7 +20,7 @@ def takes_any_device(driver: str) -> bool:
     an override, the kernel does not compare ids (``pci_match_device()``): another driver then probes a device
     that it cannot drive, which may crash the kernel.
     """
-    return "vfio" in driver or driver in _WITHOUT_IDS
+    return "vfio" in driver or driver.replace("-", "_") in _WITHOUT_IDS
 
 
 def serves(tree: Tree, driver: str, alias: str) -> bool | None:
@@ -32,6 +32,26 @@ def serves(tree: Tree, driver: str, alias: str) -> bool | None:
     module = _module_of(tree, driver)
     patterns = [pattern for name, pattern in _aliases(tree) if name == module]
     return any(fnmatchcase(alias, pattern) for pattern in patterns) if patterns else None
+
+
+def native_drivers(tree: Tree, alias: str) -> list[str]:
+    """Return the drivers whose ids match a ``modalias`` best: those with the fewest wildcards.
+
+    A driver that takes any device is left out. The list is empty if no module declares the device's ids, and
+    has several names if these declare them alike. The name of a module that is not loaded stands for the name
+    of its driver.
+    """
+    best: dict[str, None] = {}
+    most = 0
+    for module, pattern in _aliases(tree):
+        literal = len(pattern.replace("*", ""))
+        if literal < most or not fnmatchcase(alias, pattern):
+            continue
+        drivers = [name for name in _drivers_of(tree, module) if not takes_any_device(name)]
+        if drivers and literal > most:
+            best, most = {}, literal
+        best |= dict.fromkeys(drivers)
+    return list(best)
 
 
 def builtin_modules(tree: Tree, alias: str) -> list[str] | None:
@@ -46,6 +66,12 @@ def _module_of(tree: Tree, driver: str) -> str:
     """Return the name of a driver's module. Before it is loaded, modprobe gets the driver's name."""
     name = tree.find_link(f"{DRIVERS}/{driver}/module") or driver
     return name.replace("-", "_")
+
+
+def _drivers_of(tree: Tree, module: str) -> list[str]:
+    """Return the PCI drivers of a module. The kernel shows them as ``pci:NAME`` once it is loaded."""
+    links = tree.find_names(f"/sys/module/{module}/drivers")
+    return [link.removeprefix(_PREFIX) for link in links if link.startswith(_PREFIX)] or [module]
 
 
 def _aliases(tree: Tree) -> Iterator[tuple[str, str]]:
