@@ -38,22 +38,28 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
 
 
 def nothing_recorded(tree: Tree, device: PciDevice) -> VfioToolError:
-    """Return the error of a restore without a record, with the way to the device's own driver."""
-    address, own = device.address, native_drivers(tree, modalias(device))
+    """Return the error of a restore without a record."""
+    own = native_drivers(tree, modalias(device))
     if device.driver is not None and device.driver in own:
-        reason, hint = f"it is on {device.driver}, its own driver", "there is nothing to restore"
-    elif own:
+        reason = f"it is on {device.driver}, its own driver"
+    elif device.driver is None and not own:
+        reason = "it has no driver, and no module declares its ids"
+    else:
         reason = "vfiotool has not changed it since this machine started"
-        hint = (
+    return VfioToolError(f"nothing is recorded of {device.address}: {reason}", hint=way_home(tree, device))
+
+
+def way_home(tree: Tree, device: PciDevice) -> str:
+    """Return the command that brings a device without a record to its own driver, if that is needed."""
+    address, own = device.address, native_drivers(tree, modalias(device))
+    if device.driver in own or (device.driver is None and not own):
+        return "there is nothing to restore"
+    if own:
+        return (
             f"to bind it to its own driver: 'vfiotool bind --driver native {address}'; "
             "'vfiotool persist list' shows whether it is bound to another driver at each boot"
         )
-    elif device.driver is None:
-        reason, hint = "it has no driver, and no module declares its ids", "there is nothing to restore"
-    else:
-        reason = "vfiotool has not changed it since this machine started"
-        hint = f"no module declares its ids; to leave it without a driver: 'vfiotool unbind {address}'"
-    return VfioToolError(f"nothing is recorded of {address}: {reason}", hint=hint)
+    return f"no module declares its ids; to leave it without a driver: 'vfiotool unbind {address}'"
 
 
 def foreign_drivers(tree: Tree, context: PlanContext, plan: Plan) -> tuple[Refusal, ...]:

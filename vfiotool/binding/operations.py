@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vfiotool.binding.device_record import is_driver_name
-from vfiotool.binding.foreign_drivers import foreign_drivers, native_driver, nothing_recorded
+from vfiotool.binding.foreign_drivers import foreign_drivers, native_driver, nothing_recorded, way_home
 from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
-from vfiotool.binding.plan import Plan, bound_to, group_warnings
+from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, group_warnings
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.planner import PlanAmendment, Planner, TargetState
@@ -110,10 +110,53 @@ class Binding:
         """Bring devices back to their state before vfiotool's first change.
 
         Raises:
-            VfioToolError: nothing is recorded of a device, or another device is at its address now.
+            VfioToolError: nothing is recorded of a device, or another device is at its address now; the
+                record of the former device is removed then.
             Others as ``bind`` does.
         """
-        return self._change(addresses, self._recorded_state, forget=True)
+        for address in addresses:
+            if (former := self._former(address)) is not None:
+                self._forget(address)
+                raise former
+        plan = self._change(addresses, self._recorded_state, forget=True)
+        return replace(plan, warnings=plan.warnings + tuple(_already_there(plan, addresses)))
+
+    def restore_all(self) -> Plan:
+        """Restore every recorded device that can be restored; the plan's ``failures`` are of the others.
+
+        A warning names each device that is not present, and whose record stays, and each record that was
+        removed because another device is at its address now.
+        """
+        plan, wanted = EMPTY_PLAN, list[str]()
+        for address in self._journal.addresses():
+            try:
+                if self._journal.find(address) is None:
+                    continue  # of an earlier boot
+            except VfioToolError as error:
+                plan += replace(EMPTY_PLAN, failures=(error,))
+                continue
+            if not self._tree.exists(device_path(address)):
+                text = f"{address} is not present; its record stays until the machine stops"
+                plan += replace(EMPTY_PLAN, warnings=(text,))
+            elif (former := self._former(address)) is not None:
+                self._forget(address)
+                plan += replace(EMPTY_PLAN, warnings=(f"{former.message}; {former.hint}",))
+            else:
+                wanted.append(address)
+        return plan + self._restore_each(wanted)
+
+    def _restore_each(self, addresses: Sequence[str]) -> Plan:
+        """Restore devices together or, if that fails, each by itself."""
+        try:
+            return self.restore(addresses) if addresses else EMPTY_PLAN
+        except VfioToolError as error:
+            if len(addresses) == 1:
+                return replace(EMPTY_PLAN, failures=(error,))
+        plan = EMPTY_PLAN
+        for address in addresses:
+            if self._is_recorded(address):  # a VF's record is removed with the VF
+                plan += self._restore_each([address])
+        return plan
 
     def sriov(self, pf: str, count: int, *, bind: bool = False) -> Plan:
         """Set how many VFs a PF has, and bind them to vfio-pci if ``bind`` is set.
@@ -214,19 +257,39 @@ class Binding:
         except VfioToolError:
             return True
 
+    def _former(self, address: str) -> VfioToolError | None:
+        """Return the error for a device whose record is that of a former device at its address."""
+        record = self._journal.find(address)
+        devices = [device for device in self._planner.devices() if device.address == address]
+        if record is None or not devices or record.matches(devices[0]):
+            return None
+        (device,) = devices
+        return VfioToolError(
+            f"{address} was {record.vendor_id:04x}:{record.device_id:04x} when it was recorded, and is "
+            f"{device.vendor_id:04x}:{device.device_id:04x} now: the record of the former device is removed",
+            hint=way_home(self._tree, device),
+        )
+
+    def _forget(self, address: str) -> None:
+        if not self.dry_run:
+            with self._transactions.locked([address]):
+                self._transactions.forget([address])
+
     def _recorded_state(self, device: PciDevice, now: DeviceState) -> DeviceState:
         record = self._journal.find(device.address)
         if record is None and device.address in self._just_recovered:
             return now  # the recovery has brought it back, and removed its record
         if record is None:
             raise nothing_recorded(self._tree, device)
-        if not record.matches(device):
-            raise VfioToolError(
-                f"{device.address} was {record.vendor_id:04x}:{record.device_id:04x} when it was recorded, "
-                f"and is {device.vendor_id:04x}:{device.device_id:04x} now",
-                hint="another device is at this address now; bind that one to a driver of your choice",
-            )
         return record.state
+
+
+def _already_there(plan: Plan, addresses: Sequence[str]) -> Iterator[str]:
+    """Yield a text for each device that had its former driver already: it came back by hotplug, say."""
+    for address in addresses:
+        before, after = plan.before[address].driver, plan.after[address].driver
+        if before == after:
+            yield f"{address} was on {after} already" if after else f"{address} had no driver already"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from vfiotool.binding.steps import (
     WriteRule,
     steps_between,
 )
+from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.groups import blockers, is_vfio_driver
@@ -36,6 +37,7 @@ class Plan:
 
     ``after`` includes VFs that the steps create. ``removed`` are the VFs that the steps remove, even if
     a later step creates them again. ``rules`` are the udev rules that are written beside the steps.
+    ``failures`` are the errors of devices that could not be changed while others were.
     """
 
     before: Mapping[str, DeviceState]
@@ -45,6 +47,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     rules: tuple[WriteRule, ...] = ()
+    failures: tuple[VfioToolError, ...] = ()
 
     @property
     def changes(self) -> tuple[DriverChange, ...]:
@@ -76,6 +79,7 @@ class Plan:
             warnings=self.warnings + other.warnings,
             removed=self.removed + other.removed,
             rules=self.rules + other.rules,
+            failures=self.failures + other.failures,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vfiotool.errors import GuestLostError, VfioToolError
+from vfiotool.errors import VfioToolError
 
 INTERRUPTED = 130
 
@@ -37,15 +37,15 @@ def run(args: list[str]) -> int:
         raise
     except VfioToolError as error:
         _show_traceback(args)
-        print_error(error)
+        _print_error(error)
         return error.exit_status
     except OSError as error:
         _show_traceback(args)
-        print_error(VfioToolError(f"{error.filename or 'a file'} cannot be used: {error.strerror}"))
+        _print_error(VfioToolError(f"{error.filename or 'a file'} cannot be used: {error.strerror}"))
         return VfioToolError.exit_status
     except Exception as error:
         _show_traceback(args)
-        print_error(
+        _print_error(
             VfioToolError(
                 f"{type(error).__name__}: {error}",
                 hint="this is a bug in vfiotool: report it with the output of 'vfiotool --debug …'",
@@ -85,15 +85,10 @@ def _read(verb: str, names: list[str], *, as_json: bool) -> None:
     readers[verb](Tree(), STATE_DIR, names, as_json)
 
 
-def print_error(error: VfioToolError) -> None:
-    """Print an error as an ``error:`` line and, if the error has a hint, a ``hint:`` line."""
-    from vfiotool.util.text import printable
+def _print_error(error: VfioToolError) -> None:
+    from vfiotool.render.errors import print_error
 
-    print(f"error: {printable(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {printable(error.hint)}", file=sys.stderr)
-    if isinstance(error, GuestLostError) and error.console:
-        print(error.console, file=sys.stderr)
+    print_error(error)
 
 
 def _show_traceback(args: list[str]) -> None:

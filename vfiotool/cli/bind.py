@@ -89,8 +89,11 @@ def restore(
     if bool(selectors) == everything:
         raise click.UsageError("name the devices to restore, or give --all for all recorded devices")
     binding = make_binding(settings, change)
-    wanted = binding.recorded() if everything else select_meant(settings.tree, selectors, several=False)
-    run_and_print("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
+    if everything:
+        run_and_print("restore", binding.restore_all, as_json, binding.dry_run)
+    else:
+        wanted = select_meant(settings.tree, selectors, several=False)
+        run_and_print("restore", lambda: binding.restore(wanted), as_json, binding.dry_run)
 
 
 @click.command("recover")

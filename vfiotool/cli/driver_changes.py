@@ -15,6 +15,8 @@ from vfiotool.cli.settings import Settings
 from vfiotool.cli.signals import exit_on_signals
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
+from vfiotool.render.errors import print_error
+from vfiotool.util.text import printable
 
 
 def select_endpoints(settings: Settings, binding: Binding, selection: Selection) -> list[str]:
@@ -49,6 +51,9 @@ def run_and_print(
     """Run the operation of a verb and print its changes or, in a dry run, its writes.
 
     ``more`` returns further fields of the JSON document; it is called after the run.
+
+    Raises:
+        VfioToolError: what ``run`` raises, or the last failure of its plan; the others are printed.
     """
     exit_on_signals()
     try:
@@ -58,7 +63,7 @@ def run_and_print(
             write_document(verb, more() | {"changed": (), "steps": (), "refused": error.refusals})
         raise
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {printable(warning)}", err=True)
     if as_json:
         write_document(verb, more() | _document(plan))
     elif dry_run:
@@ -67,6 +72,11 @@ def run_and_print(
     else:
         for change in plan.changes:
             click.echo(f"{change.address}: {change.before or 'no driver'} -> {change.after or 'no driver'}")
+    if plan.failures:
+        *others, last = plan.failures
+        for failure in others:
+            print_error(failure)
+        raise last
 
 
 def _document(plan: Plan) -> dict[str, Any]:
@@ -75,5 +85,10 @@ def _document(plan: Plan) -> dict[str, Any]:
             {"address": change.address, "from": change.before, "to": change.after} for change in plan.changes
         ],
         "steps": [{"path": step.path, "value": step.value} for step in plan.writes],
-        "refused": (),
+        "refused": [
+            refusal
+            for error in plan.failures
+            if isinstance(error, PlanRefusedError)
+            for refusal in error.refusals
+        ],
     }

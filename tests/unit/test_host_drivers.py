@@ -1,13 +1,20 @@
-"""Whether a driver serves a device, and the refusal of one that does not."""
+"""Host drivers: which of them serves a device, the refusal of the others, and the way home."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vfiotool.binding.operations import Binding
+from vfiotool.binding.plan import EMPTY_PLAN
 from vfiotool.binding.refusals import PlanRefusedError
-from vfiotool.errors import BindError, UnsupportedError, VfioToolError
+from vfiotool.cli.driver_changes import run_and_print
+from vfiotool.errors import BindError, BlockedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
+from vfiotool.host.device_state import read_states
 from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.era import modules_folder
 from vfiotool.testing import FakeHost
@@ -190,3 +197,89 @@ def test_a_restore_without_a_record_advises_what_works(
     with pytest.raises(VfioToolError, match=f"nothing is recorded of {address}: .*{reason}") as caught:
         Binding(machine=machine, state_dir=state_dir).restore([address])
     assert hint in caught.value.hint
+
+
+# Records that cannot be used
+
+
+def test_one_bad_record_stops_no_other(machine: FakeHost, state_dir: str) -> None:
+    for slot in (3, 4, 5, 6):
+        machine.add_device(f"0000:00:0{slot}.0", driver="nvme", group=slot)
+    changed, gone, damaged, good = (f"0000:00:0{slot}.0" for slot in (3, 4, 5, 6))
+    binding = Binding(machine=machine, state_dir=state_dir)
+    binding.bind([changed, gone, damaged, good, NIC])
+    machine.put(f"{device_path(changed)}/device", "0xbeef")
+    machine.remove_device(gone)
+    Path(state_dir, "journal", f"{damaged}.json").write_text("{")
+    plan = binding.restore_all()
+    assert [(one.address, one.after) for one in plan.changes] == [(good, "nvme"), (NIC, "e1000e")]
+    assert [str(one) for one in plan.failures if damaged in str(one)] == [str(one) for one in plan.failures]
+    assert len(plan.failures) == 1
+    assert [warning.partition(" ")[0] for warning in plan.warnings] == [changed, gone]
+    assert f"vfiotool unbind {changed}" in plan.warnings[0] or "native" in plan.warnings[0]
+    assert machine.driver(changed) == "vfio-pci"
+    assert binding.recorded() == [damaged]
+    assert Path(state_dir, "journal", f"{gone}.json").exists()
+    assert not Path(state_dir, "journal", f"{changed}.json").exists()
+
+
+def test_a_device_that_cannot_be_restored_stops_no_other(machine: FakeHost, state_dir: str) -> None:
+    binding = Binding(machine=machine, state_dir=state_dir)
+    binding.bind([NIC, EDU])
+    machine.block(EDU)
+    plan = binding.restore_all()
+    assert [one.address for one in plan.changes] == [NIC]
+    assert [str(one) for one in plan.failures if EDU in str(one)] != []
+    assert binding.recorded() == [EDU]
+
+
+def test_another_device_at_a_recorded_address_loses_the_record(machine: FakeHost, state_dir: str) -> None:
+    binding = Binding(machine=machine, state_dir=state_dir)
+    binding.bind([NIC])
+    machine.put(f"{device_path(NIC)}/device", "0xbeef")
+    with pytest.raises(VfioToolError, match="was 8086:10d3 when it was recorded, and is 8086:beef now"):
+        binding.restore([NIC])
+    assert binding.recorded() == []
+    with pytest.raises(VfioToolError, match="nothing is recorded"):
+        binding.restore([NIC])
+
+
+def test_a_dry_run_removes_no_record(machine: FakeHost, state_dir: str) -> None:
+    Binding(machine=machine, state_dir=state_dir).bind([NIC])
+    machine.put(f"{device_path(NIC)}/device", "0xbeef")
+    plan = Binding(machine=machine, state_dir=state_dir, dry_run=True).restore_all()
+    assert (plan.steps, len(plan.warnings)) == ((), 1)
+    assert Binding(machine=machine, state_dir=state_dir).recorded() == [NIC]
+
+
+def test_a_device_that_came_back_on_its_driver_is_said_to_be_there(machine: FakeHost, state_dir: str) -> None:
+    binding = Binding(machine=machine, state_dir=state_dir)
+    binding.bind([NIC])
+    machine.put(f"{device_path(NIC)}/driver_override", "(null)")  # as a remove and rescan leave it
+    machine.set_driver(NIC, "e1000e")
+    plan = binding.restore([NIC])
+    assert (plan.changes, plan.warnings) == ((), (f"{NIC} was on e1000e already",))
+    assert binding.recorded() == []
+
+
+def test_restore_comes_back_to_the_first_state(machine: FakeHost, state_dir: str) -> None:
+    binding = Binding(machine=machine, state_dir=state_dir)
+    machine.add_driver("pci-stub")
+    for address in (NIC, EDU):
+        before = read_states(machine.tree, [address])
+        binding.bind([address], "pci-stub")
+        binding.unbind([address])
+        binding.restore([address])
+        assert read_states(machine.tree, [address]) == before
+
+
+def test_the_command_line_says_each_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures = (BlockedError(f"{EDU}: held", holders=()), VfioToolError(f"{NIC}: damaged", hint="remove it"))
+    plan = replace(EMPTY_PLAN, warnings=("one is gone",), failures=failures)
+    with pytest.raises(VfioToolError, match="damaged"):
+        run_and_print("restore", lambda: plan, as_json=True, dry_run=False)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["warning: one is gone", f"error: {EDU}: held"]
+    assert json.loads(printed.out)["changed"] == []
