@@ -285,11 +285,11 @@ class Binding:
 
 
 def _already_there(plan: Plan, addresses: Sequence[str]) -> Iterator[str]:
-    """Yield a text for each device that had its former driver already: it came back by hotplug, say."""
+    """Yield a text for each device that was on its former driver already: it came back by hotplug, say."""
     for address in addresses:
         before, after = plan.before[address].driver, plan.after[address].driver
-        if before == after:
-            yield f"{address} was on {after} already" if after else f"{address} had no driver already"
+        if after is not None and before == after:
+            yield f"{address} was on {after} already"
 
 
 @contextlib.contextmanager
