@@ -7,7 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.guest import E1000E, await_, command, done, driver, needs_iommu, output, settle
+from tests.support.guest import (
+    E1000E,
+    PROGRAM,
+    await_,
+    command,
+    done,
+    driver,
+    needs_iommu,
+    output,
+    settle,
+    vfiotool,
+)
+from vfiotool.binding import plan_writer
 from vfiotool.events.udev import DeviceEvents
 
 pytestmark = [pytest.mark.needs_guest, needs_iommu]
@@ -42,3 +54,45 @@ def test_a_bind_is_verified_without_udevd() -> None:
     assert driver(E1000E) == "vfio-pci"
     done("restore", "--all")
     assert driver(E1000E) == "e1000e"
+
+
+@pytest.fixture
+def stopped_udevd() -> Iterator[None]:
+    """Have udevd receive uevents, and run no rules."""
+    settle()
+    output("udevadm", "control", "--stop-exec-queue")
+    yield
+    output("udevadm", "control", "--start-exec-queue")
+    settle()
+
+
+@pytest.mark.usefixtures("stopped_udevd")
+def test_a_bind_is_kept_if_udevd_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_writer, "UDEV_SECONDS", 1.0)
+    for verb, now in (("bind", "vfio-pci"), ("restore", "e1000e")):
+        result = vfiotool(verb, E1000E)
+        assert result.status == 0, result
+        assert result.stderr.startswith("warning: udevd did not report 'unbind' of")
+        assert len(result.stderr.splitlines()) == 1
+        assert driver(E1000E) == now
+
+
+def test_a_bind_from_another_network_namespace_is_kept() -> None:
+    for verb, now in (("bind", "vfio-pci"), ("restore", "e1000e")):
+        result = command("unshare", "--net", PROGRAM, verb, "--allow-network", "--allow-route", E1000E)
+        assert result.status == 0, result
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith("warning: udevd is in another network namespace, so ")
+        assert driver(E1000E) == now
+        settle()
+
+
+def test_a_bind_from_other_namespaces_of_pids_and_networks_is_kept() -> None:
+    """The udevd cannot be seen to be in another network namespace from there."""
+    for verb, now in (("bind", "vfio-pci"), ("restore", "e1000e")):
+        words = ["unshare", "--net", "--pid", "--fork", "--mount-proc", PROGRAM, verb, E1000E]
+        result = command(*words, "--allow-network", "--allow-route")
+        assert result.status == 0, result
+        assert result.stderr.startswith("warning: ")
+        assert driver(E1000E) == now
+        settle()

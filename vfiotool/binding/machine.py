@@ -29,11 +29,16 @@ GO = b"\n"
 
 
 class UeventListener(Protocol):
-    """The uevents of PCI devices since this object was created."""
+    """The uevents of PCI devices since this object was created: see ``events.udev.DeviceEvents``."""
 
     source: str
+    out_of_sight: str
 
     def missing(
+        self, expected: Collection[tuple[str, str]], timeout: float
+    ) -> frozenset[tuple[str, str]]: ...
+
+    def unprocessed(
         self, expected: Collection[tuple[str, str]], timeout: float
     ) -> frozenset[tuple[str, str]]: ...
 

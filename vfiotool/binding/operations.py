@@ -239,8 +239,8 @@ class Binding:
         with self._transactions.locked(addresses):
             self._just_recovered = self._recovery.recover_devices(addresses)
             plan, context = self._planner.plan(addresses, target, self._allowed, owner, amend)
-            self._transactions.run(plan, context, forget=addresses if forget else ())
-        return plan
+            warnings = self._transactions.run(plan, context, forget=addresses if forget else ())
+        return replace(plan, warnings=plan.warnings + warnings)
 
     def _with_vfs_now(self, plan: Plan, pf: str, *, warn: bool) -> Plan:
         """Add the VFs' states as they are now, and warn of those that share a group with other devices."""

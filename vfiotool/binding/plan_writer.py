@@ -14,6 +14,7 @@ from vfiotool.binding.refusals import is_host_driver
 from vfiotool.binding.steps import (
     BindDriver,
     DeviceStep,
+    DeviceUevent,
     GrantOwner,
     LoadModule,
     SetNodeAccess,
@@ -33,8 +34,10 @@ from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.host.usage.openers import is_group_open
 from vfiotool.util.signals import TERMINAL_SIGNALS
 
-EVENT_SECONDS = 30.0
-"""How long to wait for a uevent after the kernel has made the change that the uevent reports."""
+EVENT_SECONDS = 5.0
+"""How long to wait for the kernel's uevent of a change that the kernel has made."""
+UDEV_SECONDS = 20.0
+"""How long to wait for udevd to run its rules for a uevent."""
 
 
 class PlanWriter:
@@ -44,12 +47,14 @@ class PlanWriter:
         self._machine = machine
         self._tree = machine.tree
         self._timeout = timeout
+        self._warnings: dict[str, None] = {}
 
-    def write(self, plan: Plan, context: PlanContext, before_step: Callable[[int], None]) -> None:
+    def write(self, plan: Plan, context: PlanContext, before_step: Callable[[int], None]) -> tuple[str, ...]:
         """Execute all steps of a plan, or none: steps before a failure are rolled back.
 
         ``context`` is what the plan was made from. ``before_step`` is called with the number of each
-        step before that step begins.
+        step before that step begins. Returns warnings of uevents that did not come: they undo nothing, since
+        the driver and the other attributes are read back.
 
         Raises:
             VfioToolError: a module cannot be loaded; nothing was changed.
@@ -62,6 +67,7 @@ class PlanWriter:
                 before_step(number)
                 self._load(step.driver)
         touched: dict[str, None] = {}
+        self._warnings.clear()
         with contextlib.closing(self._machine.events()) as events:
             for number, step in enumerate(plan.steps):
                 if isinstance(step, LoadModule):
@@ -80,6 +86,7 @@ class PlanWriter:
                 except BaseException:
                     self._roll_back(events, plan, touched, context.era)
                     raise
+        return tuple(self._warnings)
 
     def _execute(self, events: UeventListener, step: DeviceStep, era: Era) -> None:
         if isinstance(step, SetNodeAccess):
@@ -103,13 +110,23 @@ class PlanWriter:
         self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
         self._verify(step)
         self._verify_presence(step)
+        self._await_events(events, step)
+
+    def _await_events(self, events: UeventListener, step: SysfsWrite) -> None:
+        """Wait for the kernel's uevents of a step, and for udevd; warn of those that do not come."""
         missing = events.missing(step.events, EVENT_SECONDS)
         if missing:
-            names = ", ".join(f"'{action}' of {address}" for action, address in sorted(missing))
-            raise VfioToolError(
-                f"no uevent {names} came from {events.source}",
-                hint="see 'udevadm monitor', and whether systemd-udevd is stuck",
+            self._warn(f"the kernel sent no uevent {_named(missing)} that can be received here")
+        elif late := events.unprocessed(step.events, UDEV_SECONDS):
+            self._warn(
+                f"udevd did not report {_named(late)} within {UDEV_SECONDS:g} s: its rules may not have run; "
+                "see 'udevadm monitor'"
             )
+        elif step.events and events.out_of_sight:
+            self._warn(f"{events.out_of_sight}, so vfiotool did not wait until its rules had run")
+
+    def _warn(self, text: str) -> None:
+        self._warnings[text] = None
 
     def _require_idle_group(self, step: BindDriver) -> None:
         """Check the group again, right before a write that could end in a kernel BUG: see ``refusals``."""
@@ -185,6 +202,10 @@ class PlanWriter:
             hint="end that process, then run 'vfiotool recover', which finishes what is pending. "
             f"Other devices: {state}",
         )
+
+
+def _named(events: Iterable[DeviceUevent]) -> str:
+    return ", ".join(f"'{action}' of {address}" for action, address in sorted(events))
 
 
 def _group_holders(context: PlanContext, address: str) -> Sequence[Holder]:

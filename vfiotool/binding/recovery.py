@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from vfiotool.binding.journal import Journal, stale_files
 from vfiotool.binding.locks import pfs_of
@@ -110,17 +111,17 @@ class Recovery:
 
     def _undo(self, transaction: UnfinishedTransaction) -> Plan:
         plan, context = self._plan(transaction)
-        if plan.steps:
-            self._writer.write(plan, context, lambda _: None)
-        return plan
+        if not plan.steps:
+            return plan
+        return _with(plan, self._writer.write(plan, context, lambda _: None))
 
     def _finish(self, transaction: UnfinishedTransaction) -> Plan:
         self._await_writers(transaction)
         plan, context = self._plan(transaction)
-        self._transactions.run(plan, context, forget=transaction.forget)
+        warnings = self._transactions.run(plan, context, forget=transaction.forget)
         if not plan.steps:
             transaction.end()
-        return plan
+        return _with(plan, warnings)
 
     def _plan(self, transaction: UnfinishedTransaction) -> tuple[Plan, PlanContext]:
         """Plan the way back, the last device first; if a driver was waited for, plan the way on."""
@@ -148,3 +149,7 @@ class Recovery:
             if not self._machine.await_writer(address, self._timeout):
                 context = read_plan_context(self._tree, self._planner.devices(), [address])
                 raise pending_unbind(context, address)
+
+
+def _with(plan: Plan, warnings: tuple[str, ...]) -> Plan:
+    return replace(plan, warnings=plan.warnings + warnings)

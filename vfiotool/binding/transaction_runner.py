@@ -43,16 +43,16 @@ class TransactionRunner:
                 together |= transaction.addresses
         return lock_keys(self._tree, together)
 
-    def run(self, plan: Plan, context: PlanContext, *, forget: Iterable[str]) -> None:
+    def run(self, plan: Plan, context: PlanContext, *, forget: Iterable[str]) -> tuple[str, ...]:
         """Write a plan to the machine within a transaction; the caller holds the locks.
 
-        The records of the devices in ``forget`` are removed at its end. Raises as ``PlanWriter.write``
-        does.
+        The records of the devices in ``forget`` are removed at its end. Returns and raises as
+        ``PlanWriter.write`` does.
         """
         forget = [*dict.fromkeys([*forget, *plan.removed, *self._back_as_recorded(plan)])]
         if not plan.steps:
             self.forget(forget)
-            return
+            return ()
         before = [DeviceRecord.of(context.devices[address], state) for address, state in plan.before.items()]
         fresh = [record.address for record in before if not self._is_recorded(record)]
         log = TransactionLog(self._journal, plan, before, fresh=fresh, forget=forget, allowed=context.allowed)
@@ -60,13 +60,14 @@ class TransactionRunner:
             for record in before:
                 if record.address in fresh:
                     self._journal.record(record)
-            self._writer.write(plan, context, log.begin_step)
+            warnings = self._writer.write(plan, context, log.begin_step)
         except BaseException:
             self._end_failed(log, plan, fresh)
             raise
         log.mark_done()
         self.forget(forget)
         log.end()
+        return warnings
 
     def forget(self, addresses: Iterable[str]) -> None:
         """Remove the records of devices, and revoke the grants of their nodes."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
+import struct
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import pyudev
 _UDEVD_SOCKET = "/run/udev/control"
 _CONNECT_SECONDS = 1.0
 _BUFFER_BYTES = 8 << 20
+_UCRED = struct.Struct("iII")  # struct ucred, <linux/socket.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,16 @@ class DeviceEvent:
 class DeviceEvents:
     """Receives the uevents of PCI devices that are sent after this object is created.
 
-    Receives from udevd, after its rules have run, or from the kernel if no udevd runs. A handle: close it,
-    or use it as a context manager. Threads must not share it.
+    ``source`` is "udev" if udevd's events can be received, which come after its rules have run, else
+    "kernel". ``out_of_sight`` is the reason if a udevd runs whose events cannot be received, else empty. A
+    handle: close it, or use it as a context manager. Threads must not share it.
     """
 
     def __init__(self) -> None:
-        self.source = "udev" if _udevd_listens() else "kernel"
-        self._monitor = open_monitor(self.source, subsystem="pci")
+        runs, self.out_of_sight = _find_udevd()
+        self.source = "udev" if runs and not self.out_of_sight else "kernel"
+        self._kernel = open_monitor("kernel", subsystem="pci")
+        self._udev = open_monitor("udev", subsystem="pci") if self.source == "udev" else None
 
     def __enter__(self) -> DeviceEvents:
         return self
@@ -52,35 +58,59 @@ class DeviceEvents:
 
     def close(self) -> None:
         """Stop listening. Any number of times."""
-        self._monitor = None
+        self._kernel = self._udev = None
 
     def fileno(self) -> int:
-        """Return a descriptor that polls readable when an event waits."""
-        return int(self._monitor.fileno())
+        """Return a descriptor that polls readable when an event of ``source`` waits."""
+        return int((self._udev or self._kernel).fileno())
 
     def receive(self, timeout: float) -> Iterator[DeviceEvent]:
-        """Yield events as they arrive, until ``timeout`` seconds from now."""
-        deadline = time.monotonic() + timeout
-        while (device := self._monitor.poll(max(0.0, deadline - time.monotonic()))) is not None:
-            yield DeviceEvent(
-                action=device.action,
-                address=device.sys_name,
-                driver=device.properties.get("DRIVER"),
-                seqnum=int(device.properties.get("SEQNUM", 0)),
-            )
+        """Yield events of ``source`` as they arrive, until ``timeout`` seconds from now."""
+        return _receive(self._udev or self._kernel, timeout)
 
     def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
-        """Wait for the expected events, given as (action, address); return those that did not arrive in time.
+        """Wait for events of the kernel, given as (action, address); return those that did not arrive.
 
         ``timeout`` is in seconds. Other events are discarded.
         """
-        waiting = set(expected)
-        if waiting:
-            for event in self.receive(timeout):
-                waiting.discard((event.action, event.address))
-                if not waiting:
-                    break
-        return frozenset(waiting)
+        return _missing(self._kernel, expected, timeout)
+
+    def unprocessed(
+        self, expected: Collection[tuple[str, str]], timeout: float
+    ) -> frozenset[tuple[str, str]]:
+        """Wait until udevd has run its rules for events; return those that it did not report in time.
+
+        Empty without a udevd in sight. After a call in which an event did not arrive, no call waits again.
+        """
+        if self._udev is None:
+            return frozenset()
+        left = _missing(self._udev, expected, timeout)
+        if left:
+            self._udev, self.source = None, "kernel"
+        return left
+
+
+def _missing(
+    monitor: Any, expected: Collection[tuple[str, str]], timeout: float
+) -> frozenset[tuple[str, str]]:
+    waiting = set(expected)
+    if waiting:
+        for event in _receive(monitor, timeout):
+            waiting.discard((event.action, event.address))
+            if not waiting:
+                break
+    return frozenset(waiting)
+
+
+def _receive(monitor: Any, timeout: float) -> Iterator[DeviceEvent]:
+    deadline = time.monotonic() + timeout
+    while (device := monitor.poll(max(0.0, deadline - time.monotonic()))) is not None:
+        yield DeviceEvent(
+            action=device.action,
+            address=device.sys_name,
+            driver=device.properties.get("DRIVER"),
+            seqnum=int(device.properties.get("SEQNUM", 0)),
+        )
 
 
 def open_monitor(source: str, *, subsystem: str | None = None) -> Any:
@@ -102,14 +132,31 @@ def _context() -> pyudev.Context:
     return pyudev.Context()
 
 
-def _udevd_listens() -> bool:
-    """Return True if udevd accepts connections; the file of its socket remains after udevd has exited."""
+def _find_udevd() -> tuple[bool, str]:
+    """Return whether udevd accepts connections, and why its events cannot be received, or an empty text.
+
+    The file of its socket remains after udevd has exited. udevd sends its events in its own network namespace
+    alone; the kernel sends its events in all of them.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         control.settimeout(_CONNECT_SECONDS)
         try:
             control.connect(_UDEVD_SOCKET)
         except TimeoutError:
-            return True  # udevd runs, and is busy
+            return True, ""  # udevd runs, and is busy
         except OSError:
-            return False
-    return True
+            return False, ""
+        pid, _uid, _gid = _UCRED.unpack(
+            control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+    return True, _why_out_of_sight(pid)
+
+
+def _why_out_of_sight(pid: int) -> str:
+    """Return why events of the udevd that listens as ``pid`` do not arrive; 0 is in another pid namespace."""
+    try:
+        theirs, ours = (os.stat(f"/proc/{one}/ns/net") for one in (pid or "-", "self"))
+    except OSError:
+        return ""  # this user may not look
+    is_same = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    return "" if is_same else "udevd is in another network namespace"

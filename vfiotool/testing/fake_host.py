@@ -33,8 +33,11 @@ class FakeEvents:
 
     source = "the fake host"
 
-    def __init__(self) -> None:
+    def __init__(self, out_of_sight: str = "", *, is_late: bool = False) -> None:
+        """``is_late``: udevd does not report its events; ``out_of_sight``: it reports them elsewhere."""
         self.queue: deque[tuple[str, str]] = deque()
+        self.out_of_sight = out_of_sight
+        self.is_late = is_late
 
     def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
         """Return the expected events that are not in the queue; consume the queue until all are found."""
@@ -42,6 +45,14 @@ class FakeEvents:
         while waiting and self.queue:
             waiting.discard(self.queue.popleft())
         return frozenset(waiting)
+
+    def unprocessed(
+        self, expected: Collection[tuple[str, str]], timeout: float
+    ) -> frozenset[tuple[str, str]]:
+        """Return the expected events if udevd is late, and find it in time afterwards."""
+        late = frozenset(expected if self.is_late else ())
+        self.is_late = self.is_late and not late
+        return late
 
     def close(self) -> None:
         """Do nothing: there is no file descriptor to close."""
@@ -52,13 +63,16 @@ class FakeHost(SriovHost):
     """A ``vfiotool.binding.machine.MachineControl``. Pending unbinds are recorded in ``state_dir``.
 
     ``vf_drivers`` are the host drivers that bind to VFs. No driver can bind to the VFs of QEMU's NVMe before
-    they are brought online.
+    they are brought online. With ``udevd_is_late``, udevd does not report that it has run its rules.
+    ``udevd_is_out_of_sight`` is a reason why its reports cannot be received.
 
     Threads must not share it.
     """
 
     state_dir: str = STATE_DIR
     vf_drivers: set[str] = field(default_factory=set)
+    udevd_is_late: bool = False
+    udevd_is_out_of_sight: str = ""
     writes: list[tuple[str, str]] = field(init=False, default_factory=list)
     _failures: dict[str, int] = field(init=False, default_factory=dict)
     _holders: dict[str, int] = field(init=False, default_factory=dict)
@@ -85,7 +99,7 @@ class FakeHost(SriovHost):
 
     def events(self) -> FakeEvents:
         """Return a new queue of uevents, which starts empty."""
-        listener = FakeEvents()
+        listener = FakeEvents(self.udevd_is_out_of_sight, is_late=self.udevd_is_late)
         self._listeners.append(listener)
         return listener
 
