@@ -126,6 +126,19 @@ def test_a_blocked_unbind_names_its_holder(vfiotool: Run, host: FakeHost) -> Non
     assert vfiotool("restore", EDU).status == 0
 
 
+def test_a_host_driver_that_waits_is_not_said_to_be_held(vfiotool: Run, host: FakeHost) -> None:
+    """Why a host driver waits in its removal is not known: no process needs to have the device open."""
+    host.block(NIC, pid=77, comm="qemu")
+    result = vfiotool("unbind", NIC, "--timeout", "1", "--allow-held")
+    assert (result.status, result.stdout) == (5, "")
+    assert f"error: {NIC}: its driver did not release it within 1 s; e1000e has not finished its removal" in (
+        result.stderr
+    )
+    assert "held by" not in result.stderr
+    host.release(NIC)
+    assert vfiotool("recover").status == 0
+
+
 def test_verbs_that_change_drivers_refuse_a_sysroot(
     host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:

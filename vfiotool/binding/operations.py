@@ -59,7 +59,7 @@ class Binding:
         self._tree = machine.tree
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
         self._planner = Planner(self._tree, state_dir)
-        writer = PlanWriter(machine, timeout)
+        writer = PlanWriter(machine, state_dir, timeout)
         self._transactions = TransactionRunner(machine, self._journal, writer)
         self._recovery = Recovery(
             machine,

@@ -30,7 +30,9 @@ from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path, parse_override
 from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
+from vfiotool.host.pending_unbinds import waiting_place
 from vfiotool.host.usage.openers import is_group_open
 from vfiotool.util.signals import TERMINAL_SIGNALS
 
@@ -41,10 +43,14 @@ UDEV_SECONDS = 20.0
 
 
 class PlanWriter:
-    """Writes plans to a machine. ``timeout`` bounds each write, in seconds."""
+    """Writes plans to a machine. ``timeout`` bounds each write, in seconds.
 
-    def __init__(self, machine: MachineControl, timeout: float) -> None:
+    ``state_dir`` has the notes of pending writes.
+    """
+
+    def __init__(self, machine: MachineControl, state_dir: str, timeout: float) -> None:
         self._machine = machine
+        self._state_dir = state_dir
         self._tree = machine.tree
         self._timeout = timeout
         self._warnings: dict[str, None] = {}
@@ -191,17 +197,36 @@ class PlanWriter:
         return "; ".join(failures) or "all devices are as they were before"
 
     def _blocked(self, step: Step, group_holders: Sequence[Holder], state: str) -> BlockedError:
-        """Return the error that names the holders of the group, or else of any device's descriptor."""
-        holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
-        names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
-        change = "create or remove its VFs" if isinstance(step, SetVfCount) else "release it"
+        """Return the error for a write that did not return: who holds the device, as far as that is known."""
+        change = "release it"
+        if isinstance(step, SetVfCount | BindDriver):
+            change = "bind it" if isinstance(step, BindDriver) else "create or remove its VFs"
+        names, cause, remedy = self._why_blocked(step, group_holders)
+        place = waiting_place(self._tree, self._state_dir, step.address)
+        waits = f"; the write waits in {place}()" if place else ""
         return BlockedError(
-            f"{step.address}: its driver did not {change} within {self._timeout:g} s; held by "
-            f"{'; '.join(names) or 'an unknown process'}",
+            f"{step.address}: its driver did not {change} within {self._timeout:g} s; {cause}{waits}",
             holders=names,
-            hint="end that process, then run 'vfiotool recover', which finishes what is pending. "
+            hint=f"{remedy}, then run 'vfiotool recover', which finishes what is pending. "
             f"Other devices: {state}",
         )
+
+    def _why_blocked(self, step: Step, group_holders: Sequence[Holder]) -> tuple[list[str], str, str]:
+        """Return the holders of the group, or else of any device's descriptor; the cause, and the remedy.
+
+        VFIO waits for who has the device open. Why a host driver waits, only that driver knows.
+        """
+        if isinstance(step, BindDriver):
+            return [], f"{step.driver} has not finished its probe", "wait until it has"
+        if isinstance(step, UnbindDriver) and not is_vfio_driver(step.driver):
+            return [], f"{step.driver} has not finished its removal", "stop what uses the device"
+        holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
+        names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
+        if names:
+            return names, f"held by {'; '.join(names)}", "end that process"
+        if isinstance(step, SetVfCount):
+            return [], "no process that holds a VF can be seen", "wait until the VFs are there or gone"
+        return [], "no process that holds it can be seen from here", "end the process that holds it"
 
 
 def _named(events: Iterable[DeviceUevent]) -> str:

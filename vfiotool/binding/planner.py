@@ -92,9 +92,10 @@ def pending_unbind(context: PlanContext, address: str) -> BlockedError:
     """
     group = context.group_of(address)
     names = [holder.process for holder in (group.holders if group else ())]
-    who = ", ".join(names) or "a process"
+    waits_for = f"its driver waits for {', '.join(names)} to release it" if names else "it has not returned"
+    remedy = "end the process that holds the device" if names else "stop what uses the device"
     return BlockedError(
-        f"an unbind of {address} is pending: its driver waits for {who} to release it",
+        f"an unbind of {address} is pending: {waits_for}",
         holders=names,
-        hint="end the process that holds the device, then run 'vfiotool recover'",
+        hint=f"{remedy}, then run 'vfiotool recover'",
     )

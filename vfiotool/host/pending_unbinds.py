@@ -7,6 +7,7 @@ link and the group's node are already gone, so the device looks free.
 from __future__ import annotations
 
 from vfiotool.host.tree import Tree
+from vfiotool.util.tasks import read_task
 
 STATE_DIR = "/run/vfiotool"
 
@@ -36,6 +37,16 @@ def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
         return None
     is_alive = pid.isdecimal() and len(pid) <= _MOST_DIGITS and process_start(tree, int(pid)) == started
     return int(pid) if is_alive else None
+
+
+def waiting_place(tree: Tree, state_dir: str, address: str) -> str:
+    """Return the function of the kernel in which the pending write to a device waits.
+
+    The text is empty if no write is pending, or this user may not read the stack of the process.
+    """
+    pid = pending_writer(tree, state_dir, address)
+    task = None if pid is None else read_task(pid, proc=tree.path("/proc"))
+    return "" if task is None else task.place.partition("+")[0]
 
 
 def process_start(tree: Tree, pid: int) -> str | None:
