@@ -18,8 +18,13 @@ def blocking(host: FakeHost, *paths: str) -> Iterator[None]:
         os.mkfifo(host.tree.path(path))
     yield
     for path in paths:
-        with contextlib.suppress(OSError):  # nobody reads it
-            os.close(os.open(host.tree.path(path), os.O_WRONLY | os.O_NONBLOCK))
+        release_readers(host.tree.path(path))
     for pid in bounded_reads._stuck_children:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     bounded_reads.read_all(host.tree, [])
+
+
+def release_readers(fifo: str) -> None:
+    """Let the processes that wait to read a FIFO see its end; without such processes nothing happens."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,12 +18,14 @@ from typing import NamedTuple
 from tests.support.guest import ONE_CPU
 from tests.tiers import ROOT, Guest
 from vfiotool.errors import VfioToolError
-from vfiotool.lab import kernels, qemu
+from vfiotool.lab import cache, kernels, qemu
 
 AT_A_TIME = 2  # pytest in a guest keeps a processor busy
 SECONDS = 2700
 STUCK = 600  # seconds of one test, which then prints its stack
 SLOWEST = 10  # tests of a guest that may be among the slowest of all
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
 _DURATION = re.compile(r"^(\d+\.\d+)s (call|setup|teardown) +(\S.*)$", re.MULTILINE)
@@ -85,12 +88,16 @@ class GuestRuns:
         """The runs that have ended by now."""
         if not self._runs.done() or self._runs.exception():
             return []
-        return [run.result() for run in self._runs.result().values() if run.done() and not run.exception()]
+        ended = [run for run in self._runs.result().values() if run.done() and not run.cancelled()]
+        return [run.result() for run in ended if not run.exception()]
 
     def close(self) -> None:
-        """Start no more, and wait for those that run."""
+        """Start no more, and end those that run: nobody waits for their results after an interrupt."""
         self._starter.shutdown(cancel_futures=True)
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(_running):
+            process.send_signal(signal.SIGINT)
+        self._pool.shutdown()
 
 
 def make_ready(guests: Sequence[Guest]) -> None:
@@ -149,17 +156,29 @@ def run_once(guest: Guest, *, full: bool) -> GuestRun:
     inner += [f"--durations={SLOWEST}", "--durations-min=1"]
     inner += ["-o", f"faulthandler_timeout={STUCK}", "-o", "faulthandler_exit_on_timeout=true"]
     begun = time.monotonic()
-    ended = subprocess.run(
-        [*lab, "--", *inner, *(["--full"] if full else []), *guest.tests],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path_of_qemu(guest)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return GuestRun(guest, ended.returncode, ended.stdout, time.monotonic() - begun)
+    with open(log_of(guest), "w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [*lab, "--", *inner, *(["--full"] if full else []), *guest.tests],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path_of_qemu(guest)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        _running.add(process)
+        try:
+            status = process.wait()
+        finally:
+            _running.discard(process)
+        log.seek(0)
+        return GuestRun(guest, status, log.read(), time.monotonic() - begun)
+
+
+def log_of(guest: Guest) -> str:
+    """The file that gets all that pytest and the guest print, while the guest runs."""
+    folder = cache.directory("test-logs")
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{guest}.log")
 
 
 def path_of_qemu(guest: Guest) -> str:

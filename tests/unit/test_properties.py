@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.blocking_files import release_readers
 from tests.support.strategies import (
     Odd,
     addresses_like,
@@ -135,6 +137,8 @@ def changed(tree: Tree, changes: Mapping[str, bytes | Odd]) -> Iterator[None]:
         yield
     finally:
         for full, former in saved.items():
+            if os.path.exists(full) and stat.S_ISFIFO(os.stat(full).st_mode):
+                release_readers(full)
             if os.path.isdir(full) and not os.path.islink(full):
                 shutil.rmtree(full)
             elif os.path.lexists(full):
