@@ -250,7 +250,7 @@ def test_the_modalias_equals_that_of_sysfs() -> None:
         assert name == read(path(device.address, "modalias"))
         assert variant_drivers.best_vfio_driver(tree, device) == "vfio-pci"
     if RELEASE >= (5, 16):
-        assert output("modprobe", "--resolve-alias", name).split() == ["vfio_pci"]
+        assert output("modprobe", "--resolve-alias", f"vfio_{name}").split() == ["vfio_pci"]
 
 
 def test_show_repeats_the_listing(listed: dict[str, Fields], shown: dict[str, Fields]) -> None:

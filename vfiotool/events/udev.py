@@ -153,10 +153,19 @@ def _find_udevd() -> tuple[bool, str]:
 
 
 def _why_out_of_sight(pid: int) -> str:
-    """Return why events of the udevd that listens as ``pid`` do not arrive; 0 is in another pid namespace."""
+    """Return why events of the udevd whose socket is of process ``pid`` do not arrive, or an empty text.
+
+    The process that made the socket may have exited: udevd stays in its namespace, which is that of pid 1.
+    """
     try:
-        theirs, ours = (os.stat(f"/proc/{one}/ns/net") for one in (pid or "-", "self"))
+        theirs, ours = (
+            _network_namespace(one) for one in (pid if os.path.exists(f"/proc/{pid}") else 1, "self")
+        )
     except OSError:
         return ""  # this user may not look
-    is_same = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
-    return "" if is_same else "udevd is in another network namespace"
+    return "" if theirs == ours else "udevd is in another network namespace"
+
+
+def _network_namespace(process: int | str) -> tuple[int, int]:
+    status = os.stat(f"/proc/{process}/ns/net")
+    return status.st_dev, status.st_ino
