@@ -83,6 +83,7 @@ BETWEEN_KERNELS = (
     "tests/lab/test_stress_hotplug.py",
     "tests/lab/test_udev.py",
     "tests/lab/test_watch.py",
+    "tests/lab/test_way_home.py",
     *STRESS,
 )
 # The oldest kernel has other rules, so these may differ too.

@@ -102,27 +102,6 @@ def test_the_kernel_refuses_a_driver_of_other_devices() -> None:
     assert kernel_complaints() == complaints
 
 
-@needs_iommu
-@pytest.mark.usefixtures("unchanged")
-def test_a_driver_without_ids_takes_any_device() -> None:
-    for driver in ("uio_pci_generic", "pci-stub"):
-        done("bind", "--driver", driver, TESTDEV)
-        assert listing()[TESTDEV]["driver"] == driver
-        done("restore", TESTDEV)
-
-
-@needs_iommu
-@pytest.mark.usefixtures("unchanged")
-def test_a_host_driver_gets_no_override() -> None:
-    done("bind", NVME)
-    for driver in ("nvme", "native"):
-        done("bind", "--driver", driver, NVME)
-        device = listing()[NVME]
-        assert (device["driver"], device["driver_override"]) == ("nvme", None)
-        done("bind", NVME)
-    done("restore", NVME)
-
-
 @pytest.mark.usefixtures("unchanged")
 def test_nothing_was_recorded() -> None:
     assert_error(vfiotool("restore", EDU), FAILED, f"nothing is recorded of {EDU}")

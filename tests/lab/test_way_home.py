@@ -1,4 +1,4 @@
-"""Devices come back to their own drivers, whoever took them away, and whatever became of the records."""
+"""Devices go to drivers that take any device, and come back to their own, whatever became of the records."""
 
 from __future__ import annotations
 
@@ -120,3 +120,20 @@ def test_past_a_damaged_record_and_one_of_another_device() -> None:
     write(path(TESTDEV, "driver_override"), "\n")
     shutil.rmtree(JOURNAL)
     assert states(EDU, TESTDEV) == {address: before[address] for address in (EDU, TESTDEV)}
+
+
+def test_a_driver_without_ids_takes_any_device() -> None:
+    for driver in ("uio_pci_generic", "pci-stub"):
+        done("bind", "--driver", driver, TESTDEV)
+        assert listing()[TESTDEV]["driver"] == driver
+        done("restore", TESTDEV)
+
+
+def test_a_host_driver_gets_no_override() -> None:
+    done("bind", NVME)
+    for driver in ("nvme", "native"):
+        done("bind", "--driver", driver, NVME)
+        device = listing()[NVME]
+        assert (device["driver"], device["driver_override"]) == ("nvme", None)
+        done("bind", NVME)
+    done("restore", NVME)
