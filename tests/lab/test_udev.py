@@ -87,6 +87,7 @@ def test_a_bind_from_another_network_namespace_is_kept() -> None:
         settle()
 
 
+@pytest.mark.full
 def test_a_bind_from_other_namespaces_of_pids_and_networks_is_kept() -> None:
     """The udevd cannot be seen to be in another network namespace from there."""
     for verb, now in (("bind", "vfio-pci"), ("restore", "e1000e")):

@@ -123,17 +123,16 @@ def test_past_a_damaged_record_and_one_of_another_device() -> None:
 
 
 def test_a_driver_without_ids_takes_any_device() -> None:
-    for driver in ("uio_pci_generic", "pci-stub"):
-        done("bind", "--driver", driver, TESTDEV)
-        assert listing()[TESTDEV]["driver"] == driver
+    for name in ("uio_pci_generic", "pci-stub"):
+        done("bind", "--driver", name, TESTDEV)
+        assert driver(TESTDEV) == name
         done("restore", TESTDEV)
 
 
 def test_a_host_driver_gets_no_override() -> None:
     done("bind", NVME)
-    for driver in ("nvme", "native"):
-        done("bind", "--driver", driver, NVME)
-        device = listing()[NVME]
-        assert (device["driver"], device["driver_override"]) == ("nvme", None)
+    for name in ("nvme", "native"):
+        done("bind", "--driver", name, NVME)
+        assert states(NVME) == {NVME: ("nvme", "(null)")}
         done("bind", NVME)
     done("restore", NVME)

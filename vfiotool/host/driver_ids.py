@@ -11,6 +11,8 @@ from vfiotool.host.tree import Tree
 
 _WITHOUT_IDS = frozenset({"pci_stub", "uio_pci_generic", "igb_uio", "pciback", "xen_pciback"})
 _PREFIX = "pci:"
+_ANY_VENDOR = _PREFIX + "v*"
+_VENDOR_END = len(_PREFIX + "v00008086")
 
 
 def takes_any_device(driver: str) -> bool:
@@ -31,7 +33,7 @@ def serves(tree: Tree, driver: str, alias: str) -> bool | None:
     """
     module = _module_of(tree, driver)
     patterns = [pattern for name, pattern in _aliases(tree) if name == module]
-    return any(fnmatchcase(alias, pattern) for pattern in patterns) if patterns else None
+    return any(_matches(alias, pattern) for pattern in patterns) if patterns else None
 
 
 def native_drivers(tree: Tree, alias: str) -> list[str]:
@@ -45,7 +47,7 @@ def native_drivers(tree: Tree, alias: str) -> list[str]:
     most = 0
     for module, pattern in _aliases(tree):
         literal = len(pattern.replace("*", ""))
-        if literal < most or not fnmatchcase(alias, pattern):
+        if literal < most or not _matches(alias, pattern):
             continue
         drivers = [name for name in _drivers_of(tree, module) if not takes_any_device(name)]
         if drivers and literal > most:
@@ -59,7 +61,13 @@ def builtin_modules(tree: Tree, alias: str) -> list[str] | None:
     built_in = _builtin_aliases(tree)
     if built_in is None:
         return None
-    return list(dict.fromkeys(name for name, pattern in built_in if fnmatchcase(alias, pattern)))
+    return list(dict.fromkeys(name for name, pattern in built_in if _matches(alias, pattern)))
+
+
+def _matches(alias: str, pattern: str) -> bool:
+    """Return True if a pattern matches a ``modalias``. The vendors are compared first: a match is slow."""
+    is_of_vendor = pattern.startswith((alias[:_VENDOR_END], _ANY_VENDOR))
+    return is_of_vendor and fnmatchcase(alias, pattern)
 
 
 def _module_of(tree: Tree, driver: str) -> str:

@@ -7,7 +7,6 @@ link and the group's node are already gone, so the device looks free.
 from __future__ import annotations
 
 from vfiotool.host.tree import Tree
-from vfiotool.util.tasks import read_task
 
 STATE_DIR = "/run/vfiotool"
 
@@ -44,6 +43,8 @@ def waiting_place(tree: Tree, state_dir: str, address: str) -> str:
 
     The text is empty if no write is pending, or this user may not read the stack of the process.
     """
+    from vfiotool.util.tasks import read_task  # here, because a listing imports this module
+
     pid = pending_writer(tree, state_dir, address)
     task = None if pid is None else read_task(pid, proc=tree.path("/proc"))
     return "" if task is None else task.place.partition("+")[0]
