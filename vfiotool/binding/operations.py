@@ -26,11 +26,12 @@ from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import PciDevice, find_device
+from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.variant_drivers import best_vfio_driver
+from vfiotool.pci.names import PciNames
 
 UNBIND_SECONDS = 30.0
 AUTO, NATIVE = "auto", "native"
@@ -114,10 +115,9 @@ class Binding:
                 record of the former device is removed then.
             Others as ``bind`` does.
         """
-        for address in addresses:
-            if (former := self._former(address)) is not None:
-                self._forget(address)
-                raise former
+        for address, former in self._former(addresses).items():
+            self._forget(address)
+            raise former
         plan = self._change(addresses, self._recorded_state, forget=True)
         return replace(plan, warnings=plan.warnings + tuple(_already_there(plan, addresses)))
 
@@ -135,14 +135,15 @@ class Binding:
             except VfioToolError as error:
                 plan += replace(EMPTY_PLAN, failures=(error,))
                 continue
-            if not self._tree.exists(device_path(address)):
+            if self._tree.exists(device_path(address)):
+                wanted.append(address)
+            else:
                 text = f"{address} is not present; its record stays until the machine stops"
                 plan += replace(EMPTY_PLAN, warnings=(text,))
-            elif (former := self._former(address)) is not None:
-                self._forget(address)
-                plan += replace(EMPTY_PLAN, warnings=(f"{former.message}; {former.hint}",))
-            else:
-                wanted.append(address)
+        for address, former in self._former(wanted).items():
+            self._forget(address)
+            wanted.remove(address)
+            plan += replace(EMPTY_PLAN, warnings=(f"{former.message}; {former.hint}",))
         return plan + self._restore_each(wanted)
 
     def _restore_each(self, addresses: Sequence[str]) -> Plan:
@@ -257,18 +258,22 @@ class Binding:
         except VfioToolError:
             return True
 
-    def _former(self, address: str) -> VfioToolError | None:
-        """Return the error for a device whose record is that of a former device at its address."""
-        record = self._journal.find(address)
-        devices = [device for device in self._planner.devices() if device.address == address]
-        if record is None or not devices or record.matches(devices[0]):
-            return None
-        (device,) = devices
-        return VfioToolError(
-            f"{address} was {record.vendor_id:04x}:{record.device_id:04x} when it was recorded, and is "
-            f"{device.vendor_id:04x}:{device.device_id:04x} now: the record of the former device is removed",
-            hint=way_home(self._tree, device),
-        )
+    def _former(self, addresses: Sequence[str]) -> dict[str, VfioToolError]:
+        """Return an error for each address whose record is that of a former device there."""
+        records = {address: self._journal.find(address) for address in addresses}
+        present = [address for address in addresses if self._tree.exists(device_path(address))]
+        devices = read_devices(self._tree, present, PciNames(b""), state_dir=self.state_dir)
+        found = {}
+        for device in devices:
+            record = records[device.address]
+            if record is not None and not record.matches(device):
+                then, now = (f"{one.vendor_id:04x}:{one.device_id:04x}" for one in (record, device))
+                found[device.address] = VfioToolError(
+                    f"{device.address} was {then} when it was recorded, and is {now} now: the record of the "
+                    "former device is removed",
+                    hint=way_home(self._tree, device),
+                )
+        return found
 
     def _forget(self, address: str) -> None:
         if not self.dry_run:
