@@ -152,12 +152,14 @@ def machine(planted: None, tmp_path_factory: pytest.TempPathFactory) -> Captured
     return Captured(live, devices, archive)
 
 
+@pytest.mark.full
 @in_guest
 def test_a_capture_equals_the_machine(machine: Captured) -> None:
     assert documents_of(machine.archive, machine.devices) == machine.live
     assert machine.archive.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.full
 @in_guest
 def test_no_secret_is_captured(machine: Captured) -> None:
     said = contents(machine.archive)
@@ -167,6 +169,7 @@ def test_no_secret_is_captured(machine: Captured) -> None:
         assert not [one for one in tar.getnames() if re.search(r"proc/\d+/(environ|cmdline|maps|fd)", one)]
 
 
+@pytest.mark.full
 @in_guest
 def test_no_serial_number_and_no_mac_is_captured(machine: Captured) -> None:
     """A network card derives the serial number in configuration space from its MAC address."""

@@ -52,10 +52,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_report_has_the_fields_of_0_1_0(report: Path) -> None:
     assert fields(json.loads((report / "report.json").read_text())) == FIELDS["report"]
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_trace_of_0_1_0(report: Path) -> None:
     trace = report / "trace.jsonl"
     assert results(trace) == results(TRACE)

@@ -12,6 +12,7 @@ import vfiotool as api
 from tests.support.guest import (
     E1000E,
     EDU,
+    KERNEL,
     MACHINE,
     NVME,
     SUBSYSTEM_NVME,
@@ -82,14 +83,18 @@ def test_without_an_iommu_devices_are_listed_and_not_bound() -> None:
 @needs_iommu
 @pytest.mark.usefixtures("vfio_pci")
 def test_a_minute_of_stress(tmp_path: Any) -> None:
-    """Every workload, on four groups, finds nothing, and gives the devices back."""
+    """Every workload, on four groups, finds nothing, and gives the devices back.
+
+    On the debug kernel two groups have to do: each bind takes half a minute there.
+    """
     complaints, before = kernel_complaints(), listing()
-    words = ("all", EDU, E1000E, NVME, SUBSYSTEM_NVME, "--duration", str(SECONDS), "--seed", "7")
+    groups = (EDU, NVME) if KERNEL == "debug" else (EDU, E1000E, NVME, SUBSYSTEM_NVME)
+    words = ("all", *groups, "--duration", str(SECONDS), "--seed", "7")
     result = vfiotool("stress", *words, "--report", str(tmp_path / "report"))
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert (report["unexpected"], report["reasons"]) == ([], [])
     assert (result.status, report["verdict"], report["restored"]) == (0, "pass", True), result
-    assert sum(one["count"] for one in report["operations"].values()) > 100
+    assert sum(one["count"] for one in report["operations"].values()) > 25 * len(groups)
     settle()
     after = {address: one["driver"] for address, one in listing().items()}
     assert after == {address: one["driver"] for address, one in before.items()}

@@ -91,7 +91,11 @@ def walked(unit: GroupSpec, rules: Model, seed: int, steps: int = STEPS) -> list
     return [call_of(operation, rng.randrange(PROCESSES)) for operation, _ in walk.steps(steps)]
 
 
-both = pytest.mark.parametrize("unit", [(EDU,), E1000_PAIR], ids=["alone", "two"], indirect=True)
+both = pytest.mark.parametrize(
+    "unit",
+    [pytest.param((EDU,), id="alone"), pytest.param(E1000_PAIR, id="two", marks=pytest.mark.full)],
+    indirect=True,
+)
 alone = pytest.mark.parametrize("unit", [(EDU,)], ids=["alone"], indirect=True)
 
 
