@@ -37,6 +37,13 @@ def no_udevd() -> Iterator[None]:
     settle()
 
 
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Give the device back after a failure too, for the tests that follow."""
+    yield
+    done("restore", "--all")
+
+
 def test_events_come_from_udevd() -> None:
     events = DeviceEvents()
     assert events.source == "udev"
@@ -60,10 +67,16 @@ def test_a_bind_is_verified_without_udevd() -> None:
 def stopped_udevd() -> Iterator[None]:
     """Have udevd receive uevents, and run no rules."""
     settle()
-    output("udevadm", "control", "--stop-exec-queue")
+    tell_udevd("--stop-exec-queue")
     yield
-    output("udevadm", "control", "--start-exec-queue")
+    tell_udevd("--start-exec-queue")
     settle()
+
+
+def tell_udevd(option: str) -> None:
+    """Send a control message several times: udevd ignores one that comes before it asks for the sender."""
+    for _ in range(5):
+        output("udevadm", "control", option)
 
 
 @pytest.mark.usefixtures("stopped_udevd")
