@@ -262,7 +262,7 @@ class Dma:
             DmaMapError: a mapping lies outside of the valid ranges.
         """
         with self._lock:
-            self._avoid = (*self._avoid, *avoid)
+            self._avoid = tuple(dict.fromkeys((*self._avoid, *avoid)))  # devices are opened again
             if self._known is not None:
                 self._known.set_ranges(self.iommu.info().iova_ranges, self._avoid)
 
