@@ -31,7 +31,6 @@ GO = b"\n"
 class UeventListener(Protocol):
     """The uevents of PCI devices since this object was created: see ``events.udev.DeviceEvents``."""
 
-    source: str
     out_of_sight: str
 
     def missing(

@@ -60,14 +60,6 @@ class DeviceEvents:
         """Stop listening. Any number of times."""
         self._kernel = self._udev = None
 
-    def fileno(self) -> int:
-        """Return a descriptor that polls readable when an event of ``source`` waits."""
-        return int((self._udev or self._kernel).fileno())
-
-    def receive(self, timeout: float) -> Iterator[DeviceEvent]:
-        """Yield events of ``source`` as they arrive, until ``timeout`` seconds from now."""
-        return _receive(self._udev or self._kernel, timeout)
-
     def missing(self, expected: Collection[tuple[str, str]], timeout: float) -> frozenset[tuple[str, str]]:
         """Wait for events of the kernel, given as (action, address); return those that did not arrive.
 

@@ -31,8 +31,6 @@ _FIRST_WRITER = 100_000
 class FakeEvents:
     """A queue of the uevents since its creation, as ``(action, address)``; waiting takes no time."""
 
-    source = "the fake host"
-
     def __init__(self, out_of_sight: str = "", *, is_late: bool = False) -> None:
         """``is_late``: udevd does not report its events; ``out_of_sight``: it reports them elsewhere."""
         self.queue: deque[tuple[str, str]] = deque()
