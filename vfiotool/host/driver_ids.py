@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.era import modules_folder
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.tree import Tree
 
 _WITHOUT_IDS = frozenset({"pci_stub", "uio_pci_generic", "igb_uio", "pciback", "xen_pciback"})
@@ -22,7 +23,7 @@ def takes_any_device(driver: str) -> bool:
     an override, the kernel does not compare ids (``pci_match_device()``): another driver then probes a device
     that it cannot drive, which may crash the kernel.
     """
-    return "vfio" in driver or driver.replace("-", "_") in _WITHOUT_IDS
+    return is_vfio_driver(driver) or driver.replace("-", "_") in _WITHOUT_IDS
 
 
 def serves(tree: Tree, driver: str, alias: str) -> bool | None:
