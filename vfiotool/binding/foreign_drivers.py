@@ -40,19 +40,23 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
 def nothing_recorded(tree: Tree, device: PciDevice) -> VfioToolError:
     """Return the error of a restore without a record."""
     own = native_drivers(tree, modalias(device))
-    if device.driver is not None and device.driver in own:
-        reason = f"it is on {device.driver}, its own driver"
-    elif device.driver is None and not own:
+    if not _is_home(device, own):
+        reason = "vfiotool has not changed it since this machine started"
+    elif device.driver is None:
         reason = "it has no driver, and no module declares its ids"
     else:
-        reason = "vfiotool has not changed it since this machine started"
-    return VfioToolError(f"nothing is recorded of {device.address}: {reason}", hint=way_home(tree, device))
+        reason = f"it is on {device.driver}, its own driver"
+    return VfioToolError(f"nothing is recorded of {device.address}: {reason}", hint=_way_home(device, own))
 
 
 def way_home(tree: Tree, device: PciDevice) -> str:
     """Return the command that brings a device without a record to its own driver, if that is needed."""
-    address, own = device.address, native_drivers(tree, modalias(device))
-    if device.driver in own or (device.driver is None and not own):
+    return _way_home(device, native_drivers(tree, modalias(device)))
+
+
+def _way_home(device: PciDevice, own: list[str]) -> str:
+    address = device.address
+    if _is_home(device, own):
         return "there is nothing to restore"
     if own:
         return (
@@ -60,6 +64,11 @@ def way_home(tree: Tree, device: PciDevice) -> str:
             "'vfiotool persist list' shows whether it is bound to another driver at each boot"
         )
     return f"no module declares its ids; to leave it without a driver: 'vfiotool unbind {address}'"
+
+
+def _is_home(device: PciDevice, own: list[str]) -> bool:
+    """Return True if a device is on a driver of its own, or has none and no driver is its own."""
+    return not own if device.driver is None else device.driver in own
 
 
 def foreign_drivers(tree: Tree, context: PlanContext, plan: Plan) -> tuple[Refusal, ...]:

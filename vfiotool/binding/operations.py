@@ -119,7 +119,7 @@ class Binding:
             self._forget(address)
             raise former
         plan = self._change(addresses, self._recorded_state, forget=True)
-        return replace(plan, warnings=plan.warnings + tuple(_already_there(plan, addresses)))
+        return plan.with_warnings(*_already_there(plan, addresses))
 
     def restore_all(self) -> Plan:
         """Restore every recorded device that can be restored; the plan's ``failures`` are of the others.
@@ -138,12 +138,13 @@ class Binding:
             if self._tree.exists(device_path(address)):
                 wanted.append(address)
             else:
-                text = f"{address} is not present; its record stays until the machine stops"
-                plan += replace(EMPTY_PLAN, warnings=(text,))
+                plan = plan.with_warnings(
+                    f"{address} is not present; its record stays until the machine stops"
+                )
         for address, former in self._former(wanted).items():
             self._forget(address)
             wanted.remove(address)
-            plan += replace(EMPTY_PLAN, warnings=(f"{former.message}; {former.hint}",))
+            plan = plan.with_warnings(f"{former.message}; {former.hint}")
         return plan + self._restore_each(wanted)
 
     def _restore_each(self, addresses: Sequence[str]) -> Plan:
@@ -241,7 +242,7 @@ class Binding:
             self._just_recovered = self._recovery.recover_devices(addresses)
             plan, context = self._planner.plan(addresses, target, self._allowed, owner, amend)
             warnings = self._transactions.run(plan, context, forget=addresses if forget else ())
-        return replace(plan, warnings=plan.warnings + warnings)
+        return plan.with_warnings(*warnings)
 
     def _with_vfs_now(self, plan: Plan, pf: str, *, warn: bool) -> Plan:
         """Add the VFs' states as they are now, and warn of those that share a group with other devices."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import Refusal, refusals
@@ -68,6 +68,10 @@ class Plan:
     def writes(self) -> tuple[Step | WriteRule, ...]:
         """All that the plan writes: its steps, then its udev rules."""
         return self.steps + self.rules
+
+    def with_warnings(self, *texts: str) -> Plan:
+        """Return the plan with further warnings."""
+        return replace(self, warnings=self.warnings + texts)
 
     def __add__(self, other: Plan) -> Plan:
         """Return the plan that does what two plans do, one after the other."""

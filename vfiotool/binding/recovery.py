@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from vfiotool.binding.journal import Journal, stale_files
 from vfiotool.binding.locks import pfs_of
@@ -113,7 +112,7 @@ class Recovery:
         plan, context = self._plan(transaction)
         if not plan.steps:
             return plan
-        return _with(plan, self._writer.write(plan, context, lambda _: None))
+        return plan.with_warnings(*self._writer.write(plan, context, lambda _: None))
 
     def _finish(self, transaction: UnfinishedTransaction) -> Plan:
         self._await_writers(transaction)
@@ -121,7 +120,7 @@ class Recovery:
         warnings = self._transactions.run(plan, context, forget=transaction.forget)
         if not plan.steps:
             transaction.end()
-        return _with(plan, warnings)
+        return plan.with_warnings(*warnings)
 
     def _plan(self, transaction: UnfinishedTransaction) -> tuple[Plan, PlanContext]:
         """Plan the way back, the last device first; if a driver was waited for, plan the way on."""
@@ -149,7 +148,3 @@ class Recovery:
             if not self._machine.await_writer(address, self._timeout):
                 context = read_plan_context(self._tree, self._planner.devices(), [address])
                 raise pending_unbind(context, address)
-
-
-def _with(plan: Plan, warnings: tuple[str, ...]) -> Plan:
-    return replace(plan, warnings=plan.warnings + warnings)
