@@ -94,8 +94,8 @@ def test_a_guest_of_the_quick_tier_runs_what_the_full_tier_runs_there(
     assert missed == []
 
 
-def test_both_tiers_have_the_same_kernels_and_machines() -> None:
-    quick, full = ({(guest.kernel, guest.machine) for guest in tier} for tier in (tiers.QUICK, tiers.FULL))
+def test_both_tiers_have_the_same_kernels() -> None:
+    quick, full = ({guest.kernel for guest in tier} for tier in (tiers.QUICK, tiers.FULL))
     assert quick == full
 
 
