@@ -30,6 +30,7 @@ def test_devices_start_on_their_own_drivers(bench: Bench) -> None:
     assert drivers == [None, "e1000e", "nvme", None, "e1000", "e1000"]
 
 
+@pytest.mark.quick_on_fake
 @pytest.mark.parametrize("wanted", [(EDU,), (E1000E,), (NVME,), SIBLINGS], ids=lambda wanted: wanted[0])
 def test_restore_brings_back_exactly_the_state_before_bind(bench: Bench, wanted: tuple[str, ...]) -> None:
     before, group_before = settled(bench.devices(wanted)), bench.group_of(wanted[0])
@@ -154,6 +155,7 @@ def test_dry_run_writes_nothing(bench: Bench) -> None:
     assert not os.path.exists(bench.state_dir)
 
 
+@pytest.mark.quick_on_fake
 def test_second_bind_keeps_the_first_record(bench: Bench) -> None:
     before = bench.device(NVME)
     bench.binding().bind([NVME])
@@ -228,6 +230,7 @@ def test_blocked_unbind_names_its_holder_and_completes_after_its_release(bench: 
     events.close()
 
 
+@pytest.mark.quick_on_fake
 def test_host_driver_is_kept_out_of_a_group_in_use(bench: Bench) -> None:
     held, other = SIBLINGS
     bench.binding().bind(SIBLINGS)

@@ -278,6 +278,7 @@ MANY = 65536
 ENGINES = (IommuMode.TYPE1V2, IommuMode.COMPAT_TYPE1V2, IommuMode.IOMMUFD)  # each takes a minute with KASAN
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("space", params(*ENGINES), indirect=True)
 def test_65536_mappings_are_more_than_a_container_takes(space: Space, memory: Memory) -> None:
     scattered = Ranges.of([(memory.address, IOVA + at * PAGE, PAGE) for at in range(MANY)])
@@ -290,6 +291,7 @@ def test_65536_mappings_are_more_than_a_container_takes(space: Space, memory: Me
     assert space.iommu.unmap_all() == MANY * PAGE
 
 
+@pytest.mark.full
 def test_65536_adjacent_pages_are_one_mapping(space: Space) -> None:
     memory = Memory(MANY)
     left = space.iommu.info().dma_avail

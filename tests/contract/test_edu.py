@@ -124,6 +124,7 @@ def test_iovas_beyond_edus_mask_are_refused(edu: Edu, iova: int) -> None:
             action(iova, 0, 2)
 
 
+@pytest.mark.full
 def test_memory_that_is_not_mapped_is_neither_read_nor_written(space: Space) -> None:
     """The IOMMU reports the fault, the device does not. Only requested interrupts arrive."""
     device = space.device

@@ -39,6 +39,7 @@ def work(bench: Bench, log: Path) -> None:
         rounds += bool(written)
 
 
+@pytest.mark.quick_on_fake
 def test_plans_of_two_processes_do_not_interleave(bench: Bench, tmp_path: Path) -> None:
     before = bench.states()
     bench.machine.load_module("vfio-pci")

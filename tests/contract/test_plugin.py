@@ -64,6 +64,7 @@ def test_a_device_is_bound_as_long_as_the_session_lasts_and_then_as_it_was(run: 
     assert state_of(E1000E) == before
 
 
+@pytest.mark.full
 def test_a_mode_that_is_not_there_is_an_error_where_it_was_asked_for(run: pytest.Pytester) -> None:
     run.makepyfile("def test_mode(vfio_device, vfio_iommu_mode): pass")
     result = run.runpytest(*PLUGIN, "--vfio-device", EDU, "--vfio-iommu", "noiommu")

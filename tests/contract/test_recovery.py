@@ -265,6 +265,7 @@ def test_kill_while_a_holder_blocks_the_unbind_is_recovered(bench: Bench) -> Non
     bench.binding().restore(PAIR)
 
 
+@pytest.mark.quick_on_fake
 def test_plan_that_a_holder_blocked_is_finished(bench: Bench) -> None:
     """On old kernels only unbinds are: binding a host driver in a group in use crashes them."""
     original = snapshot(bench)
@@ -325,6 +326,7 @@ def test_steps_are_logged_on_disk_before_they_are_done(bench: Bench) -> None:
     bench.binding().restore(PAIR)
 
 
+@pytest.mark.quick_on_fake
 def test_termination_signal_rolls_back_all_devices(bench: Bench) -> None:
     before = snapshot(bench)
     steps = bench.binding(dry_run=True).bind(MIXED).steps

@@ -194,6 +194,7 @@ def lonely() -> Iterator[str]:
     write("/sys/bus/pci/drivers/vfio-pci/bind", SIBLINGS[1])
 
 
+@pytest.mark.full
 def test_a_sibling_without_a_driver_is_not_reset(lonely: str) -> None:
     with (
         opened(lonely, "type1v2") as (card, _),

@@ -150,6 +150,7 @@ def put(bench: Bench, value: str) -> None:
         file.write(value)
 
 
+@pytest.mark.quick_on_fake
 @pytest.mark.usefixtures("_enabled")
 def test_pf_on_vfio_pci_binds_its_vfs_itself_and_removes_them_on_unbind(bench: Bench) -> None:
     bench.binding().bind([PF])
@@ -222,6 +223,7 @@ def test_restore_brings_back_the_former_vf_count(bench: Bench) -> None:
     assert (count(bench), on_vfio(bench), bench.binding().recorded()) == (1, [], [])
 
 
+@pytest.mark.quick_on_fake
 def test_vf_that_is_held_is_not_removed(bench: Bench) -> None:
     runs: list[Run] = [
         lambda binding: binding.sriov(PF, 1),

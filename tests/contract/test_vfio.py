@@ -218,6 +218,7 @@ def test_a_group_without_a_vfio_driver_has_no_node() -> None:
 # Viability
 
 
+@pytest.mark.full
 def test_a_group_that_is_not_viable_is_refused_the_same_in_every_era(vfio_bound: VfioBound) -> None:
     assert os.readlink(f"/sys/bus/pci/devices/{PAIR[1]}/driver").endswith("/e1000")
     with vfio_bound(PAIR[0]) as number:

@@ -39,6 +39,7 @@ def test_the_rest_of_an_address() -> None:
     assert offered(f"vfiotool show {prefix}") == [one.removeprefix(prefix) for one in E1000_PAIR]
 
 
+@pytest.mark.full
 def test_interfaces_and_disks_that_are_on_pci() -> None:
     assert "lo" not in offered("vfiotool show l")
     assert {"nvme0", "nvme0n1"} <= set(offered("vfiotool show nvme0"))

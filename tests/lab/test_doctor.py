@@ -107,6 +107,7 @@ def test_hugepages_are_counted() -> None:
         write(pool, "0")
 
 
+@pytest.mark.full
 @needs_iommu
 def test_the_remedy_for_a_node_open_to_all_users_works() -> None:
     output("modprobe", "vfio-pci")
@@ -122,6 +123,7 @@ def test_the_remedy_for_a_node_open_to_all_users_works() -> None:
         assert examined()["nodes"]["ok"] is True
 
 
+@pytest.mark.full
 @needs_iommu
 @pytest.mark.skipif(MACHINE == "virtio-iommu", reason="machine 'virtio-iommu' has no group of several")
 def test_a_group_partly_on_vfio_pci_is_found() -> None:

@@ -80,6 +80,7 @@ def test_the_example_drives_the_device_and_leaves_it_as_it_was(tmp_path: Path) -
     assert state() == before
 
 
+@pytest.mark.full
 def test_where_the_example_fails_it_says_why_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = state()
     silent = EXAMPLE.replace("start=1, irq=1)", "start=1)").replace("timeout=10.0", "timeout=0.5")

@@ -74,6 +74,7 @@ def test_bytes_and_status_pass_and_the_host_is_unchanged(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["mine"]
 
 
+@pytest.mark.full
 def test_a_panic_is_125_with_the_end_of_the_console() -> None:
     result = run("--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger; echo after")
     assert result.returncode == 125

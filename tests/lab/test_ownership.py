@@ -64,6 +64,7 @@ def bound() -> Iterator[str]:
     settle()
 
 
+@pytest.mark.full
 def test_the_node_is_its_owners_over_unbind_and_bind(bound: str) -> None:
     owner = ownership.parse_owner("nobody:nogroup")
     assert access(bound) == (0, 0, 0o600)

@@ -159,6 +159,7 @@ def test_a_device_that_has_a_driver_keeps_it() -> None:
         done("persist", "remove", "--all")
 
 
+@pytest.mark.full
 def test_remove_leaves_no_trace() -> None:
     before = configuration()
     persisted(EDU)

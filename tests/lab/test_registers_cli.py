@@ -374,6 +374,7 @@ with (
         assert vfiotool("shell", EDU) == Result(0, "b'ping'\n", "")
 
 
+@pytest.mark.full
 def test_a_script_on_a_device_that_is_lent() -> None:
     former = driver(E1000E)
     assert former == "e1000e"

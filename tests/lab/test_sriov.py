@@ -71,6 +71,7 @@ def nvme_lines() -> list[str]:
     return re.findall(r"nvme.*0000:01:00\.[1-9].*", output("dmesg", "--notime"))
 
 
+@pytest.mark.full
 def test_vfs_for_vfio_pci_are_never_seen_by_their_host_driver(tmp_path: Path) -> None:
     before = nvme_lines()
     with udevadm_monitor(tmp_path / "events") as monitor:

@@ -121,6 +121,7 @@ def assert_probed(probes: dict[str, int]) -> None:
         assert probes["vfio_group_put_bg"] == sum(calls.values())
 
 
+@pytest.mark.full
 def test_a_host_driver_that_comes_into_a_live_group(tmp_path: Any) -> None:
     """Since 5.19 it is refused; before, the model leaves it out."""
     result, report = stress(str(tmp_path / "r"), "viability", *E1000_PAIR, "--cycles", "2", "--seed", "1")
@@ -143,6 +144,7 @@ def test_the_same_seed_does_the_same(tmp_path: Any) -> None:
     assert done("third", 6) != first
 
 
+@pytest.mark.full
 def test_a_trace_is_replayed(tmp_path: Any) -> None:
     _, first = stress(str(tmp_path / "first"), "group,dma", EDU, "--cycles", "2", "--seed", "3")
     result, again = stress(str(tmp_path / "again"), "replay", str(tmp_path / "first/trace.jsonl"))
@@ -197,7 +199,7 @@ def test_a_wrong_errno_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
     ("change", "found"),
     [
         (lambda entries: entries[:-1], "did not come"),
-        (lambda entries: [*entries, entries[-1]], "came again"),
+        pytest.param(lambda entries: [*entries, entries[-1]], "came again", marks=pytest.mark.full),
     ],
     ids=["swallowed", "doubled"],
 )
@@ -375,6 +377,7 @@ def lock_a_page() -> None:
 KEPT: list[Any] = []
 
 
+@pytest.mark.full
 def test_a_device_that_stays_on_the_wrong_driver_is_found(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +486,7 @@ def test_a_run_that_is_told_to_end_reports(name: str, running: subprocess.Popen[
     assert report["cycles"] > 0
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_gives_devices_back_and_says_how_far_it_came(
     running: subprocess.Popen[str], tmp_path: Any
 ) -> None:

@@ -193,6 +193,7 @@ def test_a_workload_replays_and_a_script_does_the_same(
     assert {address: driver(address) or "" for address in unit.members} == unit.hosts
 
 
+@pytest.mark.full
 @both
 def test_a_script_does_two_operations_at_once(unit: GroupSpec, tmp_path: Path) -> None:
     """Each race is written as a finding: the script holds every permitted result of both operations."""

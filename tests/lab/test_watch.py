@@ -127,6 +127,7 @@ def test_a_bind_and_a_restore() -> None:
     assert not find(lines, event="missed")
 
 
+@pytest.mark.full
 @HAS_OWNER
 def test_claims_of_the_default_domain_are_shown() -> None:
     """A host driver claims the default domain when it binds; VFIO drivers do not."""
@@ -164,6 +165,7 @@ def test_the_notifier_and_the_deferred_put() -> None:
     assert first["time"] < puts[0]["time"] < release["time"]
 
 
+@pytest.mark.full
 def test_the_log_is_on_the_same_clock() -> None:
     """A record that is logged between two events is shown between them."""
     watch = Watch()

@@ -54,6 +54,7 @@ def states(*addresses: str) -> dict[str, tuple[str | None, str | None]]:
     return {address: (driver(address), read(path(address, "driver_override"))) for address in addresses}
 
 
+@pytest.mark.full
 def test_from_another_tool() -> None:
     output("modprobe", "vfio-pci")
     write(path(NVME, "driver_override"), "vfio-pci")
@@ -70,6 +71,7 @@ def test_from_another_tool() -> None:
     shutil.rmtree(JOURNAL)
 
 
+@pytest.mark.full
 def test_after_a_lost_state_folder() -> None:
     done("bind", E1000E)
     shutil.rmtree(JOURNAL)
