@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import enum
 import errno
+import inspect
+import itertools
 import os
 import symtable
 import sys
@@ -20,7 +22,9 @@ from unittest.mock import Mock
 import pytest
 
 from vfiotool.errors import UnsupportedError
+from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.era import Era
+from vfiotool.stress.group import fds
 from vfiotool.stress.model.operation import Bound, Kind, Operation
 from vfiotool.stress.operations import dma, race
 from vfiotool.stress.operations.lifecycle import call_of
@@ -141,6 +145,16 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 @each
+def test_two_empty_lines_are_around_each_function_and_class(text: str) -> None:
+    lines = text.splitlines()
+    for before, after in itertools.pairwise(ast.parse(text).body):
+        if isinstance(before, ast.FunctionDef | ast.ClassDef) or isinstance(
+            after, ast.FunctionDef | ast.ClassDef
+        ):
+            assert lines[after.lineno - 3 : after.lineno - 1] == ["", ""], after.lineno
+
+
+@each
 def test_a_script_defines_exactly_the_names_that_it_uses(text: str) -> None:
     """The compiler's symbol table tells which names of a block are global."""
     table = symtable.symtable(text, "script.py", "exec")
@@ -176,17 +190,18 @@ def annotated(text: str) -> set[str]:
 
 def test_no_local_variable_has_the_name_of_a_part() -> None:
     """``excerpt`` finds the parts of a script by the spelling of names."""
-    with open(script_runtime.__file__, encoding="utf-8") as file:
-        table = symtable.symtable(file.read(), "parts.py", "exec")
-    top = {one.get_name() for one in table.get_symbols()}
-    for block in [*blocks(table)][1:]:
+    tables = [
+        symtable.symtable(inspect.getsource(module), "parts.py", "exec") for module in (fds, script_runtime)
+    ]
+    top = {one.get_name() for table in tables for one in table.get_symbols()}
+    for block in [block for table in tables for block in [*blocks(table)][1:]]:
         assert not {one.get_name() for one in block.get_symbols() if one.is_local()} & top, block.get_name()
 
 
 def numbers() -> dict[str, int]:
     """Return the kernel's constants in the runtime of scripts."""
-    names = [name for name in dir(script_runtime) if name.startswith(("VFIO_", "IOMMU_"))]
-    return {name: getattr(script_runtime, name) for name in names}
+    found = vars(fds) | vars(script_runtime)
+    return {name: number for name, number in found.items() if name.startswith(("VFIO_", "IOMMU_"))}
 
 
 def known() -> dict[str, int]:
@@ -211,6 +226,11 @@ def test_constants_are_those_of_the_kernel() -> None:
     assert script_runtime.IOVA == dma.IOVA
     assert (script_runtime.SLOTS, script_runtime.SLOT_BYTES) == (dma.SLOTS, dma.SLOT_BYTES)
     assert set(script_runtime.GONE) == race.GONE
+
+
+def test_the_drivers_without_ids_are_those_that_take_any_device() -> None:
+    assert all(map(takes_any_device, fds.WITHOUT_IDS))
+    assert not takes_any_device("e1000e")
 
 
 def test_each_constant_names_its_header() -> None:
@@ -245,9 +265,9 @@ def test_a_step_has_its_expected_results() -> None:
         ),
     )
     assert calls(text) == [
-        "step(open_container, 1)",
-        f"step(open_group, '{PAIR[0]}')",
-        "step(set_container, 1, errnos=(errno.EPERM,), found=(errno.EIO, 0))",
+        "step(group.open_container, 1)",
+        f"step(group.open_group, '{PAIR[0]}')",
+        "step(group.set_container, 1, errnos=(errno.EPERM,), found=(errno.EIO, 0))",
     ]
     assert "Two processes" in ast.get_docstring(ast.parse(text), clean=False)  # type: ignore[operator]
 
@@ -255,7 +275,7 @@ def test_a_step_has_its_expected_results() -> None:
 def test_a_script_ends_with_the_unexpected_outcome() -> None:
     status = record(Call("GET_STATUS"), Expectation(value=1), Outcome(0, 3))
     text = script(HEADER, found(record(Call("open group")), status, record(Call("close group"))))
-    assert calls(text)[1:] == ["step(get_status, value=1, found=(0, 3))"]
+    assert calls(text)[1:] == ["step(group.get_status, value=1, found=(0, 3))"]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +288,7 @@ def test_a_script_ends_with_the_unexpected_outcome() -> None:
 )
 def test_a_driver_is_bound_by_its_name(to: Bound, driver: str, modules: list[str]) -> None:
     text = script(HEADER, found(record(call_of(Operation(Kind.BIND, member=1, to=to)), outcome=EIO)))
-    assert calls(text) == [f"step(bind, '{PAIR[1]}', '{driver}', found=(errno.EIO, 0))"]
+    assert calls(text) == [f"step(group.bind, '{PAIR[1]}', '{driver}', found=(errno.EIO, 0))"]
     ran: list[Any] = []
     namespace = loaded(text, subprocess=SimpleNamespace(run=lambda argv, check: ran.append(argv[1])))
     namespace["main"]((), tuple(modules), lambda: None)
@@ -281,7 +301,7 @@ def test_an_unbind_that_blocks_begins_before_the_calls_that_unblock_it() -> None
     text = script(HEADER, found(release, record(UNBIND, WAITS, EIO)))
     assert calls(text) == [
         f"step(begin_unbind, '{PAIR[0]}')",
-        f"step(close_device, '{PAIR[0]}')",
+        f"step(group.close_device, '{PAIR[0]}')",
         f"step(end_wait, '{PAIR[0]}', found=(errno.EIO, 0))",
     ]
 
@@ -356,9 +376,9 @@ def test_a_vf_has_the_address_of_its_uevents() -> None:
     bind, unbind = OTHERS[-2:]
     text = script(OLD, found(bind._replace(outcome=Outcome()), unbind))
     assert calls(text) == [
-        "step(bind, '0000:03:02.1', 'vfio-pci')",
+        "step(group.bind, '0000:03:02.1', 'vfio-pci')",
         "step(await_node, '0000:03:02.1', 'there')",
-        "step(unbind, '0000:03:02.1', found=(errno.EIO, 0))",
+        "step(group.unbind, '0000:03:02.1', found=(errno.EIO, 0))",
     ]
 
 
@@ -366,7 +386,7 @@ def test_a_vf_has_the_address_of_its_uevents() -> None:
 def test_a_node_that_is_not_as_expected(note: str, state: str) -> None:
     late = Outcome(note=f"/dev/vfio/3 is {note} after 5 s")
     assert calls(script(OLD, found(record(Call("close group"), outcome=late)))) == [
-        "step(close_group)",
+        "step(group.close_group)",
         f"step(await_node, '{PAIR[0]}', '{state}', found='{late.note}')",
     ]
 
@@ -376,7 +396,7 @@ def test_two_at_once_have_the_results_of_either_order() -> None:
         HEADER, found(raced("bind sibling, open group", "0 and EBUSY", "EBUSY and 0", found="0 and 0"))
     )
     assert calls(text) == [
-        f"step(at_once, (bind, '{PAIR[1]}', 'e1000'), (open_group, '{PAIR[0]}'), 700, "
+        f"step(at_once, (group.bind, '{PAIR[1]}', 'e1000'), (group.open_group, '{PAIR[0]}'), 700, "
         "'0 and EBUSY', 'EBUSY and 0', found='0 and 0')"
     ]
     assert "until python3 -I THIS_FILE;" in text
@@ -388,8 +408,8 @@ def test_two_at_once_begin_before_the_calls_that_unblock_one() -> None:
     release = record(Call("close device", {"member": 1}), released=str(race.call))
     opened = (record(call_of(Operation(kind))) for kind in (Kind.OPEN_CONTAINER, Kind.OPEN_GROUP))
     assert calls(script(HEADER, found(*opened, release, race, OTHERS[3])))[2:] == [
-        f"step(at_once, (unbind, '{PAIR[1]}'), (get_device_fd, '{PAIR[1]}'), 700, 'waits and 0')",
-        f"step(close_device, '{PAIR[1]}')",
+        f"step(at_once, (group.unbind, '{PAIR[1]}'), (group.get_device_fd, '{PAIR[1]}'), 700, 'waits and 0')",
+        f"step(group.close_device, '{PAIR[1]}')",
         f"step(end_wait, '{PAIR[1]}')",
         "step(pins, value=0, found=(errno.EIO, 0))",
     ]
@@ -455,7 +475,8 @@ def gives(result: int | BaseException) -> Callable[[], int]:
 def test_exit_status_of_a_script(
     result: int | BaseException, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    namespace = loaded(STATUS, get_status=gives(result))
+    namespace = loaded(STATUS)
+    namespace["group"].get_status = gives(result)
     namespace["subprocess"] = SimpleNamespace(run=lambda *_, check: None, SubprocessError=OSError)
     assert namespace["main"]((), (), namespace["run"]) == status
     printed = capsys.readouterr().out
@@ -467,7 +488,6 @@ def test_devices_are_given_back_after_a_finding() -> None:
     done: list[str] = []
     namespace = loaded(
         STATUS,
-        get_status=gives(3),
         driver_of=lambda device: "e1000",
         override_of=lambda device: "",
         take=lambda device: done.append(f"take {device}"),
@@ -475,6 +495,7 @@ def test_devices_are_given_back_after_a_finding() -> None:
         give_back=lambda device, driver, override: done.append(f"{device} to {driver}"),
         subprocess=SimpleNamespace(run=lambda *_, check: None, SubprocessError=OSError),
     )
+    namespace["group"].get_status = gives(3)
     assert namespace["main"](PAIR[:1], ["vfio-pci"], namespace["run"]) == 1
     assert done == [f"take {PAIR[0]}", "clean up", f"{PAIR[0]} to e1000"]
 
@@ -489,7 +510,7 @@ def test_the_node_of_a_group_is_known_after_its_device_was_removed(tmp_path: Pat
     namespace = loaded(text, DEVICES=str(tmp_path))
     assert namespace["remove"](PAIR[1]) == 0
     (device / "iommu_group").unlink()
-    assert namespace["group_node"](PAIR[1]) == "/dev/vfio/13"
+    assert namespace["group"].node_of(PAIR[1]) == "/dev/vfio/13"
 
 
 def test_a_missing_device_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
@@ -541,11 +562,12 @@ def test_arguments_have_the_layout_of_the_kernel(
         return 0
 
     namespace = loaded(SCRIPTS[name], fcntl=SimpleNamespace(ioctl=ioctl))
-    namespace["os"] = SimpleNamespace(pread=lambda *_: b"")
+    namespace["os"] = SimpleNamespace(pread=lambda *_: b"", open=lambda *_: 9, O_RDWR=os.O_RDWR)
     namespace["address_of"] = lambda slot: 0x7000 + slot
-    namespace["keep"] = lambda what, path: namespace["fds"].update({what: [9]})
-    namespace["fds"].update({"group": [7], f"cdev {PAIR[1]}": [8], "container 0": [6]})
-    namespace[function](*arguments)
+    group = namespace["group"]
+    group.opened.update({"group": [7], f"cdev {PAIR[1]}": [8], "container 0": [6]})
+    call = getattr(group, function) if hasattr(group, function) else namespace[function]
+    call(*arguments)
     question = asked[namespace[request_name]]
     assert len(question) == ctypes.sizeof(structure)
     read = structure.from_buffer_copy(question)

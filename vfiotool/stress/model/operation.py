@@ -2,9 +2,9 @@
 
 ``Kind`` names an operation, and its ``Declaration`` states what the other modules derive from: the arguments
 of its call in a trace, the fds that it needs, opens and closes, the process that executes it, its edge in the
-diagram and its function in a script. Only three things are written elsewhere, each as one method or function
-with the operation's name: the rule in ``Model``, the system call in ``GroupClient``, and the function in
-``reproduce.script_runtime``.
+diagram and its form in a script. Only two things are written elsewhere, each as one method with the
+operation's name: the rule in ``Model``, and the system call in ``group.fds.GroupFds``, which runs and scripts
+execute.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ Argument = Literal["container", "member", "to"]
 
 @dataclass(frozen=True, slots=True)
 class ScriptForm:
-    """The function of ``reproduce.script_runtime`` that executes an operation in a script.
+    """The function that executes an operation in a script.
 
+    ``function`` is a method of ``group.fds.GroupFds``, or a function of ``reproduce.script_runtime``.
     ``arguments`` names its arguments, which ``reproduce.script_steps`` writes; most are the call's. If
     ``returns_value`` is set, the function's result is compared with the expected value. If ``raises_note`` is
     set, the function itself checks what no errno shows. ``in_ioas`` is the form for an IOAS in place of a
@@ -89,7 +90,7 @@ class Kind(enum.Enum):
 
     @property
     def method(self) -> str:
-        """Return the name of the method that implements the kind, in ``Model`` and in ``GroupClient``."""
+        """Return the name of the method of ``Model`` that has the rule of the kind."""
         return f"_{self.name.lower()}"
 
 

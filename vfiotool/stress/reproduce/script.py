@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vfiotool.host.era import Era
+from vfiotool.stress.group import fds
 from vfiotool.stress.operations.race import RACE
 from vfiotool.stress.record import Call
 from vfiotool.stress.reproduce import script_runtime
@@ -34,7 +35,7 @@ def script(header: Mapping[str, Any], finding: Finding) -> str:
     steps = Steps(unit["members"], unit["hosts"], Era(header["era"]))
     steps.write(finding.records)
     body = _body(unit["members"], steps, _pattern(finding.seen.logged))
-    return f"{_START}{_about(header, unit, finding)}\n\n{excerpt(script_runtime, body)}\n\n\n{body}"
+    return f"{_START}{_about(header, unit, finding)}\n\n{excerpt((fds, script_runtime), body)}\n\n\n{body}"
 
 
 def _body(members: Sequence[str], steps: Steps, logged: str) -> str:

@@ -1,6 +1,7 @@
 """The functions of standalone scripts: ``script`` copies those that a script needs.
 
-The comment of each constant names the kernel's header. All functions use Python's standard library alone.
+The comment of each constant names the kernel's header. All functions use Python's standard library, and
+``GroupFds``, which a script copies too.
 """
 
 from __future__ import annotations
@@ -21,29 +22,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-DEVICES = "/sys/bus/pci/devices"
-DRIVERS = "/sys/bus/pci/drivers"
+from vfiotool.stress.group.fds import DEVICES, DRIVERS, GroupFds, write
+
 PATIENCE_SECONDS = 30.0
 LOG_SECONDS = 2.0  # the longest delay of a line in the kernel's log
 MOMENT_SECONDS = 2.0  # the longest sleep for a lock
 GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO, errno.EAGAIN)  # the errnos of a device that went away
 
-VFIO_SET_IOMMU = 0x3B66  # _IO(';', 100 + 2), <linux/vfio.h>
-VFIO_GROUP_GET_STATUS = 0x3B67  # _IO(';', 100 + 3), <linux/vfio.h>
-VFIO_GROUP_SET_CONTAINER = 0x3B68  # _IO(';', 100 + 4), <linux/vfio.h>
-VFIO_GROUP_UNSET_CONTAINER = 0x3B69  # _IO(';', 100 + 5), <linux/vfio.h>
-VFIO_GROUP_GET_DEVICE_FD = 0x3B6A  # _IO(';', 100 + 6), <linux/vfio.h>
 VFIO_DEVICE_GET_REGION_INFO = 0x3B6C  # _IO(';', 100 + 8), <linux/vfio.h>
 VFIO_DEVICE_SET_IRQS = 0x3B6E  # _IO(';', 100 + 10), <linux/vfio.h>
 VFIO_DEVICE_RESET = 0x3B6F  # _IO(';', 100 + 11), <linux/vfio.h>
 VFIO_IOMMU_MAP_DMA = 0x3B71  # _IO(';', 100 + 13), <linux/vfio.h>
 VFIO_IOMMU_UNMAP_DMA = 0x3B72  # _IO(';', 100 + 14), <linux/vfio.h>
-VFIO_DEVICE_BIND_IOMMUFD = 0x3B76  # _IO(';', 100 + 18), <linux/vfio.h>
-VFIO_DEVICE_ATTACH_IOMMUFD_PT = 0x3B77  # _IO(';', 100 + 19), <linux/vfio.h>
-IOMMU_IOAS_ALLOC = 0x3B81  # _IO(';', 0x81), <linux/iommufd.h>
 IOMMU_IOAS_MAP = 0x3B85  # _IO(';', 0x85), <linux/iommufd.h>
 IOMMU_IOAS_UNMAP = 0x3B86  # _IO(';', 0x86), <linux/iommufd.h>
-VFIO_TYPE1v2_IOMMU = 3  # <linux/vfio.h>
 VFIO_PCI_CONFIG_REGION_INDEX = 7  # <linux/vfio.h>
 VFIO_PCI_INTX_IRQ_INDEX = 0  # <linux/vfio.h>
 VFIO_IRQ_SET_DATA_NONE = 1 << 0  # <linux/vfio.h>
@@ -61,9 +53,8 @@ SLOTS = 32
 SLOT_BYTES = 64 << 10
 IOVA = 0x1000000  # of the first slot
 
-fds: dict[str, list[int]] = {}  # the open fds of each object; the last is used
-numbers: dict[str, int] = {}  # ids and former values, by their object
-nodes: dict[str, str] = {}  # the node of each device's group
+group = GroupFds()
+numbers: dict[str, int] = {}  # numbers to remember, by their object
 waiting: dict[str, tuple[int, int]] = {}  # the child that works on a device, and the pipe of its errno
 memory: list[mmap.mmap] = []  # the memory for DMA, in slots
 to_undo: list[Callable[[], object]] = []  # called at the end, the last first
@@ -112,9 +103,7 @@ def main(devices: Sequence[str], modules: Sequence[str], run: Callable[[], None]
 
 def clean_up() -> None:
     """Close all fds, and call what is in ``to_undo``."""
-    for opened in fds.values():
-        while opened:
-            os.close(opened.pop())
+    group.close_all()
     while to_undo:
         to_undo.pop()()
 
@@ -205,45 +194,24 @@ def override_of(device: str) -> str:
     return "" if name == "(null)" else name
 
 
-def write(path: str, text: str) -> int:
-    """Write to a file of sysfs in a single system call."""
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.write(fd, text.encode("ascii"))
-    finally:
-        os.close(fd)
-    return 0
-
-
 def take(device: str) -> None:
     """Bind a device to vfio-pci."""
     if driver_of(device) == "vfio-pci":
         return
     if driver_of(device):
-        unbind(device)
-    bind(device, "vfio-pci")
+        group.unbind(device)
+    group.bind(device, "vfio-pci")
 
 
 def give_back(device: str, driver: str, override: str) -> None:
     """Bind a device to its former driver."""
     write(f"{DEVICES}/{device}/driver_override", override or "\n")
     if driver_of(device) not in ("", driver):
-        unbind(device)
+        group.unbind(device)
     if driver and not driver_of(device):
         outcome(write, f"{DRIVERS}/{driver}/bind", device)  # the kernel may have bound it meanwhile
     if driver_of(device) != driver:
         raise OSError(errno.EIO, f"{device} is not on its former driver '{driver}'")
-
-
-def bind(device: str, driver: str) -> int:
-    """Bind a device that has no driver. A host driver gets no override, so that the kernel compares ids."""
-    write(f"{DEVICES}/{device}/driver_override", driver if driver in ("vfio-pci", "pci-stub") else "\n")
-    return write(f"{DRIVERS}/{driver}/bind", device)
-
-
-def unbind(device: str) -> int:
-    """Unbind a device from its driver."""
-    return write(f"{DEVICES}/{device}/driver/unbind", device)
 
 
 # Operations that block in the kernel
@@ -251,7 +219,7 @@ def unbind(device: str) -> int:
 
 def begin_unbind(device: str) -> int:
     """Start an unbind in a child, and check that it blocks in the kernel."""
-    begin(device, unbind, device)
+    begin(device, group.unbind, device)
     return require_wait(device)
 
 
@@ -327,9 +295,9 @@ def end_wait(device: str) -> int:
 def await_node(device: str, state: str) -> int:
     """Wait until the node of a device's group is ``there`` or ``gone``, by a worker of the kernel."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while os.path.exists(group_node(device)) != (state == "there"):
+    while os.path.exists(group.node_of(device)) != (state == "there"):
         if time.monotonic() > deadline:
-            raise NoteError(f"{group_node(device)} is not {state} after {PATIENCE_SECONDS:g} s")
+            raise NoteError(f"{group.node_of(device)} is not {state} after {PATIENCE_SECONDS:g} s")
         time.sleep(0.001)
     return 0
 
@@ -381,12 +349,12 @@ def remove_while_mapping(device: str, container: int) -> int:
 def close_while_resetting(device: str, head_start_us: int) -> int:
     """Close the last fd of a device while a thread resets the device by that fd."""
     codes: list[int] = []
-    fd = device_fd(device)
+    fd = group.last_of(device)
     thread = threading.Thread(target=lambda: codes.append(outcome(reset_by, fd)[0]))
     thread.start()
     spin(head_start_us)
     try:
-        close_device(device)
+        group.close_device(device)
     finally:
         thread.join()
     if codes[0] not in (0, errno.EBADF, errno.EINVAL, errno.ENOTTY):
@@ -394,138 +362,12 @@ def close_while_resetting(device: str, head_start_us: int) -> int:
     return 0
 
 
-# Containers and groups
-
-
-def open_container(number: int) -> int:
-    """Open a container."""
-    return keep(f"container {number}", "/dev/vfio/vfio")
-
-
-def close_container(number: int) -> int:
-    """Close a container; a group that is set to it keeps it."""
-    return close(f"container {number}")
-
-
-def set_iommu(number: int) -> int:
-    """Give a container its IOMMU."""
-    fcntl.ioctl(fds[f"container {number}"][-1], VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU)
-    return 0
-
-
-def group_node(device: str) -> str:
-    """Return the node of a device's group, also after the device was removed."""
-    link = f"{DEVICES}/{device}/iommu_group"
-    if os.path.islink(link):
-        nodes[device] = "/dev/vfio/" + os.path.basename(os.readlink(link))
-    return nodes[device]
-
-
-def open_group(device: str) -> int:
-    """Open the group of a device."""
-    return keep("group", group_node(device))
-
-
-def close_group() -> int:
-    """Close the group."""
-    return close("group")
-
-
-def get_status() -> int:
-    """Return the flags of the group: 1 viable, 2 a container is set."""
-    status = bytearray(struct.pack("=II", 8, 0))  # struct vfio_group_status: argsz, flags
-    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_GET_STATUS, status)
-    return int(struct.unpack("=II", status)[1])
-
-
-def set_container(number: int) -> int:
-    """Set the group to a container."""
-    container = struct.pack("=i", fds[f"container {number}"][-1])
-    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_SET_CONTAINER, container)
-    return 0
-
-
-def unset_container() -> int:
-    """Unset the group's container."""
-    fcntl.ioctl(fds["group"][-1], VFIO_GROUP_UNSET_CONTAINER)
-    return 0
-
-
-def get_device_fd(device: str) -> int:
-    """Get an fd of a device from the group."""
-    name = bytearray(device.encode("ascii") + b"\0")
-    fd = fcntl.ioctl(fds["group"][-1], VFIO_GROUP_GET_DEVICE_FD, name)
-    fds.setdefault(f"device {device}", []).append(fd)
-    return 0
-
-
-def close_device(device: str) -> int:
-    """Close the last fd of a device."""
-    return close(f"device {device}")
-
-
-# Nodes of single devices
-
-
-def open_cdev(device: str) -> int:
-    """Open a device's own node."""
-    (name,) = os.listdir(f"{DEVICES}/{device}/vfio-dev")
-    return keep(f"cdev {device}", f"/dev/vfio/devices/{name}")
-
-
-def close_cdev(device: str) -> int:
-    """Close a device's own node."""
-    return close(f"cdev {device}")
-
-
-def bind_iommufd(device: str) -> int:
-    """Bind a device to the iommufd."""
-    ioas()
-    argument = struct.pack("=IIiI", 16, 0, fds["iommufd"][-1], 0)  # struct vfio_device_bind_iommufd
-    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_BIND_IOMMUFD, argument)
-    return 0
-
-
-def attach_iommufd_pt(device: str) -> int:
-    """Attach a device to the IO address space."""
-    argument = struct.pack("=III", 12, 0, ioas())  # struct vfio_device_attach_iommufd_pt
-    fcntl.ioctl(fds[f"cdev {device}"][-1], VFIO_DEVICE_ATTACH_IOMMUFD_PT, argument)
-    return 0
-
-
-def ioas() -> int:
-    """Return the id of the IO address space; the first call allocates it, with its iommufd."""
-    if "ioas" not in numbers:
-        keep("iommufd", "/dev/iommu")
-        alloc = bytearray(struct.pack("=III", 12, 0, 0))  # struct iommu_ioas_alloc: size, flags, out_ioas_id
-        fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_ALLOC, alloc)
-        numbers["ioas"] = struct.unpack("=III", alloc)[2]
-    return numbers["ioas"]
-
-
-def keep(what: str, path: str) -> int:
-    """Open a node."""
-    fds.setdefault(what, []).append(os.open(path, os.O_RDWR))
-    return 0
-
-
-def close(what: str) -> int:
-    """Close the last fd of an object."""
-    os.close(fds[what].pop())
-    return 0
-
-
 # Operations on a device
-
-
-def device_fd(device: str) -> int:
-    """Return the last fd of a device from the group, or else the fd of its own node."""
-    return (fds.get(f"device {device}") or fds[f"cdev {device}"])[-1]
 
 
 def reset(device: str) -> int:
     """Reset a function."""
-    return reset_by(device_fd(device))
+    return reset_by(group.last_of(device))
 
 
 def reset_by(fd: int) -> int:
@@ -545,15 +387,15 @@ def reset_by(fd: int) -> int:
 def read_config(device: str) -> int:
     """Return the first 32 bits of configuration space: the device and vendor ids."""
     info = bytearray(struct.pack("=IIIIQQ", 32, 0, VFIO_PCI_CONFIG_REGION_INDEX, 0, 0, 0))
-    fcntl.ioctl(device_fd(device), VFIO_DEVICE_GET_REGION_INFO, info)
+    fcntl.ioctl(group.last_of(device), VFIO_DEVICE_GET_REGION_INFO, info)
     offset = struct.unpack("=IIIIQQ", info)[5]
-    return int.from_bytes(os.pread(device_fd(device), 4, offset), "little")
+    return int.from_bytes(os.pread(group.last_of(device), 4, offset), "little")
 
 
 def set_irqs(device: str, flags: int, index: int, start: int, count: int, data: bytes = b"") -> int:
     """Execute VFIO_DEVICE_SET_IRQS; a positive result is the number of vectors that could be enabled."""
     argument = struct.pack("=IIIII", 20 + len(data), flags, index, start, count) + data
-    if fcntl.ioctl(device_fd(device), VFIO_DEVICE_SET_IRQS, bytearray(argument)):
+    if fcntl.ioctl(group.last_of(device), VFIO_DEVICE_SET_IRQS, bytearray(argument)):
         raise OSError(errno.ENOSPC, "fewer vectors")
     return 0
 
@@ -563,7 +405,7 @@ def enable_irqs(device: str, index: int, count: int, eventfds: int) -> int:
     vectors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(eventfds)]
     data = struct.pack(f"={count}i", *vectors, *[-1] * (count - eventfds))
     set_irqs(device, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, count, data)
-    fds[f"irqs of {device}"] = vectors
+    group.opened[f"irqs of {device}"] = vectors
     numbers[f"irqs of {device}"] = index
     return 0
 
@@ -573,7 +415,7 @@ def trigger_irq(device: str, vector: int, times: int) -> int:
     for _ in range(times):
         flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
         set_irqs(device, flags, numbers[f"irqs of {device}"], vector, 1)
-    return signalled(fds[f"irqs of {device}"][vector])
+    return signalled(group.opened[f"irqs of {device}"][vector])
 
 
 def signalled(eventfd: int) -> int:
@@ -600,7 +442,7 @@ def disable_irqs(device: str) -> int:
     """Disable interrupts; return the number of signals that no call triggered."""
     flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
     set_irqs(device, flags, numbers[f"irqs of {device}"], 0, 0)
-    return sum(signalled(one) for one in fds[f"irqs of {device}"])
+    return sum(signalled(one) for one in group.opened[f"irqs of {device}"])
 
 
 # DMA
@@ -619,7 +461,7 @@ def map_dma(container: int, slot: int, slots: int) -> int:
     """Map slots in a container: struct vfio_iommu_type1_dma_map."""
     flags, iova = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, IOVA + slot * SLOT_BYTES
     argument = struct.pack("=IIQQQ", 32, flags, address_of(slot), iova, slots * SLOT_BYTES)
-    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_MAP_DMA, argument)
+    fcntl.ioctl(group.last(f"container {container}"), VFIO_IOMMU_MAP_DMA, argument)
     return 0
 
 
@@ -636,7 +478,7 @@ def unmap_dma_all(container: int) -> int:
 def unmap_range(container: int, flags: int, iova: int, size: int) -> int:
     """Execute VFIO_IOMMU_UNMAP_DMA: struct vfio_iommu_type1_dma_unmap."""
     argument = bytearray(struct.pack("=IIQQ", 24, flags, iova, size))
-    fcntl.ioctl(fds[f"container {container}"][-1], VFIO_IOMMU_UNMAP_DMA, argument)
+    fcntl.ioctl(group.last(f"container {container}"), VFIO_IOMMU_UNMAP_DMA, argument)
     return int(struct.unpack("=IIQQ", argument)[3])
 
 
@@ -644,8 +486,8 @@ def map_ioas(slot: int, slots: int) -> int:
     """Map slots in the IO address space: struct iommu_ioas_map."""
     flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE
     iova, size = IOVA + slot * SLOT_BYTES, slots * SLOT_BYTES
-    argument = struct.pack("=IIIIQQQ", 40, flags, ioas(), 0, address_of(slot), size, iova)
-    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_MAP, argument)
+    argument = struct.pack("=IIIIQQQ", 40, flags, group.ioas(), 0, address_of(slot), size, iova)
+    fcntl.ioctl(group.last("iommufd"), IOMMU_IOAS_MAP, argument)
     return 0
 
 
@@ -664,8 +506,8 @@ def unmap_ioas_all() -> int:
 
 def unmap_ioas_range(iova: int, size: int) -> int:
     """Execute IOMMU_IOAS_UNMAP: struct iommu_ioas_unmap."""
-    argument = bytearray(struct.pack("=IIQQ", 24, ioas(), iova, size))
-    fcntl.ioctl(fds["iommufd"][-1], IOMMU_IOAS_UNMAP, argument)
+    argument = bytearray(struct.pack("=IIQQ", 24, group.ioas(), iova, size))
+    fcntl.ioctl(group.last("iommufd"), IOMMU_IOAS_UNMAP, argument)
     return int(struct.unpack("=IIQQ", argument)[3])
 
 
@@ -687,7 +529,7 @@ def remove(device: str) -> int:
 
 def note_removal(device: str) -> None:
     """Prepare for the removal of a device: remember its group's node, and rescan the bus at the end."""
-    group_node(device)  # sysfs has it only until the removal
+    group.node_of(device)  # sysfs has it only until the removal
     to_undo.append(lambda: os.path.exists(f"{DEVICES}/{device}") or rescan())
 
 

@@ -1,4 +1,4 @@
-"""Write the operations of a finding as lines of a script, each a call of a function of ``script_runtime``."""
+"""Write the operations of a finding as lines of a script: calls of ``GroupFds`` and of ``script_runtime``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import permutations
 
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.era import Era
+from vfiotool.stress.group.fds import GroupFds
 from vfiotool.stress.model.lifecycle import Member, Model, State
 from vfiotool.stress.model.operation import Bound, Kind, Operation, ScriptForm
 from vfiotool.stress.operations.hotplug import REMOVE, RESCAN
@@ -113,7 +114,7 @@ class Steps:
         for operation in _rivals(record):
             one = record._replace(call=call_of(operation))
             form = self._form(one.call)
-            yield as_tuple([form.function, *self._taken(form, one)])
+            yield as_tuple([_spelled(form.function), *self._taken(form, one)])
         yield literal(_number(record, "head_start_us"))
         yield from map(literal, record.expected.pairs)
 
@@ -121,7 +122,7 @@ class Steps:
         return (literal(self._argument(name, record)) for name in form.arguments)
 
     def _line(self, function: str, arguments: Iterable[str], *options: str) -> None:
-        self.lines.append(f"step({', '.join([function, *arguments, *filter(None, options)])})")
+        self.lines.append(f"step({', '.join([_spelled(function), *arguments, *filter(None, options)])})")
 
     # Effects that come later
 
@@ -212,6 +213,11 @@ class Steps:
         if to is Bound.STUB and "pci-stub" not in self.modules:
             self.modules.append("pci-stub")
         return {Bound.VFIO: "vfio-pci", Bound.STUB: "pci-stub"}.get(to) or self._hosts[self._member(record)]
+
+
+def _spelled(function: str) -> str:
+    """Return a function as a script names it: an operation of the life cycle is a method of ``group``."""
+    return f"group.{function}" if hasattr(GroupFds, function) else function
 
 
 def literal(value: int | str) -> str:
