@@ -10,6 +10,7 @@ from vfiotool.host.devices import PciDevice
 from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import modalias
+from vfiotool.pci.ids import ids_text
 
 RULE = "ids"
 
@@ -30,7 +31,7 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
             f"several drivers serve {device.address}: {', '.join(drivers)}",
             hint=f"name one of them: 'vfiotool bind --driver {drivers[0]} {device.address}'",
         )
-    ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
+    ids = ids_text(device.vendor_id, device.device_id)
     raise UnsupportedError(
         f"no driver of this kernel serves {device.address}: no module declares the ids {ids}",
         hint=f"to leave it without a driver: 'vfiotool unbind {device.address}'",
@@ -83,7 +84,7 @@ def foreign_drivers(tree: Tree, context: PlanContext, plan: Plan) -> tuple[Refus
         device, driver = context.devices[change.address], change.after
         if driver is None or takes_any_device(driver) or serves(tree, driver, modalias(device)) is not False:
             continue
-        ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
+        ids = ids_text(device.vendor_id, device.device_id)
         reason = f"{driver} does not serve this device: the ids of its module do not include {ids}"
         found.append(liftable(device.address, RULE, reason))
     return tuple(found)

@@ -31,6 +31,7 @@ from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.variant_drivers import best_vfio_driver
+from vfiotool.pci.ids import ids_text
 from vfiotool.pci.names import PciNames
 
 UNBIND_SECONDS = 30.0
@@ -268,7 +269,7 @@ class Binding:
         for device in devices:
             record = records[device.address]
             if record is not None and not record.matches(device):
-                then, now = (f"{one.vendor_id:04x}:{one.device_id:04x}" for one in (record, device))
+                then, now = (ids_text(one.vendor_id, one.device_id) for one in (record, device))
                 found[device.address] = VfioToolError(
                     f"{device.address} was {then} when it was recorded, and is {now} now: the record of the "
                     "former device is removed",

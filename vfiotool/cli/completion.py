@@ -17,6 +17,7 @@ from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.groups import BRIDGE_CLASSES, group_ids, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
+from vfiotool.pci.ids import ids_text
 from vfiotool.pci.names import PciNames
 
 _CLASSES = ("net", "nvme", "block")
@@ -167,7 +168,7 @@ def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -
     if not full:
         short = [one.removeprefix(_DOMAIN) for one in chosen if one.startswith(_DOMAIN + incomplete)]
         yield from ((address, inventory.name(_DOMAIN + address)) for address in short)
-    yield from {"{:04x}:{:04x}".format(*inventory.ids(one)): inventory.name(one) for one in chosen}.items()
+    yield from {ids_text(*inventory.ids(one)): inventory.name(one) for one in chosen}.items()
     yield from ((f"group:{number}", members) for number, members in _groups(inventory, incomplete))
     for kind in _CLASSES:
         for name in sorted(inventory.tree.find_names(f"/sys/class/{kind}")):

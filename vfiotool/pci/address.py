@@ -28,7 +28,12 @@ def parse_address(text: str) -> str:
     )
     if not dot:
         raise SelectorError(f"'{text}' is not a PCI address", hint=_HINT)
-    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
+    return address_text(*numbers)
+
+
+def address_text(domain: int, bus: int, device: int, function: int) -> str:
+    """Return the address of these numbers in the kernel's form."""
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function:x}"
 
 
 def is_address(text: str) -> bool:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vfiotool.pci.capabilities.decoding import DecodedCapability
 from vfiotool.pci.header import BridgeHeader, Header, Window
+from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import literal, show
 
 _NONE = "-"
@@ -36,10 +37,10 @@ def print_config(
 
 
 def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
-    ids = f"{header.vendor_id:04x}:{header.device_id:04x} rev {header.revision:02x}"
-    yield "id", f"{ids}, class {header.class_code:06x}"
-    if header.subsystem_vendor_id is not None:
-        yield "subsystem", f"{header.subsystem_vendor_id:04x}:{header.subsystem_device_id:04x}"
+    ids = ids_text(header.vendor_id, header.device_id)
+    yield "id", f"{ids} rev {header.revision:02x}, class {header.class_code:06x}"
+    if header.subsystem_vendor_id is not None and header.subsystem_device_id is not None:
+        yield "subsystem", ids_text(header.subsystem_vendor_id, header.subsystem_device_id)
     yield "command", f"{header.command:#06x} {' '.join(header.command_bits)}"
     yield "status", f"{header.status:#06x} {' '.join(header.status_bits)}"
     kind = _TYPES[header.header_type] if header.header_type < len(_TYPES) else "unknown"

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import literal, show
 
 
@@ -17,7 +18,7 @@ def print_entries(entries: Iterable[Mapping[str, Any]]) -> None:
     for heading in ("PATH", "ID", "DRIVER", "NOW AT", "NOW ON"):
         table.add_column(heading, no_wrap=True)
     for entry in entries:
-        ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
+        ids = ids_text(entry["vendor_id"], entry["device_id"])
         now = (entry["present_at"] or "-", entry["bound_to"] or "-")
         table.add_row(*map(literal, (entry["path"], ids, entry["driver"], *now)))
     show(table)

@@ -10,6 +10,7 @@ from rich.table import Table
 from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import TURN_ON_IOMMU, IommuGroup, is_vfio_driver
+from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import literal, show
 
 _NONE = "-"
@@ -19,7 +20,7 @@ def print_devices(devices: Iterable[PciDevice]) -> None:
     """Print a table with a line for each device."""
     table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
     for device in devices:
-        ids = f"{device.vendor_id:04x}:{device.device_id:04x}"
+        ids = ids_text(device.vendor_id, device.device_id)
         cells = device.address, ids, _text(device.iommu_group), _driver(device), _name(device)
         table.add_row(*map(literal, cells))
     show(table)
@@ -66,10 +67,9 @@ def print_details(details: Details) -> None:
 
 def _facts(details: Details) -> Iterable[tuple[str, str]]:
     device = details.device
-    ids = f"{device.vendor_id:04x}:{device.device_id:04x} rev {device.revision:02x}"
-    yield "id", f"{ids}, class {device.class_code:06x}"
-    subsystem = f"{device.subsystem_vendor_id:04x}:{device.subsystem_device_id:04x}"
-    yield "subsystem", subsystem
+    ids = ids_text(device.vendor_id, device.device_id)
+    yield "id", f"{ids} rev {device.revision:02x}, class {device.class_code:06x}"
+    yield "subsystem", ids_text(device.subsystem_vendor_id, device.subsystem_device_id)
     yield "driver", _text(device.driver)
     yield "override", _text(device.driver_override)
     yield "power", _text(device.power_state)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vfiotool.errors import KernelError, RefusedError, UnsupportedError
+from vfiotool.pci.address import address_text
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.info_ioctl import InfoReply
@@ -143,7 +144,7 @@ def _hot_reset_info(answer: InfoReply) -> HotResetInfo:
 
 def _dependent(device: vfio_pci_dependent_device, by_id: bool) -> DependentDevice:
     slot, function = device.devfn >> 3, device.devfn & 7
-    address = f"{device.segment:04x}:{device.bus:02x}:{slot:02x}.{function}"
+    address = address_text(device.segment, device.bus, slot, function)
     if by_id:
         return DependentDevice(address, None, device.group_id != _NOT_OWNED)
     return DependentDevice(address, device.group_id, None)

@@ -16,6 +16,7 @@ from vfiotool.host.doctor import Check, judge
 from vfiotool.host.driver_ids import builtin_modules
 from vfiotool.host.era import kernel_release
 from vfiotool.host.tree import Tree
+from vfiotool.pci.ids import ids_text
 
 _IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
 """Where Debian's initramfs-tools, dracut, and SUSE's dracut put the initramfs of a kernel."""
@@ -36,13 +37,12 @@ def _check_rule(tree: Tree, entry: PersistEntry) -> Verdict:
 
 
 def _check_device(tree: Tree, entry: PersistEntry) -> Verdict:
-    wanted = f"{entry.vendor_id:04x}:{entry.device_id:04x}"
+    wanted = ids_text(entry.vendor_id, entry.device_id)
     address = find_at(tree, entry.path)
     remedy = f"vfiotool persist remove {entry.path}"
     if address is None:
         return Verdict(False, f"no device is at {entry.path}", remedy)
-    vendor_id, device_id = read_ids(tree, address)
-    found = f"{vendor_id:04x}:{device_id:04x}"
+    found = ids_text(*read_ids(tree, address))
     if found != wanted:
         return Verdict(False, f"{address}, at {entry.path}, is {found} and not {wanted}", remedy)
     return Verdict(True, f"{address} is {wanted}")
