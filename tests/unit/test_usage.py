@@ -399,9 +399,11 @@ def test_a_route_of_random_bytes_raises_nothing(content: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_parsing_messages_of_random_bytes_ends(chunk: bytes) -> None:
-    assert sum(16 + len(body) for _, body in rtnetlink.messages(chunk)) <= len(chunk)
+    assert sum(16 + len(body) for *_, body in rtnetlink.messages(chunk)) <= len(chunk)
 
 
 def test_routes_of_the_kernel_name_existing_interfaces() -> None:
     numbers = dict(socket.if_nameindex())
-    assert all(index in numbers for found in rtnetlink.read_routes() for index in found.indexes)
+    with rtnetlink.open_rtnetlink() as link:
+        assert {one.index: one.name for one in rtnetlink.read_links(link)} == numbers
+        assert all(index in numbers for found in rtnetlink.read_routes(link) for index in found.indexes)

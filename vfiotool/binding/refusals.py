@@ -33,6 +33,7 @@ LIFTABLE_RULES: Mapping[str, str] = {
     "network": "Allow a network card that is up and has an address.",
     "route": "Allow a network card that carries a route.",
     "member": "Allow a network card that a bond, bridge or VLAN is built on.",
+    "namespace": "Allow a network card with an interface in another network namespace, or out of sight.",
     "ssh": "Allow the network card that carries this SSH connection.",
     "vga": "Allow the graphics card that the firmware started with.",
     "console": "Allow the device that shows the kernel's console.",
@@ -49,6 +50,8 @@ _NOUNS = {
     "nvme": "NVMe controller",
     "drm": "graphics node",
     "uio": "UIO node",
+    "ieee80211": "wireless PHY",
+    "infiniband": "InfiniBand device",
 }
 _HARMLESS = "pci-stub"  # it does no DMA: the kernel lets it into a live group (vfio_dev_viable())
 

@@ -119,15 +119,20 @@ def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
 
 
 def how_to_free(details: Details) -> str:
-    """Return the command that binds a device to vfio-pci or, if a VFIO driver has it, restores it."""
+    """Return the command that binds a device to vfio-pci or, if a VFIO driver has it, restores it.
+
+    The text says so if the command would be refused, because of a use of the device that is shown.
+    """
     device, group = details.device, details.group
     if group is None:
         return TURN_ON_IOMMU
     if is_vfio_driver(device.driver):
         return f"on {device.driver}; restore its driver with 'vfiotool restore {device.address}'"
-    if len(group.devices) > 1:
-        return f"bind the whole group with 'vfiotool bind --group {device.address}'"
-    return f"bind it with 'vfiotool bind {device.address}'"
+    whole = len(group.devices) > 1
+    option, it = (" --group", "the whole group") if whole else ("", "it")
+    if any(usage.claims for usage in details.usage):
+        return f"'vfiotool bind{option} {device.address}' refuses it: see its uses above"
+    return f"bind {it} with 'vfiotool bind{option} {device.address}'"
 
 
 def _table(*headings: str) -> Table:

@@ -10,14 +10,13 @@ from vfiotool.host.tree import Tree
 from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.consoles import display_claims
 from vfiotool.host.usage.disks import disk_claims, is_hidden
-from vfiotool.host.usage.network import interface_claims
+from vfiotool.host.usage.interfaces import find_interfaces
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
 from vfiotool.util.text import printable
 
 # Kind (the name of a class in sysfs) -> path of its nodes. VFIO nodes are not here: groups have them.
 _NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}
-_KINDS = ("net", *_NODES)
 _STATES = {"net": "operstate", "nvme": "state"}
 
 _Claims = Mapping[str, tuple[Claim, ...]]
@@ -27,8 +26,9 @@ _Claims = Mapping[str, tuple[Claim, ...]]
 class Usage:
     """A class device of a PCI device, or a user of it.
 
-    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console`` or ``holder``.
-    ``claims`` are the reasons not to take the device from the host; empty if it is idle.
+    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console``, ``holder``, another
+    class with network namespaces, or ``hidden`` for what is out of sight in a network namespace. ``claims``
+    are the reasons not to take the device from the host; empty if it is idle.
     """
 
     kind: str
@@ -56,13 +56,16 @@ def read_usage(
 
 def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozenset[str]]]:
     """Yield each use of a wanted device, with all PCI devices that it needs."""
-    carried = {kind: _carried(tree, kind, wanted) for kind in _KINDS}
-    claims = {"net": interface_claims(tree, carried["net"]), "block": disk_claims(tree, carried["block"])}
+    for found in find_interfaces(tree, wanted):
+        yield _usage(found.kind, found.name, found.claims, found.state), found.devices
+    carried = {kind: _carried(tree, kind, wanted) for kind in _NODES}
+    claims = disk_claims(tree, carried["block"])
     opened = _opened(tree, carried)
     for kind, names in carried.items():
         for name, carrying in names.items():
-            own = (*claims.get(kind, {}).get(name, ()), *opened.get((kind, name), ()))
-            yield _usage(tree, kind, name, own), carrying
+            own = (*(claims.get(name, ()) if kind == "block" else ()), *opened.get((kind, name), ()))
+            state = tree.find(f"/sys/class/nvme/{name}/state") or "unknown" if kind == "nvme" else None
+            yield _usage(kind, name, own, state), carrying
     for kind, name, claim, carrying in display_claims(tree, wanted):
         yield Usage(kind, name, claim.text, (claim,)), carrying
 
@@ -86,10 +89,9 @@ def _opened(tree: Tree, carried: Mapping[str, Iterable[str]]) -> Mapping[tuple[s
     return {nodes[node]: (Claim("opened", f"is open in {some(who)}"),) for node, who in openers.items()}
 
 
-def _usage(tree: Tree, kind: str, name: str, claims: tuple[Claim, ...]) -> Usage:
-    said = [claim.text for claim in claims]
-    if (attribute := _STATES.get(kind)) is not None:
-        said.insert(0, f"{attribute} {tree.find(f'/sys/class/{kind}/{name}/{attribute}') or 'unknown'}")
+def _usage(kind: str, name: str, claims: tuple[Claim, ...], state: str | None) -> Usage:
+    said = [f"{_STATES[kind]} {state}"] if kind in _STATES else []
+    said += [claim.text for claim in claims]
     return Usage(kind, name, printable(", ".join(said)) or "not in use", claims)
 
 

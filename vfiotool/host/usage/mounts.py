@@ -35,7 +35,7 @@ def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
 def swaps(tree: Tree) -> frozenset[str]:
     """Return the names of the block devices with active swap (``/proc/swaps``)."""
     lines = (tree.find("/proc/swaps") or "").splitlines()[1:]
-    return frozenset(_decode(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
+    return frozenset(unescape(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
 
 
 def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
@@ -46,7 +46,7 @@ def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
                 first, _, last = line.partition(" - ")
                 fields, sources = first.split(" "), last.split(" ")
                 if len(fields) > 4 and len(sources) > 1:
-                    yield fields[2], _decode(fields[4]), _decode(sources[1])
+                    yield fields[2], unescape(fields[4]), unescape(sources[1])
 
 
 def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
@@ -56,6 +56,6 @@ def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
     return {name: group for group in groups for name in group}
 
 
-def _decode(text: str) -> str:
+def unescape(text: str) -> str:
     """Undo the kernel's escapes of blanks (``mangle_path()``)."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8) & 0x7F), text)

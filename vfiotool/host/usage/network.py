@@ -1,20 +1,19 @@
-"""The uses of network interfaces: addresses, routes, and interfaces built on them."""
+"""The uses of the interfaces of a network namespace: addresses, routes, and interfaces built on them."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import rtnetlink
 from vfiotool.host.usage.claim import Claim, some
-from vfiotool.host.usage.ssh import connected_address
+from vfiotool.host.usage.rtnetlink import Link
 
-NET = "/sys/class/net"
 CAPTURED = "/vfiotool/network.json"
 """The file in a capture that has the addresses and routes, which a live machine gives through rtnetlink."""
 
@@ -54,33 +53,63 @@ class Network:
         return cls(_texts(document.get("addresses")), _texts(document.get("routes")))
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkView:
+    """A network namespace: the folder of its sysfs, and its interfaces, addresses and routes.
+
+    ``links`` are the interfaces by name. ``network`` and ``links`` are ``None`` if they cannot be read;
+    ``links`` also for a capture.
+    """
+
+    sysfs: str
+    network: Network | None
+    links: Mapping[str, Link] | None = None
+
+    def has(self, tree: Tree, name: str) -> bool:
+        """Return True unless the interface that sysfs shows is of another network namespace."""
+        if self.links is None:
+            return True
+        folder, link = f"{self.sysfs}/class/net/{name}", self.links.get(name)
+        shown = tree.find(f"{folder}/ifindex"), tree.find(f"{folder}/address")
+        return link is not None and shown == (str(link.index), link.hardware)
+
+
 def read_network(tree: Tree) -> Network | None:
     """Read the addresses and routes of the machine or the capture; ``None`` if they cannot be read."""
+    return read_view(tree).network
+
+
+def read_view(tree: Tree) -> NetworkView:
+    """Read the network namespace of this process, or the network of a capture."""
     if tree.root != "/":
         try:
-            return Network.from_json(tree.find(CAPTURED) or "{}")
+            return NetworkView("/sys", Network.from_json(tree.find(CAPTURED) or "{}"))
         except (ValueError, RecursionError):
-            return None
+            return NetworkView("/sys", None)
     try:
-        names = dict(socket.if_nameindex())
-        return Network(_addresses(names), _routes(names))
+        with rtnetlink.open_rtnetlink() as link:
+            return view_through("/sys", link)
     except OSError:
-        return None
+        return NetworkView("/sys", None)
 
 
-def interface_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, ...]]:
-    """Return the claims on each of these interfaces; an idle interface has no claims."""
-    wanted = list(names)
-    if not wanted:
-        return {}
-    network, remote = read_network(tree), connected_address(tree)
-    return {name: tuple(_claims(tree, name, network, remote)) for name in wanted}
+def view_through(sysfs: str, link: socket.socket) -> NetworkView:
+    """Read the network namespace of a socket for rtnetlink; ``sysfs`` is the folder of its sysfs."""
+    try:
+        links = rtnetlink.read_links(link)
+        names = {one.index: one.name for one in links}
+        network = Network(_addresses(link, names), _routes(link, names))
+    except OSError:
+        return NetworkView(sysfs, None)
+    return NetworkView(sysfs, network, {one.name: one for one in links})
 
 
-def _claims(tree: Tree, name: str, network: Network | None, remote: str | None) -> Iterator[Claim]:
-    above = _above(tree, name)
+def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | None) -> Iterator[Claim]:
+    """Yield the claims on an interface of a namespace; ``remote`` is the address of this SSH connection."""
+    net = f"{view.sysfs}/class/net"
+    network, above = view.network, _above(tree, net, name)
     if network is None:
-        if _is_up(tree, name):
+        if _is_up(tree, net, name):
             yield Claim("network", "is up; its addresses and routes cannot be read")
         network = Network()
     carrying = [one for one in (name, *above) if remote and remote in _hosts(network, one)]
@@ -88,42 +117,42 @@ def _claims(tree: Tree, name: str, network: Network | None, remote: str | None) 
         through = "" if carrying[0] == name else f", through {carrying[0]}"
         yield Claim("ssh", f"carries this SSH connection ({remote}){through}")
     addresses = [text for text in network.addresses.get(name, ()) if not _is_link_local(text)]
-    if addresses and _is_up(tree, name):
+    if addresses and _is_up(tree, net, name):
         yield Claim("network", f"is up with {some(addresses)}")
     if routes := network.routes.get(name):
         yield Claim("route", f"carries the route {some(routes)}")
-    master = tree.find_link(f"{NET}/{name}/master")
+    master = tree.find_link(f"{net}/{name}/master")
     if master is not None:
-        yield Claim("member", f"is a member of the {_kind(tree, master)} {master}")
-    for upper in _uppers(tree, name):
+        yield Claim("member", f"is a member of the {_kind(tree, net, master)} {master}")
+    for upper in _uppers(tree, net, name):
         if upper != master:
             yield Claim("member", f"is below {upper}")
 
 
-def _above(tree: Tree, name: str) -> list[str]:
+def _above(tree: Tree, net: str, name: str) -> list[str]:
     """Return all interfaces that are built on an interface, nearest first."""
     found: dict[str, None] = {}
     waiting = [name]
     while waiting:
-        fresh = [upper for upper in _uppers(tree, waiting.pop(0)) if upper not in found]
+        fresh = [upper for upper in _uppers(tree, net, waiting.pop(0)) if upper not in found]
         found.update(dict.fromkeys(fresh))
         waiting += fresh
     return list(found)
 
 
-def _uppers(tree: Tree, name: str) -> list[str]:
-    links = sorted(tree.find_names(f"{NET}/{name}"))
+def _uppers(tree: Tree, net: str, name: str) -> list[str]:
+    links = sorted(tree.find_names(f"{net}/{name}"))
     return [link.removeprefix("upper_") for link in links if link.startswith("upper_")]
 
 
-def _kind(tree: Tree, master: str) -> str:
-    kinds = [kind for kind in ("bonding", "bridge") if tree.exists(f"{NET}/{master}/{kind}")]
+def _kind(tree: Tree, net: str, master: str) -> str:
+    kinds = [kind for kind in ("bonding", "bridge") if tree.exists(f"{net}/{master}/{kind}")]
     return {"bonding": "bond", "bridge": "bridge"}[kinds[0]] if kinds else "interface"
 
 
-def _is_up(tree: Tree, name: str) -> bool:
+def _is_up(tree: Tree, net: str, name: str) -> bool:
     try:
-        return bool(int(tree.find(f"{NET}/{name}/flags") or "0", 0) & _IFF_UP)
+        return bool(int(tree.find(f"{net}/{name}/flags") or "0", 0) & _IFF_UP)
     except ValueError:
         return False
 
@@ -139,18 +168,18 @@ def _is_link_local(text: str) -> bool:
         return False
 
 
-def _addresses(names: Mapping[int, str]) -> _Texts:
+def _addresses(link: socket.socket, names: Mapping[int, str]) -> _Texts:
     found: dict[str, tuple[str, ...]] = {}
-    for address in rtnetlink.read_addresses():
+    for address in rtnetlink.read_addresses(link):
         name = names.get(address.index)
         if name is not None:
             found[name] = (*found.get(name, ()), address.text)
     return found
 
 
-def _routes(names: Mapping[int, str]) -> _Texts:
+def _routes(link: socket.socket, names: Mapping[int, str]) -> _Texts:
     found: dict[str, dict[str, None]] = {}
-    for route in rtnetlink.read_routes():
+    for route in rtnetlink.read_routes(link):
         if route.protocol == _RTPROT_KERNEL or _comes_with_every_link(route.destination):
             continue
         table = "" if route.table == _MAIN_TABLE else f" in table {route.table}"

@@ -23,8 +23,13 @@ def pci_parents(tree: Tree, kind: str, name: str) -> list[str]:
 def required_devices(tree: Tree, kind: str, name: str) -> frozenset[str]:
     """Return the PCI devices that a class device needs: its nearest parents, and the devices that create
     their PCI domain, such as an Intel VMD. Without the VMD's driver the whole domain disappears."""
-    paths = _paths(tree, kind, name)
-    return frozenset([*_nearest(paths), *(above for path in paths for above in _domain_makers(path))])
+    return required_by(_paths(tree, kind, name))
+
+
+def required_by(paths: Iterable[str]) -> frozenset[str]:
+    """Return the PCI devices that the devices at these paths in ``/sys/devices`` need, as above."""
+    known = list(paths)
+    return frozenset([*_nearest(known), *(above for path in known for above in _domain_makers(path))])
 
 
 def find_pci_parents(tree: Tree, name: str) -> list[str]:

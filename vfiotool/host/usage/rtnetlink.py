@@ -21,6 +21,7 @@ _CHUNK = 1 << 18
 # include/uapi/linux/netlink.h and rtnetlink.h
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_LINK = struct.Struct("=BxHiII")  # family, type, interface, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix, flags, scope, interface
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, prefix, …, table at 4, protocol at 5, type at 7, flags
 _NEXTHOP = struct.Struct("=HBBi")
@@ -28,7 +29,8 @@ _NUMBER = struct.Struct("=I")
 _ERROR = struct.Struct("=i")
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_RTM_GETADDR, _RTM_GETROUTE = 22, 26
+_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
+_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 9, 15
 _RTN_UNICAST = 1
@@ -36,6 +38,15 @@ _RTM_F_CLONED = 0x200
 _TYPE_MASK = 0x3FFF
 
 _Attributes = dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The interface with the number ``index``; ``hardware`` is its address on the link (``52:54:00:…``)."""
+
+    index: int
+    name: str
+    hardware: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +70,37 @@ class Route:
     protocol: int
 
 
-def read_addresses() -> list[Address]:
-    """Return all addresses of this network namespace.
+def open_rtnetlink() -> socket.socket:
+    """Return a socket for this process's network namespace. The caller closes it.
+
+    Raises:
+        OSError: the kernel has no rtnetlink, or this process may not use it.
+    """
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+
+
+def read_links(link: socket.socket) -> list[Link]:
+    """Return all interfaces of the network namespace of a socket.
 
     Raises:
         OSError: the kernel does not answer.
     """
     found = []
-    for body in _dump(_RTM_GETADDR, socket.AF_UNSPEC, _ADDRESS.size):
+    for body in _dump(link, _RTM_GETLINK, socket.AF_UNSPEC, _LINK.size):
+        attributes = _attributes(body[_LINK.size :])
+        name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+        found.append(Link(_LINK.unpack_from(body)[2], name, attributes.get(_IFLA_ADDRESS, b"").hex(":")))
+    return found
+
+
+def read_addresses(link: socket.socket) -> list[Address]:
+    """Return all addresses of the network namespace of a socket.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    found = []
+    for body in _dump(link, _RTM_GETADDR, socket.AF_UNSPEC, _ADDRESS.size):
         family, prefix, _, _, index = _ADDRESS.unpack_from(body)
         attributes = _attributes(body[_ADDRESS.size :])
         text = _host(family, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS) or b"")
@@ -75,8 +109,8 @@ def read_addresses() -> list[Address]:
     return found
 
 
-def read_routes() -> Iterator[Route]:
-    """Yield the unicast routes of this network namespace, IPv4 and IPv6, of every table.
+def read_routes(link: socket.socket) -> Iterator[Route]:
+    """Yield the unicast routes of the network namespace of a socket, IPv4 and IPv6, of every table.
 
     A dump larger than 64 MiB ends early.
 
@@ -84,7 +118,7 @@ def read_routes() -> Iterator[Route]:
         OSError: the kernel does not answer, or takes longer than two seconds for a part of the answer.
     """
     for family in (socket.AF_INET, socket.AF_INET6):
-        for body in _dump(_RTM_GETROUTE, family, _ROUTE.size):
+        for body in _dump(link, _RTM_GETROUTE, family, _ROUTE.size):
             route = parse_route(body)
             if route is not None:
                 yield route
@@ -121,36 +155,35 @@ def _hops(attributes: _Attributes) -> Iterator[int]:
         rest = rest[_aligned(length) :]
 
 
-def _dump(request: int, family: int, least: int) -> Iterator[bytes]:
+def _dump(link: socket.socket, request: int, family: int, least: int) -> Iterator[bytes]:
     """Request a dump of all objects of a kind, and yield the body of each message."""
-    body = bytes([family]).ljust(max(_ADDRESS.size, _ROUTE.size), b"\0")
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    ) as link:
-        link.settimeout(_SECONDS)
-        link.bind((0, 0))
-        header = _MESSAGE.pack(_MESSAGE.size + len(body), request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-        link.send(header + body)
-        received = 0
-        while received < _MOST_BYTES:
-            chunk = link.recv(_CHUNK)
-            received += len(chunk)
-            for kind, content in messages(chunk):
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise OSError(_error(content), "rtnetlink")
-                if len(content) >= least:
-                    yield content
+    sequence = request << 8 | family  # tells this dump from the rest of one that ended early
+    body = bytes([family]).ljust(max(_LINK.size, _ADDRESS.size, _ROUTE.size), b"\0")
+    size = _MESSAGE.size + len(body)
+    link.settimeout(_SECONDS)
+    link.send(_MESSAGE.pack(size, request, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body)
+    received = 0
+    while received < _MOST_BYTES:
+        chunk = link.recv(_CHUNK)
+        received += len(chunk)
+        for kind, number, content in messages(chunk):
+            if number != sequence:
+                continue
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR:
+                raise OSError(_error(content), "rtnetlink")
+            if len(content) >= least:
+                yield content
 
 
-def messages(chunk: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and the body of each message; stop at a truncated message."""
+def messages(chunk: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the type, the sequence number and the body of each message; stop at a truncated message."""
     while len(chunk) >= _MESSAGE.size:
-        length, kind, _, _, _ = _MESSAGE.unpack_from(chunk)
+        length, kind, _, sequence, _ = _MESSAGE.unpack_from(chunk)
         if not _MESSAGE.size <= length <= len(chunk):
             return
-        yield kind, chunk[_MESSAGE.size : length]
+        yield kind, sequence, chunk[_MESSAGE.size : length]
         chunk = chunk[_aligned(length) :]
 
 
