@@ -10,18 +10,24 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.device_holder import held
 from tests.support.guest import (
     E1000E,
+    EDU,
+    NVME,
     PROGRAM,
     await_,
     command,
+    done,
     needs_iommu,
     output,
     path,
+    settle,
     vfiotool,
     vfiotool_as_nobody,
 )
@@ -44,7 +50,10 @@ WAYS = {
     "own processes, network and sysfs": (*OWN_PROC, *OWN_SYSFS),
 }
 SEES_ALL = ("here", "own network", "own network and sysfs")
-ways = pytest.mark.parametrize("way", WAYS)
+# From the last of them the least is in sight.
+ways = pytest.mark.parametrize(
+    "way", [*(pytest.param(way, marks=pytest.mark.full) for way in list(WAYS)[:-1]), list(WAYS)[-1]]
+)
 
 
 @pytest.fixture
@@ -76,9 +85,9 @@ def namespace_of_a_process() -> Iterator[int]:
         process.communicate()
 
 
-def refused(way: str, *args: str) -> dict[str, str]:
-    """Run a dry run of bind in the namespaces of a way; return the reason of each rule that refuses."""
-    result = command(*WAYS[way], PROGRAM, "bind", E1000E, "--dry-run", "--json", *args)
+def refused(way: str, *args: str, address: str = E1000E, verb: str = "bind") -> dict[str, str]:
+    """Run a dry run of a verb in the namespaces of a way; return the reason of each rule that refuses."""
+    result = command(*WAYS[way], PROGRAM, verb, address, "--dry-run", "--json", *args)
     document = json.loads(result.stdout)
     found: list[dict[str, Any]] = document["refused"]
     assert result.status == (3 if found else 0), result
@@ -169,3 +178,84 @@ def test_a_namespace_without_a_process_and_a_name(interface: str) -> None:
         assert found["namespace"].endswith("cannot be inspected: no process in sight is in it")
     finally:
         os.close(kept)
+
+
+# Processes, mounts and nodes
+
+
+@ways
+def test_an_open_node_refuses_from_each_namespace(way: str) -> None:
+    """A process outside of vfiotool's PID namespace has the disk open."""
+    disk = disk_of_the_nvme()
+    hidden = way.startswith("own processes")
+    idle = refused(way, address=NVME)
+    assert set(idle) == ({"opened"} if hidden else set())
+    assert refused(way, "--allow-opened", address=NVME) == {}
+    with (
+        open(f"/dev/{disk}", "rb") as opened,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=opened) as process,
+    ):
+        found = refused(way, address=NVME)
+        assert set(found) == {"opened"}
+        assert f"pid {process.pid} (cat)" in found["opened"] or hidden
+        process.communicate()
+
+
+@ways
+def test_a_mount_refuses_from_each_namespace(way: str, tmp_path: Path) -> None:
+    disk = disk_of_the_nvme()
+    output("mkfs.ext4", "-q", f"/dev/{disk}")
+    output("mount", f"/dev/{disk}", str(tmp_path))
+    try:
+        assert {"mounted", "claimed"} & refused(way, address=NVME).keys()
+        without_dev = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev; exec "$@"', "sh")
+        hidden = command(*without_dev, *WAYS[way], PROGRAM, "bind", NVME, "--dry-run", "--json")
+        assert hidden.status == 3, hidden
+    finally:
+        output("umount", str(tmp_path))
+        output("wipefs", "--all", "--force", f"/dev/{disk}")
+        settle()
+
+
+def test_a_mount_table_and_a_node_out_of_sight(tmp_path: Path) -> None:
+    """A container that sees neither the machine's mounts nor its nodes, nor udev's database."""
+    (tmp_path / "empty").mkdir()
+    hide = f"mount --bind {tmp_path}/empty /dev && mount --bind {tmp_path}/empty /run/udev"
+    inside = (*OWN_PROC, "--mount", "sh", "-c", f'{hide} && exec "$@"', "sh")
+    result = command(*inside, PROGRAM, "bind", NVME, "--dry-run", "--json")
+    assert result.status == 3, result
+    assert {one["rule"] for one in json.loads(result.stdout)["refused"]} == {
+        "claimed",
+        "opened",
+        "partitions",
+    }
+
+
+@ways
+def test_a_held_device_refuses_from_each_namespace(way: str) -> None:
+    done("bind", EDU)
+    try:
+        assert refused(way, address=EDU, verb="restore") == {}
+        with held(EDU):
+            assert set(refused(way, address=EDU, verb="restore")) & {"held", "live-group"}
+        without_dev = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/vfio; exec "$@"', "sh")
+        hidden = command(*without_dev, *WAYS[way], PROGRAM, "unbind", EDU, "--dry-run", "--json")
+        (found,) = json.loads(hidden.stdout)["refused"]
+        assert (found["rule"], "not in sight" in found["reason"]) == ("held", True)
+    finally:
+        done("restore", EDU)
+
+
+def test_a_user_without_rights_is_told_what_it_cannot_see() -> None:
+    result = vfiotool_as_nobody("bind", NVME, "--dry-run", "--json")
+    assert result.status == 3, result
+    found = json.loads(result.stdout)["refused"]
+    assert {one["rule"] for one in found} == {"opened", "claimed"}
+    assert all("may be" in one["reason"] for one in found)
+
+
+def disk_of_the_nvme() -> str:
+    """Return the name of the NVMe's only namespace."""
+    (controller,) = os.listdir(path(NVME, "nvme"))
+    (disk,) = (name for name in os.listdir("/sys/block") if name.startswith(f"{controller}n"))
+    return disk

@@ -7,6 +7,8 @@ from typing import Any
 import click
 import pytest
 
+from vfiotool.binding import plan_context
+from vfiotool.binding.plan import make_plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import LIFTABLE_RULES, PlanRefusedError, Refusal, refusals
 from vfiotool.cli.root import cli
@@ -18,6 +20,7 @@ from vfiotool.host.era import Era
 from vfiotool.host.holders import Holder
 from vfiotool.host.usage.claim import Claim
 from vfiotool.host.usage.device_usage import Usage
+from vfiotool.host.usage.namespaces import NAMESPACE_ALONE
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 from vfiotool.testing.fake_tree import FakeTree
@@ -196,6 +199,54 @@ def test_all_groups_are_read_on_old_kernels(host: FakeHost, old_host: FakeHost) 
         context = look(one, NIC)
         assert context.groups.keys() == groups
         assert context.open_groups == groups - {1}
+
+
+# What cannot be known
+
+
+@pytest.mark.parametrize("era", Era)
+def test_a_group_whose_use_cannot_be_known_counts_as_in_use(context: PlanContext, era: Era) -> None:
+    known = held(changed(context, NIC, driver="vfio-pci"), era, HOLDER)
+    unseen = replace(known, open_groups=frozenset(), unseen_groups={1: "its node is elsewhere"})
+    for targets in ({NIC: TO_VFIO}, {NIC: TO_NONE}, {NIC: TO_HOST}, {ALONE: TO_HOST}):
+        for loaded in (context.loaded_drivers, frozenset[str]()):
+            found = refusals(replace(unseen, loaded_drivers=loaded), targets)
+            assert rules(found) == rules(refusals(replace(known, loaded_drivers=loaded), targets))
+            assert all("group 1" in one.reason for one in found)
+            assert all("may be in use (its node is elsewhere)" in one.reason for one in found)
+
+
+def test_a_group_is_unknown_if_its_node_is_out_of_sight(host: FakeHost) -> None:
+    host.add_device(NIC, driver="vfio-pci", group=1)
+    assert look(host, NIC).unseen_groups == {}
+    host.remove("/dev/vfio/1")  # a container with a /dev of its own
+    assert look(host, NIC).unseen_groups == {}
+    host.put("/sys/class/vfio/1/dev", "240:0")
+    assert look(host, NIC).unseen_groups == {1: "/dev/vfio/1 is not in sight here"}
+    host.set_driver(NIC, None)
+    assert look(host, NIC).unseen_groups == {}
+
+
+@pytest.mark.parametrize("answer", [True, False, None])
+def test_a_group_is_unknown_if_its_node_does_not_open(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, answer: bool | None
+) -> None:
+    host.add_device(NIC, driver="vfio-pci", group=1)
+    monkeypatch.setattr(plan_context, "is_group_open", lambda _: answer)
+    found = look(host, NIC)
+    assert (1 in found.open_groups, 1 in found.unseen_groups) == (answer is True, answer is None)
+
+
+def test_a_container_is_told_that_it_has_a_denylist_of_its_own(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.add_device(NIC, driver="e1000e", group=1)
+    assert look(host, NIC).unseen == ()
+    monkeypatch.setattr(plan_context, "why_processes_are_hidden", lambda _: NAMESPACE_ALONE)
+    (text,) = look(host, NIC).unseen
+    assert OWNERS_LIST in text
+    plan = make_plan(look(host, NIC), {NIC: DeviceState("e1000e", None)}, {NIC: TO_VFIO})
+    assert text in plan.warnings
 
 
 # Denylists

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import struct
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage import rtnetlink
+from vfiotool.host.usage import device_usage, disks, openers, rtnetlink
 from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.device_usage import Usage, read_usage
+from vfiotool.host.usage.namespaces import MAY_NOT_INSPECT, NAMESPACE_ALONE
 from vfiotool.host.usage.network import CAPTURED, Network, read_network
+from vfiotool.host.usage.openers import Openers, find_openers
 from vfiotool.host.usage.ssh import connected_address
 from vfiotool.testing import FakeHost
 from vfiotool.util.text import printable
@@ -175,6 +181,74 @@ def test_processes_with_an_open_node_are_found(machine: FakeHost) -> None:
     machine.add_process(33, "other", {3: "/dev/null"})
     assert ("nvme0n1p1", "opened", "is open in pid 31 (qemu)") in claims(machine, NVME)
     assert [name for name, rule, _ in claims(machine, NVME) if rule == "opened"] == ["nvme0n1p1"]
+
+
+@pytest.mark.parametrize("why", ["", NAMESPACE_ALONE])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_node_that_may_be_open_is_a_claim(
+    machine: FakeHost, monkeypatch: pytest.MonkeyPatch, why: str, is_complete: bool
+) -> None:
+    """Each node is open in a process, or not, or that cannot be known; never passed because it is unknown."""
+    seen = Openers({"/dev/nvme0n1p1": ("pid 31 (qemu)",)}, is_complete)
+    monkeypatch.setattr(device_usage, "find_openers", lambda *_: seen)
+    monkeypatch.setattr(device_usage, "why_processes_are_hidden", lambda _: why)
+    found = {name: text for name, rule, text in claims(machine, NVME) if rule == "opened"}
+    assert found.pop("nvme0n1p1") == "is open in pid 31 (qemu)"
+    reason = why or ("" if is_complete else MAY_NOT_INSPECT)
+    others = ("nvme0", "nvme0n1", "nvme0n1p2") if reason else ()
+    assert found == dict.fromkeys(others, f"may be open in a process out of sight: {reason}")
+
+
+def test_processes_that_may_not_be_inspected_leave_the_answer_open(
+    machine: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.add_process(31, "qemu", {3: "/dev/nvme0n1"})
+    nodes = {"/dev/nvme0n1"}
+    assert find_openers(machine.tree, nodes) == Openers({"/dev/nvme0n1": ("pid 31 (qemu)",)}, True)
+    for error, is_complete in ((PermissionError(13, ""), False), (ProcessLookupError(3, ""), True)):
+        monkeypatch.setattr(Tree, "names", Mock(side_effect=error))
+        monkeypatch.setattr(Tree, "find_names", lambda *_: ["31"])
+        assert find_openers(machine.tree, nodes) == Openers({}, is_complete)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(True, ["is in use by the kernel for"]), (False, []), (None, ["may be in use by the kernel"])],
+)
+@pytest.mark.parametrize("has_udev", [True, False])
+def test_the_kernels_use_of_an_idle_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bool | None, said: list[str], has_udev: bool
+) -> None:
+    """What neither the kernel nor udev's database tells is a claim."""
+    monkeypatch.setattr(disks, "is_claimed", lambda _: answer)
+    monkeypatch.setattr(disks, "_udev_databases", lambda _: (str(tmp_path / ("" if has_udev else "none")),))
+    (found,) = disks.disk_claims(Tree(), ["no-such-disk"]).values()
+    texts = [claim.text for claim in found]
+    if not has_udev:
+        assert texts.pop().startswith("may have data on it")
+    assert len(texts) == len(said)
+    assert all(text.startswith(start) for text, start in zip(texts, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [(None, False), ("EBUSY", True), ("ENOMEDIUM", False), ("EACCES", None), ("EIO", None)],
+)
+def test_what_an_exclusive_open_tells(
+    monkeypatch: pytest.MonkeyPatch, code: str | None, answer: bool | None
+) -> None:
+    error = None if code is None else OSError(getattr(errno, code), code)
+    monkeypatch.setattr(os, "open", Mock(side_effect=error))
+    assert openers.is_claimed("/dev/x") is answer
+
+
+def test_a_group_whose_node_has_gone_is_not_open(tmp_path: Path) -> None:
+    """Up to 5.15 a worker of the kernel removes the node after the last device was unbound."""
+    node = tmp_path / "8"
+    node.mkdir()
+    assert openers.is_group_open(str(node)) is None  # an open fails, but not with EBUSY
+    node.rmdir()
+    assert openers.is_group_open(str(node)) is False
 
 
 def test_hidden_paths_of_a_disk_are_left_out(machine: FakeHost) -> None:

@@ -101,7 +101,7 @@ def make_plan(
         after=dict(targets),
         steps=(*missing_modules(context, steps), *steps),
         refusals=refusals(context, touched),
-        warnings=group_warnings(context, targets),
+        warnings=(*context.unseen, *group_warnings(context, targets)),
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vfiotool.host.attributes import DRIVERS
-from vfiotool.host.denylist import Denial, find_denied
+from vfiotool.host.denylist import OWNERS_LIST, Denial, find_denied
 from vfiotool.host.devices import PciDevice, find_device
 from vfiotool.host.era import Era, detect_era
-from vfiotool.host.groups import IommuGroup, group_ids, read_groups
+from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.device_usage import Usage, read_usage
+from vfiotool.host.usage.namespaces import NAMESPACE_ALONE, why_processes_are_hidden
 from vfiotool.host.usage.openers import is_group_open
 
 
@@ -23,6 +24,8 @@ class PlanContext:
     whose module is loaded may bind a device in any of them. ``usage`` has what uses each device of these
     groups, and each device that may be changed. ``allowed`` names the lifted rules. ``denylist`` has, by
     address, why a device is on a denylist. ``open_groups`` are those of ``groups`` that a process has open.
+    ``unseen_groups`` has, by number, why it cannot be known whether a process has a group open. ``unseen``
+    are warnings of other facts that cannot be known from here.
     """
 
     devices: Mapping[str, PciDevice]
@@ -33,6 +36,8 @@ class PlanContext:
     allowed: frozenset[str] = field(default_factory=frozenset)
     denylist: Mapping[str, Denial] = field(default_factory=dict)
     open_groups: frozenset[int] = field(default_factory=frozenset)
+    unseen_groups: Mapping[int, str] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
 
     def group_of(self, address: str) -> IommuGroup | None:
         """Return the group of a device, ``None`` if it has none."""
@@ -56,6 +61,7 @@ def read_plan_context(
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
     affected = dict.fromkeys([*(device.address for device in chosen), *members])
+    uses = {number: _group_use(tree, group, by_address) for number, group in groups.items()}
     return PlanContext(
         devices=by_address,
         groups=groups,
@@ -64,9 +70,28 @@ def read_plan_context(
         era=era,
         allowed=frozenset(allowed),
         denylist=find_denied(tree, chosen),
-        open_groups=frozenset(number for number, group in groups.items() if _is_open(tree, group)),
+        open_groups=frozenset(number for number, use in uses.items() if use is True),
+        unseen_groups={number: use for number, use in uses.items() if isinstance(use, str)},
+        unseen=tuple(_unseen(tree)),
     )
 
 
-def _is_open(tree: Tree, group: IommuGroup) -> bool:
-    return bool(group.holders) or (group.node is not None and is_group_open(tree.path(group.node)))
+def _unseen(tree: Tree) -> Iterator[str]:
+    why = why_processes_are_hidden(tree)
+    if why == NAMESPACE_ALONE:
+        yield f"the machine's {OWNERS_LIST} cannot be read from here ({why}): that of this container counts"
+
+
+def _group_use(tree: Tree, group: IommuGroup, devices: Mapping[str, PciDevice]) -> bool | str:
+    """Return whether a process has a group open, or why that cannot be known from here."""
+    members = [devices[address] for address in group.devices]
+    if group.holders:
+        return True
+    if not any(is_vfio_driver(device.driver) for device in members):
+        return False
+    if group.node is not None:
+        answer = is_group_open(tree.path(group.node))
+        return f"{group.node} cannot be opened here to find out" if answer is None else answer
+    if tree.exists(f"/sys/class/vfio/{group.id}"):
+        return f"/dev/vfio/{group.id} is not in sight here"
+    return why_processes_are_hidden(tree) or False

@@ -140,13 +140,16 @@ class PlanWriter:
         if node is None or not is_host_driver(step.driver):
             return
         holders = find_holders(self._tree).get(node, ())
-        if holders or is_group_open(self._tree.path(node)):
-            names = ", ".join(holder.process for holder in holders)
-            raise VfioToolError(
-                f"{step.driver} was not bound to {step.address}: {names or 'a process'} has just opened its "
-                "group, and on this kernel that ends in a kernel BUG",
-                hint="end that process, then run 'vfiotool recover'",
-            )
+        is_open = True if holders else is_group_open(self._tree.path(node))
+        if is_open is False:
+            return
+        names = ", ".join(holder.process for holder in holders) or "a process"
+        cause = f"{names} has just opened its group" if is_open else f"{node} cannot be opened to see its use"
+        raise VfioToolError(
+            f"{step.driver} was not bound to {step.address}: {cause}, and on this kernel a bind in a group "
+            "that is in use ends in a kernel BUG",
+            hint="end the processes that use the group, then run 'vfiotool recover'",
+        )
 
     def _verify(self, step: SysfsWrite) -> None:
         """Read back what was written: the kernel accepts some writes without any effect."""

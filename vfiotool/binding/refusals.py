@@ -139,16 +139,17 @@ def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable
 
 
 def _live_group(context: PlanContext, device: PciDevice, target: DeviceState) -> Iterable[Refusal]:
-    """Yield what forbids to change a driver in a group that is in use.
+    """Yield what forbids to change a driver in a group that is in use, or may be.
 
     Binding a host driver there is a kernel BUG up to 5.18, and the machine is lost
     (``vfio_iommu_group_notifier()``, event BOUND_DRIVER); since 5.19 the bind fails with EBUSY. Unbinding
     a VFIO driver blocks while the device is open.
     """
     group = context.group_of(device.address)
-    if group is None or group.id not in context.open_groups:
+    use = "" if group is None else use_of_group(context, group)
+    if group is None or not use:
         return
-    used = f"its group {group.id} is in use by {_names(group)}"
+    used = f"its group {group.id} {use}"
     if is_host_driver(target.driver) and not context.era.has_dma_owner:
         reason = printable(f"{used}: on this kernel, binding {target.driver} there ends in a kernel BUG")
         yield Refusal(device.address, "live-group", reason, None)
@@ -188,8 +189,8 @@ def _of_modules(
             continue
         for group, idle in _idle_in_live_groups(context, driver):
             reason = (
-                f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which is in "
-                f"use by {_names(group)}: on this kernel, that bind ends in a kernel BUG"
+                f"loading the module of {driver} could bind {idle} to it, in group {group.id}, which "
+                f"{use_of_group(context, group)}: on this kernel, that bind ends in a kernel BUG"
             )
             yield Refusal(address, "live-group", printable(reason), None)
 
@@ -200,7 +201,7 @@ def _idle_in_live_groups(context: PlanContext, driver: str | None) -> Iterable[t
     Bridges are left out: any driver may bind to them (``vfio_dev_driver_allowed()``).
     """
     for group in context.groups.values():
-        for address in group.devices if group.id in context.open_groups else ():
+        for address in group.devices if use_of_group(context, group) else ():
             device = context.devices[address]
             if device.driver is None and device.driver_override in (None, driver) and not is_bridge(device):
                 yield group, address
@@ -211,9 +212,14 @@ def is_host_driver(driver: str | None) -> bool:
     return driver is not None and driver != _HARMLESS and not is_vfio_driver(driver)
 
 
-def _names(group: IommuGroup) -> str:
+def use_of_group(context: PlanContext, group: IommuGroup) -> str:
+    """Return who has a group open, or why it may be open, as the end of a sentence; empty if it is not."""
+    if group.id in context.unseen_groups:
+        return f"may be in use ({context.unseen_groups[group.id]})"
+    if group.id not in context.open_groups:
+        return ""
     names = dict.fromkeys(holder.process for holder in group.holders)
-    return some(list(names)) or "an unknown process"
+    return f"is in use by {some(list(names)) or 'an unknown process'}"
 
 
 def liftable(address: str, rule: str, reason: str) -> Refusal:

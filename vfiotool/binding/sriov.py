@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from vfiotool.binding.plan import Plan, missing_modules
 from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.refusals import PlanRefusedError, Refusal
+from vfiotool.binding.refusals import PlanRefusedError, Refusal, use_of_group
 from vfiotool.binding.steps import BindDriver, DeviceUevent, SetAttribute, SetOverride, SetVfCount
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path
@@ -18,6 +18,7 @@ from vfiotool.host.device_state import AUTOPROBE, DeviceState
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.tree import Tree
+from vfiotool.util.text import printable
 
 VFIO_PCI = "vfio-pci"
 ENABLE_SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
@@ -126,15 +127,16 @@ def live_group_refusals(context: PlanContext, plan: Plan, pf: str) -> tuple[Refu
     group = context.group_of(pf)
     after = plan.after[pf]
     binds_vfs = any(isinstance(step, BindDriver) and step.driver == VFIO_PCI for step in plan.steps)
-    if context.era.has_dma_owner or group is None or not group.holders or binds_vfs:
+    use = "" if group is None else use_of_group(context, group)
+    if context.era.has_dma_owner or group is None or not use or binds_vfs:
         return ()
     if not plan.creates_vfs or not after.autoprobe or is_vfio_driver(after.driver):
         return ()
     reason = (
-        f"its VFs could join its group {group.id}, which is in use, and a host driver could bind to them: on "
+        f"its VFs could join its group {group.id}, which {use}, and a host driver could bind to them: on "
         "this kernel, that ends in a kernel BUG; --bind keeps host drivers away"
     )
-    return (Refusal(pf, "live-group", reason, None),)
+    return (Refusal(pf, "live-group", printable(reason), None),)
 
 
 def _events(tree: Tree, context: PlanContext, plan: Plan, step: SetVfCount) -> tuple[DeviceUevent, ...]:

@@ -11,6 +11,7 @@ from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.consoles import display_claims
 from vfiotool.host.usage.disks import disk_claims, is_hidden
 from vfiotool.host.usage.interfaces import find_interfaces
+from vfiotool.host.usage.namespaces import MAY_NOT_INSPECT, why_processes_are_hidden
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
 from vfiotool.util.text import printable
@@ -42,7 +43,8 @@ def read_usage(
 ) -> Mapping[str, tuple[Usage, ...]]:
     """Return the usage of each of these devices, with the holders of its group if ``groups`` has the group.
 
-    Usage that this user may not see is left out. A disk that is slow to open costs a second.
+    A use that cannot be seen from here is a claim, too, which says why. A disk that is slow to open costs a
+    second.
     """
     found: dict[str, list[Usage]] = {address: [] for address in addresses}
     for usage, carrying in _things(tree, frozenset(found)):
@@ -83,10 +85,19 @@ def _is_part(tree: Tree, kind: str, name: str) -> bool:
 
 
 def _opened(tree: Tree, carried: Mapping[str, Iterable[str]]) -> Mapping[tuple[str, str], tuple[Claim, ...]]:
-    """Return the claims of the processes that have nodes of the class devices open."""
+    """Return the claims of the processes that have nodes of the class devices open, or may have."""
     nodes = {pattern.format(name): (kind, name) for kind, pattern in _NODES.items() for name in carried[kind]}
+    if not nodes:
+        return {}
     openers = find_openers(tree, nodes)
-    return {nodes[node]: (Claim("opened", f"is open in {some(who)}"),) for node, who in openers.items()}
+    unseen = why_processes_are_hidden(tree) or ("" if openers.is_complete else MAY_NOT_INSPECT)
+    found: dict[tuple[str, str], tuple[Claim, ...]] = {}
+    for node, thing in nodes.items():
+        if node in openers.processes:
+            found[thing] = (Claim("opened", f"is open in {some(openers.processes[node])}"),)
+        elif unseen:
+            found[thing] = (Claim("opened", f"may be open in a process out of sight: {unseen}"),)
+    return found
 
 
 def _usage(kind: str, name: str, claims: tuple[Claim, ...], state: str | None) -> Usage:

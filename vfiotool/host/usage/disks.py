@@ -11,6 +11,7 @@ from vfiotool.host.usage.mounts import mount_points, swaps
 from vfiotool.host.usage.openers import is_claimed
 
 BLOCK = "/sys/class/block"
+_UDEV = "/run/udev/data"
 _NUMBER = re.compile("[0-9]{1,10}:[0-9]{1,10}")  # major:minor
 _ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 
@@ -58,6 +59,7 @@ class _Disks:
         self._tree = tree
         self._points, self._swaps = mount_points(tree), swaps(tree)
         self._loops = _loops(tree)
+        self._databases = [folder for folder in _udev_databases(tree) if tree.exists(folder)]
 
     def claims(self, name: str) -> Iterator[Claim]:
         """Yield the uses of a disk or partition, except by its own partitions."""
@@ -74,9 +76,14 @@ class _Disks:
             yield Claim(rule, f"{text}, which is not active")
 
     def kernels_claim(self, name: str) -> Iterator[Claim]:
-        """Yield a claim if the kernel has the disk in use; for disks without any other claim."""
-        if self._tree.root == "/" and is_claimed(f"/dev/{name.replace('!', '/')}"):
+        """Yield a claim if the kernel has the disk in use, or may have; for disks without any other claim."""
+        if self._tree.root != "/":
+            return
+        answer = is_claimed(f"/dev/{name.replace('!', '/')}")
+        if answer:
             yield Claim("claimed", "is in use by the kernel for an unknown purpose")
+        elif answer is None:
+            yield Claim("claimed", "may be in use by the kernel: its node cannot be opened here to find out")
 
     def table_claims(self, name: str, parts: list[str]) -> Iterator[Claim]:
         """Yield a claim if a disk has partitions, even if none is in use."""
@@ -85,6 +92,10 @@ class _Disks:
             yield Claim("partitions", f"has the partitions {some(parts)}")
         elif kind and not self._tree.exists(f"{BLOCK}/{name}/partition"):
             yield Claim("partitions", f"has a partition table ({kind})")
+        elif self._tree.root == "/" and not self._databases:
+            yield Claim(
+                "partitions", "may have data on it: udev's database, which would tell, is not in sight"
+            )
 
     def partitions(self, name: str) -> list[str]:
         """Return the partitions of a disk, from its directory in sysfs."""
@@ -135,9 +146,15 @@ class _Disks:
         number = self._tree.find(f"{BLOCK}/{name}/dev") or ""
         if _NUMBER.fullmatch(number) is None:
             return {}
-        text = self._tree.find(f"/run/udev/data/b{number}") or ""
-        pairs = (line[2:].partition("=") for line in text.splitlines() if line.startswith("E:"))
+        texts = (self._tree.find(f"{folder}/b{number}") for folder in self._databases)
+        lines = (next(filter(None, texts), None) or "").splitlines()
+        pairs = (line[2:].partition("=") for line in lines if line.startswith("E:"))
         return {key: value for key, _, value in pairs}
+
+
+def _udev_databases(tree: Tree) -> tuple[str, ...]:
+    """Return the folders in which udev's database may be: here, and where pid 1 sees its files."""
+    return (_UDEV, f"/proc/1/root{_UDEV}") if tree.root == "/" else (_UDEV,)
 
 
 def _loops(tree: Tree) -> Mapping[str, tuple[str, ...]]:

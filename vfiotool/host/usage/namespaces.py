@@ -17,6 +17,9 @@ from vfiotool.host.tree import Tree
 from vfiotool.host.usage.mounts import unescape
 from vfiotool.pci.address import is_full_address
 
+MAY_NOT_INSPECT = "this user may not inspect all processes"
+NAMESPACE_ALONE = "/proc shows the processes of a PID namespace alone"
+
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h, since Linux 3.8
 _NETWORK = re.compile(r"net:\[([0-9]{1,20})\]")
 _OWN = "/proc/self/ns/net"
@@ -64,10 +67,10 @@ def why_processes_are_hidden(tree: Tree) -> str:
     try:
         number = os.stat("/proc/1/ns/pid").st_ino
     except PermissionError:
-        return "this user may not inspect all processes"
+        return MAY_NOT_INSPECT
     except OSError:
         return "/proc does not show all processes"
-    return "" if number == _INITIAL_PID_NAMESPACE else "/proc shows the processes of a PID namespace alone"
+    return "" if number == _INITIAL_PID_NAMESPACE else NAMESPACE_ALONE
 
 
 def own_network(tree: Tree) -> int | None:

@@ -7,54 +7,78 @@ import errno
 import os
 import select
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from vfiotool.host.tree import Tree
 from vfiotool.util.child import start_child
 
 _SECONDS = 1.0
 _FREE, _BUSY, _UNKNOWN = b"f", b"b", b"u"
+# A drive without a medium, and a device that is gone: nothing can use them.
+_NOT_THERE = (errno.ENOMEDIUM, errno.ENXIO, errno.ENODEV)
 _UDEVD = ("systemd-udevd", "(udev-worker)", "udevd")
 
 
-def find_openers(tree: Tree, nodes: Collection[str]) -> Mapping[str, tuple[str, ...]]:
-    """Return the processes that have these nodes open, as ``pid 12 (qemu)``.
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """The processes that have nodes open, by node, as ``pid 12 (qemu)``.
 
-    Without root, only the caller's own processes are found. This process is left out, and so is udevd,
-    which opens each new disk for a moment.
+    ``is_complete`` is False if this user may not inspect some process, whose nodes are then unknown.
+    """
+
+    processes: Mapping[str, tuple[str, ...]]
+    is_complete: bool
+
+
+def find_openers(tree: Tree, nodes: Collection[str]) -> Openers:
+    """Return the processes that have these nodes open.
+
+    This process is left out, and so is udevd, which opens each new disk for a moment. Processes that /proc
+    does not show at all are not found: see ``namespaces.why_processes_are_hidden``.
     """
     found: dict[str, dict[str, None]] = {}
+    is_complete = True
     for pid in tree.find_names("/proc") if nodes else ():
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
-        with contextlib.suppress(OSError):  # it has exited, or this user may not inspect it
+        try:
             for node in _open_paths(tree, pid).intersection(nodes):
                 comm = tree.read(f"/proc/{pid}/comm")
                 if comm not in _UDEVD:
                     found.setdefault(node, {})[f"pid {pid} ({comm})"] = None
-    return {node: tuple(processes) for node, processes in found.items()}
+        except PermissionError:
+            is_complete = False
+        except OSError:  # it has exited
+            continue
+    return Openers({node: tuple(processes) for node, processes in found.items()}, is_complete)
 
 
-def is_claimed(node: str) -> bool:
+def is_claimed(node: str) -> bool | None:
     """Return True if the kernel has a disk or a part of it in use, so that an exclusive open fails.
 
-    Needs root; returns False if the open fails for another reason. Source: ``O_EXCL`` of open(2) on a
-    block device.
+    Returns ``None`` if that cannot be known: the open takes root and the node, and fails for another reason.
+    Source: ``O_EXCL`` of open(2) on a block device.
     """
     return _is_busy(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
 
 
-def is_group_open(node: str) -> bool:
+def is_group_open(node: str) -> bool | None:
     """Return True if the node of a group, or a device of the group, is open: the kernel opens it only once.
 
     This finds uses that ``/proc`` does not show: a descriptor that is being passed between processes, a
-    process in another PID namespace, a device that is open while its group is closed. Needs root; returns
-    False if the open fails for another reason.
+    process in another PID namespace, a device that is open while its group is closed. Returns ``None`` if
+    that cannot be known: the open takes root, and fails for another reason. The node of a group goes with the
+    group, up to 5.15 a little after its last device is unbound: nobody has that group open.
     """
-    return _is_busy(node, os.O_RDWR)
+    answer = _is_busy(node, os.O_RDWR)
+    return False if answer is None and not os.path.lexists(node) else answer
 
 
-def _is_busy(node: str, flags: int) -> bool:
-    """Return True if an open of the node fails with EBUSY. A child opens it, because the open may block."""
+def _is_busy(node: str, flags: int) -> bool | None:
+    """Return True if an open of the node fails with EBUSY, ``None`` if it fails otherwise or takes too long.
+
+    A child opens it, because the open may block.
+    """
 
     def try_to_open(fd: int) -> None:
         os.write(fd, _open(node, flags))
@@ -64,18 +88,20 @@ def _is_busy(node: str, flags: int) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         if not poll.poll(_SECONDS * 1000):
-            return False
+            return None
         answer = os.read(fd, 1)
     finally:
         os.close(fd)
     os.waitpid(pid, 0)
-    return answer == _BUSY
+    return {_BUSY: True, _FREE: False}.get(answer)
 
 
 def _open(node: str, flags: int) -> bytes:
     try:
         os.open(node, flags | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in _NOT_THERE:
+            return _FREE
         return _BUSY if error.errno == errno.EBUSY else _UNKNOWN
     return _FREE
 
