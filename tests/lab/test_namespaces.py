@@ -6,8 +6,10 @@ A rule whose facts are out of sight refuses; it never passes.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from tests.support.guest import (
     needs_iommu,
     output,
     path,
+    read,
     settle,
     vfiotool,
     vfiotool_as_nobody,
@@ -85,9 +88,18 @@ def namespace_of_a_process() -> Iterator[int]:
         process.communicate()
 
 
+@contextlib.contextmanager
+def removed(node: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.unlink(node)
+
+
 def refused(way: str, *args: str, address: str = E1000E, verb: str = "bind") -> dict[str, str]:
     """Run a dry run of a verb in the namespaces of a way; return the reason of each rule that refuses."""
-    result = command(*WAYS[way], PROGRAM, verb, address, "--dry-run", "--json", *args)
+    lifted = ["--allow-opened"] if address == E1000E else []  # its clock has a node
+    result = command(*WAYS[way], PROGRAM, verb, address, "--dry-run", "--json", *args, *lifted)
     document = json.loads(result.stdout)
     found: list[dict[str, Any]] = document["refused"]
     assert result.status == (3 if found else 0), result
@@ -152,8 +164,8 @@ def test_an_interface_in_the_namespace_of_a_process(interface: str) -> None:
         assert f"'vfiotool bind {E1000E}' refuses it" in " ".join(table.split())
         assert refused("here", "--allow-namespace", "--allow-network") == {}
         nobody = vfiotool_as_nobody("show", E1000E, "--json").document["usage"]
-        assert [(one["kind"], one["name"]) for one in nobody] == [("hidden", "net")]
-        assert "only root may" in nobody[0]["detail"]
+        (hidden,) = (one for one in nobody if one["kind"] == "hidden")
+        assert (hidden["name"], "only root may" in hidden["detail"]) == ("net", True)
 
 
 def test_vfiotool_in_the_namespace_of_the_interface(interface: str) -> None:
@@ -198,6 +210,33 @@ def test_an_open_node_refuses_from_each_namespace(way: str) -> None:
         found = refused(way, address=NVME)
         assert set(found) == {"opened"}
         assert f"pid {process.pid} (cat)" in found["opened"] or hidden
+        process.communicate()
+
+
+@ways
+@pytest.mark.parametrize("kind", ["ptp", "nvme-generic"])
+def test_an_open_node_of_another_class_refuses(way: str, kind: str) -> None:
+    """The node has another name, as a container may give it: its number counts."""
+    address = {"ptp": E1000E, "nvme-generic": NVME}[kind]
+    found = (one for one in glob.glob(f"/sys/class/{kind}/*") if address in os.path.realpath(one))
+    names = [os.path.basename(one) for one in found]
+    if not names:
+        pytest.skip(f"this kernel makes no node of the class {kind}")
+    major, _, minor = (read(f"/sys/class/{kind}/{names[0]}/dev") or "").partition(":")
+    node = f"/dev/{names[0]}-of-a-test"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(major), int(minor)))
+    assert vfiotool("bind", address, "--dry-run").status == 0
+    with (
+        removed(node),
+        open(node, "rb") as opened,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=opened) as process,
+    ):
+        result = command(*WAYS[way], PROGRAM, "bind", address, "--dry-run", "--json")
+        opened_by = [one for one in json.loads(result.stdout)["refused"] if one["rule"] == "opened"]
+        reasons = [one["reason"] for one in opened_by if names[0] in one["reason"]]
+        assert result.status == 3
+        assert len(reasons) == 1
+        assert f"pid {process.pid} (cat)" in reasons[0] or way.startswith("own processes")
         process.communicate()
 
 

@@ -105,7 +105,7 @@ def test_a_bind_from_other_namespaces_of_pids_and_networks_is_kept() -> None:
     """The udevd cannot be seen to be in another network namespace from there."""
     for verb, now in (("bind", "vfio-pci"), ("restore", "e1000e")):
         words = ["unshare", "--net", "--pid", "--fork", "--mount-proc", PROGRAM, verb, E1000E]
-        result = command(*words, "--allow-network", "--allow-route")
+        result = command(*words, "--allow-network", "--allow-route", "--allow-namespace", "--allow-opened")
         assert result.status == 0, result
         assert result.stderr.startswith("warning: ")
         assert driver(E1000E) == now

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -413,6 +414,84 @@ def test_the_connectors_of_a_graphics_card_are_left_out(host: FakeHost) -> None:
     host.add_process(31, "Xorg", {5: "/dev/dri/card0"})
     assert [one.name for one in read_usage(host.tree, [VGA], ())[VGA]] == ["card0", "renderD128"]
     assert claims(host, VGA) == [("card0", "opened", "is open in pid 31 (Xorg)")]
+
+
+# Nodes of every class
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "node"),
+    [
+        ("nvme-generic", "ng0n1", "/dev/ng0n1"),
+        ("ptp", "ptp1", "/dev/ptp1"),
+        ("sound", "pcmC0D0p", "/dev/snd/pcmC0D0p"),
+        ("infiniband_verbs", "uverbs0", "/dev/infiniband/uverbs0"),
+        ("tty", "ttyS4", "/dev/ttyS4"),
+        ("accel", "accel0", "/dev/accel/accel0"),
+        ("watchdog", "watchdog0", "/dev/watchdog0"),
+        ("watchdog", "watchdog0", "/dev/watchdog"),
+        ("input", "event3", "/dev/input/event3"),
+        ("a-class-of-tomorrow", "thing!0", "/dev/thing/0"),
+    ],
+)
+def test_an_open_node_of_any_class_is_a_claim(host: FakeHost, kind: str, name: str, node: str) -> None:
+    host.add_device(NIC)
+    host.add_class(kind, name, f"{host.devices[NIC].folder}/{kind}/{name}", dev="99:0")
+    assert read_usage(host.tree, [NIC], ())[NIC] == ()
+    host.add_process(31, "user", {3: node})
+    (usage,) = read_usage(host.tree, [NIC], ())[NIC]
+    assert (usage.kind, usage.name, usage.claims) == (
+        *("node", node),
+        (Claim("opened", "is open in pid 31 (user)"),),
+    )
+
+
+def test_the_node_of_a_namespace_below_its_subsystem(machine: FakeHost) -> None:
+    """With multipath, a namespace is not below its controller."""
+    subsystem = "/sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    machine.link(f"{subsystem}/nvme0", f"{machine.devices[NVME].folder}/nvme/nvme0")
+    machine.add_class("nvme-generic", "ng0n1", f"{subsystem}/ng0n1", dev="99:0")
+    machine.add_process(31, "user", {3: "/dev/ng0n1"})
+    assert ("/dev/ng0n1", "opened", "is open in pid 31 (user)") in claims(machine, NVME)
+
+
+def test_the_nodes_of_vfio_and_of_other_devices_do_not_count(host: FakeHost) -> None:
+    host.add_device(NIC)
+    host.add_device(NVME)
+    host.add_class("vfio-dev", "vfio0", f"{host.devices[NIC].folder}/vfio-dev/vfio0", dev="99:0")
+    host.add_class("ptp", "ptp1", f"{host.devices[NVME].folder}/ptp/ptp1", dev="99:1")
+    host.add_process(31, "user", {3: "/dev/vfio0", 4: "/dev/ptp1"})
+    assert claims(host, NIC) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "information", "nodes", "found"),
+    [
+        ("nvidia", "Device Minor: \t 1\n", ["nvidia0", "nvidia1"], ["/dev/nvidia1"]),
+        ("nvidia", "Model: \t x\n", ["nvidia0", "nvidia1", "nvidiactl"], ["/dev/nvidia0", "/dev/nvidia1"]),
+        ("amdgpu", "", ["kfd", "nvidia0"], ["/dev/kfd"]),
+        ("mlx5_core", "", ["infiniband/rdma_cm"], ["/dev/infiniband/rdma_cm"]),
+        ("e1000e", "", ["kfd", "nvidia0"], []),
+    ],
+)
+def test_nodes_that_a_driver_keeps_elsewhere(
+    host: FakeHost, driver: str, information: str, nodes: list[str], found: list[str]
+) -> None:
+    host.add_device(VGA, class_code=0x030000, driver=driver)
+    host.put(f"/proc/driver/nvidia/gpus/{VGA}/information", information)
+    for number, node in enumerate(nodes):
+        host.put(f"/dev/{node}", "")
+        host.add_process(31 + number, "user", {3: f"/dev/{node}"})
+    assert [name for name, rule, _ in claims(host, VGA) if rule == "opened"] == found
+
+
+def test_a_node_is_found_by_its_number() -> None:
+    """A container can have a node in another folder."""
+    with open("/dev/zero", "rb") as node, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=node) as it:
+        seen = find_openers(Tree(), {"/elsewhere/zero"}, {"c 1:5": "/elsewhere/zero"})
+        assert f"pid {it.pid} (cat)" in seen.processes["/elsewhere/zero"]
+        assert find_openers(Tree(), {"/elsewhere/zero"}, {"b 1:5": "/elsewhere/zero"}).processes == {}
+        it.communicate()
 
 
 # Text

@@ -50,6 +50,7 @@ _NOUNS = {
     "nvme": "NVMe controller",
     "drm": "graphics node",
     "uio": "UIO node",
+    "node": "node",
     "ieee80211": "wireless PHY",
     "infiniband": "InfiniBand device",
 }

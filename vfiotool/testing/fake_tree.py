@@ -13,6 +13,8 @@ from vfiotool.host.tree import Tree
 from vfiotool.testing.built_config import config_space
 
 DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
+# Classes whose devices have nodes -> major numbers for local use (Documentation/admin-guide/devices.txt).
+_NUMBERED = {"block": 240, "drm": 241, "nvme": 242, "uio": 243}
 _BOOT_ID = "b007b007-0000-4000-8000-000000000001"
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
@@ -144,9 +146,17 @@ class FakeTree:
         self.put(f"{GROUPS}/{number}/reserved_regions", reserved_regions)
 
     def add_class(self, kind: str, name: str, folder: str, **attributes: str) -> None:
-        """Add a network interface (``net``), disk (``block``) or controller (``nvme``), at ``folder``."""
+        """Add a network interface (``net``), disk (``block``) or controller (``nvme``), at ``folder``.
+
+        A thing with a node has the device number ``dev``; ``_NUMBERED`` has the classes with made-up numbers.
+        """
         os.makedirs(self.tree.path(folder), exist_ok=True)
         self.link(f"/sys/class/{kind}/{name}", folder)
+        self.link(f"{folder}/subsystem", f"/sys/class/{kind}")
+        if kind in _NUMBERED and "dev" not in attributes:
+            attributes["dev"] = f"{_NUMBERED[kind]}:{len(self.tree.find_names(f'/sys/class/{kind}'))}"
+        if "dev" in attributes:
+            self.link(f"/sys/dev/{'block' if kind == 'block' else 'char'}/{attributes['dev']}", folder)
         for attribute, text in attributes.items():
             self.put(f"{folder}/{attribute}", text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vfiotool.host.groups import IommuGroup
@@ -12,12 +12,12 @@ from vfiotool.host.usage.consoles import display_claims
 from vfiotool.host.usage.disks import disk_claims, is_hidden
 from vfiotool.host.usage.interfaces import find_interfaces
 from vfiotool.host.usage.namespaces import MAY_NOT_INSPECT, why_processes_are_hidden
+from vfiotool.host.usage.nodes import Node, find_nodes
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
 from vfiotool.util.text import printable
 
-# Kind (the name of a class in sysfs) -> path of its nodes. VFIO nodes are not here: groups have them.
-_NODES = {"block": "/dev/{}", "nvme": "/dev/{}", "drm": "/dev/dri/{}", "uio": "/dev/{}"}
+_KINDS = ("block", "nvme", "drm", "uio")  # classes in sysfs whose devices are shown even if they are idle
 _STATES = {"net": "operstate", "nvme": "state"}
 
 _Claims = Mapping[str, tuple[Claim, ...]]
@@ -27,9 +27,10 @@ _Claims = Mapping[str, tuple[Claim, ...]]
 class Usage:
     """A class device of a PCI device, or a user of it.
 
-    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console``, ``holder``, another
-    class with network namespaces, or ``hidden`` for what is out of sight in a network namespace. ``claims``
-    are the reasons not to take the device from the host; empty if it is idle.
+    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console``, ``holder``, ``node``
+    for another node that is open, another class with network namespaces, or ``hidden`` for what is out of
+    sight in a network namespace. ``claims`` are the reasons not to take the device from the host; empty if it
+    is idle.
     """
 
     kind: str
@@ -60,14 +61,21 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
     """Yield each use of a wanted device, with all PCI devices that it needs."""
     for found in find_interfaces(tree, wanted):
         yield _usage(found.kind, found.name, found.claims, found.state), found.devices
-    carried = {kind: _carried(tree, kind, wanted) for kind in _NODES}
+    nodes = find_nodes(tree, wanted)
+    opened = _opened(tree, nodes)
+    carried = {kind: _carried(tree, kind, wanted) for kind in _KINDS}
     claims = disk_claims(tree, carried["block"])
-    opened = _opened(tree, carried)
     for kind, names in carried.items():
         for name, carrying in names.items():
-            own = (*(claims.get(name, ()) if kind == "block" else ()), *opened.get((kind, name), ()))
+            uses = [
+                claim for node in nodes if (node.kind, node.name) == (kind, name) for claim in opened[node]
+            ]
+            own = (*(claims.get(name, ()) if kind == "block" else ()), *uses)
             state = tree.find(f"/sys/class/nvme/{name}/state") or "unknown" if kind == "nvme" else None
             yield _usage(kind, name, own, state), carrying
+    for node in nodes:
+        if node.kind not in _KINDS and opened[node]:
+            yield _usage("node", node.path, opened[node], None), node.devices
     for kind, name, claim, carrying in display_claims(tree, wanted):
         yield Usage(kind, name, claim.text, (claim,)), carrying
 
@@ -84,19 +92,21 @@ def _is_part(tree: Tree, kind: str, name: str) -> bool:
     return (kind == "block" and is_hidden(tree, name)) or (kind == "drm" and "-" in name)
 
 
-def _opened(tree: Tree, carried: Mapping[str, Iterable[str]]) -> Mapping[tuple[str, str], tuple[Claim, ...]]:
-    """Return the claims of the processes that have nodes of the class devices open, or may have."""
-    nodes = {pattern.format(name): (kind, name) for kind, pattern in _NODES.items() for name in carried[kind]}
-    if not nodes:
+def _opened(tree: Tree, nodes: Sequence[Node]) -> Mapping[Node, tuple[Claim, ...]]:
+    """Return the claims of the processes that have each node open, or may have."""
+    paths = {node.path: node.number for node in nodes}
+    if not paths:
         return {}
-    openers = find_openers(tree, nodes)
+    openers = find_openers(tree, paths, {number: path for path, number in paths.items() if number})
     unseen = why_processes_are_hidden(tree) or ("" if openers.is_complete else MAY_NOT_INSPECT)
-    found: dict[tuple[str, str], tuple[Claim, ...]] = {}
-    for node, thing in nodes.items():
-        if node in openers.processes:
-            found[thing] = (Claim("opened", f"is open in {some(openers.processes[node])}"),)
-        elif unseen:
-            found[thing] = (Claim("opened", f"may be open in a process out of sight: {unseen}"),)
+    found: dict[Node, tuple[Claim, ...]] = {}
+    for node in nodes:
+        if node.path in openers.processes:
+            found[node] = (Claim("opened", f"is open in {some(openers.processes[node.path])}"),)
+        else:
+            found[node] = (Claim("opened", f"may be open in a process out of sight: {unseen}"),) * bool(
+                unseen
+            )
     return found
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import select
+import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -30,19 +31,23 @@ class Openers:
     is_complete: bool
 
 
-def find_openers(tree: Tree, nodes: Collection[str]) -> Openers:
-    """Return the processes that have these nodes open.
+def find_openers(tree: Tree, nodes: Collection[str], numbers: Mapping[str, str] | None = None) -> Openers:
+    """Return the processes that have these nodes open, or other files that /proc shows by name.
+
+    ``numbers`` has nodes by their type and device number (``c 226:0``): on a live machine a node is found by
+    its number too, if a container has it in another folder, or under another name in ``/dev``.
 
     This process is left out, and so is udevd, which opens each new disk for a moment. Processes that /proc
     does not show at all are not found: see ``namespaces.why_processes_are_hidden``.
     """
     found: dict[str, dict[str, None]] = {}
     is_complete = True
+    numbers = numbers if numbers and tree.root == "/" else {}
     for pid in tree.find_names("/proc") if nodes else ():
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
         try:
-            for node in _open_paths(tree, pid).intersection(nodes):
+            for node in _open_nodes(tree, pid, nodes, numbers):
                 comm = tree.read(f"/proc/{pid}/comm")
                 if comm not in _UDEVD:
                     found.setdefault(node, {})[f"pid {pid} ({comm})"] = None
@@ -106,10 +111,25 @@ def _open(node: str, flags: int) -> bytes:
     return _FREE
 
 
-def _open_paths(tree: Tree, pid: str) -> set[str]:
+def _open_nodes(tree: Tree, pid: str, nodes: Collection[str], numbers: Mapping[str, str]) -> set[str]:
+    """Return which of these nodes a process has open."""
     folder = f"/proc/{pid}/fd"
-    paths = set()
+    names = {os.path.basename(node) for node in nodes}
+    found = set()
     for fd in tree.names(folder):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            paths.add(os.readlink(tree.path(f"{folder}/{fd}")))
-    return paths
+            path = os.readlink(tree.path(f"{folder}/{fd}"))
+            if path in nodes:
+                found.add(path)
+            elif numbers and (path.startswith("/dev/") or os.path.basename(path) in names):
+                found.update(filter(None, [numbers.get(_number(f"{folder}/{fd}"))]))
+    return found
+
+
+def _number(path: str) -> str:
+    """Return the type and the number of an open node; not for all files, since a file server may be gone."""
+    status = os.stat(path)
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        return ""
+    kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
+    return f"{kind} {os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

@@ -44,13 +44,16 @@ def find_pci_parents(tree: Tree, name: str) -> list[str]:
     )
 
 
-def _paths(tree: Tree, kind: str, name: str) -> list[str]:
-    """Return the path of a class device in ``/sys/devices``, or a path for each of its controllers."""
-    path = tree.resolve(f"/sys/class/{kind}/{name}")
+def with_controllers(tree: Tree, path: str) -> list[str]:
+    """Return the path of a device in ``/sys/devices``; for an NVMe namespace, a path for each controller."""
     folder = _subsystem(path)
     if folder is None:
         return [path]
-    return [tree.resolve(f"{folder}/{entry}") for entry in tree.names(folder)]
+    return [tree.resolve(f"{folder}/{entry}") for entry in tree.find_names(folder)]
+
+
+def _paths(tree: Tree, kind: str, name: str) -> list[str]:
+    return with_controllers(tree, tree.resolve(f"/sys/class/{kind}/{name}"))
 
 
 def _subsystem(path: str) -> str | None:
