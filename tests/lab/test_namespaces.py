@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,47 @@ def test_a_namespace_without_a_process_and_a_name(interface: str) -> None:
         assert found["namespace"].endswith("cannot be inspected: no process in sight is in it")
     finally:
         os.close(kept)
+
+
+SNIFFER = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sniffer:
+    sniffer.bind((sys.argv[1], 0))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def sniffer(interface: str, *inside: str) -> Iterator[int]:
+    argv = [*inside, sys.executable, "-c", SNIFFER, interface]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid
+        process.communicate()
+
+
+@pytest.mark.parametrize("way", SEES_ALL)
+def test_a_sniffer_refuses_from_each_namespace(interface: str, way: str) -> None:
+    output("ip", "link", "set", interface, "up")
+    assert refused(way) == {}
+    with sniffer(interface) as pid:
+        (reason,) = refused(way).values()
+        assert f"{interface} is up with a packet socket of pid {pid} (" in reason
+        assert refused(way, "--allow-network") == {}
+        with named_namespace("pod"), sniffer("lo", "ip", "netns", "exec", "pod"):
+            pass
+    assert refused(way) == {}
+
+
+def test_a_sniffer_in_another_namespace(interface: str) -> None:
+    with namespace_of_a_process() as pid:
+        output("ip", "link", "set", interface, "netns", str(pid))
+        inside = ("nsenter", f"--net=/proc/{pid}/ns/net")
+        output(*inside, "ip", "link", "set", interface, "up")
+        with sniffer(interface, *inside):
+            assert "packet socket of pid" in refused("here")["network"]
 
 
 # Processes, mounts and nodes

@@ -77,7 +77,7 @@ def networks(host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "own_network": lambda _: fake.own,
         "machines_network": lambda _: fake.machines or None,
         "why_processes_are_hidden": lambda _: fake.hidden_processes,
-        "view_through": lambda sysfs, _: NetworkView(sysfs, Network({"eth0": ("192.0.2.9/24",)})),
+        "view_through": lambda sysfs, *_: NetworkView(sysfs, Network({"eth0": ("192.0.2.9/24",)})),
     }
     for name, function in replaced.items():
         monkeypatch.setattr(interfaces, name, function)

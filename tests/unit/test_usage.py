@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage import device_usage, disks, openers, rtnetlink
+from vfiotool.host.usage import device_usage, disks, network, openers, rtnetlink
 from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.device_usage import Usage, read_usage
+from vfiotool.host.usage.link_sockets import LinkSockets, parse_link_sockets
 from vfiotool.host.usage.namespaces import MAY_NOT_INSPECT, NAMESPACE_ALONE
 from vfiotool.host.usage.network import CAPTURED, Network, read_network
 from vfiotool.host.usage.openers import Openers, find_openers
@@ -292,6 +293,55 @@ def test_an_interface_is_claimed_while_it_is_up_with_an_address(
     machine.put("/sys/class/net/eth0/flags", flags)
     connect(machine, addresses={"eth0": addresses}, routes={})
     assert [(rule, text) for _, rule, text in claims(machine, NIC)] == refused
+
+
+PACKETS = (  # of a real kernel
+    "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n"
+    "0000000000000000 3      3    0003   2     1 0      0      20731\n"
+    "0000000000000000 3      2    88cc   0     1 0      101    20732\n"
+    "0000000000000000 3      3    0003   2     1 0      0      20733\n"
+)
+SESSIONS = "Id       Address              Device\n00000001 52:54:00:12:34:56         eth0\n"
+
+
+def test_sockets_on_the_link_are_claims(machine: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need no address. A socket that is bound to no interface does not count."""
+    links = {"eth0": rtnetlink.Link(2, "eth0", "")}
+    view = network.NetworkView("/sys", Network(), links, parse_link_sockets([PACKETS, SESSIONS]))
+    machine.add_process(31, "tcpdump", {3: "socket:[20731]"})
+    machine.add_process(32, "lldpd", {3: "socket:[20732]"})
+    assert list(network.interface_claims(machine.tree, view, "eth0", None)) == []  # it is down
+    machine.put("/sys/class/net/eth0/flags", "0x1003")
+    assert [claim.text for claim in network.interface_claims(machine.tree, view, "eth0", None)] == [
+        "is up with a packet socket of pid 31 (tcpdump)",
+        "carries a PPPoE session",
+    ]
+    machine.end_process(31)
+    texts = [claim.text for claim in network.interface_claims(machine.tree, view, "eth0", None)]
+    assert texts[0] == "is up with a packet socket of an unknown process"
+
+
+def test_sockets_of_a_list_are_parsed() -> None:
+    found = parse_link_sockets([PACKETS, SESSIONS])
+    assert found == LinkSockets({2: ("20731", "20733")}, frozenset({"eth0"}))
+    assert parse_link_sockets([SESSIONS]).packets == parse_link_sockets([""]).packets == {}
+
+
+@given(st.lists(st.text() | st.text(alphabet="skId 0123456789\n").map(lambda text: "sk\n" + text)))
+def test_parsing_a_list_of_random_text_ends(texts: list[str]) -> None:
+    assert all(index > 0 for index in parse_link_sockets(texts).packets)
+
+
+def test_the_packet_sockets_of_this_machine() -> None:
+    """The kernel lists a socket that this process opens, under the number of its interface."""
+    try:
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    except PermissionError:
+        pytest.skip("takes root")
+    with sniffer:
+        sniffer.bind(("lo", 3))
+        inode = str(os.fstat(sniffer.fileno()).st_ino)
+        assert inode in network.read_view(Tree()).sockets.packets[socket.if_nametoindex("lo")]
 
 
 def test_a_route_is_a_claim(machine: FakeHost) -> None:

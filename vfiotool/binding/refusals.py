@@ -30,7 +30,7 @@ LIFTABLE_RULES: Mapping[str, str] = {
     "stacked": "Allow a disk that another block device is built on.",
     "claimed": "Allow a disk that the kernel has in use by an unknown user.",
     "opened": "Allow a device that a process has open through its driver.",
-    "network": "Allow a network card that is up and has an address.",
+    "network": "Allow a network card that is up and has an address, a packet socket or a PPPoE session.",
     "route": "Allow a network card that carries a route.",
     "member": "Allow a network card that a bond, bridge or VLAN is built on.",
     "namespace": "Allow a network card with an interface in another network namespace, or out of sight.",

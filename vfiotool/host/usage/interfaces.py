@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.claim import Claim
+from vfiotool.host.usage.link_sockets import read_text
 from vfiotool.host.usage.namespaces import (
     NetworkNamespace,
     hidden_folders,
@@ -134,7 +135,7 @@ class _Elsewhere:
                 path = f"{folder}/{name}"  # two namespaces may have an interface of one name there
                 if namespace.number != self._own or path not in self._here:
                     self._found_at.add(path)
-                    view = view or view_through(sysfs, files.rtnetlink)
+                    view = view or view_through(sysfs, files.rtnetlink, map(read_text, files.socket_lists))
                     yield folder, self._found(view, namespace, folder, name)
 
     def _found(self, view: NetworkView, namespace: NetworkNamespace, folder: str, name: str) -> Interface:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage import rtnetlink
 from vfiotool.host.usage.claim import Claim, some
+from vfiotool.host.usage.link_sockets import LISTS, LinkSockets, parse_link_sockets
+from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.rtnetlink import Link
 
 CAPTURED = "/vfiotool/network.json"
@@ -58,12 +60,13 @@ class NetworkView:
     """A network namespace: the folder of its sysfs, and its interfaces, addresses and routes.
 
     ``links`` are the interfaces by name. ``network`` and ``links`` are ``None`` if they cannot be read;
-    ``links`` also for a capture.
+    ``links`` also for a capture, which has no ``sockets`` either.
     """
 
     sysfs: str
     network: Network | None
     links: Mapping[str, Link] | None = None
+    sockets: LinkSockets = field(default_factory=LinkSockets)
 
     def has(self, tree: Tree, name: str) -> bool:
         """Return True unless the interface that sysfs shows is of another network namespace."""
@@ -87,21 +90,25 @@ def read_view(tree: Tree) -> NetworkView:
         except (ValueError, RecursionError):
             return NetworkView("/sys", None)
     try:
+        texts = [tree.find(f"/proc/self/net/{name}") or "" for name in LISTS]
         with rtnetlink.open_rtnetlink() as link:
-            return view_through("/sys", link)
+            return view_through("/sys", link, texts)
     except OSError:
         return NetworkView("/sys", None)
 
 
-def view_through(sysfs: str, link: socket.socket) -> NetworkView:
-    """Read the network namespace of a socket for rtnetlink; ``sysfs`` is the folder of its sysfs."""
+def view_through(sysfs: str, link: socket.socket, socket_lists: Iterable[str] = ()) -> NetworkView:
+    """Read the network namespace of a socket for rtnetlink.
+
+    ``sysfs`` is the folder of its sysfs, ``socket_lists`` the content of its ``link_sockets.LISTS``.
+    """
     try:
         links = rtnetlink.read_links(link)
         names = {one.index: one.name for one in links}
         network = Network(_addresses(link, names), _routes(link, names))
     except OSError:
         return NetworkView(sysfs, None)
-    return NetworkView(sysfs, network, {one.name: one for one in links})
+    return NetworkView(sysfs, network, {one.name: one for one in links}, parse_link_sockets(socket_lists))
 
 
 def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | None) -> Iterator[Claim]:
@@ -119,6 +126,8 @@ def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | Non
     addresses = [text for text in network.addresses.get(name, ()) if not _is_link_local(text)]
     if addresses and _is_up(tree, net, name):
         yield Claim("network", f"is up with {some(addresses)}")
+    if _is_up(tree, net, name):
+        yield from _socket_claims(tree, view, name)
     if routes := network.routes.get(name):
         yield Claim("route", f"carries the route {some(routes)}")
     master = tree.find_link(f"{net}/{name}/master")
@@ -127,6 +136,18 @@ def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | Non
     for upper in _uppers(tree, net, name):
         if upper != master:
             yield Claim("member", f"is below {upper}")
+
+
+def _socket_claims(tree: Tree, view: NetworkView, name: str) -> Iterator[Claim]:
+    """Yield the claims of sockets that need no address, such as those of a sniffer."""
+    link = (view.links or {}).get(name)
+    inodes = () if link is None else view.sockets.packets.get(link.index, ())
+    if inodes:
+        owners = find_openers(tree, [f"socket:[{inode}]" for inode in inodes]).processes.values()
+        who = some(list(dict.fromkeys(process for processes in owners for process in processes)))
+        yield Claim("network", f"is up with a packet socket of {who or 'an unknown process'}")
+    if name in view.sockets.sessions:
+        yield Claim("network", "carries a PPPoE session")
 
 
 def _above(tree: Tree, net: str, name: str) -> list[str]:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from vfiotool.host.usage.link_sockets import LISTS
 from vfiotool.util.child import start_child
 
 _SECONDS = 2.0
@@ -24,15 +25,16 @@ _MNT_DETACH = 0x2
 
 _POINT = b"/dev"  # every machine has it; /sys is busy if the same sysfs is mounted there already
 _ERRNO = struct.Struct("=i")
-_MOST_FDS = 2
+_MOST_FDS = 2 + len(LISTS)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkFiles:
-    """Open files of a network namespace: the root of its sysfs, and a socket for rtnetlink."""
+    """Open files of a network namespace: the root of its sysfs, a socket for rtnetlink, lists of sockets."""
 
     sysfs: int
     rtnetlink: socket.socket
+    socket_lists: tuple[int, ...] = ()
 
 
 def visit_networks(paths: Sequence[tuple[str, int]]) -> Generator[NetworkFiles | OSError, None, None]:
@@ -72,13 +74,13 @@ def _next(ours: socket.socket, opened: contextlib.ExitStack) -> NetworkFiles | O
         answer, fds, _, _ = socket.recv_fds(ours, _ERRNO.size, _MOST_FDS)
     except OSError as error:
         return error
-    for fd in fds[:1]:
+    for fd in fds[:1] + fds[2:]:
         opened.callback(os.close, fd)
     code = _ERRNO.unpack(answer)[0] if len(answer) == _ERRNO.size else errno.EIO
     if code or len(fds) < 2:
         return OSError(code or errno.EIO, os.strerror(code or errno.EIO))
     link = opened.enter_context(socket.socket(fileno=fds[1]))
-    return NetworkFiles(fds[0], link)
+    return NetworkFiles(fds[0], link, tuple(fds[2:]))
 
 
 def _serve(libc: ctypes.CDLL, end: int, paths: Sequence[tuple[str, int]]) -> None:
@@ -112,6 +114,9 @@ def _open_files(libc: ctypes.CDLL, path: str, number: int) -> list[int]:
     fds = [os.open(_POINT, os.O_RDONLY | os.O_DIRECTORY)]
     _check(libc.umount2(_POINT, _MNT_DETACH))
     fds.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach())
+    for name in LISTS:
+        with contextlib.suppress(FileNotFoundError):
+            fds.append(os.open(f"/proc/self/net/{name}", os.O_RDONLY))
     return fds
 
 
