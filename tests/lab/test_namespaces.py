@@ -340,3 +340,17 @@ def disk_of_the_nvme() -> str:
     (controller,) = os.listdir(path(NVME, "nvme"))
     (disk,) = (name for name in os.listdir("/sys/block") if name.startswith(f"{controller}n"))
     return disk
+
+
+@ways
+def test_the_device_of_the_guests_root_refuses(way: str) -> None:
+    """It is a 9p below an overlay that the initramfs made, so that no mount of it is in sight."""
+    (virtio,) = glob.glob("/sys/bus/virtio/drivers/9pnet_virtio/virtio*")
+    address = os.path.basename(os.path.dirname(os.path.realpath(virtio)))
+    assert (read(f"{virtio}/mount_tag") or "").strip("\0") == "root"
+    found = refused(way, address=address)
+    assert "may be mounted out of sight" in found["mounted"]
+    for verb in (("persist", "add"), ("unbind",)):
+        result = command(*WAYS[way], PROGRAM, *verb, address)
+        assert result.status == 3, result
+        assert "--allow-mounted" in result.stderr

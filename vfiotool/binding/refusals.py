@@ -19,8 +19,8 @@ from vfiotool.host.usage.device_usage import Usage
 from vfiotool.util.text import printable
 
 LIFTABLE_RULES: Mapping[str, str] = {
-    "mounted": "Allow a disk with a mounted file system.",
-    "root": "Allow the disk that this machine runs from (/, /usr, /boot, /boot/efi).",
+    "mounted": "Allow a disk or a shared folder (9p, virtiofs) with a mounted file system.",
+    "root": "Allow the disk or the shared folder that this machine runs from (/, /usr, /boot, /boot/efi).",
     "swap": "Allow a disk that is used or formatted as swap.",
     "partitions": "Allow a disk with partitions.",
     "lvm": "Allow a disk that is an LVM physical volume.",
@@ -51,6 +51,7 @@ _NOUNS = {
     "drm": "graphics node",
     "uio": "UIO node",
     "node": "node",
+    "folder": "shared folder",
     "ieee80211": "wireless PHY",
     "infiniband": "InfiniBand device",
 }

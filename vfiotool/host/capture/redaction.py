@@ -51,17 +51,23 @@ def _interrupts(text: str) -> str:
 
 
 def _mountinfo(text: str) -> str:
-    """Keep the block device and the mount point: no options, no servers, no directory below a mount."""
+    """Keep the block device, or the tag of a shared folder, and the mount point: no options, no servers, no
+    directory below a mount."""
     kept = []
     for line in text.splitlines():
         first, _, last = line.partition(" - ")
         fields, sources = first.split(" "), last.split(" ")
         if len(fields) > 4 and len(sources) > 1:
-            is_node = sources[1].startswith("/dev/")
+            is_node = sources[1].startswith("/dev/") or _is_shared(sources)
             if is_node or not fields[2].startswith("0:"):
                 source = sources[1] if is_node else "none"
                 kept.append(f"0 0 {fields[2]} / {fields[4]} rw - {sources[0]} {source} rw\n")
     return "".join(kept)
+
+
+def _is_shared(sources: list[str]) -> bool:
+    """Return True if a file system is a shared folder, whose source is its tag; a 9p can have a server."""
+    return sources[0] in ("virtiofs", "vboxsf") or (sources[0] == "9p" and "trans=virtio" in sources[-1])
 
 
 def _swaps(text: str) -> str:

@@ -15,6 +15,7 @@ from vfiotool.host.usage.namespaces import MAY_NOT_INSPECT, why_processes_are_hi
 from vfiotool.host.usage.nodes import Node, find_nodes
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
+from vfiotool.host.usage.shared_folders import find_shared_folders
 from vfiotool.util.text import printable
 
 _KINDS = ("block", "nvme", "drm", "uio")  # classes in sysfs whose devices are shown even if they are idle
@@ -27,10 +28,10 @@ _Claims = Mapping[str, tuple[Claim, ...]]
 class Usage:
     """A class device of a PCI device, or a user of it.
 
-    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console``, ``holder``, ``node``
-    for another node that is open, another class with network namespaces, or ``hidden`` for what is out of
-    sight in a network namespace. ``claims`` are the reasons not to take the device from the host; empty if it
-    is idle.
+    ``kind`` is ``net``, ``block``, ``nvme``, ``drm``, ``uio``, ``display``, ``console``, ``holder``,
+    ``folder`` for a shared folder, ``node`` for another node that is open, another class with network
+    namespaces, or ``hidden`` for what is out of sight in a network namespace. ``claims`` are the reasons not
+    to take the device from the host; empty if it is idle.
     """
 
     kind: str
@@ -76,6 +77,8 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
     for node in nodes:
         if node.kind not in _KINDS and opened[node]:
             yield _usage("node", node.path, opened[node], None), node.devices
+    for folder in find_shared_folders(tree, wanted):
+        yield _usage("folder", folder.name, folder.claims, None), folder.devices
     for kind, name, claim, carrying in display_claims(tree, wanted):
         yield Usage(kind, name, claim.text, (claim,)), carrying
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.claim import Claim, some
-from vfiotool.host.usage.mounts import mount_points, swaps
+from vfiotool.host.usage.mounts import mount_claims, mount_points, swaps
 from vfiotool.host.usage.openers import is_claimed
 
 BLOCK = "/sys/class/block"
 _UDEV = "/run/udev/data"
 _NUMBER = re.compile("[0-9]{1,10}:[0-9]{1,10}")  # major:minor
-_ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 
 # Prefix of dm/uuid -> rule, and the text for the disk below.
 _MAPPED = {
@@ -129,12 +128,7 @@ class _Disks:
         return Claim("stacked", f"is below {self._label(upper)}")
 
     def _uses(self, name: str, through: str) -> Iterator[Claim]:
-        points = self._points.get(name, ())
-        vital, others = [p for p in points if p in _ROOTS], [p for p in points if p not in _ROOTS]
-        if vital:
-            yield Claim("root", f"holds {', '.join(vital)} of this machine{through}")
-        if others:
-            yield Claim("mounted", f"is mounted on {some(others)}{through}")
+        yield from mount_claims(self._points.get(name, ()), through)
         if name in self._swaps:
             yield Claim("swap", f"is swapped to{through}")
 

@@ -1,17 +1,30 @@
-"""Mounted file systems and active swap, by block device."""
+"""Mounted file systems and active swap."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from vfiotool.host.tree import Tree
+from vfiotool.host.usage.claim import Claim, some
 
 # This process may be in another mount namespace than init, whose mounts are the machine's.
 _MOUNTINFO = ("/proc/self/mountinfo", "/proc/1/mountinfo")
 _BTRFS = "/sys/fs/btrfs"
+_ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount: the file system's device number (``8:1``), its type and source, and where it is mounted."""
+
+    number: str
+    point: str
+    kind: str
+    source: str
 
 
 def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
@@ -25,10 +38,11 @@ def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
     }
     siblings = _btrfs_siblings(tree)
     found: dict[str, dict[str, None]] = {}
-    for number, point, source in _mounts(tree):
-        name = numbers.get(number) or source.removeprefix("/dev/")
-        for member in siblings.get(name, (name,)):
-            found.setdefault(member, {})[point] = None
+    for mount in mounts(tree):
+        known = numbers.get(mount.number)
+        for name in (known,) if known else _sources(mount):
+            for member in siblings.get(name, (name,)):
+                found.setdefault(member, {})[mount.point] = None
     return {name: tuple(points) for name, points in found.items()}
 
 
@@ -38,15 +52,33 @@ def swaps(tree: Tree) -> frozenset[str]:
     return frozenset(unescape(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
 
 
-def _mounts(tree: Tree) -> Iterator[tuple[str, str, str]]:
-    """Yield the device number, the mount point and the source of each mount."""
+def mounts(tree: Tree) -> Iterator[Mount]:
+    """Yield each mount that this process or pid 1 sees."""
     for path in _MOUNTINFO:
         with contextlib.suppress(PermissionError):
             for line in (tree.find(path) or "").splitlines():
                 first, _, last = line.partition(" - ")
                 fields, sources = first.split(" "), last.split(" ")
                 if len(fields) > 4 and len(sources) > 1:
-                    yield fields[2], unescape(fields[4]), unescape(sources[1])
+                    yield Mount(fields[2], unescape(fields[4]), sources[0], unescape(sources[1]))
+
+
+def mount_claims(points: Iterable[str], through: str = "") -> Iterator[Claim]:
+    """Yield the claims of a file system that is mounted on these points."""
+    vital: list[str] = []
+    others: list[str] = []
+    for point in points:
+        (vital if point in _ROOTS else others).append(point)
+    if vital:
+        yield Claim("root", f"holds {', '.join(vital)} of this machine{through}")
+    if others:
+        yield Claim("mounted", f"is mounted on {some(others)}{through}")
+
+
+def _sources(mount: Mount) -> Iterator[str]:
+    """Yield the names of the devices of a file system: a bcachefs of several separates them by colons."""
+    several = mount.source.split(":") if mount.source.startswith("/dev/") else [mount.source]
+    return (one.removeprefix("/dev/") for one in several)
 
 
 def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
