@@ -171,6 +171,21 @@ def test_the_signature_of_an_idle_disk(machine: FakeHost, signature: str, rule: 
     assert [found for _, found, _ in claims(machine, NVME)] == [rule]
 
 
+@pytest.mark.parametrize("answer", [True, None])
+def test_the_kernel_is_asked_about_a_disk_that_only_seems_idle(
+    machine: FakeHost, monkeypatch: pytest.MonkeyPatch, answer: bool | None
+) -> None:
+    """A volume can be active, or a file system mounted, out of sight: its signature does not explain that."""
+    machine.put("/run/udev/data/b259:2", "E:ID_FS_TYPE=LVM2_member")
+    monkeypatch.setattr(disks, "is_claimed", lambda _: answer)
+    machine.tree.root = "/"
+    found = disks.disk_claims(machine.tree, ["nvme0n1", "nvme0n1p2"])
+    assert [claim.rule for claim in found["nvme0n1p2"]] == ["lvm", "claimed"]
+    stack(machine, "nvme0n1p2", "dm-0", dm_uuid="LVM-0", dm_name="vg-data")
+    found = disks.disk_claims(machine.tree, ["nvme0n1", "nvme0n1p2"])
+    assert [claim.rule for claim in found["nvme0n1p2"]] == ["lvm"]
+
+
 def test_an_active_member_is_not_claimed_as_idle(machine: FakeHost) -> None:
     machine.put("/run/udev/data/b259:2", "E:ID_FS_TYPE=LVM2_member")
     stack(machine, "nvme0n1p2", "dm-0", dm_uuid="LVM-0", dm_name="vg-data")

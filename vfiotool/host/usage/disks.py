@@ -38,11 +38,15 @@ def disk_claims(tree: Tree, names: Iterable[str]) -> Mapping[str, tuple[Claim, .
     The content of an idle disk is known only from udev's database, if udev runs.
     """
     disks = _Disks(tree)
-    found = {name: tuple(dict.fromkeys(disks.claims(name))) for name in names}
-    for name, claims in found.items():
+    active = {name: tuple(dict.fromkeys(disks.claims(name))) for name in names}
+    own = {name: (*claims, *disks.idle_claims(name, claims)) for name, claims in active.items()}
+    found = {}
+    for name in own:
         parts = disks.partitions(name)
-        if not claims and not any(found.get(part) for part in parts):
-            found[name] = (*disks.kernels_claim(name), *disks.table_claims(name, parts))
+        is_explained, is_known = (any(one.get(disk) for disk in (name, *parts)) for one in (active, own))
+        kernels = () if is_explained else disks.kernels_claim(name)
+        tables = () if is_known else disks.table_claims(name, parts)
+        found[name] = (*own[name], *kernels, *tables)
     return found
 
 
@@ -63,19 +67,21 @@ class _Disks:
     def claims(self, name: str) -> Iterator[Claim]:
         """Yield the uses of a disk or partition, except by its own partitions."""
         above = self._above(name)
-        rules = set()
         for upper in above:
             if (claim := self._membership(upper)) is not None:
-                rules.add(claim.rule)
                 yield claim
         for one in (name, *above):
             yield from self._uses(one, "" if one == name else f", through {self._label(one)}")
+
+    def idle_claims(self, name: str, active: Iterable[Claim]) -> Iterator[Claim]:
+        """Yield the claim of what is on a disk or partition, unless an ``active`` claim has its rule."""
+        rules = {claim.rule for claim in active}
         rule, text = _SIGNATURES.get(self._udev(name).get("ID_FS_TYPE", ""), ("", ""))
         if rule and rule not in rules and name not in self._swaps:
             yield Claim(rule, f"{text}, which is not active")
 
     def kernels_claim(self, name: str) -> Iterator[Claim]:
-        """Yield a claim if the kernel has the disk in use, or may have; for disks without any other claim."""
+        """Yield a claim if the kernel has the disk in use, or may have; for disks without an active claim."""
         if self._tree.root != "/":
             return
         answer = is_claimed(f"/dev/{name.replace('!', '/')}")
