@@ -174,6 +174,12 @@ class IovaExhaustedError(VfioToolError):
         self.iova_max = iova_max
 
 
+_NO_TOKEN = (
+    "the VF token is missing or wrong: a VF whose PF is on vfio-pci needs it, and so does a PF on "
+    "vfio-pci while a VF is open",
+    "pass the token that the PF's owner has set: --vf-token, or vf_token= in Python",
+)
+
 # (operation, errno) -> (cause, remedy). A row with the operation "" applies to every operation that has no
 # row for that errno. Kernel versions return different errno values for the same cause, so causes repeat.
 _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
@@ -219,11 +225,8 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "no device of that name in the group is on a VFIO driver",
         "'vfiotool groups' shows the group's devices; 'vfiotool bind' binds a device to vfio-pci",
     ),
-    ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): (
-        "the VF token is missing or wrong: a VF whose PF is on vfio-pci needs it, and so does a PF on "
-        "vfio-pci while a VF is open",
-        "pass as vf_token the token that the PF's owner has set",
-    ),
+    ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): _NO_TOKEN,
+    ("VFIO_DEVICE_BIND_IOMMUFD", errno.EACCES): _NO_TOKEN,
     ("VFIO_DEVICE_FEATURE", errno.ENOTTY): ("the device or this kernel does not have the feature", ""),
     ("VFIO_DEVICE_FEATURE", errno.EINVAL): (
         "the feature does not support this operation, or the device is already in that state",
@@ -291,8 +294,10 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "unmap whole mappings",
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", errno.EINVAL): (
-        "the device or its group is already open, or the file descriptor is not an iommufd",
-        "'vfiotool groups' shows the processes that hold a group",
+        "the device or its group is already open, or the device takes no VF token, or the file descriptor is "
+        "not an iommufd",
+        "'vfiotool groups' shows the processes that hold a group; pass a token only for a VF whose PF is "
+        "also on vfio-pci",
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", errno.EPERM): (
         "another device of the group has another owner",

@@ -24,6 +24,7 @@ from tests.support.guest import (
     RELEASE,
     VFIO_BIND,
     as_before,
+    done,
     driver,
     group,
     link,
@@ -34,12 +35,14 @@ from tests.support.guest import (
     read,
     refused,
     to_vfio,
+    vfiotool,
     write,
 )
 from tests.support.guest import SUBSYSTEM_NVME as PF
 from vfiotool.errors import KernelError, UnsupportedError
 from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.features import Features
+from vfiotool.vfio.iommu import IommuMode, offered_modes
 
 pytestmark = [pytest.mark.needs_guest, pytest.mark.full, needs_iommu, pytest.mark.usefixtures("vfio_pci")]
 
@@ -179,5 +182,29 @@ def test_a_vf_of_a_pf_on_vfio_pci_follows_it_and_opens_by_the_token_alone(pf: Gr
                 Features(vf.file).set_vf_token(first)
         assert_closed_to(number, first)
         GroupDevice(VF, number, second).close()
+    finally:
+        write(NUMVFS, "0")
+
+
+def test_the_command_line_opens_a_vf_by_its_token_in_each_mode(pf: GroupDevice) -> None:
+    token = uuid.uuid4()
+    peek = ("peek", VF, "config", "0")
+    write(NUMVFS, "1")
+    try:
+        Features(pf.file).set_vf_token(token)
+        shown = done("show", VF)["device"]
+        ids = shown["device_id"] << 16 | shown["vendor_id"]
+        without = vfiotool(*peek, "--iommu", "type1v2")
+        assert (without.status, without.stdout) == (1, "")
+        assert "VF token is missing" in without.stderr
+        assert "--vf-token" in without.stderr
+        assert done(*peek, "--vf-token", str(token))["value"] == ids
+        for mode in offered_modes(VF):
+            result = vfiotool(*peek, "--vf-token", str(token), "--iommu", mode.value)
+            if mode is IommuMode.IOMMUFD and RELEASE < (6, 18):
+                assert (result.status, result.stdout) == (4, "")
+                assert "takes no VF token" in result.stderr
+            else:
+                assert result.stdout == f"0x00000000: {ids:#010x}\n", result.stderr
     finally:
         write(NUMVFS, "0")

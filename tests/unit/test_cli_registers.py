@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.testing import FakeHost, config_space
 from vfiotool.testing.fake_edu import FakeEdu
 from vfiotool.testing.fake_iommu import FakeIommu
+from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.iommu import IommuMode
 
 EDU, NIC, LONER = "0000:00:10.0", "0000:00:12.0", "0000:00:1f.0"
@@ -355,6 +357,32 @@ def test_a_script_has_the_device_and_the_public_names(vfiotool: Run, stdin: Call
 def test_the_device_is_opened_by_the_named_iommu_mode(vfiotool: Run, stdin: Callable[[str], None]) -> None:
     stdin("print(dev.dma.iommu.mode.value)")
     assert vfiotool("shell", EDU, "--iommu", "compat-type1").stdout == "compat-type1\n"
+
+
+@pytest.mark.parametrize("verb", ["peek", "poke", "shell"])
+def test_the_vf_token_reaches_the_device(
+    vfiotool: Run, monkeypatch: pytest.MonkeyPatch, stdin: Callable[[str], None], verb: str
+) -> None:
+    token, seen = "b7a4c2d0-1e2f-4a5b-8c9d-0123456789ab", []
+    take = FakeIommu.open_device
+
+    def open_device(space: FakeIommu, address: str, vf_token: uuid.UUID | None = None) -> DeviceFile:
+        seen.append((space.mode, str(vf_token)))
+        return take(space, address)
+
+    monkeypatch.setattr(FakeIommu, "open_device", open_device)
+    monkeypatch.setattr("vfiotool.vfio.device.best_with_token", lambda address: IommuMode.COMPAT_TYPE1)
+    stdin("")
+    words = {"peek": ["bar0", "0"], "poke": ["bar0", "4", "1"], "shell": []}[verb]
+    assert vfiotool(verb, EDU, *words, "--vf-token", token.upper()).status == 0
+    assert vfiotool(verb, EDU, *words, "--vf-token", token, "--iommu", "iommufd").status == 0
+    assert seen == [(IommuMode.COMPAT_TYPE1, token), (IommuMode.IOMMUFD, token)]
+
+
+def test_a_vf_token_that_is_no_uuid_is_refused(vfiotool: Run) -> None:
+    result = vfiotool("peek", EDU, "bar0", "0", "--vf-token", "secret")
+    assert (result.status, result.stdout) == (2, "")
+    assert "'secret' is not a valid UUID" in result.stderr
 
 
 def test_a_script_that_fails_shows_its_own_traceback(vfiotool: Run, stdin: Callable[[str], None]) -> None:

@@ -149,3 +149,42 @@ def test_the_example_of_the_guide_runs_on_its_model(run: pytest.Pytester) -> Non
     # Since 9.2, pytest warns of a plugin that was imported before it could rewrite it: as in this process.
     result = run.runpytest_subprocess(*PLUGIN, "--strict-markers", "-Werror")
     result.assert_outcomes(passed=2 + len(MODES))
+
+
+def test_the_vf_token_of_the_command_line_opens_the_device(run: pytest.Pytester) -> None:
+    """iommufd of an older kernel takes no token: tests of all modes leave it out."""
+    run.makeconftest(
+        """
+        from contextlib import nullcontext
+        import vfiotool.binding.operations, vfiotool.testing.plugin, vfiotool.vfio.device, vfiotool.vfio.iommu
+        from vfiotool.errors import UnsupportedError
+
+        def open_device(address, *, iommu, vf_token):
+            if iommu == "iommufd":
+                raise UnsupportedError("the cdev takes no VF token")
+            return nullcontext((address, iommu, str(vf_token)))
+
+        vfiotool.binding.operations.bound = lambda *addresses: nullcontext()
+        vfiotool.vfio.device.open_device = open_device
+        vfiotool.vfio.iommu.offered_modes = lambda address: ("iommufd", "type1v2")
+        vfiotool.testing.plugin._possible_modes = lambda is_real: ["iommufd", "type1v2"]
+        vfiotool.testing.plugin._left_by = lambda device: []
+        """
+    )
+    run.makepyfile(
+        """
+        def test_vf(vfio_device):
+            assert vfio_device == ("0000:01:00.1", "auto", "b7a4c2d0-1e2f-4a5b-8c9d-0123456789ab")
+
+        def test_modes(vfio_device, vfio_iommu_mode):
+            assert vfio_device[1] == vfio_iommu_mode == "type1v2"
+        """
+    )
+    device = ("--vfio-device", "0000:01:00.1")
+    token = ("--vf-token", "B7A4C2D0-1E2F-4A5B-8C9D-0123456789AB")
+    run.runpytest_subprocess(*PLUGIN, *device, *token).assert_outcomes(passed=2, skipped=1)
+    refused = run.runpytest_subprocess(*PLUGIN, *device, *token, "--vfio-iommu", "iommufd")
+    refused.assert_outcomes(errors=2)
+    wrong = run.runpytest(*PLUGIN, "--vf-token", "secret")
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
+    wrong.stderr.fnmatch_lines(["*argument --vf-token: 'secret' is not a UUID*"])

@@ -38,6 +38,7 @@ C_NAMES: dict[type[enum.IntEnum] | type[enum.IntFlag], str] = {
     uapi.IrqInfoFlags: "VFIO_IRQ_INFO_{}",
     uapi.IrqSetFlags: "VFIO_IRQ_SET_{}",
     uapi.HotResetInfoFlags: "VFIO_PCI_HOT_RESET_FLAG_{}",
+    uapi.BindFlags: "VFIO_DEVICE_BIND_FLAG_{}",
     uapi.DeviceFeatureFlags: "VFIO_DEVICE_FEATURE_{}",
     uapi.DeviceFeature: "VFIO_DEVICE_FEATURE_{}",
     uapi.AtomicCompFlags: "VFIO_PCI_{}",
@@ -59,6 +60,8 @@ ODD_NAMES = {"VFIO_IOMMU_TYPE1_INFO_CAP_DMA_AVAIL": "VFIO_IOMMU_TYPE1_INFO_DMA_A
 # Since 6.6 the header pads vfio_device_info, which ours leaves out: kernels before it
 # put the first capability where the padding would be.
 ODD_SIZES = {"vfio_device_info": "offsetof(struct vfio_device_info, cap_offset) + sizeof(__u32)"}
+# Fields that a structure got later: older headers have neither the field nor our size.
+NEWER_FIELDS = {"vfio_device_bind_iommufd": "token_uuid_ptr"}
 
 
 class Item(NamedTuple):
@@ -90,12 +93,14 @@ def enumerations() -> list[type[enum.IntEnum] | type[enum.IntFlag]]:
 def structure_items(kind: type[ctypes.Structure]) -> list[Item]:
     name = kind.__name__
     size = ODD_SIZES.get(name, f"sizeof(struct {name})")
-    items = [Item(size, name, ctypes.sizeof(kind))]
+    newer = NEWER_FIELDS.get(name, name)
+    items = [Item(size, newer, ctypes.sizeof(kind))]
     for field, *_ in kind._fields_:
         ours = getattr(kind, field)
         member = f"((struct {name} *)0)->{field}"
-        items.append(Item(f"offsetof(struct {name}, {field})", name, ours.offset))
-        items.append(Item(f"sizeof({member})", name, ours.size))
+        needs = field if field == newer else name
+        items.append(Item(f"offsetof(struct {name}, {field})", needs, ours.offset))
+        items.append(Item(f"sizeof({member})", needs, ours.size))
     return items
 
 
@@ -175,6 +180,8 @@ def test_the_debug_kernels_headers_have_all_items_up_to_6_12(header: Header) -> 
     assert newer <= {
         "IOMMU_IOAS_MAP_FILE",  # 6.14
         "iommu_ioas_map_file",  # 6.14
+        "VFIO_DEVICE_BIND_FLAG_TOKEN",  # 6.18
+        "token_uuid_ptr",  # 6.18
         "VFIO_DEVICE_FEATURE_DMA_BUF",  # 6.19
     }
 

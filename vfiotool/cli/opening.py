@@ -16,6 +16,8 @@ from vfiotool.host.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import uuid
+
     from vfiotool.vfio.device import Device
 
 _TAKEN = (
@@ -41,7 +43,7 @@ def is_on_vfio(tree: Tree, address: str) -> bool:
     return is_vfio_driver(tree.find_link(f"{device_path(address)}/driver"))
 
 
-def open_selected(settings: Settings, address: str, mode: str) -> Device:
+def open_selected(settings: Settings, address: str, mode: str, vf_token: uuid.UUID | None) -> Device:
     """Open a device through VFIO.
 
     Raises:
@@ -55,7 +57,7 @@ def open_selected(settings: Settings, address: str, mode: str) -> Device:
     if not is_on_vfio(tree, address):
         raise _not_on_vfio(tree, address, settings.state_dir)
     try:
-        return open_device(address, iommu=mode)
+        return open_device(address, iommu=mode, vf_token=vf_token)
     except KernelError as error:
         holders = _holders(tree, address, error) if error.errno in _TAKEN else ()
         if not holders:

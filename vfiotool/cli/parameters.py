@@ -67,6 +67,12 @@ iommu_option = click.option(
     shell_complete=_modes,
     help="IOMMU interface of the kernel through which the device is opened.",
 )
+vf_token_option = click.option(
+    "--vf-token",
+    type=click.UUID,
+    metavar="UUID",
+    help="VF token, for a VF whose PF is on vfio-pci too.",
+)
 
 WIDTH = 32
 """Default width of an access, in bits."""

@@ -17,6 +17,7 @@ from vfiotool.cli.parameters import (
     region_index,
     region_name,
     require_aligned,
+    vf_token_option,
     width_option,
 )
 from vfiotool.cli.settings import Settings, json_option
@@ -25,6 +26,8 @@ from vfiotool.render.documents import write_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import uuid
+
     from vfiotool.vfio.regions.region import Region
     from vfiotool.vfio.regions.register_space import RegisterSpace
 
@@ -45,6 +48,7 @@ _offset = click.argument("offset", metavar="OFFSET", type=number)
     help="Number of consecutive registers to read; 1 by default.",
 )
 @iommu_option
+@vf_token_option
 @json_option
 @click.pass_obj
 def peek(
@@ -56,6 +60,7 @@ def peek(
     width: int | None,
     count: int | None,
     mode: str,
+    vf_token: uuid.UUID | None,
     as_json: bool,
 ) -> None:
     """Read registers of a device on a VFIO driver.
@@ -68,7 +73,7 @@ def peek(
     step = width // 8
     end = offset + (count or 1) * step
     with (
-        open_selected(settings, address, mode) as device,
+        open_selected(settings, address, mode, vf_token) as device,
         _register_space(device.regions[index], offset, end) as (space, start),
     ):
         read = getattr(space, f"read{width}")
@@ -88,6 +93,7 @@ def peek(
 @width_option
 @click.option("--verify", is_flag=True, help="Read the register back, and fail if it has another value.")
 @iommu_option
+@vf_token_option
 @json_option
 @click.pass_obj
 def poke(
@@ -100,6 +106,7 @@ def poke(
     width: int | None,
     verify: bool,
     mode: str,
+    vf_token: uuid.UUID | None,
     as_json: bool,
 ) -> None:
     """Write VALUE to a register of a device on a VFIO driver.
@@ -112,7 +119,7 @@ def poke(
         raise UsageError(f"{value:#x} has more than {width} bits", hint="--width can be up to 64")
     address = select_live(settings, selector)
     with (
-        open_selected(settings, address, mode) as device,
+        open_selected(settings, address, mode, vf_token) as device,
         _register_space(device.regions[index], offset, offset + width // 8) as (space, start),
     ):
         getattr(space, f"write{width}")(offset - start, value)

@@ -15,7 +15,7 @@ from vfiotool.binding.operations import Binding
 from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.opening import is_on_vfio, open_selected, select_live
 from vfiotool.cli.options import allow_options, timeout_option
-from vfiotool.cli.parameters import iommu_option, region_name
+from vfiotool.cli.parameters import iommu_option, region_name, vf_token_option
 from vfiotool.cli.prompt import compile_script, run_prompt, run_script
 from vfiotool.cli.settings import Settings
 from vfiotool.cli.signals import exit_on_signals, signals_ignored
@@ -23,18 +23,28 @@ from vfiotool.errors import VfioToolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import uuid
+
     from vfiotool.vfio.device import Device
 
 
 @click.command("shell")
 @click.argument("selector", metavar="ADDRESS", shell_complete=complete_endpoint)
 @iommu_option
+@vf_token_option
 @click.option("--bind", is_flag=True, help="Bind the device to vfio-pci first, and restore it at the end.")
 @timeout_option
 @allow_options
 @click.pass_obj
 def shell(
-    settings: Settings, /, selector: str, mode: str, bind: bool, timeout: float, allowed: tuple[str, ...]
+    settings: Settings,
+    /,
+    selector: str,
+    mode: str,
+    vf_token: uuid.UUID | None,
+    bind: bool,
+    timeout: float,
+    allowed: tuple[str, ...],
 ) -> int:
     """Open a device on a VFIO driver as 'dev' in a Python prompt.
 
@@ -51,7 +61,7 @@ def shell(
         if restore:
             binding = Binding(state_dir=settings.state_dir, allowed=allowed, timeout=timeout)
             stack.enter_context(_bound(binding, address))
-        device = stack.enter_context(open_selected(settings, address, mode))
+        device = stack.enter_context(open_selected(settings, address, mode, vf_token))
         device.on_request = _print_request
         names = _names(device)  # outlives the device: no object of the user is freed while the device is open
         if script is not None:

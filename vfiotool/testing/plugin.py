@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
     from vfiotool.testing.fake_device import FakeDevice
     from vfiotool.vfio.device import Device
@@ -44,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=(_BEST, *_CONTAINERS, *_OF_IOMMUFD, "noiommu"),
         default=_BEST,
         help="IOMMU mode to open the device in (default: auto, the best mode that the kernel offers)",
+    )
+    group.addoption(
+        "--vf-token",
+        metavar="UUID",
+        type=_uuid,
+        help="VF token of the device, for a VF whose PF is on vfio-pci too",
     )
 
 
@@ -124,12 +131,14 @@ def vfio_device(
     The test fails if it leaves memory or registers mapped, or interrupts enabled. If the device supports it,
     the kernel resets the device at each open, so that no test sees the state of an earlier test.
     """
-    mode = request.config.getoption("vfio_iommu")
+    wanted = mode = request.config.getoption("vfio_iommu")
     if "vfio_iommu_mode" in request.fixturenames:
         mode = request.getfixturevalue("vfio_iommu_mode")
     is_real = bool(request.config.getoption("vfio_device"))
+    token = request.config.getoption("vf_token") if is_real else None
     windows = _mapped_registers()
-    with _opened(vfio_address, mode, None if is_real else vfio_fake) as device:
+    opener = _opened if token is None or wanted == mode else _opened_or_skipped
+    with opener(vfio_address, mode, None if is_real else vfio_fake, token) as device:
         yield device
         left = _left_by(device)
         if _mapped_registers() > windows:
@@ -147,14 +156,34 @@ def vfio_arena(request: pytest.FixtureRequest, vfio_device: Device) -> Iterator[
         yield arena
 
 
-def _opened(address: str, mode: str, fake: FakeDevice | None) -> Device:
+def _uuid(text: str) -> UUID:
+    from argparse import ArgumentTypeError
+    from uuid import UUID
+
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}' is not a UUID") from None
+
+
+def _opened(address: str, mode: str, fake: FakeDevice | None, vf_token: UUID | None) -> Device:
     if fake is not None:
         from vfiotool.testing.fake_opening import open_fake
 
         return open_fake(fake, iommu=mode)
     from vfiotool.vfio.device import open_device
 
-    return open_device(address, iommu=mode)
+    return open_device(address, iommu=mode, vf_token=vf_token)
+
+
+def _opened_or_skipped(address: str, mode: str, fake: FakeDevice | None, vf_token: UUID | None) -> Device:
+    """Open a device, or skip a test of a mode that takes no VF token: iommufd before Linux 6.18."""
+    from vfiotool.errors import UnsupportedError
+
+    try:
+        return _opened(address, mode, fake, vf_token)
+    except UnsupportedError as error:
+        pytest.skip(f"this kernel cannot open {address} in mode {mode} with a VF token: {error}")
 
 
 def _left_by(device: Device) -> list[str]:

@@ -14,8 +14,8 @@ from vfiotool.vfio.device_info import read_device_info
 from vfiotool.vfio.dma.dma import Dma
 from vfiotool.vfio.features import Features
 from vfiotool.vfio.info import DeviceInfo
-from vfiotool.vfio.iommu import Iommu, IommuMode, open_iommu
-from vfiotool.vfio.iommu.selection import AUTO
+from vfiotool.vfio.iommu import Iommu, open_iommu
+from vfiotool.vfio.iommu.selection import AUTO, best_with_token
 from vfiotool.vfio.irqs.device_request import DeviceRequestHandler
 from vfiotool.vfio.irqs.irqs import Irqs
 from vfiotool.vfio.regions.config_space import ConfigSpace
@@ -166,7 +166,8 @@ def open_device(
 
     ``iommu`` is "auto", the value of an ``IommuMode``, or the ``dma`` of another open device: then both
     devices share its address space. ``vf_token`` is for a VF whose PF is on vfio-pci as well; "auto" then
-    selects type1v2. ``honour_requests=False`` keeps the device when the kernel requests it: see ``Device``.
+    selects type1v2 if the kernel has it: cdevs take tokens only since Linux 6.18.
+    ``honour_requests=False`` keeps the device when the kernel requests it: see ``Device``.
 
     Raises:
         DeviceNotFoundError: there is no such device.
@@ -191,5 +192,5 @@ def open_device(
 
 def _opened(mode: str, address: str, vf_token: uuid.UUID | None) -> Iommu:
     if mode == AUTO and vf_token is not None:
-        mode = IommuMode.TYPE1V2
+        mode = best_with_token(address)
     return open_iommu(mode, address=address)

@@ -90,14 +90,7 @@ class Group(Handle):
                 container or no IOMMU, or a token for a device without VF tokens; EBUSY, another process
                 uses the device; EACCES, the VF token is wrong.
         """
-        name = os.fsencode(address)
-        if not name or b"\0" in name:  # C would stop reading there
-            raise DeviceNotFoundError(
-                f"{address!r} is not a device address", hint="use the form 0000:03:00.0"
-            )
-        if vf_token is not None:
-            name += b" vf_token=%s" % str(vf_token).encode()
-        fd = lib.vt_group_device_fd(self.fileno(), name)
+        fd = lib.vt_group_device_fd(self.fileno(), device_name(address, vf_token))
         if fd == -errno.EINVAL:
             self._require_viable()
         subject = f"{address} of {self.name}"
@@ -108,6 +101,20 @@ class Group(Handle):
     def _require_viable(self) -> None:
         if GroupFlags.VIABLE not in self.status():
             raise _not_viable(self.id)
+
+
+def device_name(address: str, vf_token: uuid.UUID | None) -> bytes:
+    """Return the name by which VFIO_GROUP_GET_DEVICE_FD opens a device.
+
+    Source: ``vfio_pci_core_match`` in the kernel.
+
+    Raises:
+        DeviceNotFoundError: the address is empty or contains a NUL.
+    """
+    name = os.fsencode(address)
+    if not name or b"\0" in name:  # C would stop reading there
+        raise DeviceNotFoundError(f"{address!r} is not a device address", hint="use the form 0000:03:00.0")
+    return name if vf_token is None else name + b" vf_token=%s" % str(vf_token).encode()
 
 
 def _no_node(group_id: int, path: str) -> Exception:

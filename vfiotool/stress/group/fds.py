@@ -112,7 +112,7 @@ class GroupFds:
     def bind_iommufd(self, device: str) -> int:
         """Bind a device to the iommufd."""
         self.ioas()
-        argument = struct.pack("=IIiI", 16, 0, self.last("iommufd"), 0)  # struct vfio_device_bind_iommufd
+        argument = struct.pack("=IIiIQ", 24, 0, self.last("iommufd"), 0, 0)  # struct vfio_device_bind_iommufd
         fcntl.ioctl(self.last(f"cdev {device}"), VFIO_DEVICE_BIND_IOMMUFD, argument)
         return 0
 

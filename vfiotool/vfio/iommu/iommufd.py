@@ -22,6 +22,7 @@ from vfiotool.vfio.iommu.address_space import AddressSpace, map_file_unsupported
 from vfiotool.vfio.iommu.protocol import IommuInfo, IommuMode
 from vfiotool.vfio.nodes import IOMMUFD, cdev_of, group_of, open_node
 from vfiotool.vfio.uapi import (
+    BindFlags,
     DeviceIoctl,
     DmaMapFlags,
     IoasMapFlags,
@@ -85,19 +86,17 @@ class Iommufd(AddressSpace, Handle):
         """Open a device's cdev, bind it to the iommufd and attach it to the address space.
 
         Raises:
-            UnsupportedError: the kernel has no cdevs; a VF token is given, which cdevs do not take.
+            UnsupportedError: the kernel has no cdevs; a VF token is given, which the kernel (before 6.18) or
+                the driver of the device does not take through a cdev.
             DeviceNotFoundError: there is no such device.
             KernelError: ENODEV, the device is not on a VFIO driver; EBUSY, another process has the device or
                 its group; EPERM, another device of its group has another owner, or the IOMMU does not remap
-                interrupts; EINVAL, a mapping lies in IOVAs that the device's IOMMU reserves.
+                interrupts; EACCES, the VF token is missing or wrong (since 6.18); EINVAL, a mapping lies in
+                IOVAs that the device's IOMMU reserves, or the device has no VF token.
         """
-        if vf_token is not None:
-            raise UnsupportedError(
-                "a VFIO device cdev takes no VF token", hint="open the VF with iommu='type1v2'"
-            )
         file = _open_cdev(address)
         try:
-            self._bind(file)
+            self._bind(file, vf_token)
             self._attach(file)
         except BaseException:
             file.close()
@@ -212,13 +211,57 @@ class Iommufd(AddressSpace, Handle):
             found = array[: min(question.num_iovas, room)]
             return tuple(IovaRange(one.start, one.last) for one in found), question.out_iova_alignment
 
-    def _bind(self, file: DeviceFile) -> None:
-        question = vfio_device_bind_iommufd(iommufd=self.fileno())
-        _ask_device(file, DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, question)
+    def _bind(self, file: DeviceFile, vf_token: uuid.UUID | None) -> None:
+        token = None if vf_token is None else token_bytes(vf_token)
+        try:
+            _ask_device(file, DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, bind_question(self.fileno(), token))
+        except KernelError as error:
+            if token is not None and not self._takes_token(file, error):
+                raise UnsupportedError(
+                    f"the cdev of {file.name} takes no VF token",
+                    hint="it needs Linux 6.18.3 and a driver that supports it; open the VF in mode type1v2",
+                ) from None
+            raise
+
+    def _takes_token(self, file: DeviceFile, error: KernelError) -> bool:
+        """Return False if a bind with a token failed because kernel or driver know no tokens of cdevs."""
+        if error.errno == errno.E2BIG:  # 6.18 before 6.18.3 (kernel commit 2f03f21fe751)
+            return False
+        if error.errno != errno.EINVAL:
+            return True
+        try:
+            _ask_device(file, DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD, token_probe(self.fileno()))
+        except KernelError as answer:
+            return answer.errno != errno.EINVAL
+        return True
 
     def _attach(self, file: DeviceFile) -> None:
         question = vfio_device_attach_iommufd_pt(pt_id=self.ioas)
         _ask_device(file, DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT, question)
+
+
+def token_bytes(vf_token: uuid.UUID) -> ctypes.Array[ctypes.c_char]:
+    """Return a VF token in memory that ``bind_question`` can point to."""
+    return ctypes.create_string_buffer(vf_token.bytes, len(vf_token.bytes))
+
+
+def bind_question(iommufd: int, token: ctypes.Array[ctypes.c_char] | None) -> vfio_device_bind_iommufd:
+    """Return the argument of VFIO_DEVICE_BIND_IOMMUFD; keep ``token`` until the ioctl has returned."""
+    if token is None:
+        return vfio_device_bind_iommufd(iommufd=iommufd)
+    return vfio_device_bind_iommufd(
+        iommufd=iommufd, flags=BindFlags.TOKEN, token_uuid_ptr=ctypes.addressof(token)
+    )
+
+
+def token_probe(iommufd: int) -> vfio_device_bind_iommufd:
+    """Return an argument of VFIO_DEVICE_BIND_IOMMUFD that never binds: its token is at address 0 (EFAULT).
+
+    The kernel answers EINVAL if it, or the driver of the device, takes no token through a cdev.
+
+    Source: ``vfio_df_check_token`` (kernel commit 86624ba3b522, Linux 6.18).
+    """
+    return vfio_device_bind_iommufd(iommufd=iommufd, flags=BindFlags.TOKEN)
 
 
 def _ask_device(

@@ -42,6 +42,16 @@ def offered_modes(address: str) -> tuple[IommuMode, ...]:
     return tuple(modes)
 
 
+def best_with_token(address: str) -> IommuMode:
+    """Return the mode in which a device is best opened with a VF token: type1v2, which all kernels support.
+
+    Raises:
+        UnsupportedError: this kernel has no mode at all.
+        KernelError: the node of the container cannot be opened.
+    """
+    return IommuMode.TYPE1V2 if _offers_type1() else _best(address)
+
+
 def _offers_type1() -> bool:
     try:
         with Container() as container:

@@ -12,6 +12,7 @@ from enum import IntEnum, IntFlag
 __all__ = [
     "VFIO_API_VERSION",
     "AtomicCompFlags",
+    "BindFlags",
     "ContainerIoctl",
     "DeviceFeature",
     "DeviceFeatureFlags",
@@ -172,6 +173,12 @@ class HotResetInfoFlags(IntFlag):
 
     DEV_ID = 1 << 0
     DEV_ID_OWNED = 1 << 1
+
+
+class BindFlags(IntFlag):
+    """VFIO_DEVICE_BIND_IOMMUFD (since 6.18)."""
+
+    TOKEN = 1 << 0
 
 
 class DeviceFeatureFlags(IntFlag):
@@ -456,13 +463,14 @@ class vfio_device_low_power_entry_with_wakeup(Structure):
 
 
 class vfio_device_bind_iommufd(Structure):
-    """VFIO_DEVICE_BIND_IOMMUFD (since 6.6)."""
+    """VFIO_DEVICE_BIND_IOMMUFD (since 6.6); ``token_uuid_ptr`` (since 6.18) points to 16 bytes."""
 
     _fields_ = (
         ("argsz", c_uint32),
         ("flags", c_uint32),
         ("iommufd", c_int32),
         ("out_devid", c_uint32),
+        ("token_uuid_ptr", c_uint64),
     )
 
 
