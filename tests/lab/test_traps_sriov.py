@@ -7,6 +7,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -206,5 +207,21 @@ def test_the_command_line_opens_a_vf_by_its_token_in_each_mode(pf: GroupDevice) 
                 assert "takes no VF token" in result.stderr
             else:
                 assert result.stdout == f"0x00000000: {ids:#010x}\n", result.stderr
+    finally:
+        write(NUMVFS, "0")
+
+
+def test_a_run_of_stress_opens_a_vf_by_its_token(pf: GroupDevice, tmp_path: Path) -> None:
+    token = uuid.uuid4()
+    words = ("stress", "dma", VF, "--cycles", "1", "--seed", "1", "--report", str(tmp_path / "report"))
+    write(NUMVFS, "1")
+    try:
+        Features(pf.file).set_vf_token(token)
+        assert vfiotool(*words).status == 3
+        result = vfiotool(*words, "--vf-token", str(token))
+        assert result.status == 0, result
+        report = (tmp_path / "report/report.json").read_text()
+        assert '"GET_DEVICE_FD"' in report or '"BIND_IOMMUFD"' in report
+        assert str(token) not in report
     finally:
         write(NUMVFS, "0")

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.unit.conftest import Run
 from vfiotool.errors import KernelError, UnsupportedError, VfioToolError
+from vfiotool.stress.config import RunConfig
+from vfiotool.stress.group.client import GroupClient
+from vfiotool.stress.groups import find_groups, groups_of_trace
+from vfiotool.stress.model.operation import Kind, Operation
+from vfiotool.testing import FakeHost
 from vfiotool.vfio.iommu import IommuMode, selection
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.uapi import DeviceIoctl
@@ -42,7 +48,7 @@ class Cdev:
         if request is DeviceIoctl.VFIO_DEVICE_ATTACH_IOMMUFD_PT:
             self.attached = True
             return 0
-        code = self._bind(bytes(data))
+        code = self.answer(data)
         if code:
             raise KernelError(code, request.name, self.name)
         self.bound += 1
@@ -51,7 +57,9 @@ class Cdev:
     def close(self) -> None:
         self.is_open = False
 
-    def _bind(self, data: bytes) -> int:
+    def answer(self, question: bytearray) -> int:
+        """Return the errno of a bind, or 0."""
+        data = bytes(question)
         size, flags, iommufd, _, token = struct.unpack("=IIiIQ", data)
         assert size == len(data)
         if iommufd < 0:
@@ -150,3 +158,89 @@ def test_auto_with_a_token_prefers_the_mode_that_all_kernels_support(
     monkeypatch.setattr(selection, "cdev_of", lambda address: "/dev/vfio/devices/vfio0")
     monkeypatch.setattr(selection, "IOMMUFD", os.devnull)
     assert selection.best_with_token(ADDRESS) is mode
+
+
+# Stress
+
+
+PF, VF, NIC = "0000:01:00.0", ADDRESS, "0000:02:00.0"
+
+
+@pytest.fixture
+def vf_host(host: FakeHost) -> FakeHost:
+    """A VF and its PF on vfio-pci, and another device."""
+    for driver in ("vfio-pci", "e1000e"):
+        host.add_driver(driver)
+    host.add_device(PF, driver="vfio-pci", group=1, sriov_totalvfs="2", sriov_numvfs="1")
+    host.add_device(VF, driver="vfio-pci", group=2, physfn=PF)
+    host.add_device(NIC, driver="e1000e", group=3)
+    return host
+
+
+def test_a_run_has_the_token_of_each_vf_whose_pf_is_on_vfio(vf_host: FakeHost, state_dir: str) -> None:
+    tree = vf_host.tree
+    vf, nic = find_groups(tree, [VF, NIC], state_dir, TOKEN)
+    assert (vf.tokens, nic.tokens) == ({VF: TOKEN}, {})
+    trace = {"units": [{"members": [NIC]}, {"members": [VF]}]}
+    assert [one.tokens for one in groups_of_trace(tree, trace, state_dir, TOKEN)] == [{}, {VF: TOKEN}]
+    vf_host.set_driver(PF, None)
+    assert find_groups(tree, [VF], state_dir)[0].tokens == {}
+
+
+def test_a_run_without_the_token_is_refused_before_it_starts(vfiotool: Run, vf_host: FakeHost) -> None:
+    result = vfiotool("stress", "dma", VF)
+    assert (result.status, result.stdout) == (3, "")
+    assert f"{VF} opens only with a VF token: its PF {PF} is on vfio-pci" in result.stderr
+    assert "--vf-token" in result.stderr
+    assert vf_host.writes == []
+
+
+def test_a_token_that_no_device_of_a_run_takes_is_refused(vfiotool: Run, vf_host: FakeHost) -> None:
+    result = vfiotool("stress", "dma", NIC, "--vf-token", str(TOKEN))
+    assert (result.status, result.stdout) == (2, "")
+    assert "no device of the run takes a VF token" in result.stderr
+    assert vf_host.writes == []
+
+
+def test_the_report_of_a_run_does_not_have_the_token(
+    vfiotool: Run, vf_host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("vfiotool.cli.stress._execute", lambda config, as_json: seen.append(config))
+    assert vfiotool("stress", "dma", VF, "--vf-token", str(TOKEN), "--seed", "1").status == 0
+    (config,) = seen
+    assert config.reproduce == f"vfiotool stress dma {VF} --seed 1 --cycles 10 --vf-token UUID"
+
+
+def test_a_client_opens_a_vf_by_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[bytes] = []
+
+    def ioctl(fd: int, request: int, name: bytes) -> int:
+        names.append(bytes(name))
+        raise OSError(errno.EIO, "refused")
+
+    monkeypatch.setattr("vfiotool.stress.group.fds.fcntl.ioctl", ioctl)
+    client = GroupClient(2, [VF, NIC], {}, {VF: TOKEN})
+    client.opened["group"] = [-1]
+    for member in (0, 1):
+        assert client.do(Operation(Kind.GET_DEVICE_FD, member=member)) == (errno.EIO, 0)
+    assert names == [f"{VF} vf_token={TOKEN}\0".encode(), f"{NIC}\0".encode()]
+
+
+@pytest.mark.parametrize("kernel", ["old", "new"])
+def test_a_client_binds_a_vf_on_each_kernel(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    cdev, codes = Cdev(kernel), []
+
+    def ioctl(fd: int, request: int, question: bytes) -> int:
+        assert (fd, request) == (7, DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD)
+        codes.append(cdev.answer(bytearray(question)))
+        if codes[-1]:
+            raise OSError(codes[-1], "refused")
+        return 0
+
+    monkeypatch.setattr("vfiotool.stress.group.fds.fcntl.ioctl", ioctl)
+    monkeypatch.setattr(GroupClient, "ioas", lambda client: 1)
+    client = GroupClient(2, [VF], {}, {VF: TOKEN})
+    client.opened |= {"iommufd": [8], f"cdev {VF}": [7]}
+    assert client.do(Operation(Kind.BIND_IOMMUFD)) == (0, 0)
+    assert codes == [errno.EINVAL if kernel == "old" else errno.EFAULT, 0]

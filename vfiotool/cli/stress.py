@@ -17,13 +17,16 @@ from vfiotool.binding.operations import Binding
 from vfiotool.cli.driver_changes import select_endpoints
 from vfiotool.cli.option_groups import grouped
 from vfiotool.cli.options import Selection, allow_flags, allow_options, selection_options
+from vfiotool.cli.parameters import vf_token_option
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import signals_ignored
-from vfiotool.errors import VfioToolError
+from vfiotool.errors import UsageError, VfioToolError
 from vfiotool.render.documents import write_document
 from vfiotool.util.files import write_whole
 
 if TYPE_CHECKING:
+    import uuid
+
     from vfiotool.render.stress_progress import ProgressDisplay
     from vfiotool.stress.config import RunConfig
     from vfiotool.stress.results.report import Report
@@ -66,6 +69,7 @@ class RunOptions:
     seed: int | None
     jobs: int | None
     report: str | None
+    vf_token: uuid.UUID | None
     allow_kernel_crash: bool
     allowed: tuple[str, ...]
 
@@ -77,6 +81,7 @@ class ReplayOptions:
     report: str | None
     shrink: bool
     script: str | None
+    vf_token: uuid.UUID | None
     allow_kernel_crash: bool
     allowed: tuple[str, ...]
 
@@ -120,6 +125,7 @@ _run_options = grouped(
             help="Groups to run at the same time; all by default.",
         ),
         _report_option,
+        vf_token_option,
         _crash_option,
         allow_options,
     ],
@@ -135,6 +141,7 @@ _replay_options = grouped(
             type=click.Path(dir_okay=False, writable=True),
             help="Write those operations to a Python script that does not need vfiotool.",
         ),
+        vf_token_option,
         _crash_option,
         allow_options,
     ],
@@ -202,14 +209,14 @@ def _repeated(settings: Settings, trace: Trace, file: str, options: ReplayOption
     if options.allow_kernel_crash:
         require_lab(settings.tree)
     cycles = cycles_of(trace)
-    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir)
+    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir, options.vf_token)
     return RunConfig(
         groups=groups,
         workloads=("replay",),
         seed=trace.header["seed"],
         report=options.report or _report_directory(),
         state_dir=settings.state_dir,
-        reproduce=shlex.join(["vfiotool", "stress", "replay", file, *_lifting_flags(options)]),
+        reproduce=shlex.join(["vfiotool", "stress", "replay", file, *_repeated_flags(options)]),
         cycles=max(map(len, cycles.values()), default=0),
         jobs=len(groups),
         allowed=frozenset(options.allowed),
@@ -224,7 +231,9 @@ def _shrink(settings: Settings, trace: Trace, options: ReplayOptions, as_json: b
     from vfiotool.stress.reproduce.minimize import reduce
     from vfiotool.stress.reproduce.script import script
 
-    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir)
+    if options.script and options.vf_token is not None:
+        raise UsageError("a script opens no VF by a token", hint="leave out --script, or --vf-token")
+    groups = groups_of_trace(settings.tree, trace.header, settings.state_dir, options.vf_token)
     with signals_ignored():
         finding = reduce(trace, groups, settings.state_dir, list(options.allowed))
     if options.script:
@@ -255,7 +264,7 @@ def _configured(settings: Settings, names: str, selection: Selection, options: R
     if options.allow_kernel_crash:
         require_lab(tree)
     wanted = select_endpoints(settings, Binding(state_dir=settings.state_dir), selection)
-    groups = find_groups(tree, wanted, settings.state_dir)
+    groups = find_groups(tree, wanted, settings.state_dir, options.vf_token)
     seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
     cycles = _CYCLES if options.cycles is None and options.duration is None else options.cycles
     return RunConfig(
@@ -279,12 +288,14 @@ def _reproduce(names: str, wanted: list[str], options: RunOptions) -> str:
     for flag in ("cycles", "duration", "jobs"):
         value = getattr(options, flag)
         words += [] if value is None else [f"--{flag}", f"{value:g}"]
-    return shlex.join(words + _lifting_flags(options))
+    return shlex.join(words + _repeated_flags(options))
 
 
-def _lifting_flags(options: RunOptions | ReplayOptions) -> list[str]:
+def _repeated_flags(options: RunOptions | ReplayOptions) -> list[str]:
+    """Return the flags that a repetition needs too. A VF token is a secret: the report has none."""
+    token = ["--vf-token", "UUID"] if options.vf_token is not None else []
     crash = ["--allow-kernel-crash"] if options.allow_kernel_crash else []
-    return allow_flags(options.allowed) + crash
+    return token + allow_flags(options.allowed) + crash
 
 
 def _stop_on_signals(stop: StopRequest) -> None:

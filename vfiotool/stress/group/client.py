@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import uuid
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from vfiotool.stress.group.fds import GroupFds
+from vfiotool.stress.group.fds import VFIO_DEVICE_BIND_IOMMUFD, VFIO_GROUP_GET_DEVICE_FD, GroupFds
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation
-from vfiotool.vfio.iommu.iommufd import Iommufd
+from vfiotool.vfio.group import device_name
+from vfiotool.vfio.iommu.iommufd import Iommufd, bind_question, token_bytes, token_probe
 from vfiotool.vfio.nodes import group_node
+from vfiotool.vfio.uapi import vfio_device_bind_iommufd
 
 
 class GroupClient(GroupFds):
     """The open fds of one group of this machine. Not thread-safe. ``close()`` leaves drivers bound."""
 
-    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
-        """``members`` are the addresses, in the model's order; ``hosts`` has the host driver of each."""
+    def __init__(
+        self,
+        group: int,
+        members: Sequence[str],
+        hosts: Mapping[str, str],
+        tokens: Mapping[str, uuid.UUID] = MappingProxyType({}),
+    ) -> None:
+        """``members`` are the addresses, in the model's order; the rest is as in ``GroupSpec``."""
         super().__init__()
+        self._tokens = dict(tokens)
         self.members = tuple(members)
         self.nodes |= dict.fromkeys(members, group_node(group))
         self._drivers = {address: {Bound.VFIO: VFIO, Bound.STUB: STUB} for address in members}
@@ -65,6 +77,29 @@ class GroupClient(GroupFds):
             self.opened["iommufd"] = [self._iommufd.fileno()]
         return self._iommufd.ioas
 
+    def get_device_fd(self, device: str) -> int:
+        """Get an fd of a device from the group, by the device's VF token if it has one."""
+        token = self._tokens.get(device)
+        if token is None:
+            return super().get_device_fd(device)
+        name = bytearray(device_name(device, token) + b"\0")
+        fd = fcntl.ioctl(self.last("group"), VFIO_GROUP_GET_DEVICE_FD, name)
+        self.opened.setdefault(f"device {device}", []).append(fd)
+        return 0
+
+    def bind_iommufd(self, device: str) -> int:
+        """Bind a device to the iommufd, by its VF token if the kernel takes it.
+
+        Kernels before 6.18, and some drivers, ask for no token here.
+        """
+        token = self._tokens.get(device)
+        if token is None:
+            return super().bind_iommufd(device)
+        self.ioas()
+        memory = token_bytes(token) if self._takes_token(device) else None
+        self._bind_cdev(device, bind_question(self.last("iommufd"), memory))
+        return 0
+
     def close(self) -> None:
         """Close all fds. The iommufd is the last: a device that is bound to it keeps it."""
         iommufd, self._iommufd = self._iommufd, None
@@ -72,6 +107,16 @@ class GroupClient(GroupFds):
         self.close_all()
         if iommufd is not None:
             iommufd.close()
+
+    def _takes_token(self, device: str) -> bool:
+        try:
+            self._bind_cdev(device, token_probe(self.last("iommufd")))
+        except OSError as error:
+            return error.errno != errno.EINVAL
+        return True
+
+    def _bind_cdev(self, device: str, question: vfio_device_bind_iommufd) -> None:
+        fcntl.ioctl(self.last(f"cdev {device}"), VFIO_DEVICE_BIND_IOMMUFD, bytes(question))
 
     def _argument(self, name: str, operation: Operation) -> int | str:
         """Return an argument of an operation's call, by its name in the declaration."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 
 from vfiotool.stress.group.client import GroupClient
 from vfiotool.stress.model.operation import Fd, Kind, Operation
@@ -26,10 +28,16 @@ class ClientPair:
     the iommufd is.
     """
 
-    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
-        self.first = GroupClient(group, members, hosts)
+    def __init__(
+        self,
+        group: int,
+        members: Sequence[str],
+        hosts: Mapping[str, str],
+        tokens: Mapping[str, uuid.UUID] = MappingProxyType({}),
+    ) -> None:
+        self.first = GroupClient(group, members, hosts, tokens)
         """The fds of this process."""
-        self._arguments = (group, tuple(members), dict(hosts))
+        self._arguments = (group, tuple(members), dict(hosts), dict(tokens))
         self._second: _SecondProcess | None = None
         self._owners: dict[tuple[Fd, int], list[int]] = {}
         """The processes in which a container, the group or a member is open, in the order of opening."""
@@ -123,19 +131,17 @@ class ClientPair:
 
     def _ready(self) -> _SecondProcess:
         if self._second is None:
-            self._second = _SecondProcess(*self._arguments)
+            self._second = _SecondProcess(lambda: GroupClient(*self._arguments))
         return self._second
 
 
 class _SecondProcess:
     """A client in a second process, which ends with this process."""
 
-    def __init__(self, group: int, members: Sequence[str], hosts: Mapping[str, str]) -> None:
+    def __init__(self, client: Callable[[], GroupClient]) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         # A second process with an inherited descriptor of a device would keep the device busy.
-        self.pid = fork_child(
-            lambda: _serve(theirs, GroupClient(group, members, hosts)), kept_fds={0, 1, 2, theirs.fileno()}
-        )
+        self.pid = fork_child(lambda: _serve(theirs, client()), kept_fds={0, 1, 2, theirs.fileno()})
         theirs.close()
 
     def start(self, operation: Operation) -> None:

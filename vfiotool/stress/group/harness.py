@@ -80,7 +80,7 @@ class GroupHarness:
         """Read the group's number and state from the kernel: a rescan may change the number."""
         present = [one for one in self.spec.members if self.tree.exists(device_path(one))]
         self.number = find_group(self.tree, present[0]) if present else None
-        self.clients = ClientPair(self.number or 0, self.spec.members, self.spec.hosts)
+        self.clients = ClientPair(self.number or 0, self.spec.members, self.spec.hosts, self.spec.tokens)
         self.state = State(tuple(Member(self._bound(address)) for address in self.spec.members))
         self.removed = {at for at, address in enumerate(self.spec.members) if address not in present}
 

@@ -247,11 +247,10 @@ def token_bytes(vf_token: uuid.UUID) -> ctypes.Array[ctypes.c_char]:
 
 def bind_question(iommufd: int, token: ctypes.Array[ctypes.c_char] | None) -> vfio_device_bind_iommufd:
     """Return the argument of VFIO_DEVICE_BIND_IOMMUFD; keep ``token`` until the ioctl has returned."""
-    if token is None:
-        return vfio_device_bind_iommufd(iommufd=iommufd)
-    return vfio_device_bind_iommufd(
-        iommufd=iommufd, flags=BindFlags.TOKEN, token_uuid_ptr=ctypes.addressof(token)
-    )
+    question = vfio_device_bind_iommufd(argsz=ctypes.sizeof(vfio_device_bind_iommufd), iommufd=iommufd)
+    if token is not None:
+        question.flags, question.token_uuid_ptr = BindFlags.TOKEN, ctypes.addressof(token)
+    return question
 
 
 def token_probe(iommufd: int) -> vfio_device_bind_iommufd:
@@ -261,7 +260,9 @@ def token_probe(iommufd: int) -> vfio_device_bind_iommufd:
 
     Source: ``vfio_df_check_token`` (kernel commit 86624ba3b522, Linux 6.18).
     """
-    return vfio_device_bind_iommufd(iommufd=iommufd, flags=BindFlags.TOKEN)
+    question = bind_question(iommufd, None)
+    question.flags = BindFlags.TOKEN
+    return question
 
 
 def _ask_device(
