@@ -132,12 +132,13 @@ class KernelError(VfioToolError, OSError):
 
     ``operation`` is the kernel's name of the operation (``"VFIO_GROUP_SET_CONTAINER"``, ``"write"``),
     ``subject`` the object of the operation (a path, a group, an address), ``errno`` the error number.
+    ``cause`` replaces the usual explanation of the errno.
     """
 
-    def __init__(self, code: int, operation: str, subject: str, *, hint: str = "") -> None:
-        cause, remedy = explain(operation, code)
+    def __init__(self, code: int, operation: str, subject: str, *, cause: str = "", hint: str = "") -> None:
+        known, remedy = explain(operation, code)
         name = errno.errorcode.get(code, str(code))
-        message = f"{operation} on {subject} failed: {cause} ({name})"
+        message = f"{operation} on {subject} failed: {cause or known} ({name})"
         VfioToolError.__init__(self, message, hint=hint or remedy)
         self.errno = code
         self.strerror = os.strerror(code)
@@ -152,10 +153,19 @@ class DmaMapError(KernelError):
     """
 
     def __init__(
-        self, code: int, operation: str, iova: int, size: int, *, index: int | None = None, hint: str = ""
+        self,
+        code: int,
+        operation: str,
+        iova: int,
+        size: int,
+        *,
+        index: int | None = None,
+        cause: str = "",
+        hint: str = "",
     ) -> None:
         which = "" if index is None else f", range {index},"
-        super().__init__(code, operation, f"{size:#x} bytes at IOVA {iova:#x}{which}", hint=hint)
+        subject = f"{size:#x} bytes at IOVA {iova:#x}{which}"
+        super().__init__(code, operation, subject, cause=cause, hint=hint)
         self.iova = iova
         self.size = size
         self.index = index
@@ -283,6 +293,14 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ("VFIO_IOMMU_MAP_DMA", errno.ENOMEM): (
         "the limit of locked memory is reached",
         "raise the memlock limit with 'ulimit -l'",
+    ),
+    ("IOMMU_IOAS_MAP_FILE", errno.ENODEV): (
+        "the BAR was revoked: its device is being reset, or its memory is off",
+        "set memory to True in the device's configuration space, and map the BAR again",
+    ),
+    ("IOMMU_IOAS_MAP_FILE", errno.EOPNOTSUPP): (
+        "iommufd cannot map this dma-buf",
+        "it maps the BARs of vfio-pci, if the kernel has CONFIG_VFIO_PCI_DMABUF",
     ),
     ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL): (
         "IOVA or size is not a multiple of the IOMMU page size, or the range splits a mapping, or the "

@@ -46,7 +46,7 @@ from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu import IommuMode
 from vfiotool.vfio.iommu.iommufd import Iommufd
 from vfiotool.vfio.iommu.ranges import Ranges
-from vfiotool.vfio.uapi import DmaMapFlags
+from vfiotool.vfio.uapi import DeviceFeature, DeviceFeatureFlags, DmaMapFlags
 
 TOP = 1 << 64
 IOVA = 0x1000_0000
@@ -693,11 +693,17 @@ def test_an_ioas_maps_a_file_if_the_kernel_can(space: Space) -> None:
 
 @pytest.mark.parametrize("space", kernel_params(*MODES), indirect=True)
 def test_a_device_reaches_the_bar_of_another(space: Space, edu: Edu, memory: Memory) -> None:
-    """type1 maps a BAR; iommufd pins memory alone."""
+    """type1 maps a BAR; iommufd maps memory alone, or a dma-buf of the BAR where the kernel exports one."""
     with space.open(OTHER) as other, other.regions.bar0.map() as bar:
         bar.write32(RECEIVE_ADDRESS, 0)
+        exports = DeviceFeatureFlags.GET in other.features.probe(DeviceFeature.DMA_BUF)
         if space.mode not in LIMITED:
-            refused(errno.EFAULT, lambda: space.dma.map(bar, iova_max=EDU_MASK))
+            error = refused(errno.EFAULT, lambda: space.dma.map(bar.address, bar.size, iova_max=EDU_MASK))
+            assert "has registers of a device" in str(error)
+        if space.mode not in LIMITED and not (space.mode is IommuMode.IOMMUFD and exports):
+            error = refused(errno.EFAULT, lambda: space.dma.map(bar, iova_max=EDU_MASK))
+            assert "has registers of a device" in str(error)
+            assert "type1v2" in error.hint
             return
         memory.source[:4] = b"peer"
         with space.dma.map(bar, iova_max=EDU_MASK) as peer, space.dma.map(memory.source, iova=0) as own:

@@ -55,6 +55,11 @@ def test_a_missing_feature_has_no_operation(device: IrqDevice, features: Feature
     assert features.probe(DeviceFeature.DMA_BUF) == DeviceFeatureFlags(0)
 
 
+def test_a_feature_that_the_driver_lacks_is_missing(device: IrqDevice, features: Features) -> None:
+    device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EOPNOTSUPP
+    assert features.probe(DeviceFeature.DMA_BUF) == DeviceFeatureFlags(0)
+
+
 def test_other_errors_of_a_probe_do_not_mean_missing(device: IrqDevice, features: Features) -> None:
     device.answers[DeviceIoctl.VFIO_DEVICE_FEATURE] = lambda data: -errno.EIO
     with pytest.raises(KernelError):

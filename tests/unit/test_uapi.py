@@ -183,6 +183,8 @@ def test_the_debug_kernels_headers_have_all_items_up_to_6_12(header: Header) -> 
         "VFIO_DEVICE_BIND_FLAG_TOKEN",  # 6.18
         "token_uuid_ptr",  # 6.18
         "VFIO_DEVICE_FEATURE_DMA_BUF",  # 6.19
+        "vfio_device_feature_dma_buf",  # 6.19
+        "vfio_region_dma_range",  # 6.19
     }
 
 

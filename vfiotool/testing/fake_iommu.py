@@ -150,7 +150,7 @@ class FakeIommu(AddressSpace, Handle):
         with self._lock:
             code = self._map(vaddr, iova, size, access)
         if code:
-            raise self._map_error(code, iova, size)
+            raise self._map_error(code, vaddr, iova, size)
 
     def map_ranges(self, ranges: Ranges, access: DmaMapFlags) -> None:
         """Map all ranges or none, merging adjacent ranges; the error's ``index`` is the range that failed."""
@@ -163,7 +163,7 @@ class FakeIommu(AddressSpace, Handle):
                 if code:
                     self._mappings.remove(done)
                     at = self._find_failing(members, access)
-                    raise self._map_error(code, members[at][1], members[at][2], index=first + at)
+                    raise self._map_error(code, *members[at], index=first + at)
                 done.append(iova)
 
     def unmap(self, iova: int, size: int) -> int:

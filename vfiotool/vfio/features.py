@@ -34,6 +34,10 @@ _SINCE = {
 }
 
 
+# Errnos of PROBE: of the kernel, of the operation, of the device's driver.
+_MISSING = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
+
+
 class LowPower:
     """A device in a low-power state; a context manager that wakes the device. Threads may share it.
 
@@ -125,7 +129,7 @@ class Features:
             try:
                 _ask(self._file, feature, DeviceFeatureFlags.PROBE | way)
             except KernelError as error:
-                if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                if error.errno not in _MISSING:
                     raise
             else:
                 found |= way

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import threading
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vfiotool._shim import ffi
-from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError
+from vfiotool.errors import ClosedError, DmaMapError, DmaRangeError, UnsupportedError
 from vfiotool.vfio.dma.arena import Arena
 from vfiotool.vfio.dma.iova import IovaAllocator
 from vfiotool.vfio.dma.limits import has_memlock_limit, require_dma_entries, require_memlock
@@ -19,6 +20,7 @@ from vfiotool.vfio.dma.memory import Memory, PageKind
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.protocol import Iommu
 from vfiotool.vfio.iommu.ranges import Ranges
+from vfiotool.vfio.mmio.mmio import Mmio
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags
 
 if TYPE_CHECKING:
@@ -128,13 +130,16 @@ class Dma:
         ``size`` bytes from ``offset`` on; all of the memory without a size. Address and size must be whole
         pages, as those of an ``mmap.mmap`` are. A buffer is held until the mapping is closed; memory that is
         passed by address must stay in place. A BAR belongs to another device, for DMA between devices.
+        type1 and type1v2 map BARs; iommufd does since Linux 6.19, until the other device is reset, closed or
+        its memory is turned off: then map the BAR again.
 
         Raises:
             DmaRangeError: the memory is too small, or an address comes without a size.
         """
         address, length, owner = _located(memory, size, offset, write=write)
+        registers = (memory, offset) if isinstance(memory, Mmio) else None
         try:
-            place = self._map(address, length, iova, iova_max, _access(read, write))
+            place = self._map(address, length, iova, iova_max, _access(read, write), registers)
         except BaseException:
             if owner is not None:
                 owner.release()  # the traceback would otherwise hold the buffer open
@@ -273,17 +278,48 @@ class Dma:
             return tuple(mapped for mapped, _size in self._mapped.values())
 
     def _map(
-        self, address: int, size: int, iova: int | None, iova_max: int | None, access: DmaMapFlags
+        self,
+        address: int,
+        size: int,
+        iova: int | None,
+        iova_max: int | None,
+        access: DmaMapFlags,
+        registers: tuple[Mmio, int] | None = None,
     ) -> int:
+        """Map memory, or registers: a window, and an offset in the window."""
         if self._has_memlock_limit:
             require_memlock(_MAP, iova or 0, size)
         place = self._take(address, size, iova, iova_max)
         try:
-            self.iommu.map(address, place, size, access)
+            try:
+                self.iommu.map(address, place, size, access)
+            except DmaMapError as refusal:
+                self._map_exported(registers, place, size, access, refusal)
         except BaseException:
             self._give_back([place])
             raise
         return place
+
+    def _map_exported(
+        self,
+        registers: tuple[Mmio, int] | None,
+        place: int,
+        size: int,
+        access: DmaMapFlags,
+        refusal: DmaMapError,
+    ) -> None:
+        """Map registers that the kernel refuses by their address: by a dma-buf, or raise the refusal."""
+        if refusal.errno != errno.EFAULT or registers is None or not self.iommu.can_map_files:
+            raise refusal
+        window, offset = registers
+        try:
+            fd = window.dma_buf(offset, size)
+        except UnsupportedError:
+            raise refusal from None
+        try:
+            self.iommu.map_file(fd, 0, place, size, access)
+        finally:
+            os.close(fd)  # the mapping holds the dma-buf
 
     def _map_ranges(self, ranges: Ranges, runs: Ranges, access: DmaMapFlags) -> int:
         """Map the ranges, and return their number of bytes."""

@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 from vfiotool._shim import ffi, lib
 from vfiotool.errors import DmaMapError, UnsupportedError
+from vfiotool.vfio.iommu.process_maps import has_registers
 from vfiotool.vfio.iommu.ranges import Ranges
 from vfiotool.vfio.uapi import ContainerIoctl, DmaMapFlags, IommufdIoctl
 
 _END = 1 << 64
+_REGISTERS = (
+    "the range has registers of a device, and iommufd maps no registers by their address",
+    "use iommu='type1v2'; or iommu='iommufd' on Linux 6.19, and pass to map() what region.map() returns",
+)
 
 
 class AddressSpace:
@@ -18,6 +23,9 @@ class AddressSpace:
 
     ioas = 0
     """The id of the IOAS; 0 for a container."""
+
+    is_iommufd = False
+    """True for an IOAS, and for a container that iommufd emulates."""
 
     on_emptied: Callable[[], None] = staticmethod(lambda: None)
     """Called when the kernel has removed all mappings with the last device; ``Dma`` sets it."""
@@ -38,10 +46,10 @@ class AddressSpace:
             ClosedError: the address space is closed.
         """
         if not (_in_64_bits(vaddr, size) and _in_64_bits(iova, size)):
-            raise self._map_error(errno.EOVERFLOW, iova, size)
+            raise self._map_error(errno.EOVERFLOW, vaddr, iova, size)
         result = lib.vt_dma_map(self.fileno(), self.ioas, vaddr, iova, size, access)
         if result < 0:
-            raise self._map_error(-result, iova, size)
+            raise self._map_error(-result, vaddr, iova, size)
 
     @property
     def can_map_files(self) -> bool:
@@ -65,8 +73,8 @@ class AddressSpace:
         failed = ffi.new("uint64_t *")
         result = lib.vt_dma_map_ranges(self.fileno(), self.ioas, ranges.array, ranges.count, access, failed)
         if result < 0:
-            _vaddr, iova, size = ranges[failed[0]]
-            raise self._map_error(-result, iova, size, index=failed[0])
+            vaddr, iova, size = ranges[failed[0]]
+            raise self._map_error(-result, vaddr, iova, size, index=failed[0])
 
     def unmap(self, iova: int, size: int) -> int:
         """Remove the mappings inside a range, and return the number of bytes that they had.
@@ -102,9 +110,14 @@ class AddressSpace:
             raise self._unmap_error(-unmapped, 0, 0)
         return unmapped
 
-    def _map_error(self, code: int, iova: int, size: int, *, index: int | None = None) -> DmaMapError:
+    def _map_error(
+        self, code: int, vaddr: int, iova: int, size: int, *, index: int | None = None
+    ) -> DmaMapError:
         operation = IommufdIoctl.IOMMU_IOAS_MAP if self.ioas else ContainerIoctl.VFIO_IOMMU_MAP_DMA
-        return DmaMapError(code, operation.name, iova, size, index=index)
+        cause = hint = ""
+        if code == errno.EFAULT and self.is_iommufd and has_registers(vaddr, size):
+            cause, hint = _REGISTERS
+        return DmaMapError(code, operation.name, iova, size, index=index, cause=cause, hint=hint)
 
     def _unmap_error(self, code: int, iova: int, size: int) -> DmaMapError:
         operation = IommufdIoctl.IOMMU_IOAS_UNMAP if self.ioas else ContainerIoctl.VFIO_IOMMU_UNMAP_DMA

@@ -53,6 +53,7 @@ class Iommufd(AddressSpace, Handle):
     """An iommufd with one IOAS: see ``Iommu``. Threads may share it, with the limits of ``Handle``."""
 
     mode = IommuMode.IOMMUFD
+    is_iommufd = True
 
     def __init__(self, fd: int | None = None) -> None:
         """Create an IO address space in a new iommufd, or in ``fd``, which it then owns.

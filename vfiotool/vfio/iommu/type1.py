@@ -41,9 +41,9 @@ class Type1(AddressSpace):
             KernelError: the container cannot be opened.
         """
         self.mode = mode
-        self._path, self._kind = _KINDS[mode]
-        self.name = self._path
-        self.container = Container(self._path)
+        self.name, self._kind = _KINDS[mode]
+        self.is_iommufd = self.name == IOMMUFD
+        self.container = Container(self.name)
         self._lock = threading.Lock()
         self._groups: dict[int, tuple[Group, int]] = {}  # each with the number of its open devices
         self._ready = False
@@ -59,7 +59,7 @@ class Type1(AddressSpace):
     @property
     def attached(self) -> bool:
         """Return True if the kernel keeps mappings: VFIO keeps them while it has a group, iommufd always."""
-        return bool(self._groups) or (self._path == IOMMUFD and not self.closed)
+        return bool(self._groups) or (self.is_iommufd and not self.closed)
 
     def fileno(self) -> int:
         """Return the container's descriptor. Raises ClosedError once it is closed."""
@@ -101,8 +101,8 @@ class Type1(AddressSpace):
             )
         answer = self.container.type1_info()
         ranges = _ALL_IOVAS if answer.iova_ranges is None else answer.iova_ranges
-        has_limit = self._path == CONTAINER  # iommufd always reports 2^32 - 1
-        return IommuInfo(answer.page_sizes, ranges, answer.dma_avail if has_limit else None)
+        limit = None if self.is_iommufd else answer.dma_avail  # iommufd always reports 2^32 - 1
+        return IommuInfo(answer.page_sizes, ranges, limit)
 
     def unmap_all(self) -> int:
         """Remove all mappings, and return the number of bytes that were mapped."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from vfiotool._shim import ffi, lib
-from vfiotool.errors import ClosedError, KernelError, VfioToolError
+from vfiotool.errors import ClosedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.vfio.handle import checked
 from vfiotool.vfio.mmio.access import Guard, RegionAccess, guarded
 
@@ -47,6 +47,7 @@ class Mmio:
     __slots__ = (
         "__weakref__",
         "_asleep",
+        "_export",
         "_file_offset",
         "_guards",
         "_memory",
@@ -62,6 +63,7 @@ class Mmio:
         self._memory = memory
         self._guards: list[Guard] = []
         self._asleep = ("", "")
+        self._export: Callable[[int, int], int] | None = None
         self._why_closed = ""
         self.name = name
 
@@ -108,6 +110,26 @@ class Mmio:
         if self.closed:
             raise self._closed_error()
         return self._window.base
+
+    def export_by(self, export: Callable[[int, int], int]) -> None:
+        """Set the function behind ``dma_buf``."""
+        self._export = export
+
+    def dma_buf(self, offset: int, size: int) -> int:
+        """Return the descriptor of a new dma-buf of whole pages, which the caller closes.
+
+        Raises:
+            UnsupportedError: this kernel, or the driver of the device, exports no registers.
+            KernelError: the kernel's errno.
+            ClosedError: the window is closed, or its device.
+        """
+        if self.closed:
+            raise self._closed_error()
+        if self._export is None:
+            raise UnsupportedError(
+                f"{self.name} cannot be exported as a dma-buf", hint="map a region's window"
+            )
+        return self._export(offset, size)
 
     @property
     def closed(self) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vfiotool.errors import ClosedError
 from vfiotool.vfio.device_file import DeviceFile
+from vfiotool.vfio.dma_buf import export_dma_buf
 from vfiotool.vfio.info import MmapArea, RegionInfo
 from vfiotool.vfio.mmio.access import Guard, RegionAccess, guarded
 from vfiotool.vfio.mmio.mmio import Mmio
@@ -109,6 +113,7 @@ class Region:
         window.name = f"{self.name} from {offset:#x} on" if offset else self.name
         for guard in self._guards:
             window.guard(guard.moved(offset))
+        window.export_by(partial(_export, weakref.ref(self._file), self.index, offset))
         return window
 
     def _require_mappable(self, access: RegionAccess) -> None:
@@ -161,6 +166,14 @@ class Region:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}, {self.size:#x} bytes>"
+
+
+def _export(opened: weakref.ref[DeviceFile], index: int, start: int, offset: int, size: int) -> int:
+    """Export a part of a region. A window does not keep its device open: see ``Handle``."""
+    file = opened()
+    if file is None:
+        raise ClosedError("the device is closed", hint="open it again")
+    return export_dma_buf(file, index, start + offset, size)
 
 
 def _merged(areas: Iterable[MmapArea]) -> tuple[MmapArea, ...]:

@@ -38,6 +38,7 @@ __all__ = [
     "vfio_device_bind_iommufd",
     "vfio_device_detach_iommufd_pt",
     "vfio_device_feature",
+    "vfio_device_feature_dma_buf",
     "vfio_device_info",
     "vfio_device_info_cap_pci_atomic_comp",
     "vfio_device_low_power_entry_with_wakeup",
@@ -55,6 +56,7 @@ __all__ = [
     "vfio_pci_dependent_device",
     "vfio_pci_hot_reset",
     "vfio_pci_hot_reset_info",
+    "vfio_region_dma_range",
     "vfio_region_info",
     "vfio_region_info_cap_sparse_mmap",
     "vfio_region_info_cap_type",
@@ -460,6 +462,23 @@ class vfio_device_low_power_entry_with_wakeup(Structure):
     """LOW_POWER_ENTRY_WITH_WAKEUP (since 6.1): ``wakeup_eventfd`` is signalled when the device wakes."""
 
     _fields_ = (("wakeup_eventfd", c_int32), ("reserved", c_uint32))
+
+
+class vfio_region_dma_range(Structure):
+    """A part of a region; bytes from the region's start."""
+
+    _fields_ = (("offset", c_uint64), ("length", c_uint64))
+
+
+class vfio_device_feature_dma_buf(Structure):
+    """DMA_BUF (since 6.19); ``nr_ranges`` ranges follow. The ioctl returns the descriptor."""
+
+    _fields_ = (
+        ("region_index", c_uint32),
+        ("open_flags", c_uint32),
+        ("flags", c_uint32),
+        ("nr_ranges", c_uint32),
+    )
 
 
 class vfio_device_bind_iommufd(Structure):
