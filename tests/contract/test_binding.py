@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -220,8 +221,14 @@ def test_blocked_unbind_names_its_holder_and_completes_after_its_release(bench: 
         pending = bench.device(E1000E)
         assert (pending.driver, pending.blocked) == (None, True)
         assert pid in [holder.pid for holder in bench.group_of(E1000E).holders]
-        with pytest.raises(BlockedError, match="is pending"):
+        with pytest.raises(
+            BlockedError, match=f"a change of {E1000E} is pending: held by pid {pid} "
+        ) as later:
             bench.binding().restore(wanted)
+        if bench.machine.tree.is_live:
+            assert re.search(
+                r"the write waits for \d+ s in \w+\(\), called by .*vfio_pci_remove\(\)", str(later.value)
+            )
         assert bench.binding().recorded() == wanted[::-1]
     assert not events.missing({("unbind", E1000E)}, 30)
     assert not bench.device(E1000E).blocked

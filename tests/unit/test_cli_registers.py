@@ -224,7 +224,7 @@ def test_a_pending_unbind_is_named(vfiotool: Run, host: FakeHost) -> None:
     assert vfiotool("unbind", EDU, "--allow-held", "--timeout", "1").status == 5
     result = vfiotool("peek", EDU, "bar0", "0")
     assert result.status == 5
-    assert f"error: an unbind of {EDU} is pending" in result.stderr
+    assert f"error: a change of {EDU} is pending: held by pid 77 (qemu), fd 3 on /dev/vfio/5" in result.stderr
 
 
 def test_verbs_that_open_devices_refuse_a_sysroot(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from vfiotool.binding.machine import MachineControl, UeventListener
 from vfiotool.binding.plan import Plan
@@ -26,13 +26,12 @@ from vfiotool.binding.steps import (
     steps_between,
     without_autoprobe,
 )
-from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
+from vfiotool.binding.waiting import timed_out
+from vfiotool.errors import BindError, KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path, parse_override
 from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
-from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
-from vfiotool.host.pending_unbinds import waiting_place
+from vfiotool.host.holders import find_holders
 from vfiotool.host.usage.openers import is_group_open
 from vfiotool.util.signals import TERMINAL_SIGNALS
 
@@ -85,7 +84,9 @@ class PlanWriter:
                 except TimeoutError:
                     del touched[step.address]
                     state = self._roll_back(events, plan, touched, context.era)
-                    raise self._blocked(step, _group_holders(context, step.address), state) from None
+                    raise timed_out(
+                        self._tree, self._state_dir, step, context, seconds=self._timeout, state=state
+                    ) from None
                 except VfioToolError as error:
                     state = self._roll_back(events, plan, touched, context.era)
                     raise _failed(step, error, state) from error
@@ -199,46 +200,9 @@ class PlanWriter:
                     failures.append(f"{address} could not be rolled back ({error}): see 'vfiotool recover'")
         return "; ".join(failures) or "all devices are as they were before"
 
-    def _blocked(self, step: Step, group_holders: Sequence[Holder], state: str) -> BlockedError:
-        """Return the error for a write that did not return: who holds the device, as far as that is known."""
-        change = "release it"
-        if isinstance(step, SetVfCount | BindDriver):
-            change = "bind it" if isinstance(step, BindDriver) else "create or remove its VFs"
-        names, cause, remedy = self._why_blocked(step, group_holders)
-        place = waiting_place(self._tree, self._state_dir, step.address)
-        waits = f"; the write waits in {place}()" if place else ""
-        return BlockedError(
-            f"{step.address}: its driver did not {change} within {self._timeout:g} s; {cause}{waits}",
-            holders=names,
-            hint=f"{remedy}, then run 'vfiotool recover', which finishes what is pending. "
-            f"Other devices: {state}",
-        )
-
-    def _why_blocked(self, step: Step, group_holders: Sequence[Holder]) -> tuple[list[str], str, str]:
-        """Return the holders of the group, or else of any device's descriptor; the cause, and the remedy.
-
-        VFIO waits for who has the device open. Why a host driver waits, only that driver knows.
-        """
-        if isinstance(step, BindDriver):
-            return [], f"{step.driver} has not finished its probe", "wait until it has"
-        if isinstance(step, UnbindDriver) and not is_vfio_driver(step.driver):
-            return [], f"{step.driver} has not finished its removal", "stop what uses the device"
-        holders = group_holders or find_holders(self._tree).get(DEVICE_DESCRIPTOR, ())
-        names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
-        if names:
-            return names, f"held by {'; '.join(names)}", "end that process"
-        if isinstance(step, SetVfCount):
-            return [], "no process that holds a VF can be seen", "wait until the VFs are there or gone"
-        return [], "no process that holds it can be seen from here", "end the process that holds it"
-
 
 def _named(events: Iterable[DeviceUevent]) -> str:
     return ", ".join(f"'{action}' of {address}" for action, address in sorted(events))
-
-
-def _group_holders(context: PlanContext, address: str) -> Sequence[Holder]:
-    group = context.group_of(address) if address in context.devices else None
-    return () if group is None else group.holders
 
 
 @contextlib.contextmanager

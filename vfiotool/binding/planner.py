@@ -11,6 +11,7 @@ from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import removed_vfs, unbound, with_vf_events
 from vfiotool.binding.steps import GrantOwner
+from vfiotool.binding.waiting import nodes_of, still_pending
 from vfiotool.errors import BlockedError
 from vfiotool.host.attributes import addresses as all_addresses
 from vfiotool.host.device_state import DeviceState, read_states
@@ -78,24 +79,12 @@ class Planner:
         context = read_plan_context(self._tree, devices, addresses, allowed=allowed)
         for address in addresses:
             if context.devices[address].blocked:
-                raise pending_unbind(context, address)
+                raise self.pending(context, address)
         try:
             return context, read_states(self._tree, addresses)
         except TimeoutError as error:
-            raise pending_unbind(context, error.filename) from None
+            raise self.pending(context, error.filename) from None
 
-
-def pending_unbind(context: PlanContext, address: str) -> BlockedError:
-    """Return the error for a device whose unbind is pending.
-
-    The state of that device cannot be read, so it could not be recorded, and a write to it would block.
-    """
-    group = context.group_of(address)
-    names = [holder.process for holder in (group.holders if group else ())]
-    waits_for = f"its driver waits for {', '.join(names)} to release it" if names else "it has not returned"
-    remedy = "end the process that holds the device" if names else "stop what uses the device"
-    return BlockedError(
-        f"an unbind of {address} is pending: {waits_for}",
-        holders=names,
-        hint=f"{remedy}, then run 'vfiotool recover'",
-    )
+    def pending(self, context: PlanContext, address: str) -> BlockedError:
+        """Return the error for a device to which a write has not returned."""
+        return still_pending(self._tree, self._state_dir, address, nodes_of(context, [address]))

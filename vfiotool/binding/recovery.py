@@ -10,7 +10,7 @@ from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import EMPTY_PLAN, Plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.plan_writer import PlanWriter
-from vfiotool.binding.planner import Planner, pending_unbind
+from vfiotool.binding.planner import Planner
 from vfiotool.binding.state_dir import remove_own
 from vfiotool.binding.steps import without_autoprobe
 from vfiotool.binding.transaction_log import UnfinishedTransaction, read_unfinished
@@ -147,4 +147,4 @@ class Recovery:
         for address in {*transaction.addresses, *(vf for pf in pfs for vf in pf.vfs)}:
             if not self._machine.await_writer(address, self._timeout):
                 context = read_plan_context(self._tree, self._planner.devices(), [address])
-                raise pending_unbind(context, address)
+                raise self._planner.pending(context, address)

@@ -9,7 +9,7 @@ from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.groups import GROUPS, is_vfio_driver
-from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
+from vfiotool.host.holders import Holder, find_device_holders
 from vfiotool.host.pending_unbinds import blocked_addresses
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
@@ -59,20 +59,19 @@ def open_selected(settings: Settings, address: str, mode: str, vf_token: uuid.UU
     try:
         return open_device(address, iommu=mode, vf_token=vf_token)
     except KernelError as error:
-        holders = _holders(tree, address, error) if error.errno in _TAKEN else ()
-        if not holders:
+        if error.errno not in _TAKEN:
             raise
-        raise _held(address, holders) from error
+        certain, possible = find_device_holders(tree, [address], _nodes(tree, address))
+        if certain or (possible and error.errno == errno.EBUSY):
+            raise _held(address, certain or possible, is_certain=bool(certain)) from error
+        raise
 
 
 def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
     if address in blocked_addresses(tree, state_dir):
-        holders = find_holders(tree).get(DEVICE_DESCRIPTOR, ())
-        return BlockedError(
-            f"an unbind of {address} is pending: its driver waits for a process to release it",
-            holders=[holder.process for holder in holders],
-            hint="end the process that holds the device, then run 'vfiotool recover'",
-        )
+        from vfiotool.binding.waiting import still_pending
+
+        return still_pending(tree, state_dir, address, _nodes(tree, address))
     driver = tree.find_link(f"{device_path(address)}/driver")
     where = "on no driver" if driver is None else f"on {driver}"
     return VfioToolError(
@@ -81,22 +80,20 @@ def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
     )
 
 
-def _held(address: str, holders: Sequence[Holder]) -> BlockedError:
-    names = [f"{holder.process}, fd {holder.fd} on {holder.node}" for holder in holders]
-    return BlockedError(
-        f"{address} is in use: held by {'; '.join(names)}", holders=names, hint="end that process first"
-    )
+def _held(address: str, holders: Sequence[Holder], *, is_certain: bool) -> BlockedError:
+    lines = [holder.described for holder in holders]
+    named = "; ".join(lines)
+    cause = f"held by {named}" if is_certain else f"a VFIO device, which may be this one, is open in {named}"
+    hint = "end that process first" if is_certain else "end the process that holds it first"
+    return BlockedError(f"{address} is in use: {cause}", holders=lines, hint=hint)
 
 
-def _holders(tree: Tree, address: str, error: KernelError) -> Sequence[Holder]:
-    """Return the holders of the group's nodes or, if there are none and the errno is EBUSY, of any device."""
+def _nodes(tree: Tree, address: str) -> list[str]:
+    """Return the nodes of a device's group, and of all devices in the group."""
     from vfiotool.vfio.nodes import cdev_of, group_node
 
     group = find_group(tree, address)
     if group is None:
-        return ()
-    members = tree.find_names(f"{GROUPS}/{group}/devices")
-    found = find_holders(tree)
-    nodes = [group_node(group), *(cdev_of(member) for member in members)]
-    holders = [holder for node in nodes if node is not None for holder in found.get(node, ())]
-    return holders or (found.get(DEVICE_DESCRIPTOR, ()) if error.errno == errno.EBUSY else ())
+        return []
+    cdevs = [cdev_of(member) for member in tree.find_names(f"{GROUPS}/{group}/devices")]
+    return [group_node(group), *(cdev for cdev in cdevs if cdev is not None)]

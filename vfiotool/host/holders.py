@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from vfiotool.host.tree import Tree
@@ -30,6 +30,11 @@ class Holder:
         """The process as text for the user: ``pid 12 (qemu)``."""
         return f"pid {self.pid} ({self.comm})"
 
+    @property
+    def described(self) -> str:
+        """The process and its descriptor as text for the user: ``pid 12 (qemu), fd 3 on /dev/vfio/5``."""
+        return f"{self.process}, fd {self.fd} on {self.node}"
+
 
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
     """Return the holders of group nodes, device nodes and device descriptors, by node.
@@ -46,6 +51,38 @@ def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
             for holder in _open_nodes(tree, int(name)):
                 found.setdefault(holder.node, []).append(holder)
     return {node: tuple(holders) for node, holders in found.items()}
+
+
+def find_device_holders(
+    tree: Tree, addresses: Collection[str], nodes: Collection[str]
+) -> tuple[tuple[Holder, ...], tuple[Holder, ...]]:
+    """Return who holds these devices, and who may hold them; ``nodes`` are those of the devices and groups.
+
+    Before Linux 6.18 a descriptor that a group returned does not name its device: then its process may hold
+    any. Without root, only the caller's own processes are found.
+
+    Source: "VFIO Device files" in Documentation/filesystems/proc.rst.
+    """
+    found = find_holders(tree)
+    certain = [holder for node in nodes for holder in found.get(node, ())]
+    possible = []
+    for holder in found.get(DEVICE_DESCRIPTOR, ()):
+        device = _device_of(tree, holder)
+        if device in addresses:
+            certain.append(holder)
+        elif device is None:
+            possible.append(holder)
+    return tuple(certain), tuple(possible)
+
+
+def _device_of(tree: Tree, holder: Holder) -> str | None:
+    """Return the address of the device behind a descriptor, or None if the kernel does not say it."""
+    with contextlib.suppress(OSError):
+        for line in tree.read(f"/proc/{holder.pid}/fdinfo/{holder.fd}").splitlines():
+            name, _, path = line.partition(":")
+            if name == "vfio-device-syspath":
+                return path.strip().rpartition("/")[2]
+    return None
 
 
 def _open_nodes(tree: Tree, pid: int) -> list[Holder]:

@@ -6,11 +6,18 @@ link and the group's node are already gone, so the device looks free.
 
 from __future__ import annotations
 
+import os
+import re
+
 from vfiotool.host.tree import Tree
 
 STATE_DIR = "/run/vfiotool"
 
 _MOST_DIGITS = 10
+_MOST_FUNCTIONS = 6
+_FUNCTION = re.compile(r"[\w.]+")
+# Every write to a driver or to VFs comes through these functions: those above them say nothing.
+_ENTRIES = ("pci_device_remove", "local_pci_probe", "sriov_numvfs_store")
 
 
 def pending_dir(state_dir: str) -> str:
@@ -38,16 +45,35 @@ def pending_writer(tree: Tree, state_dir: str, address: str) -> int | None:
     return int(pid) if is_alive else None
 
 
-def waiting_place(tree: Tree, state_dir: str, address: str) -> str:
-    """Return the function of the kernel in which the pending write to a device waits.
+def waiting_functions(tree: Tree, state_dir: str, address: str) -> tuple[str, ...]:
+    """Return the functions of the kernel in which the pending write to a device waits, the innermost first.
 
-    The text is empty if no write is pending, or this user may not read the stack of the process.
+    Those of the device's driver are among them. Empty if no write is pending; only the innermost is known
+    if this user may not read the stack of the process.
     """
     from vfiotool.util.tasks import read_task  # here, because a listing imports this module
 
     pid = pending_writer(tree, state_dir, address)
     task = None if pid is None else read_task(pid, proc=tree.path("/proc"))
-    return "" if task is None else task.place.partition("+")[0]
+    if task is None:
+        return ()
+    functions: list[str] = []
+    for frame in task.stack or (task.wchan,):
+        found = _FUNCTION.match(frame)
+        if found is None or found[0] in _ENTRIES or len(functions) == _MOST_FUNCTIONS:
+            break
+        functions.append(found[0])
+    return tuple(functions)
+
+
+def waiting_seconds(tree: Tree, state_dir: str, address: str) -> float | None:
+    """Return for how long the write to a device has been pending, or None if no write is pending."""
+    pid = pending_writer(tree, state_dir, address)
+    started = None if pid is None else process_start(tree, pid)
+    uptime = (tree.find("/proc/uptime") or "").partition(" ")[0]
+    if started is None or not started.isdecimal() or not uptime.replace(".", "", 1).isdecimal():
+        return None
+    return max(0.0, float(uptime) - int(started) / os.sysconf("SC_CLK_TCK"))
 
 
 def process_start(tree: Tree, pid: int) -> str | None:
