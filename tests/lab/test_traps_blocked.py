@@ -39,6 +39,8 @@ from tests.support.guest import (
     prompt_looks,
     to_vfio,
 )
+from vfiotool.host.holders import find_device_holders
+from vfiotool.host.tree import Tree
 from vfiotool.vfio import Container, Group, IommuType, KernelDeviceFile
 from vfiotool.vfio.uapi import DeviceIoctl, IrqSetFlags, PciIrq, vfio_irq_set
 
@@ -83,6 +85,15 @@ def blocked(edu: GroupDevice) -> Iterator[Program]:
     yield writer
     edu.close()
     writer.wait(30)
+
+
+def test_a_descriptor_without_its_group_names_its_device_since_6_18(edu: GroupDevice, bound: int) -> None:
+    """Before, its process may hold any device: vfiotool must not say that it holds this one."""
+    edu.group.close()
+    found = find_device_holders(Tree(), [EDU], [f"/dev/vfio/{bound}"])
+    certain, possible = ({(holder.pid, holder.fd) for holder in holders} for holders in found)
+    own = (os.getpid(), edu.file.fileno())
+    assert (own in certain, own in possible) == (RELEASE >= (6, 18), RELEASE < (6, 18))
 
 
 # Trap 4: the unbind waits, whatever it is sent, and does not look as if it did.
