@@ -48,7 +48,7 @@ def open_selected(settings: Settings, address: str, mode: str, vf_token: uuid.UU
 
     Raises:
         VfioToolError: the device is not on a VFIO driver.
-        BlockedError: another process holds the device, or an unbind of the device is pending.
+        BlockedError: another process holds the device, or a change of the device is pending.
         VfioToolError: any error of ``open_device``.
     """
     from vfiotool.vfio.device import open_device
