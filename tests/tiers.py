@@ -89,7 +89,7 @@ BETWEEN_KERNELS = (
 )
 # The oldest kernel has other rules, so these may differ too.
 OLDEST = (
-    *BETWEEN_KERNELS,
+    KERNEL_LOG,
     "tests/contract/test_locking.py",
     "tests/contract/test_recovery.py",
     "tests/contract/test_sriov.py",
@@ -97,6 +97,19 @@ OLDEST = (
     "tests/lab/test_refusals.py",
     "tests/lab/test_sriov.py",
     "tests/lab/test_stress_operations.py",
+)
+# The tests of the lab in two guests of like length.
+LAB_STRESS = (
+    *_files("tests/lab/test_stress*.py"),
+    "tests/lab/test_cycles.py",
+    "tests/lab/test_model.py",
+    "tests/lab/test_rules.py",
+    KERNEL_LOG,
+)
+LAB_REST = tuple(
+    file
+    for file in _files("tests/lab/test_*.py")
+    if file not in LAB_STRESS[:-1] and "needs_guest" in (ROOT / file).read_text(encoding="utf-8")
 )
 IGB = Guest(
     REFERENCE,
@@ -108,8 +121,8 @@ IGB = Guest(
 
 # Longest first: two guests run at a time.
 FULL = (
-    Guest(REFERENCE, "default", ("tests/lab",), part="lab"),
-    Guest("5.10", "default", OLDEST),
+    Guest(REFERENCE, "default", LAB_STRESS, part="stress"),
+    Guest(REFERENCE, "default", LAB_REST, part="lab"),
     Guest(
         "debug",
         "default",
@@ -122,8 +135,10 @@ FULL = (
         ),
     ),
     Guest(REFERENCE, "default", CONTRACT, part="contract"),
+    Guest("5.10", "default", BETWEEN_KERNELS),
     Guest("6.1", "default", BETWEEN_KERNELS),
     Guest("7", "default", BETWEEN_KERNELS),
+    Guest("5.10", "default", OLDEST, part="oldest"),
     Guest("debug", "none", ("tests/lab/test_noiommu.py",)),
     Guest(REFERENCE, "amd", SEE_AND_BIND),
     Guest(REFERENCE, "virtio-iommu", SEE_AND_BIND),
