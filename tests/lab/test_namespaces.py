@@ -115,6 +115,7 @@ def shown() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.full
 @ways
 def test_an_idle_interface_of_the_machine_goes_if_it_can_be_seen(interface: str, way: str) -> None:
     if way in SEES_ALL or way == "own processes":
@@ -135,6 +136,7 @@ def test_an_address_refuses_from_each_namespace(interface: str, way: str) -> Non
         assert "namespace" in found
 
 
+@pytest.mark.full
 @ways
 def test_an_interface_in_a_namespace_with_a_name(interface: str, way: str) -> None:
     with named_namespace("pod"):
@@ -169,6 +171,7 @@ def test_an_interface_in_the_namespace_of_a_process(interface: str) -> None:
         assert (hidden["name"], "only root may" in hidden["detail"]) == ("net", True)
 
 
+@pytest.mark.full
 def test_vfiotool_in_the_namespace_of_the_interface(interface: str) -> None:
     with named_namespace("pod"):
         output("ip", "link", "set", interface, "netns", "pod")
@@ -180,6 +183,7 @@ def test_vfiotool_in_the_namespace_of_the_interface(interface: str) -> None:
     await_("it is back", lambda: os.path.exists(f"/sys/class/net/{interface}"))
 
 
+@pytest.mark.full
 def test_a_namespace_without_a_process_and_a_name(interface: str) -> None:
     """A descriptor alone keeps the namespace."""
     with namespace_of_a_process() as pid:
@@ -212,6 +216,7 @@ def sniffer(interface: str, *inside: str) -> Iterator[int]:
         process.communicate()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", SEES_ALL)
 def test_a_sniffer_refuses_from_each_namespace(interface: str, way: str) -> None:
     output("ip", "link", "set", interface, "up")
@@ -255,6 +260,7 @@ def test_an_open_node_refuses_from_each_namespace(way: str) -> None:
         process.communicate()
 
 
+@pytest.mark.full
 @ways
 @pytest.mark.parametrize("kind", ["ptp", "nvme-generic"])
 def test_an_open_node_of_another_class_refuses(way: str, kind: str) -> None:
@@ -298,6 +304,7 @@ def test_a_mount_refuses_from_each_namespace(way: str, tmp_path: Path) -> None:
         settle()
 
 
+@pytest.mark.full
 def test_a_mount_table_and_a_node_out_of_sight(tmp_path: Path) -> None:
     """A container that sees neither the machine's mounts nor its nodes, nor udev's database."""
     (tmp_path / "empty").mkdir()
@@ -312,6 +319,7 @@ def test_a_mount_table_and_a_node_out_of_sight(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.full
 @ways
 def test_a_held_device_refuses_from_each_namespace(way: str) -> None:
     done("bind", EDU)
