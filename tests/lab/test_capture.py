@@ -177,9 +177,7 @@ def test_no_secret_is_captured(machine: Captured) -> None:
 def test_no_serial_number_and_no_mac_is_captured(machine: Captured) -> None:
     """A network card derives the serial number in configuration space from its MAC address."""
     serials = [bytes.fromhex(one.replace("-", ""))[::-1] for one in _SERIAL.findall(output("lspci", "-vvv"))]
-    macs = [
-        Path(f"/sys/class/net/{name}/address").read_text().strip() for name in os.listdir("/sys/class/net")
-    ]
+    macs = [file.read_text().strip() for file in Path("/sys/class/net").glob("*/address")]
     macs.remove("00:00:00:00:00:00")
     assert serials
     assert macs
