@@ -6,6 +6,7 @@ library alone. The comment of each constant names the kernel's header.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -102,8 +103,9 @@ class GroupFds:
 
     def open_cdev(self, device: str) -> int:
         """Open a device's own node."""
-        name = os.listdir(f"{DEVICES}/{device}/vfio-dev")[0]
-        return self.open_node(f"cdev {device}", f"/dev/vfio/devices/{name}")
+        for name in os.listdir(f"{DEVICES}/{device}/vfio-dev"):
+            return self.open_node(f"cdev {device}", f"/dev/vfio/devices/{name}")
+        raise FileNotFoundError(errno.ENOENT, "the device has no node of its own")
 
     def close_cdev(self, device: str) -> int:
         """Close a device's own node."""
