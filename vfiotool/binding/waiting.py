@@ -7,13 +7,13 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.steps import BindDriver, DeviceStep, SetVfCount, UnbindDriver
 from vfiotool.errors import BlockedError
 from vfiotool.host.groups import is_vfio_driver
-from vfiotool.host.holders import Holder, find_device_holders
+from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import waiting_functions, waiting_seconds
 from vfiotool.host.tree import Tree
 
@@ -45,14 +45,14 @@ def still_pending(tree: Tree, state_dir: str, address: str, nodes: Collection[st
 
     Its state cannot be read, so it could not be recorded, and a further write would block.
     """
-    lines, cause, remedy = _held(tree, [address], nodes)
+    held = find_device_holders(tree, [address], nodes)
     waited, place = waiting_seconds(tree, state_dir, address), _place(tree, state_dir, address)
     since = "" if waited is None else f" for {_duration(waited)}"
     waits = f"; the write waits{since}{' ' + place if place else ''}" if since or place else ""
     return BlockedError(
-        f"a change of {address} is pending: {cause or 'the kernel has not finished it'}{waits}",
-        holders=lines,
-        hint=f"{remedy or 'stop what uses the device, or wait'}, then run 'vfiotool recover'",
+        f"a change of {address} is pending: {held.cause or 'the kernel has not finished it'}{waits}",
+        holders=held.lines,
+        hint=f"{held.remedy or 'stop what uses the device, or wait'}, then run 'vfiotool recover'",
     )
 
 
@@ -79,35 +79,12 @@ def _why(tree: Tree, step: DeviceStep, context: PlanContext) -> tuple[list[str],
     addresses = [step.address]
     if isinstance(step, SetVfCount):
         addresses += context.devices[step.address].vfs
-    lines, cause, remedy = _held(tree, addresses, nodes_of(context, addresses))
+    held = find_device_holders(tree, addresses, nodes_of(context, addresses))
+    if held.cause:
+        return held.lines, held.cause, held.remedy
     if isinstance(step, SetVfCount):
-        return (
-            lines,
-            cause or "no process that holds a VF can be seen",
-            remedy or "wait until the VFs are there or gone",
-        )
-    return (
-        lines,
-        cause or "no process that holds it can be seen from here",
-        remedy or "end the process that holds it",
-    )
-
-
-def _held(tree: Tree, addresses: Collection[str], nodes: Collection[str]) -> tuple[list[str], str, str]:
-    """Return a line for each process that holds devices through VFIO, or may; the cause, and the remedy."""
-    certain, possible = find_device_holders(tree, addresses, nodes)
-    if certain:
-        lines = _lines(certain)
-        return lines, f"held by {'; '.join(lines)}", "end that process"
-    lines = _lines(possible)
-    if lines:
-        cause = f"a VFIO device, which may be this one, is open in {'; '.join(lines)}"
-        return lines, cause, "end the process that holds it"
-    return [], "", ""
-
-
-def _lines(holders: Sequence[Holder]) -> list[str]:
-    return [holder.described for holder in holders]
+        return [], "no process that holds a VF can be seen", "wait until the VFs are there or gone"
+    return [], "no process that holds it can be seen from here", "end the process that holds it"
 
 
 def _opened(context: PlanContext, address: str) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.groups import GROUPS, is_vfio_driver
-from vfiotool.host.holders import Holder, find_device_holders
+from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import blocked_addresses
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
@@ -61,9 +60,11 @@ def open_selected(settings: Settings, address: str, mode: str, vf_token: uuid.UU
     except KernelError as error:
         if error.errno not in _TAKEN:
             raise
-        certain, possible = find_device_holders(tree, [address], _nodes(tree, address))
-        if certain or (possible and error.errno == errno.EBUSY):
-            raise _held(address, certain or possible, is_certain=bool(certain)) from error
+        held = find_device_holders(tree, [address], _nodes(tree, address))
+        if held.certain or (held.possible and error.errno == errno.EBUSY):
+            raise BlockedError(
+                f"{address} is in use: {held.cause}", holders=held.lines, hint=f"{held.remedy} first"
+            ) from error
         raise
 
 
@@ -78,14 +79,6 @@ def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
         f"{address} is {where}, and only a device on a VFIO driver can be opened",
         hint=f"bind it with 'vfiotool bind {address}'; 'vfiotool restore {address}' restores its driver",
     )
-
-
-def _held(address: str, holders: Sequence[Holder], *, is_certain: bool) -> BlockedError:
-    lines = [holder.described for holder in holders]
-    named = "; ".join(lines)
-    cause = f"held by {named}" if is_certain else f"a VFIO device, which may be this one, is open in {named}"
-    hint = "end that process first" if is_certain else "end the process that holds it first"
-    return BlockedError(f"{address} is in use: {cause}", holders=lines, hint=hint)
 
 
 def _nodes(tree: Tree, address: str) -> list[str]:

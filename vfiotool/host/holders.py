@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfiotool.host.tree import Tree
 
@@ -36,6 +37,34 @@ class Holder:
         return f"{self.process}, fd {self.fd} on {self.node}"
 
 
+class DeviceHolders(NamedTuple):
+    """Who holds devices through VFIO: ``certain`` are known to, ``possible`` hold some device."""
+
+    certain: tuple[Holder, ...]
+    possible: tuple[Holder, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each holder, or if none is certain, for each possible holder."""
+        return [holder.described for holder in self.certain or self.possible]
+
+    @property
+    def cause(self) -> str:
+        """Why the devices are not free, as text for the user; empty if there are no holders."""
+        if self.certain:
+            return f"held by {'; '.join(self.lines)}"
+        if self.possible:
+            return f"a VFIO device, which may be this one, is open in {'; '.join(self.lines)}"
+        return ""
+
+    @property
+    def remedy(self) -> str:
+        """What frees the devices, as text for the user; empty if there are no holders."""
+        if self.certain:
+            return "end that process"
+        return "end the process that holds it" if self.possible else ""
+
+
 def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
     """Return the holders of group nodes, device nodes and device descriptors, by node.
 
@@ -53,9 +82,7 @@ def find_holders(tree: Tree) -> Mapping[str, tuple[Holder, ...]]:
     return {node: tuple(holders) for node, holders in found.items()}
 
 
-def find_device_holders(
-    tree: Tree, addresses: Collection[str], nodes: Collection[str]
-) -> tuple[tuple[Holder, ...], tuple[Holder, ...]]:
+def find_device_holders(tree: Tree, addresses: Collection[str], nodes: Collection[str]) -> DeviceHolders:
     """Return who holds these devices, and who may hold them; ``nodes`` are those of the devices and groups.
 
     Before Linux 6.18 a descriptor that a group returned does not name its device: then its process may hold
@@ -72,7 +99,7 @@ def find_device_holders(
             certain.append(holder)
         elif device is None:
             possible.append(holder)
-    return tuple(certain), tuple(possible)
+    return DeviceHolders(tuple(certain), tuple(possible))
 
 
 def _device_of(tree: Tree, holder: Holder) -> str | None:
