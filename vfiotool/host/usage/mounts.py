@@ -11,7 +11,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.host.usage.claim import Claim, some
 
 # This process may be in another mount namespace than init, whose mounts are the machine's.
-_MOUNTINFO = ("/proc/self/mountinfo", "/proc/1/mountinfo")
+_PROCESSES = ("self", "1")
 _BTRFS = "/sys/fs/btrfs"
 _ROOTS = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -19,9 +19,15 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount: the file system's device number (``8:1``), its type and source, and where it is mounted."""
+    """A mount: the file system's device number (``8:1``), its type and source, and where it is mounted.
 
+    ``root`` is the part of the file system that is mounted. ``process`` is the folder in ``/proc`` of a
+    process that sees the mount.
+    """
+
+    process: str
     number: str
+    root: str
     point: str
     kind: str
     source: str
@@ -49,18 +55,19 @@ def mount_points(tree: Tree) -> Mapping[str, tuple[str, ...]]:
 def swaps(tree: Tree) -> frozenset[str]:
     """Return the names of the block devices with active swap (``/proc/swaps``)."""
     lines = (tree.find("/proc/swaps") or "").splitlines()[1:]
-    return frozenset(unescape(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
+    return frozenset(_decode(line.split(None, 1)[0]).removeprefix("/dev/") for line in lines if line.strip())
 
 
 def mounts(tree: Tree) -> Iterator[Mount]:
     """Yield each mount that this process or pid 1 sees."""
-    for path in _MOUNTINFO:
+    for process in _PROCESSES:
         with contextlib.suppress(PermissionError):
-            for line in (tree.find(path) or "").splitlines():
+            for line in (tree.find(f"/proc/{process}/mountinfo") or "").splitlines():
                 first, _, last = line.partition(" - ")
                 fields, sources = first.split(" "), last.split(" ")
                 if len(fields) > 4 and len(sources) > 1:
-                    yield Mount(fields[2], unescape(fields[4]), sources[0], unescape(sources[1]))
+                    number, root, point, kind, source = *fields[2:5], *sources[:2]
+                    yield Mount(process, number, _decode(root), _decode(point), kind, _decode(source))
 
 
 def mount_claims(points: Iterable[str], through: str = "") -> Iterator[Claim]:
@@ -88,6 +95,6 @@ def _btrfs_siblings(tree: Tree) -> Mapping[str, tuple[str, ...]]:
     return {name: group for group in groups for name in group}
 
 
-def unescape(text: str) -> str:
+def _decode(text: str) -> str:
     """Undo the kernel's escapes of blanks (``mangle_path()``)."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8) & 0x7F), text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
-from vfiotool.host.usage.mounts import unescape
+from vfiotool.host.usage.mounts import mounts
 from vfiotool.pci.address import is_full_address
 
 MAY_NOT_INSPECT = "this user may not inspect all processes"
@@ -98,15 +98,11 @@ def _of_init() -> Iterator[tuple[int, str, str]]:
 
 def _mounted(tree: Tree) -> Iterator[tuple[int, str, str]]:
     """Yield the namespaces that are mounted on a file (``nsfs``)."""
-    for process in ("self", "1"):
-        with contextlib.suppress(PermissionError):
-            for line in (tree.find(f"/proc/{process}/mountinfo") or "").splitlines():
-                fields = line.split(" ")
-                namespace = _NETWORK.fullmatch(fields[3]) if len(fields) > 4 else None
-                if namespace is not None:
-                    point = unescape(fields[4])
-                    words = f"the network namespace {os.path.basename(point)}"
-                    yield int(namespace[1]), f"/proc/{process}/root{point}", words
+    for mount in mounts(tree):
+        namespace = _NETWORK.fullmatch(mount.root)
+        if namespace is not None:
+            words = f"the network namespace {os.path.basename(mount.point)}"
+            yield int(namespace[1]), f"/proc/{mount.process}/root{mount.point}", words
 
 
 def _of_processes(tree: Tree) -> Iterator[tuple[int, str, str]]:
