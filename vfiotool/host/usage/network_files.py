@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from vfiotool.host.usage.link_sockets import LISTS
+from vfiotool.host.usage.rtnetlink import open_rtnetlink
 from vfiotool.util.child import start_child
 
 _SECONDS = 2.0
@@ -113,7 +114,7 @@ def _open_files(libc: ctypes.CDLL, path: str, number: int) -> list[int]:
     _check(libc.mount(b"sysfs", _POINT, b"sysfs", _MS_READ_ONLY, None))
     fds = [os.open(_POINT, os.O_RDONLY | os.O_DIRECTORY)]
     _check(libc.umount2(_POINT, _MNT_DETACH))
-    fds.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach())
+    fds.append(open_rtnetlink().detach())
     for name in LISTS:
         with contextlib.suppress(FileNotFoundError):
             fds.append(os.open(f"/proc/self/net/{name}", os.O_RDONLY))
