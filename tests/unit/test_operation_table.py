@@ -81,7 +81,17 @@ def test_no_rule_is_left_of_an_operation_that_is_not_declared() -> None:
 
 def test_no_system_call_is_left_of_an_operation_that_is_not_declared() -> None:
     """What else a group's fds have is used by the operations, or by other functions of scripts."""
-    helpers = {"node_of", "ioas", "last_of", "last", "open_node", "close_last", "close_all", "__init__"}
+    helpers = {
+        "opening_name",
+        "node_of",
+        "ioas",
+        "last_of",
+        "last",
+        "open_node",
+        "close_last",
+        "close_all",
+        "__init__",
+    }
     methods = {name for name, _ in inspect.getmembers(GroupFds, inspect.isfunction)}
     assert methods - helpers == {kind.declaration.script.function for kind in Kind}
 

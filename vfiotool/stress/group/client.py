@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from vfiotool.stress.group.fds import VFIO_DEVICE_BIND_IOMMUFD, VFIO_GROUP_GET_DEVICE_FD, GroupFds
+from vfiotool.stress.group.fds import VFIO_DEVICE_BIND_IOMMUFD, GroupFds
 from vfiotool.stress.groups import STUB, VFIO
 from vfiotool.stress.model.operation import Bound, Operation
 from vfiotool.vfio.group import device_name
@@ -77,15 +77,9 @@ class GroupClient(GroupFds):
             self.opened["iommufd"] = [self._iommufd.fileno()]
         return self._iommufd.ioas
 
-    def get_device_fd(self, device: str) -> int:
-        """Get an fd of a device from the group, by the device's VF token if it has one."""
-        token = self._tokens.get(device)
-        if token is None:
-            return super().get_device_fd(device)
-        name = bytearray(device_name(device, token) + b"\0")
-        fd = fcntl.ioctl(self.last("group"), VFIO_GROUP_GET_DEVICE_FD, name)
-        self.opened.setdefault(f"device {device}", []).append(fd)
-        return 0
+    def opening_name(self, device: str) -> bytes:
+        """Return the name by which the group opens a device: with its VF token if it has one."""
+        return device_name(device, self._tokens.get(device))
 
     def bind_iommufd(self, device: str) -> int:
         """Bind a device to the iommufd, by its VF token if the kernel takes it.

@@ -92,7 +92,7 @@ class GroupFds:
 
     def get_device_fd(self, device: str) -> int:
         """Get an fd of a device from the group."""
-        name = bytearray(device.encode("ascii") + b"\0")
+        name = bytearray(self.opening_name(device) + b"\0")
         fd = fcntl.ioctl(self.last("group"), VFIO_GROUP_GET_DEVICE_FD, name)
         self.opened.setdefault(f"device {device}", []).append(fd)
         return 0
@@ -132,6 +132,10 @@ class GroupFds:
     def unbind(self, device: str) -> int:
         """Unbind a device from its driver."""
         return write(f"{DEVICES}/{device}/driver/unbind", device)
+
+    def opening_name(self, device: str) -> bytes:
+        """Return the name by which the group opens a device."""
+        return device.encode("ascii")
 
     def node_of(self, device: str) -> str:
         """Return the node of a device's group, also after the device was removed."""
