@@ -102,15 +102,13 @@ def _opened(tree: Tree, nodes: Sequence[Node]) -> Mapping[Node, tuple[Claim, ...
         return {}
     openers = find_openers(tree, paths, {number: path for path, number in paths.items() if number})
     unseen = why_processes_are_hidden(tree) or ("" if openers.is_complete else MAY_NOT_INSPECT)
-    found: dict[Node, tuple[Claim, ...]] = {}
-    for node in nodes:
-        if node.path in openers.processes:
-            found[node] = (Claim("opened", f"is open in {some(openers.processes[node.path])}"),)
-        else:
-            found[node] = (Claim("opened", f"may be open in a process out of sight: {unseen}"),) * bool(
-                unseen
-            )
-    return found
+    otherwise = (Claim("opened", f"may be open in a process out of sight: {unseen}"),) if unseen else ()
+    return {
+        node: (Claim("opened", f"is open in {some(openers.processes[node.path])}"),)
+        if node.path in openers.processes
+        else otherwise
+        for node in nodes
+    }
 
 
 def _usage(kind: str, name: str, claims: tuple[Claim, ...], state: str | None) -> Usage:

@@ -114,9 +114,9 @@ def view_through(sysfs: str, link: socket.socket, socket_lists: Iterable[str] = 
 def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | None) -> Iterator[Claim]:
     """Yield the claims on an interface of a namespace; ``remote`` is the address of this SSH connection."""
     net = f"{view.sysfs}/class/net"
-    network, above = view.network, _above(tree, net, name)
+    network, above, is_up = view.network, _above(tree, net, name), _is_up(tree, net, name)
     if network is None:
-        if _is_up(tree, net, name):
+        if is_up:
             yield Claim("network", "is up; its addresses and routes cannot be read")
         network = Network()
     carrying = [one for one in (name, *above) if remote and remote in _hosts(network, one)]
@@ -124,9 +124,9 @@ def interface_claims(tree: Tree, view: NetworkView, name: str, remote: str | Non
         through = "" if carrying[0] == name else f", through {carrying[0]}"
         yield Claim("ssh", f"carries this SSH connection ({remote}){through}")
     addresses = [text for text in network.addresses.get(name, ()) if not _is_link_local(text)]
-    if addresses and _is_up(tree, net, name):
+    if addresses and is_up:
         yield Claim("network", f"is up with {some(addresses)}")
-    if _is_up(tree, net, name):
+    if is_up:
         yield from _socket_claims(tree, view, name)
     if routes := network.routes.get(name):
         yield Claim("route", f"carries the route {some(routes)}")

@@ -43,11 +43,12 @@ def find_openers(tree: Tree, nodes: Collection[str], numbers: Mapping[str, str] 
     found: dict[str, dict[str, None]] = {}
     is_complete = True
     numbers = numbers if numbers and tree.root == "/" else {}
+    names = {os.path.basename(node) for node in nodes}
     for pid in tree.find_names("/proc") if nodes else ():
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
         try:
-            for node in _open_nodes(tree, pid, nodes, numbers):
+            for node in _open_nodes(tree, pid, nodes, names, numbers):
                 comm = tree.read(f"/proc/{pid}/comm")
                 if comm not in _UDEVD:
                     found.setdefault(node, {})[f"pid {pid} ({comm})"] = None
@@ -111,10 +112,11 @@ def _open(node: str, flags: int) -> bytes:
     return _FREE
 
 
-def _open_nodes(tree: Tree, pid: str, nodes: Collection[str], numbers: Mapping[str, str]) -> set[str]:
-    """Return which of these nodes a process has open."""
+def _open_nodes(
+    tree: Tree, pid: str, nodes: Collection[str], names: Collection[str], numbers: Mapping[str, str]
+) -> set[str]:
+    """Return which of these nodes a process has open; ``names`` are their names without folders."""
     folder = f"/proc/{pid}/fd"
-    names = {os.path.basename(node) for node in nodes}
     found = set()
     for fd in tree.names(folder):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
