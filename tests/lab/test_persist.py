@@ -20,7 +20,7 @@ FIRST_BOOT = f"""
 cd /
 folders=$(ls -d etc/udev etc/initramfs-tools etc/dracut.conf.d 2>/dev/null)
 before=$(find $folders | sort)
-{PROGRAM} persist add {OTHER_NVME} >&2 || exit
+{PROGRAM} persist add --owner 1000:107 {OTHER_NVME} >&2 || exit
 tar --create $folders
 {PROGRAM} persist remove {OTHER_NVME} >&2 || exit
 after=$(find $folders | sort)
@@ -66,6 +66,7 @@ def test_a_persisted_device_is_never_probed_by_its_own_driver(tmp_path: Path) ->
     assert probed == {NVME, SUBSYSTEM_NVME}
     (entry,) = checked["entries"]
     assert (entry["path"], entry["bound_to"]) == ("pci0000:00/04.0/00.0/00.0/00.0", "vfio-pci")
+    assert entry["owner"] == {"uid": 1000, "gid": 107}  # and its check compares the nodes with it
     assert all(check["ok"] for check in entry["checks"]), entry["checks"]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import Run
+from vfiotool.binding import ownership
+from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import topology_path
 from vfiotool.binding.persist.check import check
 from vfiotool.binding.persist.entries import add_all, entries, entry_for, present_at, remove_all
@@ -235,7 +237,9 @@ def test_rule_without_an_entry_is_an_error(host: FakeHost, line: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")],
+    [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")]
+    + [("null", owner) for owner in ("1", "{}", "[0]", '{"uid": -1}', '{"uid": true}', '{"uid": 4294967295}')]
+    + [("null", '{"uid": 1, "gid": "8\\", RUN+=\\"x"}')],
 )
 def test_rule_with_another_entry_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
     add(host, NVME)
@@ -263,6 +267,101 @@ def arm(host: FakeHost, entry: PersistEntry) -> None:
 
 def override(host: FakeHost, address: str) -> str:
     return host.tree.read(f"{device_path(address)}/driver_override")
+
+
+OWNER = Owner(1000, 107)
+
+
+def owned(host: FakeHost, entry: PersistEntry, kernel_name: str) -> bool:
+    """Run the command by which udev decides whether a node is given to the entry's owner."""
+    (line,) = [one for one in rule_text(entry).splitlines() if "PROGRAM==" in one]
+    match = re.search(r'PROGRAM=="(.*)", OWNER:="1000", GROUP:="107", MODE:="0660"$', line)
+    assert match
+    shell, option, command = shlex.split(match[1].replace("$$", "$").replace("%k", kernel_name))
+    assert (shell, option) == ("/bin/sh", "-c")
+    command = command.replace("/sys/", f"{host.root}/sys/").replace("/run/", f"{host.root}/run/")
+    return subprocess.run(["/bin/sh", "-c", command], check=False).returncode == 0
+
+
+def test_owner_is_given_the_nodes_of_the_device_alone(host: FakeHost) -> None:
+    entry = entry_for(host.tree, NVME, "vfio-pci", OWNER)
+    add_all(host.tree, [entry])
+    host.put(f"{device_path(NVME)}/vfio-dev/vfio0/dev", "510:0")
+    host.put(f"{device_path(TWIN)}/vfio-dev/vfio1/dev", "510:1")
+    given = [
+        name for name in ("3", "4", "5", "33", "vfio0", "vfio1", "noiommu-3") if owned(host, entry, name)
+    ]
+    assert given == ["3", "vfio0"]
+
+
+def test_owner_follows_the_device_to_another_bus_and_not_other_ids(host: FakeHost) -> None:
+    entry = entry_for(host.tree, NVME, "vfio-pci", OWNER)
+    moved = "0000:42:00.0"
+    move(host, NVME, f"/sys/devices/pci0000:00/0000:00:02.0/{moved}")
+    host.link(f"/sys/kernel/iommu_groups/9/devices/{moved}", f"/sys/devices/pci0000:00/0000:00:02.0/{moved}")
+    assert owned(host, entry, "9")
+    host.put(f"{device_path(moved)}/device", "0x0011")
+    assert not owned(host, entry, "9")
+
+
+def test_owner_of_this_boot_takes_precedence(host: FakeHost) -> None:
+    entry = entry_for(host.tree, NVME, "vfio-pci", OWNER)
+    host.put(ownership.rule_path(NVME), "")
+    assert not owned(host, entry, "3")
+
+
+def test_owner_is_read_back(host: FakeHost) -> None:
+    for owner in (None, Owner(0), Owner(7, 8)):
+        entry = entry_for(host.tree, NVME, "vfio-pci", owner)
+        add_all(host.tree, [entry])
+        assert entries(host.tree) == [entry]
+
+
+def test_rule_of_an_earlier_version_has_no_owner(host: FakeHost) -> None:
+    entry = add(host, NVME)
+    host.put(RULE, host.tree.read(RULE).replace(', "owner": null', ""))
+    assert entries(host.tree) == [entry]
+
+
+def test_group_has_one_owner_over_boots(host: FakeHost) -> None:
+    sister = "0000:00:12.1"
+    host.add_device(sister, vendor=0x8086, device=0x10D3, group=5)
+    add_all(host.tree, [entry_for(host.tree, NIC, "vfio-pci", Owner(7))])
+    before = etc(host)
+    with pytest.raises(VfioToolError, match="a group has one node"):
+        add_all(host.tree, [entry_for(host.tree, sister, "vfio-pci", Owner(8))])
+    assert etc(host) == before
+    add_all(host.tree, [entry_for(host.tree, sister, "vfio-pci", owner) for owner in (None, Owner(7))])
+    add_all(host.tree, [entry_for(host.tree, one, "vfio-pci", Owner(8)) for one in (NIC, sister)])
+    assert {entry.owner for entry in entries(host.tree)} == {Owner(8)}
+
+
+@pytest.mark.parametrize("verb", ["bind --persist", "persist add"])
+def test_owner_is_persisted(vfiotool: Run, host: FakeHost, verb: str) -> None:
+    assert vfiotool(*verb.split(), "--owner", "0:0", NVME).status == 0
+    (entry,) = vfiotool("persist", "list", "--json").document["entries"]
+    assert entry["owner"] == {"uid": 0, "gid": 0}
+    assert "0:0" in vfiotool("persist", "list").stdout
+
+
+def test_dry_run_shows_the_owner(vfiotool: Run, host: FakeHost) -> None:
+    steps = vfiotool("bind", "--dry-run", "--persist", "--owner", "0", "--json", NVME).document["steps"]
+    assert steps[-1]["path"] == RULE
+    assert 'OWNER:="0", GROUP:="0", MODE:="0600"' in steps[-1]["value"]
+
+
+def test_check_compares_the_owner(host: FakeHost) -> None:
+    me = Owner(os.getuid(), os.getgid())
+    entry = entry_for(host.tree, NVME, "vfio-pci", me)
+    add_all(host.tree, [entry])
+    assert verdicts(host, entry)["owner"] is None
+    host.put("/sys/class/vfio/3/dev", "244:0")
+    host.put("/dev/vfio/3", "")
+    for mode, ok in ((0o660, True), (0o600, False), (0o666, False)):
+        os.chmod(host.tree.path("/dev/vfio/3"), mode)
+        assert verdicts(host, entry)["owner"] is ok
+    (failed,) = [one for one in check(host.tree, entry) if one.name == "owner"]
+    assert failed.remedy == f"vfiotool bind --owner {me} {NVME}"
 
 
 def test_first_event_sets_the_override_of_the_device(host: FakeHost) -> None:
@@ -312,7 +411,7 @@ def good(host: FakeHost) -> PersistEntry:
     host.set_driver(NVME, "vfio-pci")
     host.put("/boot/initrd.img-6.12.0", "")
     assert verdicts(host, entry) == dict.fromkeys(
-        ("rule", "device", "driver", "native", "initramfs-hook", "initramfs"), True
+        ("rule", "device", "driver", "owner", "native", "initramfs-hook", "initramfs"), True
     )
     return entry
 
@@ -371,6 +470,7 @@ def test_persist_json_documents(vfiotool: Run, host: FakeHost) -> None:
         "vendor_id": 0x1B36,
         "device_id": 0x10,
         "driver": "vfio-pci",
+        "owner": None,
         "rule": RULE,
         "present_at": NVME,
         "bound_to": "nvme",

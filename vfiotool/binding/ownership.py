@@ -20,6 +20,7 @@ from vfiotool.pci.address import parse_address
 
 RULES_DIR = "/run/udev/rules.d"
 _PREFIX, _SUFFIX = "90-vfiotool-owner-", ".rules"
+_NO_ID = (1 << 32) - 1  # chown(2) takes it as "leave as it is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def revoke(tree: Tree, address: str) -> None:
     with contextlib.suppress(UnsupportedError):  # without udevd no rule is in force
         udevadm.reload()
     nodes = _nodes(tree, address)
-    if any(owner_of(tree, sibling) for sibling in _siblings(tree, address)):
+    if any(owner_of(tree, sibling) for sibling in siblings(tree, address)):
         nodes.pop(_group_node(tree, address) or "", None)
     for node in nodes:
         with contextlib.suppress(FileNotFoundError):
@@ -129,7 +130,7 @@ def owner_of(tree: Tree, address: str) -> Owner | None:
 
 
 def _check_group(tree: Tree, address: str, owner: Owner) -> None:
-    for sibling in _siblings(tree, address):
+    for sibling in siblings(tree, address):
         other = owner_of(tree, sibling)
         if other not in (None, owner):
             raise VfioToolError(
@@ -148,7 +149,23 @@ def _change(tree: Tree, address: str, owner: Owner | None) -> None:
 
 def rule_path(address: str) -> str:
     """Return the path of the rule of a device."""
-    return f"{RULES_DIR}/{_PREFIX}{parse_address(address)}{_SUFFIX}"
+    return rule_file(parse_address(address))
+
+
+def rule_file(address: str) -> str:
+    """Return the path of a rule for an address, or for a shell's word that stands for one."""
+    return f"{RULES_DIR}/{_PREFIX}{address}{_SUFFIX}"
+
+
+def assignments(owner: Owner) -> str:
+    """Return the part of a udev rule that gives a node to an owner, whatever later rules say."""
+    return f'OWNER:="{owner.uid}", GROUP:="{owner.gid or 0}", MODE:="0{owner.mode:o}"'
+
+
+def is_numeric(owner: Owner) -> bool:
+    """Return True if an owner that was read from a file has ids that the kernel accepts."""
+    ids = (owner.uid, 0 if owner.gid is None else owner.gid)
+    return all(type(number) is int and 0 <= number < _NO_ID for number in ids)
 
 
 def _rule_path(tree: Tree, address: str) -> str:
@@ -157,7 +174,7 @@ def _rule_path(tree: Tree, address: str) -> str:
 
 def _rule(address: str, owner: Owner) -> str:
     """Return the rule. It matches a group by its device, as group numbers change; a cdev by its parent."""
-    gives = f'OWNER:="{owner.uid}", GROUP:="{owner.gid or 0}", MODE:="0{owner.mode:o}"'
+    gives = assignments(owner)
     return (
         f"{marked_files.MARK} for 'bind --owner', by number: {owner}\n"
         f'SUBSYSTEM=="vfio", TEST=="{GROUPS}/%k/devices/{address}", {gives}\n'
@@ -165,7 +182,8 @@ def _rule(address: str, owner: Owner) -> str:
     )
 
 
-def _siblings(tree: Tree, address: str) -> list[str]:
+def siblings(tree: Tree, address: str) -> list[str]:
+    """Return the other devices of a device's IOMMU group."""
     group = tree.find_link(f"{device_path(address)}/iommu_group")
     members = tree.find_names(f"{GROUPS}/{group}/devices") if group else []
     return [member for member in members if member != address]
@@ -174,6 +192,11 @@ def _siblings(tree: Tree, address: str) -> list[str]:
 def _group_node(tree: Tree, address: str) -> str | None:
     group = tree.find_link(f"{device_path(address)}/iommu_group")
     return None if group is None else f"/dev/vfio/{group}"
+
+
+def device_nodes(tree: Tree, address: str) -> list[str]:
+    """Return the VFIO nodes of a device that exist now: its group's, and its own."""
+    return list(_nodes(tree, address))
 
 
 def _nodes(tree: Tree, address: str) -> dict[str, str]:
@@ -188,11 +211,21 @@ def _nodes(tree: Tree, address: str) -> dict[str, str]:
     return {node: device for node, device in known.items() if tree.exists(f"{device}/dev")}
 
 
-def _verify(tree: Tree, node: str, owner: Owner) -> None:
-    status = os.stat(tree.path(node))
+def denied(tree: Tree, node: str, owner: Owner) -> str | None:
+    """Return what a node's owner and mode are if they are not those that ``owner`` means."""
+    try:
+        status = os.stat(tree.path(node))
+    except OSError as error:
+        return f"{node} cannot be read: {error.strerror}"
     found = (status.st_uid, status.st_gid, status.st_mode & 0o777)
-    if found != (owner.uid, owner.gid or 0, owner.mode):
+    if found == (owner.uid, owner.gid or 0, owner.mode):
+        return None
+    return f"udevd did not give {node} to its owner: it is {found[0]}:{found[1]}, {found[2]:o}"
+
+
+def _verify(tree: Tree, node: str, owner: Owner) -> None:
+    if problem := denied(tree, node, owner):
         raise VfioToolError(
-            f"udevd did not give {node} to its owner: it is {found[0]}:{found[1]}, {found[2]:o}",
+            problem,
             hint=f"another udev rule may set it: 'udevadm test /sys/class/vfio/{os.path.basename(node)}'",
         )

@@ -24,7 +24,9 @@ from vfiotool.host.selectors import select_meant
     help="Driver to bind to; 'auto' selects a device's best VFIO driver, 'native' its host driver.",
 )
 @click.option(
-    "--owner", metavar="USER[:GROUP]", help="Owner of the device nodes, at this bind and at later binds."
+    "--owner",
+    metavar="USER[:GROUP]",
+    help="Owner of the device nodes, at this bind and at later binds; with --persist, over reboots.",
 )
 @click.option("--persist", is_flag=True, help="Also bind the devices at each boot.")
 @change_options

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vfiotool.binding.operations import Binding
+from vfiotool.binding.ownership import parse_owner
 from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
 from vfiotool.binding.persist.udev_rule import PersistEntry
@@ -38,11 +39,18 @@ def persist() -> None:
     show_default=True,
     help="VFIO driver to bind to; 'auto' selects the driver that fits each device best.",
 )
+@click.option("--owner", metavar="USER[:GROUP]", help="Owner of the device nodes, from the next boot on.")
 @allow_options
 @json_option
 @click.pass_obj
 def add(
-    settings: Settings, /, selection: Selection, driver: str, allowed: tuple[str, ...], as_json: bool
+    settings: Settings,
+    /,
+    selection: Selection,
+    driver: str,
+    owner: str | None,
+    allowed: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Bind devices to a VFIO driver from the next boot on. No device is bound now.
 
@@ -50,10 +58,11 @@ def add(
     """
     tree = settings.require_live()
     dry_binding = Binding(state_dir=settings.state_dir, allowed=allowed, dry_run=True)
-    planned = dry_binding.bind(select_endpoints(settings, dry_binding, selection), driver)
+    granted = None if owner is None else parse_owner(owner)
+    planned = dry_binding.bind(select_endpoints(settings, dry_binding, selection), driver, granted)
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    added = entries_of(tree, planned, driver)
+    added = entries_of(tree, planned, driver, granted)
     rules.add_all(tree, added)
     _report(tree, added, as_json, "is added")
 
@@ -153,6 +162,7 @@ def _report(tree: Tree, entries: Sequence[PersistEntry], as_json: bool, done: st
         write_document("persist", {"entries": described, "rebuild": commands})
     else:
         for entry in entries:
-            click.echo(f"{entry.path} ({entry.address}): {entry.driver} {done}")
+            owner = "" if entry.owner is None else f", owner {entry.owner},"
+            click.echo(f"{entry.path} ({entry.address}): {entry.driver}{owner} {done}")
     if entries:
         print_rebuild_note(commands)

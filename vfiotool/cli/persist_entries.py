@@ -30,7 +30,7 @@ def bind_and_persist(
     Returns the plan, with the udev rules that were written.
     """
     planned = dry_binding.bind(wanted, driver, owner)
-    chosen = entries_of(tree, planned, driver)
+    chosen = entries_of(tree, planned, driver, owner)
     written = tuple(WriteRule(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
     if binding.dry_run:
         return replace(planned, rules=written)
@@ -45,10 +45,11 @@ def bind_and_persist(
     return replace(done, rules=written)
 
 
-def entries_of(tree: Tree, planned: Plan, driver: str) -> list[PersistEntry]:
+def entries_of(tree: Tree, planned: Plan, driver: str, owner: Owner | None) -> list[PersistEntry]:
     """Return the entries for the devices of a plan. The plan names the driver that 'auto' selected."""
     return [
-        rules.entry_for(tree, address, state.driver or driver) for address, state in planned.after.items()
+        rules.entry_for(tree, address, state.driver or driver, owner)
+        for address, state in planned.after.items()
     ]
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from vfiotool.binding import marked_files
+from vfiotool.binding.ownership import denied, device_nodes, owner_of
 from vfiotool.binding.persist.entries import present_at, read_ids
 from vfiotool.binding.persist.initramfs_hooks import InitramfsHook, installed_hooks
 from vfiotool.binding.persist.topology_path import find_at
@@ -57,6 +58,21 @@ def _check_driver(tree: Tree, entry: PersistEntry) -> Verdict:
         return Verdict(True, f"{address} is on {driver}")
     remedy = f"restart the machine, or: vfiotool bind --driver {entry.driver} {address}"
     return Verdict(False, f"{address} is on {driver or 'no driver'} and not on {entry.driver}", remedy)
+
+
+def _check_owner(tree: Tree, entry: PersistEntry) -> Verdict:
+    """Check who may open the device's nodes; they exist while it is on a VFIO driver."""
+    if entry.owner is None:
+        return Verdict(True, "the entry names no owner")
+    address = present_at(tree, entry)
+    nodes = [] if address is None else device_nodes(tree, address)
+    if address is None or not nodes:
+        return Verdict(None, "the device has no node now")
+    wanted = owner_of(tree, address) or entry.owner
+    for node in nodes:
+        if problem := denied(tree, node, wanted):
+            return Verdict(False, problem, f"vfiotool bind --owner {entry.owner} {address}")
+    return Verdict(True, f"{', '.join(nodes)}: {wanted}, {wanted.mode:04o}")
 
 
 def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
@@ -116,13 +132,15 @@ def _mtime_ns(tree: Tree, path: str) -> int:
 
 
 def _add_command(entry: PersistEntry) -> str:
-    return f"vfiotool persist add --driver {entry.driver} {entry.address}"
+    owner = "" if entry.owner is None else f" --owner {entry.owner}"
+    return f"vfiotool persist add --driver {entry.driver}{owner} {entry.address}"
 
 
 _CHECKS: Mapping[str, Callable[[Tree, PersistEntry], Verdict]] = {
     "rule": _check_rule,
     "device": _check_device,
     "driver": _check_driver,
+    "owner": _check_owner,
     "native": _check_native,
     "initramfs-hook": _check_hooks,
     "initramfs": _check_image,

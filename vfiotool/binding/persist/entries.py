@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 
 from vfiotool.binding import marked_files, udevadm
+from vfiotool.binding.ownership import Owner, siblings
 from vfiotool.binding.persist.initramfs_hooks import remove_hooks, write_hooks
 from vfiotool.binding.persist.topology_path import find_at, read_path
 from vfiotool.binding.persist.udev_rule import (
@@ -27,7 +28,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 
 
-def entry_for(tree: Tree, address: str, driver: str) -> PersistEntry:
+def entry_for(tree: Tree, address: str, driver: str, owner: Owner | None = None) -> PersistEntry:
     """Return the entry for the device that is at an address now.
 
     Raises:
@@ -48,7 +49,7 @@ def entry_for(tree: Tree, address: str, driver: str) -> PersistEntry:
             hint="create and bind VFs after each boot: 'vfiotool sriov PF N --bind'",
         )
     vendor_id, device_id = read_ids(tree, address)
-    return PersistEntry(address, path, vendor_id, device_id, driver)
+    return PersistEntry(address, path, vendor_id, device_id, driver, owner)
 
 
 def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
@@ -60,13 +61,15 @@ def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
 
     Raises:
         UnsupportedError: the machine has no udev.
-        VfioToolError: a file cannot be written, or was not written by vfiotool; nothing was added.
+        VfioToolError: two devices of a group would have two owners, or a file cannot be written, or was not
+            written by vfiotool; nothing was added.
     """
     if not tree.exists(RULES_DIR):
         raise UnsupportedError(
             f"this machine has no folder {RULES_DIR}", hint="install udev; without it nothing can persist"
         )
     with marked_files.locked(tree.path(RULES_DIR)):
+        _check_owners(tree, added)
         fresh = [entry for entry in added if marked_files.read(tree.path(entry.rule)) is None]
         try:
             for entry in added:
@@ -124,6 +127,21 @@ def read_ids(tree: Tree, address: str) -> tuple[int, int]:
         int(tree.find(f"{device_path(address)}/{name}") or "-1", 0) for name in ("vendor", "device")
     )
     return vendor, device
+
+
+def _check_owners(tree: Tree, added: Sequence[PersistEntry]) -> None:
+    """Check that entries give the node of a group to one owner: the node's owner would else be chance."""
+    owned = {entry.path: entry for entry in [*entries(tree), *added] if entry.owner is not None}
+    present = {present_at(tree, entry): entry for entry in owned.values()}
+    for address, entry in present.items():
+        for sibling in siblings(tree, address) if address is not None else ():
+            other = present.get(sibling)
+            if other is not None and other.owner != entry.owner:
+                raise VfioToolError(
+                    f"{sibling} has the owner {other.owner} at each boot, and {address}, in the same IOMMU "
+                    f"group, would have {entry.owner}: a group has one node",
+                    hint=f"give both the same owner, or run 'vfiotool persist remove {sibling}' first",
+                )
 
 
 def _create_stamp(tree: Tree, entry: PersistEntry) -> None:

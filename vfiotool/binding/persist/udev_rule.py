@@ -3,7 +3,7 @@
 A rule matches the place where the device is plugged in, and checks the device's ids. It sets the driver
 override at the first PCI uevent of a boot, before any driver module can be loaded. It only binds VFIO
 drivers, and only to devices without a driver: so it never makes a host driver probe, and never takes a
-device from its driver.
+device from its driver. If the entry has an owner, the rule gives the device's nodes to that owner.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vfiotool.binding.marked_files import MARK
+from vfiotool.binding.ownership import Owner, assignments, is_numeric, rule_file
 from vfiotool.binding.persist.topology_path import devpath_pattern, is_path
 from vfiotool.errors import VfioToolError
-from vfiotool.host.groups import is_vfio_driver
+from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.pci.address import is_address
 
 RULES_DIR = "/etc/udev/rules.d"
@@ -28,7 +29,8 @@ _DRIVER = re.compile(r"[A-Za-z0-9_-]+")
 class PersistEntry:
     """A device that is bound to ``driver`` at each boot.
 
-    ``path`` is the device's topological path, ``address`` its address when the entry was made.
+    ``path`` is the device's topological path, ``address`` its address when the entry was made. ``owner``
+    may open the device's nodes; ``None`` leaves them to root.
     """
 
     address: str
@@ -36,6 +38,7 @@ class PersistEntry:
     vendor_id: int
     device_id: int
     driver: str
+    owner: Owner | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +68,7 @@ def rule_text(entry: PersistEntry) -> str:
     return f"""\
 {MARK} persist add; 'vfiotool persist remove' takes it away.
 # {json.dumps(asdict(entry))}
-ACTION!="add", GOTO="vfiotool_end"
+{_owner_lines(entry)}ACTION!="add", GOTO="vfiotool_end"
 SUBSYSTEM!="pci", GOTO="vfiotool_end"
 
 # Any device's event may load the native driver, which then takes every device that it serves. So the
@@ -73,7 +76,7 @@ SUBSYSTEM!="pci", GOTO="vfiotool_end"
 TEST!="{stamp}", PROGRAM="/bin/sh -c '\
 for d in /sys{place}; do \
 [ -e $$d/vendor ] && [ ! -e $$d/physfn ] && [ ! -e $$d/driver ] && \
-read -r v <$$d/vendor && read -r i <$$d/device && [ $$v$$i = {vendor}{device} ] && \
+{_has_ids(entry)} && \
 echo {entry.driver} >$$d/driver_override; \
 done; : >{stamp}'"
 
@@ -90,6 +93,30 @@ LABEL="vfiotool_end"
 """
 
 
+def _owner_lines(entry: PersistEntry) -> str:
+    """Return the lines that give the device's nodes, its group's and its own, to the entry's owner.
+
+    A group's node has no parent in sysfs: the group is found by its number, among the groups that have the
+    device. Group numbers and bus numbers change. An owner of this boot (``ownership``) takes precedence.
+    """
+    if entry.owner is None:
+        return ""
+    runtime = rule_file("$${d##*/}")
+    return f"""\
+ACTION!="remove", SUBSYSTEM=="vfio|vfio-dev", PROGRAM=="/bin/sh -c '\
+for d in /sys{devpath_pattern(entry.path)}; do \
+[ -e $$d/vendor ] && [ ! -e $$d/physfn ] && {_has_ids(entry)} && [ ! -e {runtime} ] || continue; \
+[ -e {GROUPS}/%k/devices/$${{d##*/}} ] || [ -e $$d/vfio-dev/%k ] || continue; \
+exit 0; done; exit 1'", {assignments(entry.owner)}
+"""
+
+
+def _has_ids(entry: PersistEntry) -> str:
+    """Return the shell's test that the device whose folder is ``$d`` has the entry's ids."""
+    ids = f"0x{entry.vendor_id:04x}0x{entry.device_id:04x}"
+    return f"read -r v <$$d/vendor && read -r i <$$d/device && [ $$v$$i = {ids} ]"
+
+
 def parse_rule(path: str, text: str) -> PersistEntry:
     """Return the entry that the rule's file at ``path`` describes.
 
@@ -100,7 +127,7 @@ def parse_rule(path: str, text: str) -> PersistEntry:
         entry = _from_document(json.loads(text.splitlines()[1].removeprefix("# ")))
         if entry.rule == path:
             return entry
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         pass
     raise VfioToolError(
         f"{path} does not say which device it is for, as vfiotool's rules do",
@@ -110,12 +137,15 @@ def parse_rule(path: str, text: str) -> PersistEntry:
 
 def _from_document(document: Any) -> PersistEntry:
     """Check an entry from a file that anyone may have edited: its parts become parts of paths and rules."""
-    entry = PersistEntry(**document)
+    owner = document.get("owner")
+    entry = PersistEntry(**document | {"owner": None if owner is None else Owner(**owner)})
     texts, ids = (entry.address, entry.path, entry.driver), (entry.vendor_id, entry.device_id)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("not texts")
     if not all(type(number) is int and 0 <= number <= 0xFFFF for number in ids):
         raise ValueError("not ids")
+    if entry.owner is not None and not is_numeric(entry.owner):
+        raise ValueError("not an owner")
     if not (is_address(entry.address) and is_path(entry.path) and is_rule_driver(entry.driver)):
         raise ValueError("not an entry")
     return entry
