@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.device_holder import held
-from vfiotool.binding.machine import LiveMachine, MachineControl, UeventListener
+from vfiotool.binding.machine import LiveMachine, MachineControl, UeventListener, no_report
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.steps import steps_between
@@ -43,14 +43,16 @@ class RecordingMachine:
     def __post_init__(self) -> None:
         self.tree = self.machine.tree
 
-    def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
+    def write(
+        self, path: str, value: str, *, address: str, timeout: float, waiting: Callable[[], None] = no_report
+    ) -> None:
         self.writes.append(path)
         if self.on_write is not None:
             self.on_write(path)
         at, code = self._fails_at
         if len(self.writes) == at or (code := self.failures.get(path, 0)):
             raise KernelError(code, "write", path)
-        self.machine.write(path, value, address=address, timeout=timeout)
+        self.machine.write(path, value, address=address, timeout=timeout, waiting=waiting)
 
     def fail_once(self, number: int, code: int) -> None:
         """Fail the write after the next ``number`` writes with an errno, and no other write."""

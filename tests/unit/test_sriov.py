@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.unit.conftest import Run
+from vfiotool.binding import machine
+from vfiotool.binding.machine import LiveMachine, no_report
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import BindError, BlockedError, UnsupportedError
 from vfiotool.host.attributes import DRIVERS, device_path
+from vfiotool.host.pending_unbinds import pending_dir, process_start
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"
@@ -221,14 +227,174 @@ def test_timeout_of_vf_creation_names_no_holder(
 ) -> None:
     write = host.write
 
-    def slow(path: str, value: str, *, address: str, timeout: float) -> None:
+    def slow(path: str, value: str, *, address: str, timeout: float, **_: object) -> None:
         if (path, value) == (NUMVFS, "2"):
+            assert timeout == 30 + 2
             raise TimeoutError(path)
         write(path, value, address=address, timeout=timeout)
 
     monkeypatch.setattr(host, "write", slow)
-    with pytest.raises(BlockedError, match="its driver did not create or remove its VFs within 30 s"):
+    host.add_device("0000:00:10.0", driver="vfio-pci", group=9)
+    host.block("0000:00:10.0")  # which has nothing to do with it
+    with pytest.raises(
+        BlockedError, match="did not create 2 VFs within 32 s; 0 of 2 VFs are there"
+    ) as slowly:
         binding.sriov(PF, 2)
+    assert (slowly.value.holders, "process" in slowly.value.hint) == ((), False)
+    assert "longer with '--timeout S', then run 'vfiotool recover'" in slowly.value.hint
+
+
+class SlowPf:
+    """Writes to a PF's number of VFs outlast their time, until ``finish``."""
+
+    def __init__(self, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._host, self._write, self.is_slow = host, host.write, True
+        self._pending: list[str] = []
+        self.timeouts: list[float] = []
+        monkeypatch.setattr(host, "write", self.write)
+        monkeypatch.setattr(host, "await_writer", self.await_writer)
+
+    def write(self, path: str, value: str, *, address: str, timeout: float, **_: object) -> None:
+        if path != NUMVFS or not self.is_slow:
+            return self._write(path, value, address=address, timeout=timeout)
+        self.timeouts.append(timeout)
+        self._pending.append(value)
+        self._host.add_process(WRITER, "vfiotool")
+        note = f"{WRITER} {process_start(self._host.tree, WRITER)}"
+        self._host.put(f"{pending_dir(self._host.state_dir)}/{PF}", note)
+        raise TimeoutError(path)
+
+    def await_writer(self, address: str, timeout: float) -> bool:
+        if address == PF:
+            self.timeouts.append(timeout)
+        return address != PF or not self._pending
+
+    def finish(self, code: int = 0) -> None:
+        """Let the pending write return, with or without an error."""
+        self._host.end_process(WRITER)
+        self.is_slow = False
+        value = self._pending.pop()
+        if not code:
+            self._write(NUMVFS, value, address=PF, timeout=1)
+
+
+WRITER = 77_000
+
+
+@pytest.fixture
+def slow_pf(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> SlowPf:
+    return SlowPf(host, monkeypatch)
+
+
+@pytest.mark.parametrize("code", [0, errno.EIO], ids=["the write succeeds", "the write fails"])
+@pytest.mark.parametrize(("bind", "after"), [(True, "vfio-pci"), (False, "nvme")])
+@pytest.mark.parametrize("verb", ["recover", "sriov"])
+def test_vfs_that_came_late_are_kept(
+    host: FakeHost, state_dir: str, slow_pf: SlowPf, code: int, bind: bool, after: str, verb: str
+) -> None:
+    """The time is over, the kernel goes on: what the user asked for is finished, not undone."""
+    with pytest.raises(BlockedError):
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 3, bind=bind)
+    with pytest.raises(BlockedError, match=f"nvme has not finished creating or removing VFs of {PF}"):
+        Binding(machine=host, state_dir=state_dir).recover()
+    assert slow_pf.timeouts == [33, 33]
+    slow_pf.finish(code)
+    if verb == "recover":
+        Binding(machine=host, state_dir=state_dir).recover()
+    else:
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 3, bind=bind)
+    assert (drivers(host), host.tree.read(AUTOPROBE)) == ([after] * 3, "1")
+    assert os.listdir(f"{state_dir}/transactions") == []
+    Binding(machine=host, state_dir=state_dir).restore([PF])
+    assert (drivers(host), Binding(machine=host, state_dir=state_dir).recorded()) == ([], [])
+
+
+def test_another_number_that_comes_late_is_finished(host: FakeHost, state_dir: str, slow_pf: SlowPf) -> None:
+    """Also if it is the removal of the former VFs that is slow: they do not get their drivers back."""
+    slow_pf.is_slow = False
+    Binding(machine=host, state_dir=state_dir).sriov(PF, 2)
+    slow_pf.is_slow = True
+    with pytest.raises(BlockedError, match="did not remove its VFs within 32 s; 2 VFs are still there"):
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 4)
+    assert drivers(host) == [None, None]
+    slow_pf.finish()
+    Binding(machine=host, state_dir=state_dir).recover()
+    assert drivers(host) == ["nvme"] * 4
+    assert os.listdir(f"{state_dir}/transactions") == []
+
+
+def test_removal_that_ends_late_is_finished(host: FakeHost, state_dir: str, slow_pf: SlowPf) -> None:
+    slow_pf.is_slow = False
+    Binding(machine=host, state_dir=state_dir).sriov(PF, 4)
+    slow_pf.is_slow = True
+    with pytest.raises(BlockedError, match="did not remove its VFs within 34 s"):
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 0)
+    slow_pf.finish()
+    Binding(machine=host, state_dir=state_dir).recover()
+    assert drivers(host) == []
+    assert os.listdir(f"{state_dir}/transactions") == []
+
+
+def test_rollback_that_ends_late_is_not_turned_around(
+    host: FakeHost, state_dir: str, slow_pf: SlowPf
+) -> None:
+    """A bind of a VF fails, and the removal of the new VFs is slow: recover removes them, and no more."""
+    slow_pf.is_slow = False
+    host.fail(f"{device_path(VFS[1])}/driver_override", errno.ENOMEM)
+
+    def slow_removal(action: str, address: str) -> None:
+        slow_pf.is_slow = True
+
+    host.emit, emit = slow_removal, host.emit  # type: ignore[method-assign]
+    with pytest.raises(BindError, match="could not be rolled back"):
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 2, bind=True)
+    host.emit = emit  # type: ignore[method-assign]
+    slow_pf.finish()
+    Binding(machine=host, state_dir=state_dir).recover()
+    assert (drivers(host), host.tree.read(AUTOPROBE)) == ([], "1")
+    assert os.listdir(f"{state_dir}/transactions") == []
+
+
+def test_progress_counts_the_vfs(host: FakeHost, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, lines = host.write, list[str]()
+
+    def waiting_write(
+        path: str, value: str, *, address: str, timeout: float, waiting: Callable[[], None] = no_report
+    ) -> None:
+        waiting()
+        write(path, value, address=address, timeout=timeout)
+        waiting()
+
+    monkeypatch.setattr(host, "write", waiting_write)
+    binding = Binding(machine=host, state_dir=state_dir, progress=lines.append)
+    binding.sriov(PF, 3)
+    assert lines == [f"{PF}: 0 of 3 VFs are there", f"{PF}: 3 of 3 VFs are there", ""]
+    lines.clear()
+    binding.sriov(PF, 0)
+    assert lines == [f"{PF}: 3 VFs are still there", f"{PF}: 0 VFs are still there", ""]
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "\r\x1b[K"), (False, "")])
+def test_progress_is_shown_on_a_terminal_alone(
+    vfiotool: Run, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert vfiotool("sriov", PF, "1").stderr == shown  # the end of it: a fake's write takes no time
+
+
+def test_write_reports_while_it_waits(
+    state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody reads is written to for as long as it takes; the first report lets it be read."""
+    monkeypatch.setattr(machine, "_TICK", 0.01)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    os.makedirs(f"{state_dir}/pending")
+    LiveMachine(state_dir).write(
+        str(pipe), "7", address=PF, timeout=60, waiting=lambda: read.append(pipe.read_text())
+    )
+    assert read == ["7"]
 
 
 # The command line

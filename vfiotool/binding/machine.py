@@ -8,7 +8,8 @@ import select
 import shutil
 import struct
 import subprocess
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from vfiotool.binding import ownership
@@ -23,9 +24,14 @@ from vfiotool.host.tree import Tree
 from vfiotool.util import kernel_files
 from vfiotool.util.child import start_child
 
+_TICK = 1.0
 _RESULT = struct.Struct("=i")
 GO = b"\n"
 """Tells the writer process to begin its write."""
+
+
+def no_report() -> None:
+    """Report nothing while a write waits."""
 
 
 class UeventListener(Protocol):
@@ -49,8 +55,10 @@ class MachineControl(Protocol):
 
     tree: Tree
 
-    def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
-        """Write to sysfs.
+    def write(
+        self, path: str, value: str, *, address: str, timeout: float, waiting: Callable[[], None] = no_report
+    ) -> None:
+        """Write to sysfs. ``waiting`` is called about once a second until the write returns.
 
         Raises:
             KernelError: the kernel refused the write.
@@ -109,14 +117,16 @@ class LiveMachine:
             raise UnsupportedError(cause, hint="use a kernel that has VFIO (CONFIG_VFIO_PCI)")
         raise VfioToolError(cause, hint="check the driver's name, and that this kernel has that driver")
 
-    def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
+    def write(
+        self, path: str, value: str, *, address: str, timeout: float, waiting: Callable[[], None] = no_report
+    ) -> None:
         # Never signal the writer. SIGTERM only makes an unbind that waits for the device's holder
         # uninterruptible, and SIGKILL has no effect until the holder releases the device.
         pid, fd = start_child(lambda parent: _write_on_go(parent, path, value))
         try:
             self._note(address, pid)
             os.write(fd, GO)
-            code = _await_result(fd, timeout)
+            code = _await_result(fd, timeout, waiting)
         finally:
             os.close(fd)
         if code is None:
@@ -175,11 +185,14 @@ def _write_on_go(parent: int, path: str, value: str) -> None:
         os.write(parent, _RESULT.pack(kernel_files.write(path, value)))
 
 
-def _await_result(fd: int, timeout: float) -> int | None:
+def _await_result(fd: int, timeout: float, waiting: Callable[[], None]) -> int | None:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    if not poll.poll(timeout * 1000):
-        return None
+    deadline = time.monotonic() + timeout
+    while not poll.poll(max(0.0, min(_TICK, deadline - time.monotonic())) * 1000):
+        if time.monotonic() >= deadline:
+            return None
+        waiting()
     answer = os.read(fd, _RESULT.size)
     code: int = _RESULT.unpack(answer)[0] if len(answer) == _RESULT.size else -1
     return code

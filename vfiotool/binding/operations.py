@@ -8,7 +8,7 @@ that it recovers what a killed process left of the devices (``recovery``).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vfiotool.binding.device_record import is_driver_name
@@ -43,7 +43,9 @@ class Binding:
 
     ``state_dir`` is the folder of the journal. ``allowed`` are the rules that are lifted (see
     ``refusals.LIFTABLE_RULES``). With ``dry_run`` the methods return their plan and change nothing.
-    ``timeout`` bounds each write to sysfs, in seconds. Threads must not share it.
+    ``timeout`` bounds each write to sysfs, in seconds, and a write that creates or removes VFs may take a
+    second more for each VF. ``progress`` is called about once a second during this write, with a line that
+    says how many VFs there are, and with an empty text after it. Threads must not share it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Binding:
         allowed: Collection[str] = (),
         dry_run: bool = False,
         timeout: float = UNBIND_SECONDS,
+        progress: Callable[[str], None] | None = None,
         machine: MachineControl | None = None,
     ) -> None:
         self.state_dir, self.dry_run, self.timeout = state_dir, dry_run, timeout
@@ -61,7 +64,7 @@ class Binding:
         self._tree = machine.tree
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
         self._planner = Planner(self._tree, state_dir)
-        writer = PlanWriter(machine, state_dir, timeout)
+        writer = PlanWriter(machine, state_dir, timeout, progress)
         self._transactions = TransactionRunner(machine, self._journal, writer)
         self._recovery = Recovery(
             machine,

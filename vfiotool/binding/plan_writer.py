@@ -11,6 +11,7 @@ from vfiotool.binding.machine import MachineControl, UeventListener
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.refusals import is_host_driver
+from vfiotool.binding.sriov import VF_SECONDS, present_vfs
 from vfiotool.binding.steps import (
     BindDriver,
     DeviceStep,
@@ -26,7 +27,7 @@ from vfiotool.binding.steps import (
     steps_between,
     without_autoprobe,
 )
-from vfiotool.binding.waiting import timed_out
+from vfiotool.binding.waiting import timed_out, vfs_so_far
 from vfiotool.errors import BindError, KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path, parse_override
 from vfiotool.host.device_state import NUMVFS, node_path, read_state
@@ -44,10 +45,18 @@ UDEV_SECONDS = 20.0
 class PlanWriter:
     """Writes plans to a machine. ``timeout`` bounds each write, in seconds.
 
-    ``state_dir`` has the notes of pending writes.
+    ``state_dir`` has the notes of pending writes. ``progress`` gets a line about once a second while VFs
+    are created or removed, and an empty text at the end.
     """
 
-    def __init__(self, machine: MachineControl, state_dir: str, timeout: float) -> None:
+    def __init__(
+        self,
+        machine: MachineControl,
+        state_dir: str,
+        timeout: float,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self._progress = progress
         self._machine = machine
         self._state_dir = state_dir
         self._tree = machine.tree
@@ -82,10 +91,11 @@ class PlanWriter:
                     touched[step.address] = None
                     self._execute(events, step, context.era)
                 except TimeoutError:
-                    del touched[step.address]
+                    for address in (step.address, *_vfs_in_motion(step, context)):
+                        touched.pop(address, None)
                     state = self._roll_back(events, plan, touched, context.era)
                     raise timed_out(
-                        self._tree, self._state_dir, step, context, seconds=self._timeout, state=state
+                        self._tree, self._state_dir, step, context, seconds=self._seconds(step), state=state
                     ) from None
                 except VfioToolError as error:
                     state = self._roll_back(events, plan, touched, context.era)
@@ -114,19 +124,43 @@ class PlanWriter:
     def _write(self, events: UeventListener, step: SysfsWrite, era: Era) -> None:
         if isinstance(step, BindDriver) and not era.has_dma_owner:
             self._require_idle_group(step)
-        self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
+        if isinstance(step, SetVfCount):
+            self._set_vf_count(step)
+        else:
+            self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
         self._verify(step)
         self._verify_presence(step)
         self._await_events(events, step)
 
+    def _set_vf_count(self, step: SetVfCount) -> None:
+        """Write the number of VFs, which takes its time for each VF, and report how many there are."""
+
+        def report() -> None:
+            if self._progress is not None:
+                self._progress(f"{step.address}: {vfs_so_far(self._tree, step)}")
+
+        timeout = self._seconds(step)
+        try:
+            self._machine.write(step.path, step.value, address=step.address, timeout=timeout, waiting=report)
+        finally:
+            if self._progress is not None:
+                self._progress("")
+
+    def _seconds(self, step: DeviceStep) -> float:
+        """Return how long a step may take, in seconds."""
+        if not isinstance(step, SetVfCount):
+            return self._timeout
+        return self._timeout + VF_SECONDS * (step.count or present_vfs(self._tree, step.address))
+
     def _await_events(self, events: UeventListener, step: SysfsWrite) -> None:
         """Wait for the kernel's uevents of a step, and for udevd; warn of those that do not come."""
+        seconds = UDEV_SECONDS + VF_SECONDS * (step.count if isinstance(step, SetVfCount) else 0)
         missing = events.missing(step.events, EVENT_SECONDS)
         if missing:
             self._warn(f"the kernel sent no uevent {_named(missing)} that can be received here")
-        elif late := events.unprocessed(step.events, UDEV_SECONDS):
+        elif late := events.unprocessed(step.events, seconds):
             self._warn(
-                f"udevd did not report {_named(late)} within {UDEV_SECONDS:g} s: its rules may not have run; "
+                f"udevd did not report {_named(late)} within {seconds:g} s: its rules may not have run; "
                 "see 'udevadm monitor'"
             )
         elif step.events and events.out_of_sight:
@@ -199,6 +233,11 @@ class PlanWriter:
                 except (VfioToolError, TimeoutError) as error:
                     failures.append(f"{address} could not be rolled back ({error}): see 'vfiotool recover'")
         return "; ".join(failures) or "all devices are as they were before"
+
+
+def _vfs_in_motion(step: DeviceStep, context: PlanContext) -> tuple[str, ...]:
+    """Return the former VFs of the PF whose number of VFs a step sets: they cannot go back meanwhile."""
+    return context.devices[step.address].vfs if isinstance(step, SetVfCount) else ()
 
 
 def _named(events: Iterable[DeviceUevent]) -> str:

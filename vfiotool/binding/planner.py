@@ -11,7 +11,7 @@ from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import removed_vfs, unbound, with_vf_events
 from vfiotool.binding.steps import GrantOwner
-from vfiotool.binding.waiting import nodes_of, still_pending
+from vfiotool.binding.waiting import nodes_of, still_pending, vfs_pending
 from vfiotool.errors import BlockedError
 from vfiotool.host.attributes import addresses as all_addresses
 from vfiotool.host.device_state import DeviceState, read_states
@@ -87,4 +87,8 @@ class Planner:
 
     def pending(self, context: PlanContext, address: str) -> BlockedError:
         """Return the error for a device to which a write has not returned."""
+        device = context.devices[address]
+        is_unbound = device.driver is None  # an unbind begins with the link to the driver
+        if device.sriov_totalvfs and not is_unbound:
+            return vfs_pending(self._tree, self._state_dir, device)
         return still_pending(self._tree, self._state_dir, address, nodes_of(context, [address]))

@@ -11,6 +11,7 @@ from vfiotool.binding.plan import EMPTY_PLAN, Plan
 from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.planner import Planner
+from vfiotool.binding.sriov import VF_SECONDS
 from vfiotool.binding.state_dir import remove_own
 from vfiotool.binding.steps import without_autoprobe
 from vfiotool.binding.transaction_log import UnfinishedTransaction, read_unfinished
@@ -18,6 +19,7 @@ from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending_unbinds import pending_writer
 
 
@@ -76,7 +78,10 @@ class Recovery:
                 if transaction.blocked is None:
                     self._undo_or_end(transaction)
                 elif not pending_writer(self._tree, self._journal.state_dir, transaction.blocked):
-                    transaction.end()  # the device has no driver now, and its record is still there
+                    if transaction.sets_vfs:
+                        self._finish(transaction)
+                    else:
+                        transaction.end()  # the device has no driver now, and its record is still there
                 recovered |= transaction.addresses
         return frozenset(recovered)
 
@@ -117,10 +122,12 @@ class Recovery:
     def _finish(self, transaction: UnfinishedTransaction) -> Plan:
         self._await_writers(transaction)
         plan, context = self._plan(transaction)
-        warnings = self._transactions.run(plan, context, forget=transaction.forget)
-        if not plan.steps:
-            transaction.end()
-        return plan.with_warnings(*warnings)
+        plan = plan.with_warnings(*self._transactions.run(plan, context, forget=transaction.forget))
+        if plan.creates_vfs:  # the write failed after all, and its VFs are there only now
+            rest, context = self._plan(transaction)
+            plan += rest.with_warnings(*self._transactions.run(rest, context, forget=()))
+        transaction.end()
+        return plan
 
     def _plan(self, transaction: UnfinishedTransaction) -> tuple[Plan, PlanContext]:
         """Plan the way back, the last device first; if a driver was waited for, plan the way on."""
@@ -133,11 +140,15 @@ class Recovery:
         same = [
             address
             for address in chosen
-            if address in present and transaction.before[address].matches(present[address])
+            if address in present and _is_of(transaction, present[address], targets[address])
         ]
 
+        is_undo = transaction.blocked is None
+        keeps_drivers_away = is_undo or any(is_vfio_driver(state.driver) for state in targets.values())
+
         def target(device: PciDevice, now: DeviceState) -> DeviceState:
-            return without_autoprobe(now, targets[device.address])
+            state = targets[device.address]
+            return without_autoprobe(now, state) if keeps_drivers_away else state
 
         return self._planner.plan(same, target, self._allowed | transaction.allowed)
 
@@ -145,6 +156,22 @@ class Recovery:
         """Wait for the writes that the process which began the transaction left pending."""
         pfs = [device for device in self._planner.devices() if device.address in transaction.addresses]
         for address in {*transaction.addresses, *(vf for pf in pfs for vf in pf.vfs)}:
-            if not self._machine.await_writer(address, self._timeout):
+            timeout = self._timeout + VF_SECONDS * _most_vfs(transaction, address)
+            if not self._machine.await_writer(address, timeout):
                 context = read_plan_context(self._tree, self._planner.devices(), [address])
                 raise self._planner.pending(context, address)
+
+
+def _is_of(transaction: UnfinishedTransaction, device: PciDevice, target: DeviceState) -> bool:
+    """Return True if a device is one that the transaction was about, or a VF that it is to bind."""
+    if transaction.sets_vfs and device.physfn == transaction.blocked:
+        return target.driver is not None  # a former VF at the address had to lose its driver, and is gone
+    record = transaction.before.get(device.address)
+    return record is not None and record.matches(device)
+
+
+def _most_vfs(transaction: UnfinishedTransaction, address: str) -> int:
+    """Return how many VFs of a device the transaction may have created or removed at once."""
+    record, after = transaction.before.get(address), transaction.after.get(address)
+    states = (None if record is None else record.state, after)
+    return max((state.numvfs or 0 for state in states if state is not None), default=0)

@@ -21,6 +21,8 @@ from vfiotool.host.tree import Tree
 from vfiotool.util.text import printable
 
 VFIO_PCI = "vfio-pci"
+VF_SECONDS = 1.0
+"""How long a write may take more for each VF: drivers of real cards take 0.3 to 0.5 seconds."""
 ENABLE_SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
 _ROUTING_IDS = 1 << 16
 
@@ -45,6 +47,11 @@ def vf_addresses(tree: Tree, pf: str, count: int) -> tuple[str, ...]:
             hint="ask for fewer, or boot with pci=assign-busses",
         )
     return tuple(f"{domain}:{vf >> 8:02x}:{vf >> 3 & 31:02x}.{vf & 7:x}" for vf in ids)
+
+
+def present_vfs(tree: Tree, pf: str) -> int:
+    """Return how many VFs a PF has, also while a write to ``sriov_numvfs`` blocks its readers."""
+    return sum(name.startswith("virtfn") for name in tree.find_names(device_path(pf)))
 
 
 def removed_vfs(

@@ -36,7 +36,8 @@ class UnfinishedTransaction:
 
     ``touched`` are the devices whose steps were begun, ``fresh`` the devices that had no record before the
     transaction, ``forget`` the devices whose record is removed at its end. ``is_done`` means that all steps
-    were done. ``blocked`` is the device whose driver did not release it; all others were rolled back.
+    were done. ``blocked`` is the device whose driver did not release it, or did not create or remove its VFs
+    in time; all others were rolled back. ``after`` also has the VFs that were to be created and bound.
     """
 
     path: str
@@ -48,6 +49,13 @@ class UnfinishedTransaction:
     touched: tuple[str, ...]
     is_done: bool
     blocked: str | None
+
+    @property
+    def sets_vfs(self) -> bool:
+        """Return True if the driver of a PF did not create or remove VFs in time."""
+        if self.blocked is None:
+            return False
+        return self.after[self.blocked].numvfs not in (None, self.before[self.blocked].state.numvfs)
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -106,7 +114,7 @@ class TransactionLog:
         self.touched.add(self._plan.steps[number].address)
 
     def mark_blocked(self, address: str) -> None:
-        """Log that the driver of a device did not release it, and that all others were rolled back."""
+        """Log that the driver of a device is not done with it, and that all others were rolled back."""
         self._mark({"blocked": address})
 
     def mark_done(self) -> None:
@@ -189,7 +197,7 @@ def _parse(path: str, header: Any, marks: list[Any]) -> UnfinishedTransaction:
     return UnfinishedTransaction(
         path=path,
         before=before,
-        after={address: parse_state(header["after"][address]) for address in before},
+        after=_states(header["after"], before),
         fresh=_known(header["fresh"], before),
         forget=_known(header["forget"], before),
         allowed=frozenset(str(rule) for rule in header["allowed"]),
@@ -197,6 +205,13 @@ def _parse(path: str, header: Any, marks: list[Any]) -> UnfinishedTransaction:
         is_done=any("done" in mark for mark in marks),
         blocked=None if blocked is None else _known([blocked], before)[0],
     )
+
+
+def _states(states: Any, before: Mapping[str, DeviceRecord]) -> dict[str, DeviceState]:
+    """Return the states after the plan: of its devices, and of the VFs that it creates."""
+    if not before.keys() <= states.keys() or not all(map(is_address, states)):
+        raise ValueError("not the states of its devices")
+    return {address: parse_state(state) for address, state in states.items()}
 
 
 def _known(addresses: Any, before: Mapping[str, DeviceRecord]) -> tuple[str, ...]:

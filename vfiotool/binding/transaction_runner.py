@@ -13,7 +13,7 @@ from vfiotool.binding.plan import Plan
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.transaction_log import TransactionLog, read_unfinished
-from vfiotool.errors import VfioToolError
+from vfiotool.errors import BlockedError, VfioToolError
 from vfiotool.host.device_state import read_states
 from vfiotool.host.pending_unbinds import pending_writer
 
@@ -61,8 +61,8 @@ class TransactionRunner:
                 if record.address in fresh:
                     self._journal.record(record)
             warnings = self._writer.write(plan, context, log.begin_step)
-        except BaseException:
-            self._end_failed(log, plan, fresh)
+        except BaseException as error:
+            self._end_failed(log, plan, fresh, is_blocked=isinstance(error, BlockedError))
             raise
         log.mark_done()
         self.forget(forget)
@@ -75,8 +75,12 @@ class TransactionRunner:
             self._machine.revoke(address)
             self._journal.forget(address)
 
-    def _end_failed(self, log: TransactionLog, plan: Plan, fresh: Iterable[str]) -> None:
-        """After a failure: end the transaction if all devices are back, else leave it for ``recover``."""
+    def _end_failed(self, log: TransactionLog, plan: Plan, fresh: Iterable[str], *, is_blocked: bool) -> None:
+        """After a failure: end the transaction if all devices are back, else leave it for ``recover``.
+
+        If a step was not done in time (``is_blocked``), and not a write of the rollback, ``recover`` finishes
+        a change of the number of VFs.
+        """
         changed = {
             address for address in log.touched & plan.before.keys() if not self._is_back(plan, address)
         }
@@ -87,7 +91,11 @@ class TransactionRunner:
         pending = [
             address for address in changed if pending_writer(self._tree, self._journal.state_dir, address)
         ]
-        if changed == set(pending) and not plan.creates_vfs:
+        sets_vfs = is_blocked and any(
+            plan.after[pf].numvfs not in (None, plan.before[pf].numvfs) for pf in pending
+        )
+        waiting = changed - {*plan.removed} if sets_vfs else changed
+        if waiting == {*pending} and (sets_vfs or not plan.creates_vfs):
             log.mark_blocked(pending[0])
         log.close()
 

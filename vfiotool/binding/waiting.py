@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from vfiotool.binding.plan_context import PlanContext
+from vfiotool.binding.sriov import present_vfs
 from vfiotool.binding.steps import BindDriver, DeviceStep, SetVfCount, UnbindDriver
 from vfiotool.errors import BlockedError
+from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import waiting_functions, waiting_seconds
@@ -27,9 +29,9 @@ def timed_out(
 
     ``context`` is what the plan was made from, ``state`` how the other devices were left.
     """
-    change = "release it"
-    if isinstance(step, SetVfCount | BindDriver):
-        change = "bind it" if isinstance(step, BindDriver) else "create or remove its VFs"
+    change = "bind it" if isinstance(step, BindDriver) else "release it"
+    if isinstance(step, SetVfCount):
+        change = f"create {step.count} VFs" if step.count else "remove its VFs"
     lines, cause, remedy = _why(tree, step, context)
     place = _place(tree, state_dir, step.address)
     return BlockedError(
@@ -56,6 +58,24 @@ def still_pending(tree: Tree, state_dir: str, address: str, nodes: Collection[st
     )
 
 
+def vfs_pending(tree: Tree, state_dir: str, pf: PciDevice) -> BlockedError:
+    """Return the error for a PF whose driver has not finished a change of the number of VFs."""
+    waited, place = waiting_seconds(tree, state_dir, pf.address), _place(tree, state_dir, pf.address)
+    since = "" if waited is None else f" for {_duration(waited)}"
+    return BlockedError(
+        f"{pf.driver} has not finished creating or removing VFs of {pf.address}{since}"
+        + (f"; the write waits {place}" if place else ""),
+        holders=[],
+        hint="run 'vfiotool recover', which waits for it and finishes it; '--timeout S' waits longer",
+    )
+
+
+def vfs_so_far(tree: Tree, step: SetVfCount) -> str:
+    """Return how many of the VFs that a step creates or removes there are now."""
+    there = present_vfs(tree, step.address)
+    return f"{there} of {step.count} VFs are there" if step.count else f"{there} VFs are still there"
+
+
 def nodes_of(context: PlanContext, addresses: Iterable[str]) -> set[str]:
     """Return the VFIO nodes of devices and of their groups, also those that an unbind has removed since."""
     nodes = set()
@@ -76,6 +96,9 @@ def _why(tree: Tree, step: DeviceStep, context: PlanContext) -> tuple[list[str],
         named = f"; {' and '.join(opened)} when it began" if opened else ""
         remedy = "end what has the device open" if opened else "stop what uses the device"
         return [], f"{step.driver} has not finished its removal{named}", remedy
+    wait = "wait until it has, or longer with '--timeout S'"
+    if isinstance(step, SetVfCount) and step.count:
+        return [], vfs_so_far(tree, step), wait
     addresses = [step.address]
     if isinstance(step, SetVfCount):
         addresses += context.devices[step.address].vfs
@@ -83,7 +106,7 @@ def _why(tree: Tree, step: DeviceStep, context: PlanContext) -> tuple[list[str],
     if held.cause:
         return held.lines, held.cause, held.remedy
     if isinstance(step, SetVfCount):
-        return [], "no process that holds a VF can be seen", "wait until the VFs are there or gone"
+        return [], vfs_so_far(tree, step), wait
     return [], "no process that holds it can be seen from here", "end the process that holds it"
 
 

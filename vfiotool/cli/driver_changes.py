@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 from vfiotool.render.errors import print_error
 from vfiotool.util.text import printable
+
+CLEAR_LINE = "\x1b[K"
+"""Clears a terminal from the cursor to the end of the line (ECMA-48, EL)."""
 
 
 def select_endpoints(settings: Settings, binding: Binding, selection: Selection) -> list[str]:
@@ -38,7 +42,13 @@ def make_binding(settings: Settings, change: ChangeOptions) -> Binding:
         allowed=change.allowed,
         dry_run=change.dry_run,
         timeout=change.timeout,
+        progress=_show_progress if sys.stderr.isatty() else None,
     )
+
+
+def _show_progress(line: str) -> None:
+    """Show a line in place of the former one; an empty line leaves nothing."""
+    click.echo(f"\r{line}{CLEAR_LINE}", nl=False, err=True)
 
 
 def run_and_print(

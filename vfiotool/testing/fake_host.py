@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from vfiotool.binding.machine import no_report
 from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.errors import KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
@@ -137,8 +138,10 @@ class FakeHost(SriovHost):
         """Remove the udev rule that sets the owner of a device's nodes."""
         self.remove(rule_path(address))
 
-    def write(self, path: str, value: str, *, address: str, timeout: float) -> None:
-        """Write to sysfs.
+    def write(
+        self, path: str, value: str, *, address: str, timeout: float, waiting: Callable[[], None] = no_report
+    ) -> None:
+        """Write to sysfs; a write takes no time, so ``waiting`` is not called.
 
         Raises:
             KernelError: with the errno that the kernel gives.
