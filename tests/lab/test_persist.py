@@ -67,7 +67,11 @@ def test_a_persisted_device_is_never_probed_by_its_own_driver(tmp_path: Path) ->
     (entry,) = checked["entries"]
     assert (entry["path"], entry["bound_to"]) == ("pci0000:00/04.0/00.0/00.0/00.0", "vfio-pci")
     assert entry["owner"] == {"uid": 1000, "gid": 107}  # and its check compares the nodes with it
-    assert all(check["ok"] for check in entry["checks"]), entry["checks"]
+    verdicts = {check["name"]: check["ok"] for check in entry["checks"]}
+    # The lab's own initramfs is in no file of the guest, and the host may have no builder.
+    assert verdicts.pop("initramfs") is None
+    assert verdicts.pop("initramfs-hook") is not False
+    assert all(verdicts.values()), entry["checks"]
 
 
 @pytest.mark.usefixtures("lab")

@@ -26,7 +26,7 @@ def locked(folder: str) -> Iterator[None]:
     Raises:
         VfioToolError: the folder cannot be opened, or a write in the block fails.
     """
-    with _explained(folder):
+    with explained(folder):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -66,7 +66,7 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     """
     if read(path) == text and stat.S_IMODE(os.stat(path).st_mode) == mode:
         return
-    with _explained(path):
+    with explained(path):
         # Neither udev nor the builder of an initramfs reads a hidden file, the temporary one.
         replace_file(path, [text.encode()], mode=mode)
 
@@ -80,14 +80,15 @@ def remove(path: str) -> None:
         VfioToolError: the file has no mark, or cannot be removed.
     """
     read(path)
-    with _explained(path):
+    with explained(path):
         for name in (path, temporary_name(path)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
+    """Raise an ``OSError`` of the block as a ``VfioToolError`` that names the path."""
     try:
         yield
     except OSError as error:

@@ -165,4 +165,4 @@ def _report(tree: Tree, entries: Sequence[PersistEntry], as_json: bool, done: st
             owner = "" if entry.owner is None else f", owner {entry.owner},"
             click.echo(f"{entry.path} ({entry.address}): {entry.driver}{owner} {done}")
     if entries:
-        print_rebuild_note(commands)
+        print_rebuild_note(tree, commands)

@@ -14,6 +14,7 @@ from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
 from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.binding.plan import Plan
 from vfiotool.binding.steps import WriteRule
+from vfiotool.host.boot_image import had_initramfs
 from vfiotool.host.tree import Tree
 
 
@@ -41,7 +42,7 @@ def bind_and_persist(
     except BaseException:
         rules.remove_all(tree, [one for one in rules.entries(tree) if one in chosen and one not in known])
         raise
-    print_rebuild_note(rebuild_commands(tree))
+    print_rebuild_note(tree, rebuild_commands(tree))
     return replace(done, rules=written)
 
 
@@ -53,8 +54,16 @@ def entries_of(tree: Tree, planned: Plan, driver: str, owner: Owner | None) -> l
     ]
 
 
-def print_rebuild_note(commands: Sequence[str]) -> None:
-    """Print to stderr which command rebuilds the initramfs, if this machine has one."""
-    if commands:
+def print_rebuild_note(tree: Tree, commands: Sequence[str]) -> None:
+    """Print to stderr which command rebuilds the initramfs, unless this machine boots without one."""
+    if had_initramfs(tree) is False:
+        return
+    if not commands:
+        click.echo(
+            "warning: it is not known what makes this machine's initramfs: build it again, with the udev "
+            "rule of the entry and its driver; see 'vfiotool persist check'",
+            err=True,
+        )
+    else:
         run = " or ".join(f"'{command}'" for command in commands)
         click.echo(f"now run {run}: the initramfs does not have this change yet", err=True)

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from vfiotool.binding import marked_files
 from vfiotool.binding.ownership import denied, device_nodes, owner_of
 from vfiotool.binding.persist.entries import present_at, read_ids
-from vfiotool.binding.persist.initramfs_hooks import InitramfsHook, installed_hooks
+from vfiotool.binding.persist.initramfs_hooks import HOOKS, makers, rebuild_commands, why_without_effect
 from vfiotool.binding.persist.topology_path import find_at
 from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
 from vfiotool.host.attributes import device_path
+from vfiotool.host.boot_image import OSTREE, boot_images, had_initramfs
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.doctor import Check, judge
 from vfiotool.host.driver_ids import builtin_modules
-from vfiotool.host.era import kernel_release
 from vfiotool.host.tree import Tree
 from vfiotool.pci.ids import ids_text
 
-_IMAGES = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/boot/initrd-{}")
-"""Where Debian's initramfs-tools, dracut, and SUSE's dracut put the initramfs of a kernel."""
+_NO_INITRAMFS = "none is needed: the boot loader gave this kernel no initramfs"
+_NO_BUILDER = f"none of {', '.join(hook.builder for hook in HOOKS)}"
 
 
 def check(tree: Tree, entry: PersistEntry) -> list[Check]:
@@ -93,38 +93,41 @@ def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
 
 
 def _check_hooks(tree: Tree, entry: PersistEntry) -> Verdict:
-    hooks = installed_hooks(tree)
+    if had_initramfs(tree) is False:
+        return Verdict(True, _NO_INITRAMFS)
+    by_hand = f"put {entry.rule} and the module {entry.driver} into the initramfs"
+    if tree.exists(OSTREE):
+        detail = "this machine may boot an initramfs that was made elsewhere (ostree), without the entry"
+        return Verdict(None, detail, " or ".join((*rebuild_commands(tree), by_hand)))
+    hooks = makers(tree)
     for hook in hooks:
         if marked_files.read(tree.path(hook.path)) != hook.text:
-            return Verdict(
-                False, f"{hook.path}, for {hook.builder}, is missing or changed", _add_command(entry)
-            )
+            detail = f"{hook.path}, for {hook.builder}, is missing or changed"
+            return Verdict(False, detail, _add_command(entry))
+        if reason := why_without_effect(tree, hook):
+            return Verdict(None, f"{hook.path} may have no effect: {reason}", by_hand)
     if hooks:
         return Verdict(True, ", ".join(hook.path for hook in hooks))
-    if _image(tree) is None:
-        return Verdict(True, "none is needed: this kernel boots without an initramfs")
-    detail = "neither initramfs-tools nor dracut is installed, but this kernel boots with an initramfs"
-    return Verdict(None, detail, f"put {entry.rule} and the module {entry.driver} into the initramfs")
+    return Verdict(None, f"it is not known what makes this kernel's initramfs: {_NO_BUILDER}", by_hand)
 
 
 def _check_image(tree: Tree, entry: PersistEntry) -> Verdict:
-    image = _image(tree)
-    if image is None:
-        return Verdict(True, "this kernel boots without an initramfs, according to /boot")
-    hooks = installed_hooks(tree)
+    if had_initramfs(tree) is False:
+        return Verdict(True, _NO_INITRAMFS)
+    rebuild = " or ".join(rebuild_commands(tree)) or "build the initramfs again, after the entry was added"
+    images = boot_images(tree)
+    if not images:
+        detail = "the image of this kernel's initramfs is not seen in /boot, /efi or /boot/efi"
+        return Verdict(None, detail, rebuild)
+    hooks = [hook for hook in makers(tree) if tree.exists(hook.path)]
     since = max(_mtime_ns(tree, path) for path in (entry.rule, *(hook.path for hook in hooks)))
-    if _mtime_ns(tree, image) >= since:
-        return Verdict(True, f"{image} was built after the entry was added")
-    return Verdict(False, f"{image} is older than the entry", _rebuild(hooks))
-
-
-def _rebuild(hooks: list[InitramfsHook]) -> str:
-    return " or ".join(hook.rebuild for hook in hooks) or "build the initramfs again"
-
-
-def _image(tree: Tree) -> str | None:
-    names = (path.format(kernel_release(tree).rpartition("/")[2]) for path in _IMAGES)
-    return next((name for name in names if tree.exists(name)), None)
+    old = [image for image in images if _mtime_ns(tree, image) < since]
+    if not old:
+        return Verdict(True, f"{', '.join(images)}: built after the entry was added")
+    if len(old) == len(images):
+        return Verdict(False, f"{', '.join(old)}: older than the entry", rebuild)
+    detail = f"{', '.join(old)}: older than the entry; it is not known which image the machine boots"
+    return Verdict(None, detail, rebuild)
 
 
 def _mtime_ns(tree: Tree, path: str) -> int:
