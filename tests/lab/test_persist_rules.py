@@ -160,6 +160,27 @@ def test_a_device_that_has_a_driver_keeps_it() -> None:
 
 
 @pytest.mark.full
+def test_a_device_found_by_a_rescan_is_bound_by_apply() -> None:
+    """Its own driver is loaded and takes it first: the kernel does not wait for udevd."""
+    before = driver(NVME)
+    done("persist", "add", "--owner", "1000:107", NVME)
+    try:
+        write(path(NVME, "remove"), "1")
+        write(f"{BUS}/rescan", "1")
+        settle()
+        assert driver(NVME) == "nvme"
+        done("persist", "apply", NVME)
+        assert driver(NVME) == "vfio-pci"
+        (node,) = (one for one in Path("/dev/vfio").iterdir() if one.name.isdecimal())
+        status = node.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (1000, 107, 0o660)
+    finally:
+        vfiotool("persist", "remove", "--all")
+        done("restore", NVME)
+    assert driver(NVME) == before
+
+
+@pytest.mark.full
 def test_remove_leaves_no_trace() -> None:
     before = configuration()
     persisted(EDU)

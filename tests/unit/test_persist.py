@@ -554,6 +554,63 @@ def test_error_has_its_exit_status_and_writes_nothing(
     assert etc(host) == before
 
 
+def test_apply_binds_a_device_that_came_back(vfiotool: Run, host: FakeHost) -> None:
+    """A rescan gives a device to its own driver if that is loaded, and on another bus maybe."""
+    vfiotool("persist", "add", NVME, TWIN)
+    host.load_module("vfio-pci")
+    host.set_driver(TWIN, "vfio-pci")
+    moved = "0000:42:00.0"
+    host.remove_device(NVME)
+    host.add_device(moved, vendor=0x1B36, device=0x10, driver="nvme", group=8, bridge=PORT)
+    applied = vfiotool("persist", "apply", "--all", "--json")
+    assert applied.status == 0, applied.stderr
+    document = applied.document
+    assert document["schema"] == "vfiotool.persist/1"
+    assert document["changed"] == [{"address": moved, "from": "nvme", "to": "vfio-pci"}]
+    assert {one["bound_to"] for one in document["entries"]} == {"vfio-pci"}
+    again = vfiotool("persist", "apply", "--all", "--json").document
+    assert (again["changed"], again["steps"]) == ([], [])
+    assert vfiotool("restore", moved).stdout == f"{moved}: vfio-pci -> nvme\n"
+
+
+def test_apply_takes_no_device_in_use_and_binds_the_others(vfiotool: Run, host: FakeHost) -> None:
+    vfiotool("persist", "add", NVME, TWIN, NIC)
+    host.load_module("vfio-pci")
+    host.remove_device(NIC)
+    host.add_class("block", "nvme0n1", f"{host.devices[NVME].folder}/block/nvme0n1", dev="259:0")
+    host.mount("/dev/nvme0n1", "/srv")
+    applied = vfiotool("persist", "apply", "--all")
+    assert (applied.status, applied.stdout) == (3, f"{TWIN}: nvme -> vfio-pci\n")
+    assert "--allow-mounted" in applied.stderr
+    assert "warning: no device with the ids of the entry is at pci0000:00/12.0" in applied.stderr
+    assert host.driver(NVME) == "nvme"
+    assert vfiotool("persist", "apply", NVME, "--allow-mounted").status == 0
+    assert host.driver(NVME) == "vfio-pci"
+
+
+def test_apply_gives_the_nodes_to_the_owner(vfiotool: Run, host: FakeHost) -> None:
+    vfiotool("persist", "add", NVME, "--owner", "0:0")
+    host.load_module("vfio-pci")
+    steps = vfiotool("persist", "apply", NVME, "--json").document["steps"]
+    assert steps[-1] == {"path": ownership.rule_path(NVME), "value": "0:0"}
+
+
+def test_apply_dry_run_writes_nothing(vfiotool: Run, host: FakeHost) -> None:
+    vfiotool("persist", "add", NVME)
+    shown = vfiotool("persist", "apply", NVME, "--dry-run").stdout
+    assert f"write 'vfio-pci' to {device_path(NVME)}/driver_override\n" in shown
+    assert (host.writes, host.driver(NVME)) == ([], "nvme")
+
+
+def test_apply_gives_no_driver_but_the_entrys(vfiotool: Run) -> None:
+    """Devices without an entry are not touched, whatever else the command line names."""
+    vfiotool("persist", "add", TWIN)
+    refused = vfiotool("persist", "apply", NVME)
+    assert (refused.status, refused.stdout) == (1, "")
+    assert "no entry matches" in refused.stderr
+    assert vfiotool("persist", "apply").status == 2
+
+
 def test_add_refuses_what_bind_refuses(vfiotool: Run, host: FakeHost) -> None:
     host.add_class("block", "nvme0n1", f"{host.devices[NVME].folder}/block/nvme0n1", dev="259:0")
     host.mount("/dev/nvme0n1", "/srv")

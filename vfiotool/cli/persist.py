@@ -14,9 +14,9 @@ from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
 from vfiotool.binding.persist.udev_rule import PersistEntry
 from vfiotool.cli.completion import complete_persisted
-from vfiotool.cli.driver_changes import select_endpoints
-from vfiotool.cli.options import Selection, allow_options, selection_options
-from vfiotool.cli.persist_entries import entries_of, print_rebuild_note
+from vfiotool.cli.driver_changes import make_binding, run_and_print, select_endpoints
+from vfiotool.cli.options import ChangeOptions, Selection, allow_options, change_options, selection_options
+from vfiotool.cli.persist_entries import bind_present, entries_of, print_rebuild_note
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host.attributes import device_path
@@ -91,13 +91,40 @@ def remove(settings: Settings, /, selectors: tuple[str, ...], everything: bool, 
 
     ADDRESS can be the path that 'persist list' shows, for a device that is absent.
     """
-    if bool(selectors) == everything:
-        raise click.UsageError("name the devices, or give --all for all entries")
     tree = settings.require_live()
-    known = rules.entries(tree)
-    chosen = known if everything else _chosen(tree, known, selectors)
+    chosen = _chosen_or_all(tree, selectors, everything)
     rules.remove_all(tree, chosen)
     _report(tree, chosen, as_json, "is removed")
+
+
+@persist.command()
+@click.argument("selectors", metavar="ADDRESS...", nargs=-1, shell_complete=complete_persisted)
+@click.option("--all", "everything", is_flag=True, help="Apply all entries.")
+@change_options
+@json_option
+@click.pass_obj
+def apply(
+    settings: Settings,
+    /,
+    selectors: tuple[str, ...],
+    everything: bool,
+    change: ChangeOptions,
+    as_json: bool,
+) -> None:
+    """Bind devices with an entry now: devices that were plugged in while their own driver was loaded.
+
+    A device that is in use is refused, as by 'vfiotool bind'; the others are bound.
+    """
+    binding = make_binding(settings, change)
+    tree = settings.tree
+    chosen = _chosen_or_all(tree, selectors, everything)
+
+    def described() -> dict[str, Any]:
+        return {"entries": [_described(tree, entry) for entry in chosen]}
+
+    run_and_print(
+        "persist", lambda: bind_present(tree, binding, chosen), as_json, binding.dry_run, more=described
+    )
 
 
 @persist.command()
@@ -119,6 +146,13 @@ def check(settings: Settings, /, as_json: bool) -> int:
             click.echo(f"{entry.path} ({entry.address})")
             print_checks(checks)
     return int(any(one.ok is False for _, checks in checked for one in checks))
+
+
+def _chosen_or_all(tree: Tree, selectors: Sequence[str], everything: bool) -> list[PersistEntry]:
+    if bool(selectors) == everything:
+        raise click.UsageError("name the devices, or give --all for all entries")
+    known = rules.entries(tree)
+    return known if everything else _chosen(tree, known, selectors)
 
 
 def _chosen(tree: Tree, known: Sequence[PersistEntry], selectors: Iterable[str]) -> list[PersistEntry]:

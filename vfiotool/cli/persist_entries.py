@@ -12,8 +12,10 @@ from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import entries as rules
 from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
 from vfiotool.binding.persist.udev_rule import PersistEntry, rule_text
-from vfiotool.binding.plan import Plan
+from vfiotool.binding.plan import EMPTY_PLAN, Plan
 from vfiotool.binding.steps import WriteRule
+from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import device_path
 from vfiotool.host.boot_image import had_initramfs
 from vfiotool.host.tree import Tree
 
@@ -44,6 +46,36 @@ def bind_and_persist(
         raise
     print_rebuild_note(tree, rebuild_commands(tree))
     return replace(done, rules=written)
+
+
+def bind_present(tree: Tree, binding: Binding, chosen: Sequence[PersistEntry]) -> Plan:
+    """Bind the devices of entries that are present and on another driver, each that can be bound.
+
+    The plan's ``failures`` are of the others.
+    """
+    plan, wanted = EMPTY_PLAN, dict[tuple[str, Owner | None], list[str]]()
+    for entry in chosen:
+        address = rules.present_at(tree, entry)
+        if address is None:
+            plan = plan.with_warnings(f"no device with the ids of the entry is at {entry.path}")
+        elif tree.find_link(f"{device_path(address)}/driver") != entry.driver:
+            wanted.setdefault((entry.driver, entry.owner), []).append(address)
+    for (driver, owner), addresses in wanted.items():
+        plan += _bind_each(binding, addresses, driver, owner)
+    return plan
+
+
+def _bind_each(binding: Binding, addresses: Sequence[str], driver: str, owner: Owner | None) -> Plan:
+    """Bind devices together, so that groups are whole, or if that fails each by itself."""
+    try:
+        return binding.bind(addresses, driver, owner)
+    except VfioToolError as error:
+        if len(addresses) == 1:
+            return replace(EMPTY_PLAN, failures=(error,))
+    plan = EMPTY_PLAN
+    for address in addresses:
+        plan += _bind_each(binding, [address], driver, owner)
+    return plan
 
 
 def entries_of(tree: Tree, planned: Plan, driver: str, owner: Owner | None) -> list[PersistEntry]:

@@ -56,7 +56,7 @@ def _check_driver(tree: Tree, entry: PersistEntry) -> Verdict:
     driver = tree.find_link(f"{device_path(address)}/driver")
     if driver == entry.driver:
         return Verdict(True, f"{address} is on {driver}")
-    remedy = f"restart the machine, or: vfiotool bind --driver {entry.driver} {address}"
+    remedy = f"vfiotool persist apply {address}"
     return Verdict(False, f"{address} is on {driver or 'no driver'} and not on {entry.driver}", remedy)
 
 
