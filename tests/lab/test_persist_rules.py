@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,24 @@ from tests.support.guest import (
     KERNEL,
     NVME,
     OTHER_NVME,
+    PROGRAM,
     SUBSYSTEM_NVME,
     TESTDEV,
+    await_,
     done,
     driver,
     needs_iommu,
     output,
     path,
     read,
+    remove,
+    rescan,
     settle,
     vfiotool,
     write,
 )
 from vfiotool.binding import udevadm
+from vfiotool.binding.persist import arrival_rule
 from vfiotool.binding.persist.entries import add_all, entries, entry_for, remove_all
 from vfiotool.binding.persist.initramfs_hooks import HOOKS
 from vfiotool.binding.persist.udev_rule import RULES_DIR, PersistEntry
@@ -160,8 +167,9 @@ def test_a_device_that_has_a_driver_keeps_it() -> None:
 
 
 @pytest.mark.full
-def test_a_device_found_by_a_rescan_is_bound_by_apply() -> None:
-    """Its own driver is loaded and takes it first: the kernel does not wait for udevd."""
+def test_a_device_found_by_a_rescan_is_bound_by_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own driver is loaded and takes it first, and there is no vfiotool that udevd may run."""
+    monkeypatch.setattr(arrival_rule, "this_program", lambda: None)
     before = driver(NVME)
     done("persist", "add", "--owner", "1000:107", NVME)
     try:
@@ -229,6 +237,55 @@ def test_the_initramfs_hook_takes_rule_and_driver(tmp_path: Path) -> None:
     depended = output("modprobe", "--show-depends", "vfio-pci").split()
     assert modules >= {os.path.basename(word).partition(".ko")[0] for word in depended if ".ko" in word}
     assert "vfio-pci" in modules
+
+
+@pytest.fixture
+def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file to which the vfiotool that udevd runs writes its arguments; it is this checkout's."""
+    log, program = tmp_path / "arrivals", tmp_path / "vfiotool"
+    log.touch()
+    paths = os.pathsep.join(path for path in sys.path if path)
+    program.write_text(f'#!/bin/sh\necho "$*" >>{log}\nPYTHONPATH={paths} exec {PROGRAM} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(arrival_rule, "this_program", lambda: str(program))
+    yield log
+    vfiotool("persist", "remove", "--all")
+    vfiotool("restore", NVME)
+    settle()
+    assert driver(NVME) == "nvme"
+
+
+def test_a_device_that_arrives_is_bound_although_its_own_driver_is_loaded(arrivals: Path) -> None:
+    """A restore keeps it on its own driver, and so does an event that udevadm repeats."""
+    persisted(NVME)
+    assert arrival_rule.written_program(Path(arrival_rule.PATH).read_text())
+    udevadm.reload()
+    assert driver(NVME) == "nvme"
+    remove(NVME)
+    rescan(NVME)
+    await_(f"{NVME} is bound", lambda: driver(NVME) == "vfio-pci")
+    ran = arrivals.read_text().splitlines()
+    assert ran in ([], [f"persist apply {NVME}"])  # the rule of the entry can be faster than nvme
+    if ran:
+        done("restore", NVME)  # which waits for the lock of that vfiotool
+        assert driver(NVME) == "nvme"
+        trigger(NVME)
+        assert (arrivals.read_text().splitlines(), driver(NVME)) == (ran, "nvme")
+
+
+def test_a_device_in_use_is_not_taken(arrivals: Path) -> None:
+    persisted(NVME)
+    (controller,) = os.listdir(path(NVME, "nvme"))
+    with open(f"/dev/{controller}", "rb") as node:
+        user = subprocess.Popen(["sleep", "600"], stdin=node)
+    try:
+        refused = vfiotool("persist", "apply", NVME)
+    finally:
+        user.kill()
+        user.wait()
+    assert (refused.status, driver(NVME)) == (3, "nvme")
+    assert "--allow-opened" in refused.stderr
+    assert done("persist", "apply", NVME)["changed"] == [{"address": NVME, "from": "nvme", "to": "vfio-pci"}]
 
 
 def test_bind_can_persist_too_or_do_neither(tmp_path: Path) -> None:

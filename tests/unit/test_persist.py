@@ -16,7 +16,7 @@ import pytest
 from tests.unit.conftest import Run
 from vfiotool.binding import ownership
 from vfiotool.binding.ownership import Owner
-from vfiotool.binding.persist import topology_path
+from vfiotool.binding.persist import arrival_rule, topology_path
 from vfiotool.binding.persist.check import check
 from vfiotool.binding.persist.entries import add_all, entries, entry_for, present_at, remove_all
 from vfiotool.binding.persist.initramfs_hooks import rebuild_commands
@@ -35,6 +35,17 @@ PORT, NVME, TWIN, NIC, PF, VF = (
 )
 PATH = "pci0000:00/02.0/00.0"
 RULE = f"{RULES_DIR}/40-vfiotool-pci0000-00-02.0-00.0.rules"
+
+
+PROGRAM = "/usr/bin/vfiotool"
+
+
+@pytest.fixture(autouse=True)
+def program(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vfiotool that runs is a file that only root can change."""
+    host.put(PROGRAM, "")
+    monkeypatch.setattr(arrival_rule, "this_program", lambda: PROGRAM)
+    monkeypatch.setattr(arrival_rule, "unsafe_part", lambda tree, program: None)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +162,7 @@ def test_add_and_remove_leave_no_trace(host: FakeHost) -> None:
     added = etc(host)
     assert set(added) - set(before) == {
         RULE.removeprefix("/etc/"),
+        arrival_rule.PATH.removeprefix("/etc/"),
         "initramfs-tools/hooks/vfiotool",
         "dracut.conf.d/90-vfiotool.conf",
     }
@@ -241,6 +253,7 @@ def test_rule_without_an_entry_is_an_error(host: FakeHost, line: str) -> None:
     "change",
     [("pci0000:00/02.0/00.0", "../../x/00.0"), ("vfio-pci", "e1000e"), ("6966", "-1"), ("6966", "true")]
     + [("null", owner) for owner in ("1", "{}", "[0]", '{"uid": -1}', '{"uid": true}', '{"uid": 4294967295}')]
+    + [("[]", allowed) for allowed in ("1", '["mounted"]', '["x"]', "[[]]", "null")]
     + [("null", '{"uid": 1, "gid": "8\\", RUN+=\\"x"}')],
 )
 def test_rule_with_another_entry_is_an_error(host: FakeHost, change: tuple[str, str]) -> None:
@@ -398,6 +411,124 @@ def test_first_event_without_the_device_succeeds(host: FakeHost) -> None:
     arm(host, entry)
 
 
+def arrive(host: FakeHost, tmp_path: Path, folder: str) -> list[str]:
+    """Run the command that udevd runs for a device that arrived; return what it runs in the end."""
+    for name in ("vfiotool", "systemd-run"):
+        file = tmp_path / name
+        file.write_text('#!/bin/sh\necho "${0##*/} $*"\n')
+        file.chmod(0o755)
+    if folder:
+        (tmp_path / folder).mkdir(parents=True)
+    text = arrival_rule.arrival_rule(str(tmp_path / "vfiotool"))
+    assert arrival_rule.written_program(text) == str(tmp_path / "vfiotool")
+    match = re.search(r'^ENV\{\.VFIOTOOL_ARRIVED\}=="1", RUN\+="(.*)"$', text, re.MULTILINE)
+    assert match
+    shell, option, command = shlex.split(match[1].replace("$$", "$").replace("%k", NVME))
+    assert (shell, option) == ("/bin/sh", "-c")
+    command = command.replace("/run/systemd", f"{tmp_path}/run/systemd").replace("/dev/kmsg", "/dev/stdout")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command], check=True, env=environment, capture_output=True, text=True
+    )
+    return ended.stdout.splitlines()
+
+
+def test_arrival_runs_vfiotool(host: FakeHost, tmp_path: Path) -> None:
+    assert arrive(host, tmp_path, "") == [f"vfiotool: vfiotool persist apply {NVME}"]
+
+
+def test_arrival_runs_vfiotool_below_systemd(host: FakeHost, tmp_path: Path) -> None:
+    (ran,) = arrive(host, tmp_path, "run/systemd/system")
+    assert ran.startswith("systemd-run --no-block ")
+    assert ran.endswith(f" {tmp_path}/vfiotool persist apply {NVME}")
+
+
+def test_arrival_without_the_program_has_no_effect(host: FakeHost, tmp_path: Path) -> None:
+    text = arrival_rule.arrival_rule(f"{tmp_path}/gone")
+    match = re.search(r"-c '(.*)'", text)
+    assert match
+    assert subprocess.run(["/bin/sh", "-c", match[1].replace("$$", "$")], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/opt/my tools/vfiotool", "/opt/a'b/vfiotool", "/opt/$x/vfiotool", "/ö/vfiotool"]
+)
+def test_program_with_special_characters_is_not_run(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.argv", [path])
+    monkeypatch.setattr("sys.executable", f"{os.path.dirname(path)}/python")
+    monkeypatch.setattr("shutil.which", lambda name: path)
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    assert arrival_rule.this_program() is None
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/vfiotool")
+    assert arrival_rule.this_program() == "/usr/bin/vfiotool"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+@pytest.mark.parametrize("part", ["opt/v/bin/vfiotool", "opt/v/bin", "opt", "real/vfiotool", "real"])
+@pytest.mark.parametrize("change", ["owner", "group", "world"])
+def test_program_that_others_can_change_is_unsafe(
+    tmp_path: Path, part: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    host = FakeHost(str(tmp_path / "root"))
+    (tmp_path / "root/real").mkdir(parents=True)
+    (tmp_path / "root/opt/v/bin").mkdir(parents=True)
+    (tmp_path / "root/real/vfiotool").touch()
+    program = tmp_path / "root/opt/v/bin/vfiotool"
+    program.symlink_to("../../../real/vfiotool")
+    assert arrival_rule.unsafe_part(host.tree, "/opt/v/bin/vfiotool") is None
+    changed = tmp_path / "root" / part
+    if change == "owner":
+        os.chown(changed, 1000, 0)
+    else:
+        os.chown(changed, 0, 100)
+        changed.chmod(0o775 if change == "group" else 0o757)
+    found = arrival_rule.unsafe_part(host.tree, "/opt/v/bin/vfiotool")
+    expected = changed.resolve() if part.endswith("bin/vfiotool") else changed
+    assert found is not None
+    assert Path(found).resolve() == expected
+
+
+def test_program_that_others_can_change_gets_no_rule(
+    host: FakeHost, good: PersistEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host.tree.exists(arrival_rule.PATH)
+    monkeypatch.setattr(arrival_rule, "unsafe_part", lambda tree, program: "/opt")
+    assert failing(host, good) == {"hotplug": False}
+    add(host, NVME)
+    assert not host.tree.exists(arrival_rule.PATH)
+    (unknown,) = [one for one in check(host.tree, good) if not one.ok]
+    assert (unknown.name, unknown.ok) == ("hotplug", None)
+    assert unknown.remedy == f"after the device has arrived: vfiotool persist apply {PATH}"
+    monkeypatch.setattr(arrival_rule, "this_program", lambda: None)
+    assert failing(host, good) == {"hotplug": None}
+
+
+def test_check_finds_a_changed_arrival_rule(host: FakeHost, good: PersistEntry) -> None:
+    text = host.tree.read(arrival_rule.PATH) + "\n"
+    for changed in (text.replace("RUN+=", "RUN="), text.replace(PROGRAM, "/usr/bin/gone")):
+        host.put(arrival_rule.PATH, changed)
+        assert failing(host, good) == {"hotplug": False}
+    host.remove(arrival_rule.PATH)
+    assert failing(host, good) == {"hotplug": False}
+    add(host, NVME)
+    assert failing(host, good) == {}
+
+
+def test_apply_lifts_what_was_lifted_and_is_not_about_use(vfiotool: Run, host: FakeHost) -> None:
+    host.add_class("block", "nvme0n1", f"{host.devices[NVME].folder}/block/nvme0n1", dev="259:0")
+    host.put("/run/udev/data/b259:0", "E:ID_PART_TABLE_TYPE=gpt")
+    assert vfiotool("persist", "add", NVME).status == 3
+    assert vfiotool("persist", "add", NVME, "--allow-partitions", "--allow-mounted").status == 0
+    (entry,) = entries(host.tree)
+    assert entry.allowed == ("partitions",)
+    host.mount("/dev/nvme0n1", "/srv")
+    assert (vfiotool("persist", "apply", NVME).status, host.driver(NVME)) == (3, "nvme")
+    host.put("/proc/self/mountinfo", "")
+    assert (vfiotool("persist", "apply", NVME).status, host.driver(NVME)) == (0, "vfio-pci")
+
+
 def verdicts(host: FakeHost, entry: PersistEntry) -> dict[str, bool | None]:
     return {one.name: one.ok for one in check(host.tree, entry)}
 
@@ -413,7 +544,7 @@ def good(host: FakeHost) -> PersistEntry:
     host.set_driver(NVME, "vfio-pci")
     host.put("/boot/initrd.img-6.12.0", "")
     assert verdicts(host, entry) == dict.fromkeys(
-        ("rule", "device", "driver", "owner", "native", "initramfs-hook", "initramfs"), True
+        ("rule", "device", "driver", "owner", "native", "hotplug", "initramfs-hook", "initramfs"), True
     )
     return entry
 
@@ -472,6 +603,7 @@ def test_persist_json_documents(vfiotool: Run, host: FakeHost) -> None:
         "device_id": 0x10,
         "driver": "vfio-pci",
         "owner": None,
+        "allowed": [],
         "rule": RULE,
         "present_at": NVME,
         "bound_to": "nvme",

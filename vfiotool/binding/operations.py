@@ -59,7 +59,7 @@ class Binding:
         machine: MachineControl | None = None,
     ) -> None:
         self.state_dir, self.dry_run, self.timeout = state_dir, dry_run, timeout
-        self._allowed = frozenset(allowed)
+        self.allowed = frozenset(allowed)
         machine = machine or LiveMachine(state_dir)
         self._tree = machine.tree
         self._journal = Journal(state_dir, boot=boot_id(self._tree))
@@ -72,7 +72,7 @@ class Binding:
             self._planner,
             writer,
             self._transactions,
-            allowed=self._allowed,
+            allowed=self.allowed,
             dry_run=dry_run,
             timeout=timeout,
         )
@@ -241,10 +241,10 @@ class Binding:
     ) -> Plan:
         """Plan the devices' way to their target states and, unless this is a dry run, take it."""
         if self.dry_run:
-            return self._planner.plan(addresses, target, self._allowed, owner, amend)[0]
+            return self._planner.plan(addresses, target, self.allowed, owner, amend)[0]
         with self._transactions.locked(addresses):
             self._just_recovered = self._recovery.recover_devices(addresses)
-            plan, context = self._planner.plan(addresses, target, self._allowed, owner, amend)
+            plan, context = self._planner.plan(addresses, target, self.allowed, owner, amend)
             warnings = self._transactions.run(plan, context, forget=addresses if forget else ())
         return plan.with_warnings(*warnings)
 
@@ -252,7 +252,7 @@ class Binding:
         """Add the VFs' states as they are now, and warn of those that share a group with other devices."""
         devices = self._planner.devices()
         vfs = find_device(devices, pf).vfs
-        context, now = self._planner.read(devices, vfs, self._allowed)
+        context, now = self._planner.read(devices, vfs, self.allowed)
         warnings = group_warnings(context, now) if warn else ()
         return replace(plan, after={**plan.after, **now}, warnings=plan.warnings + warnings)
 

@@ -44,6 +44,15 @@ def announce_change(device: str) -> None:
     _run("trigger", "--settle", "--action=change", device)
 
 
+def settle(seconds: int) -> None:
+    """Wait until udevd has processed all events that it has, for at most ``seconds``.
+
+    Raises:
+        VfioToolError: udevd did not do so in time, or does not run.
+    """
+    _run("settle", f"--timeout={seconds}")
+
+
 def _run(*arguments: str) -> None:
     udevadm = shutil.which("udevadm", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin:/sbin")
     if udevadm is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -62,7 +62,7 @@ def add(
     planned = dry_binding.bind(select_endpoints(settings, dry_binding, selection), driver, granted)
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    added = entries_of(tree, planned, driver, granted)
+    added = entries_of(tree, planned, driver, granted, allowed)
     rules.add_all(tree, added)
     _report(tree, added, as_json, "is added")
 
@@ -113,17 +113,20 @@ def apply(
 ) -> None:
     """Bind devices with an entry now: devices that were plugged in while their own driver was loaded.
 
-    A device that is in use is refused, as by 'vfiotool bind'; the others are bound.
+    A device that is in use is refused, as by 'vfiotool bind'; the others are bound. A udev rule runs this
+    command for a device that arrives.
     """
-    binding = make_binding(settings, change)
-    tree = settings.tree
+    tree = settings.require_live()
     chosen = _chosen_or_all(tree, selectors, everything)
 
     def described() -> dict[str, Any]:
         return {"entries": [_described(tree, entry) for entry in chosen]}
 
+    def lifting(rules: tuple[str, ...]) -> Binding:
+        return make_binding(settings, replace(change, allowed=(*change.allowed, *rules)))
+
     run_and_print(
-        "persist", lambda: bind_present(tree, binding, chosen), as_json, binding.dry_run, more=described
+        "persist", lambda: bind_present(tree, lifting, chosen), as_json, change.dry_run, more=described
     )
 
 

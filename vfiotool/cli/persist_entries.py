@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import click
 
+from vfiotool.binding import udevadm
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.persist import entries as rules
@@ -18,6 +20,8 @@ from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.boot_image import had_initramfs
 from vfiotool.host.tree import Tree
+
+_SETTLE_SECONDS = 30
 
 
 def bind_and_persist(
@@ -33,7 +37,7 @@ def bind_and_persist(
     Returns the plan, with the udev rules that were written.
     """
     planned = dry_binding.bind(wanted, driver, owner)
-    chosen = entries_of(tree, planned, driver, owner)
+    chosen = entries_of(tree, planned, driver, owner, binding.allowed)
     written = tuple(WriteRule(entry.address, entry.rule, rule_text(entry)) for entry in chosen)
     if binding.dry_run:
         return replace(planned, rules=written)
@@ -48,21 +52,33 @@ def bind_and_persist(
     return replace(done, rules=written)
 
 
-def bind_present(tree: Tree, binding: Binding, chosen: Sequence[PersistEntry]) -> Plan:
+def bind_present(
+    tree: Tree, make: Callable[[tuple[str, ...]], Binding], chosen: Sequence[PersistEntry]
+) -> Plan:
     """Bind the devices of entries that are present and on another driver, each that can be bound.
 
-    The plan's ``failures`` are of the others.
+    ``make`` returns a Binding with further rules lifted: those of an entry. The plan's ``failures`` are of
+    the other devices.
     """
-    plan, wanted = EMPTY_PLAN, dict[tuple[str, Owner | None], list[str]]()
+    plan, wanted = EMPTY_PLAN, dict[tuple[str, Owner | None, tuple[str, ...]], list[str]]()
     for entry in chosen:
         address = rules.present_at(tree, entry)
         if address is None:
             plan = plan.with_warnings(f"no device with the ids of the entry is at {entry.path}")
         elif tree.find_link(f"{device_path(address)}/driver") != entry.driver:
-            wanted.setdefault((entry.driver, entry.owner), []).append(address)
-    for (driver, owner), addresses in wanted.items():
+            wanted.setdefault((entry.driver, entry.owner, entry.allowed), []).append(address)
+    for (driver, owner, allowed), addresses in wanted.items():
+        binding = make(allowed)
+        if not binding.dry_run:
+            _await_udevd()
         plan += _bind_each(binding, addresses, driver, owner)
     return plan
+
+
+def _await_udevd() -> None:
+    """Wait until udevd is done with a device that has just arrived: its rules read a disk, for example."""
+    with contextlib.suppress(VfioToolError):
+        udevadm.settle(_SETTLE_SECONDS)
 
 
 def _bind_each(binding: Binding, addresses: Sequence[str], driver: str, owner: Owner | None) -> Plan:
@@ -78,10 +94,12 @@ def _bind_each(binding: Binding, addresses: Sequence[str], driver: str, owner: O
     return plan
 
 
-def entries_of(tree: Tree, planned: Plan, driver: str, owner: Owner | None) -> list[PersistEntry]:
+def entries_of(
+    tree: Tree, planned: Plan, driver: str, owner: Owner | None, allowed: Collection[str]
+) -> list[PersistEntry]:
     """Return the entries for the devices of a plan. The plan names the driver that 'auto' selected."""
     return [
-        rules.entry_for(tree, address, state.driver or driver, owner)
+        rules.entry_for(tree, address, state.driver or driver, owner, allowed)
         for address, state in planned.after.items()
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from vfiotool.binding import marked_files
 from vfiotool.binding.ownership import denied, device_nodes, owner_of
+from vfiotool.binding.persist import arrival_rule
 from vfiotool.binding.persist.entries import present_at, read_ids
 from vfiotool.binding.persist.initramfs_hooks import HOOKS, makers, rebuild_commands, why_without_effect
 from vfiotool.binding.persist.topology_path import find_at
@@ -92,6 +93,37 @@ def _check_native(tree: Tree, entry: PersistEntry) -> Verdict:
     return Verdict(True, "no driver of the device is built into the kernel")
 
 
+def _check_arrival(tree: Tree, entry: PersistEntry) -> Verdict:
+    """Check that vfiotool is run for a device that arrives while the machine runs."""
+    text = marked_files.read(tree.path(arrival_rule.PATH))
+    if text is None:
+        return _without_arrival_rule(tree, entry)
+    program = arrival_rule.written_program(text)
+    if program is None:
+        return Verdict(False, f"{arrival_rule.PATH} is not as vfiotool writes it", _add_command(entry))
+    if not tree.exists(program):
+        detail = f"{program}, which {arrival_rule.PATH} runs for a device that arrives, is not there"
+        return Verdict(False, detail, _add_command(entry))
+    if unsafe := arrival_rule.unsafe_part(tree, program):
+        detail = f"udevd runs {program} as root, and not only root can change {unsafe}"
+        return Verdict(False, detail, _add_command(entry))
+    return Verdict(True, f"if it arrives while the machine runs, {program} binds it, unless it is in use")
+
+
+def _without_arrival_rule(tree: Tree, entry: PersistEntry) -> Verdict:
+    """Return whether the rule is to be there, and what to do with a device that arrives without it."""
+    program = arrival_rule.this_program()
+    by_hand = f"after the device has arrived: vfiotool persist apply {entry.path}"
+    if program is None:
+        return Verdict(
+            None, "a device that arrives gets its own driver: there is no vfiotool to run", by_hand
+        )
+    if unsafe := arrival_rule.unsafe_part(tree, program):
+        detail = f"a device that arrives gets its own driver: not only root can change {unsafe}, so udevd"
+        return Verdict(None, f"{detail} does not run vfiotool", by_hand)
+    return Verdict(False, f"{arrival_rule.PATH} is missing", _add_command(entry))
+
+
 def _check_hooks(tree: Tree, entry: PersistEntry) -> Verdict:
     if had_initramfs(tree) is False:
         return Verdict(True, _NO_INITRAMFS)
@@ -145,6 +177,7 @@ _CHECKS: Mapping[str, Callable[[Tree, PersistEntry], Verdict]] = {
     "driver": _check_driver,
     "owner": _check_owner,
     "native": _check_native,
+    "hotplug": _check_arrival,
     "initramfs-hook": _check_hooks,
     "initramfs": _check_image,
 }

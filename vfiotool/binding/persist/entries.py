@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vfiotool.binding import marked_files, udevadm
 from vfiotool.binding.ownership import Owner, siblings
+from vfiotool.binding.persist.arrival_rule import remove_arrival_rule, write_arrival_rule
 from vfiotool.binding.persist.initramfs_hooks import remove_hooks, write_hooks
 from vfiotool.binding.persist.topology_path import find_at, read_path
 from vfiotool.binding.persist.udev_rule import (
+    LASTING_RULES,
     PREFIX,
     RULES_DIR,
     SUFFIX,
@@ -28,8 +30,10 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
 
 
-def entry_for(tree: Tree, address: str, driver: str, owner: Owner | None = None) -> PersistEntry:
-    """Return the entry for the device that is at an address now.
+def entry_for(
+    tree: Tree, address: str, driver: str, owner: Owner | None = None, allowed: Collection[str] = ()
+) -> PersistEntry:
+    """Return the entry for the device that is at an address now; ``allowed`` are the lifted rules.
 
     Raises:
         DeviceNotFoundError: there is no device at the address.
@@ -49,13 +53,15 @@ def entry_for(tree: Tree, address: str, driver: str, owner: Owner | None = None)
             hint="create and bind VFs after each boot: 'vfiotool sriov PF N --bind'",
         )
     vendor_id, device_id = read_ids(tree, address)
-    return PersistEntry(address, path, vendor_id, device_id, driver, owner)
+    lasting = tuple(rule for rule in LASTING_RULES if rule in allowed)
+    return PersistEntry(address, path, vendor_id, device_id, driver, owner, lasting)
 
 
 def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
     """Add entries, in effect from the next boot on; all of them, or none.
 
-    Writes the rules, and a hook for each installed builder of an initramfs. Loads and binds nothing, and
+    Writes the rules of the entries, the rule for devices that arrive later, and a hook for each installed
+    builder of an initramfs. Loads and binds nothing, and
     builds no initramfs: see ``rebuild_commands``. The caller checks that the machine can do without the
     devices.
 
@@ -76,6 +82,7 @@ def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
                 _create_stamp(tree, entry)
                 marked_files.write(tree.path(entry.rule), rule_text(entry))
             write_hooks(tree)
+            write_arrival_rule(tree)
         except (VfioToolError, OSError):
             _remove_rules(tree, fresh)
             raise
@@ -95,6 +102,7 @@ def remove_all(tree: Tree, removed: Sequence[PersistEntry]) -> None:
         _remove_rules(tree, removed)
         if not entries(tree):
             remove_hooks(tree)
+            remove_arrival_rule(tree)
 
 
 def entries(tree: Tree) -> list[PersistEntry]:

@@ -17,11 +17,15 @@ from vfiotool.binding.marked_files import MARK
 from vfiotool.binding.ownership import Owner, assignments, is_numeric, rule_file
 from vfiotool.binding.persist.topology_path import devpath_pattern, is_path
 from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.pci.address import is_address
 
 RULES_DIR = "/etc/udev/rules.d"
 PREFIX, SUFFIX = "40-vfiotool-", ".rules"  # before 80-drivers.rules, which loads modules
+ARRIVED = ".VFIOTOOL_ARRIVED"  # the dot: for the rules of this event alone, not for udev's database
+LASTING_RULES = ("partitions", "denylist", "vga", "ids")
+"""The rules of a refusal that are about what a device is and has, and not about its use at the moment."""
 _DRIVER = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -30,7 +34,8 @@ class PersistEntry:
     """A device that is bound to ``driver`` at each boot.
 
     ``path`` is the device's topological path, ``address`` its address when the entry was made. ``owner``
-    may open the device's nodes; ``None`` leaves them to root.
+    may open the device's nodes; ``None`` leaves them to root. ``allowed`` are the rules of ``LASTING_RULES``
+    that the user lifted: they are lifted too if the device arrives while the machine runs.
     """
 
     address: str
@@ -39,6 +44,7 @@ class PersistEntry:
     device_id: int
     driver: str
     owner: Owner | None = None
+    allowed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -85,10 +91,15 @@ DEVPATH!="{place}", GOTO="vfiotool_end"
 ATTR{{vendor}}!="{vendor}", GOTO="vfiotool_end"
 ATTR{{device}}!="{device}", GOTO="vfiotool_end"
 TEST=="physfn", GOTO="vfiotool_end"
-TEST=="driver", GOTO="vfiotool_end"
+TEST=="driver", GOTO="vfiotool_bound"
 ATTR{{driver_override}}="{entry.driver}"
 IMPORT{{builtin}}="kmod load {entry.driver}"
 TEST!="driver", ATTR{{[drivers/pci:{entry.driver}]bind}}="%k"
+
+# The kernel's own event of a device that was plugged in or found by a rescan, and not an event that
+# udevadm repeats: the device's own driver may have taken it already.
+LABEL="vfiotool_bound"
+ENV{{SYNTH_UUID}}!="?*", TEST!="{DRIVERS}/{entry.driver}/%k", ENV{{{ARRIVED}}}="1"
 LABEL="vfiotool_end"
 """
 
@@ -138,7 +149,9 @@ def parse_rule(path: str, text: str) -> PersistEntry:
 def _from_document(document: Any) -> PersistEntry:
     """Check an entry from a file that anyone may have edited: its parts become parts of paths and rules."""
     owner = document.get("owner")
-    entry = PersistEntry(**document | {"owner": None if owner is None else Owner(**owner)})
+    allowed = tuple(document.get("allowed", ()))
+    parsed = {"owner": None if owner is None else Owner(**owner), "allowed": allowed}
+    entry = PersistEntry(**document | parsed)
     texts, ids = (entry.address, entry.path, entry.driver), (entry.vendor_id, entry.device_id)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("not texts")
@@ -146,6 +159,8 @@ def _from_document(document: Any) -> PersistEntry:
         raise ValueError("not ids")
     if entry.owner is not None and not is_numeric(entry.owner):
         raise ValueError("not an owner")
+    if not set(allowed) <= set(LASTING_RULES):
+        raise ValueError("not rules that last")
     if not (is_address(entry.address) and is_path(entry.path) and is_rule_driver(entry.driver)):
         raise ValueError("not an entry")
     return entry
