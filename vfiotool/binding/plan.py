@@ -18,6 +18,7 @@ from vfiotool.binding.steps import (
 )
 from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState
+from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.groups import blockers, is_vfio_driver
 
@@ -134,12 +135,18 @@ def _steps(context: PlanContext, now: DeviceState, target: DeviceState, address:
 
 
 def group_warnings(context: PlanContext, targets: Mapping[str, DeviceState]) -> tuple[str, ...]:
-    """Return a warning for each device that the plan does not change and that makes its group not viable."""
+    """Return warnings of the groups that VFIO is to have.
+
+    They are of each device that the plan does not change and that makes its group not viable, and of direct
+    regions.
+    """
     warnings = []
     for number, group in sorted(context.groups.items()):
         chosen = [targets[address] for address in group.devices if address in targets]
         if not any(is_vfio_driver(target.driver) for target in chosen):
             continue
+        if note := direct_note(group):
+            warnings.append(f"group {number}: {note}")
         others = [context.devices[address] for address in group.devices if address not in targets]
         for blocker in blockers(others, context.era):
             warnings.append(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.checks.groups import check_nodes, check_viability
+from vfiotool.host.checks.groups import check_direct_regions, check_nodes, check_viability
 from vfiotool.host.checks.iommu import check_iommu, check_remapping
 from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
 from vfiotool.host.checks.leftovers import check_leftovers
@@ -28,6 +28,7 @@ CHECKS: Mapping[str, Callable[[Tree, str], Verdict]] = {
     "hugepages": check_hugepages,
     "nodes": check_nodes,
     "viability": check_viability,
+    "direct-regions": check_direct_regions,
     "leftovers": check_leftovers,
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host import bounded_reads
+from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.group_causes import group_causes
@@ -59,6 +60,11 @@ class IommuGroup:
     holders: tuple[Holder, ...]
     why: tuple[str, ...] | None
     unavailable: tuple[str, ...]
+
+    @property
+    def direct_regions(self) -> tuple[ReservedRegion, ...]:
+        """The reserved regions that the firmware uses by way of the device: see ``direct_regions``."""
+        return tuple(region for region in self.reserved_regions or () if region.type == "direct")
 
 
 def group_ids(tree: Tree) -> list[int]:
@@ -120,6 +126,11 @@ def blockers(devices: Iterable[PciDevice], era: Era) -> tuple[Blocker, ...]:
 def is_vfio_driver(driver: str | None) -> bool:
     """Return True if a driver is vfio-pci or a variant of it (``mlx5_vfio_pci``, …)."""
     return driver is not None and "vfio" in driver
+
+
+def on_vfio(tree: Tree) -> list[str]:
+    """Return the addresses of the devices on a VFIO driver, sorted. The reads take no lock."""
+    return [one for one in addresses(tree) if is_vfio_driver(tree.find_link(f"{device_path(one)}/driver"))]
 
 
 def is_bridge(device: PciDevice) -> bool:

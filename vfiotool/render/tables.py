@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
+from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.groups import TURN_ON_IOMMU, IommuGroup, is_vfio_driver
 from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import literal, show
@@ -38,7 +39,7 @@ def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> 
             if device is not None:
                 table.add_row(*map(literal, (*columns, address, _driver(device), _name(device))))
                 columns = ["", "", ""]
-        if len(group.devices) > 1 or group.holders:
+        if len(group.devices) > 1 or group.holders or group.direct_regions:
             notes += [f"group {group.id}: {line}" for line in group_notes(group)]
     show(table)
     for note in notes:
@@ -46,9 +47,10 @@ def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> 
 
 
 def group_notes(group: IommuGroup) -> list[str]:
-    """Return notes on a group: why its devices share it, its blockers with a remedy, and its holders."""
+    """Return notes on a group: what its devices share, what keeps it from VFIO, and its holders."""
     why = ("run as root to see why",) if group.why is None else group.why
     notes = [f"shared: {line}" for line in why]
+    notes += filter(None, [direct_note(group)])
     notes += [f"not viable because of {blocker.address}: {blocker.reason}" for blocker in group.blockers]
     if len(group.blockers) > 1:
         notes.append(f"not viable: bind all of its devices with 'vfiotool bind --group group:{group.id}'")
@@ -132,6 +134,9 @@ def how_to_free(details: Details) -> str:
     option, it = (" --group", "the whole group") if whole else ("", "it")
     if any(usage.claims for usage in details.usage):
         return f"'vfiotool bind{option} {device.address}' refuses it: see its uses above"
+    if group.direct_regions:
+        command = f"vfiotool bind{option} {device.address}"
+        return f"'{command}' binds {it}, but VFIO may not open it: see its group above"
     return f"bind {it} with 'vfiotool bind{option} {device.address}'"
 
 

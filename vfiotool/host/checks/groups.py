@@ -1,14 +1,15 @@
-"""The access of VFIO nodes, and the viability of groups with a device on a VFIO driver."""
+"""The access of VFIO nodes; the viability and direct regions of groups with a device on a VFIO driver."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
 
-from vfiotool.host.attributes import addresses
+from vfiotool.host.attributes import addresses, find_group
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.devices import PciDevice, read_devices
-from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
+from vfiotool.host.direct_regions import OTHER_FIRMWARE, direct_note, is_kept_from_vfio
+from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, on_vfio, read_groups
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
@@ -80,3 +81,21 @@ def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) 
     ]
     remedies = [f"vfiotool bind --group group:{group.id}" for group in blocked]
     return Verdict(False, "; ".join(causes), "; ".join(remedies))
+
+
+def check_direct_regions(tree: Tree, state_dir: str) -> Verdict:
+    """No device on a VFIO driver is in a group that the kernel keeps from VFIO."""
+    numbers = {find_group(tree, address) for address in on_vfio(tree)}
+    used = read_groups(tree, [number for number in group_ids(tree) if number in numbers], ())
+    return judge_direct_regions(used, kept=is_kept_from_vfio(tree))
+
+
+def judge_direct_regions(used: Iterable[IommuGroup], *, kept: bool | None) -> Verdict:
+    """Judge the groups that have a device on a VFIO driver; ``kept`` as ``is_kept_from_vfio`` returns it."""
+    notes = [f"group {group.id}: {direct_note(group)}" for group in used if group.direct_regions]
+    unread = [str(group.id) for group in used if group.reserved_regions is None]
+    if notes:
+        return Verdict(False if kept else None, "; ".join(notes), OTHER_FIRMWARE)
+    if unread:
+        return Verdict(None, f"the reserved regions of these groups cannot be read: {', '.join(unread)}")
+    return Verdict(True, "no group on a VFIO driver has a direct region")
