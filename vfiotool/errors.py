@@ -190,6 +190,12 @@ _NO_TOKEN = (
     "pass the token that the PF's owner has set: --vf-token, or vf_token= in Python",
 )
 
+_NOT_ATTACHED = (
+    "the IOMMU does not remap interrupts, or the firmware needs memory mapped 1:1 for a device of the group "
+    "(a direct reserved region, an RMRR)",
+    "'vfiotool doctor' checks interrupts, and 'vfiotool groups' shows direct regions",
+)
+
 # (operation, errno) -> (cause, remedy). A row with the operation "" applies to every operation that has no
 # row for that errno. Kernel versions return different errno values for the same cause, so causes repeat.
 _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
@@ -211,11 +217,7 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "this kernel's VFIO has no IOMMU driver of that type for the group",
         "load vfio_iommu_type1; 'vfiotool groups' shows if the machine's IOMMU is on",
     ),
-    ("VFIO_SET_IOMMU", errno.EPERM): (
-        "the IOMMU does not remap interrupts, so a device could forge interrupts",
-        "enable interrupt remapping, or load vfio_iommu_type1 with allow_unsafe_interrupts=1 if you trust "
-        "the device",
-    ),
+    ("VFIO_SET_IOMMU", errno.EPERM): _NOT_ATTACHED,
     ("VFIO_GROUP_SET_CONTAINER", errno.EPERM): (
         "the group is not viable: a device of the group is on a host driver",
         "'vfiotool groups' shows the device",
@@ -321,10 +323,7 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
         "another device of the group has another owner",
         "'vfiotool groups' shows the group's devices and their holders",
     ),
-    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EPERM): (
-        "the IOMMU does not remap interrupts, so a device could forge interrupts",
-        "enable interrupt remapping, or load iommufd with allow_unsafe_interrupts=1 if you trust the device",
-    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EPERM): _NOT_ATTACHED,
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EADDRINUSE): (
         "mapped or allowed IOVAs overlap the reserved regions of this device",
         "open all devices before you map memory",

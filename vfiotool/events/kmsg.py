@@ -1,4 +1,4 @@
-"""New records of the kernel's log (Documentation/ABI/testing/dev-kmsg)."""
+"""Records of the kernel's log (Documentation/ABI/testing/dev-kmsg)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEVICE = re.compile(r"^ DEVICE=\+pci:(\S+)$", re.MULTILINE)
 
 
 class KernelLog:
-    """The records that are logged after this object is created.
+    """The records that are logged after this object is created, or, if ``whole``, those before it too.
 
     ``offset`` is CLOCK_MONOTONIC_RAW minus the clock of the log, in seconds.
 
@@ -25,10 +25,11 @@ class KernelLog:
         OSError: EPERM, only root may read the log (kernel.dmesg_restrict).
     """
 
-    def __init__(self, offset: float = 0.0, path: str = _PATH) -> None:
+    def __init__(self, offset: float = 0.0, path: str = _PATH, *, whole: bool = False) -> None:
         self._offset = offset
         self._fd: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.lseek(self._fd, 0, os.SEEK_END)
+        if not whole:
+            os.lseek(self._fd, 0, os.SEEK_END)
 
     def fileno(self) -> int | None:
         return self._fd

@@ -52,8 +52,9 @@ def find_denied(tree: Tree, devices: Iterable[PciDevice]) -> Mapping[str, Denial
         name = _KERNELS.get((device.vendor_id, device.device_id))
         if name is not None and not lifted:
             reason = (
-                f"the kernel's denylist keeps {name} devices from vfio-pci because of their errata; "
-                "to bind it, also set vfio-pci's module parameter disable_denylist=1"
+                f"the kernel's denylist keeps {name} devices from vfio-pci: by their errata, a user of the "
+                "device can hang the machine or worse; to bind it, also set vfio-pci's module parameter "
+                "disable_denylist=1"
             )
             denied[device.address] = Denial(reason, by_owner=False)
         if device.address in owners:

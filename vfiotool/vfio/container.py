@@ -56,7 +56,7 @@ class Container(Handle):
 
         Raises:
             KernelError: EINVAL if the container has no group or its IOMMU is set already, ENODEV for an
-                unknown type, EPERM if the IOMMU does not remap interrupts.
+                unknown type, EPERM if the IOMMU does not remap interrupts or the group has a direct region.
         """
         result = lib.vt_container_set_iommu(self.fileno(), kind)
         checked(result, ContainerIoctl.VFIO_SET_IOMMU.name, self.name)

@@ -51,7 +51,7 @@ def group_of(address: str) -> int:
         raise UnsupportedError(
             f"{address} is in no IOMMU group",
             hint="'vfiotool doctor' shows how to turn the IOMMU on; without an IOMMU, VFIO opens a device "
-            "only in its no-IOMMU mode (iommu='noiommu')",
+            "only in its no-IOMMU mode (iommu='noiommu'), where its DMA reaches all memory",
         )
     return number
 

@@ -10,7 +10,10 @@ from vfiotool.host.groups import GROUPS, group_ids
 from vfiotool.host.tree import Tree
 
 TABLES = "/sys/firmware/acpi/tables"
-UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+UNSAFE = tuple(
+    f"/sys/module/{module}/parameters/allow_unsafe_interrupts" for module in ("vfio_iommu_type1", "iommufd")
+)
+"""The parameters by which a module accepts that interrupts are not remapped."""
 
 _OFF = ("intel_iommu=off", "amd_iommu=off", "iommu=off")
 _NO_REMAPPING = ("intremap=off", "nointremap")
@@ -20,8 +23,9 @@ _FOR_A_GUEST = (
     "q35,kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on"
 )
 _ACCEPT = (
-    "if you trust all devices and their users: echo 'options vfio_iommu_type1 "
-    "allow_unsafe_interrupts=1' > /etc/modprobe.d/vfio-interrupts.conf, then reload the module"
+    "at the cost of isolation (each device that VFIO opens, and who drives it, can then raise any interrupt "
+    "of the machine): echo 'options vfio_iommu_type1 allow_unsafe_interrupts=1' > "
+    "/etc/modprobe.d/vfio-interrupts.conf, then reload the module"
 )
 
 
@@ -56,7 +60,7 @@ def read_facts(tree: Tree) -> Facts:
         vendor=cpu.get("vendor_id", ""),
         is_guest="hypervisor" in cpu.get("flags", "").split(),
         chips=interrupt_chips(tree.find("/proc/interrupts") or ""),
-        accepts_unsafe=tree.find(UNSAFE) == "Y",
+        accepts_unsafe=tree.find(UNSAFE[0]) == "Y",
         loader=detect_boot_loader(tree),
     )
 

@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from vfiotool._shim import lib
 from vfiotool.errors import DmaMapError, DmaRangeError, KernelError, UnsupportedError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import device_path, find_group
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.device_file import DeviceFile, KernelDeviceFile
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.handle import Handle, checked
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.address_space import AddressSpace, map_file_unsupported
+from vfiotool.vfio.iommu.attach_errors import explained
 from vfiotool.vfio.iommu.protocol import IommuInfo, IommuMode
 from vfiotool.vfio.nodes import IOMMUFD, cdev_of, group_of, open_node
 from vfiotool.vfio.uapi import (
@@ -272,7 +273,8 @@ def _ask_device(
     question: vfio_device_bind_iommufd | vfio_device_attach_iommufd_pt,
 ) -> None:
     question.argsz = ctypes.sizeof(question)
-    file.ioctl(request, bytearray(question))
+    with explained(find_group(Tree(), file.name)):
+        file.ioctl(request, bytearray(question))
 
 
 def _open_cdev(address: str) -> KernelDeviceFile:

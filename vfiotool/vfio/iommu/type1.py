@@ -13,6 +13,7 @@ from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.info import IovaRange
 from vfiotool.vfio.iommu.address_space import AddressSpace
+from vfiotool.vfio.iommu.attach_errors import explained
 from vfiotool.vfio.iommu.protocol import IommuInfo, IommuMode
 from vfiotool.vfio.nodes import CONTAINER, IOMMUFD, group_of, is_noiommu
 from vfiotool.vfio.uapi import Extension, IommuType
@@ -128,7 +129,7 @@ class Type1(AddressSpace):
         if unguarded and self.mode is not IommuMode.NOIOMMU:
             raise UnsupportedError(
                 f"no IOMMU isolates {address}: its DMA reaches all memory of this machine",
-                hint="'vfiotool doctor' shows how to turn the IOMMU on; iommu='noiommu' opens it without",
+                hint="'vfiotool doctor' shows how to turn the IOMMU on; iommu='noiommu' opens it anyway",
             )
         if not unguarded and self.mode is IommuMode.NOIOMMU:
             raise UnsupportedError(
@@ -140,10 +141,11 @@ class Type1(AddressSpace):
         if group is None:
             group = Group(group_id)
             try:
-                group.set_container(self.container)
-                if not self._ready:
-                    self.container.set_iommu(self._kind)
-                    self._ready = True
+                with explained(group_id):
+                    group.set_container(self.container)
+                    if not self._ready:
+                        self.container.set_iommu(self._kind)
+                        self._ready = True
             except BaseException:
                 group.close()
                 raise
@@ -171,6 +173,7 @@ def _hint(mode: IommuMode) -> str:
     if mode is IommuMode.NOIOMMU:
         return (
             "it needs a kernel with CONFIG_VFIO_NOIOMMU and, as root, "
-            "'echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode'"
+            "'echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode'; a device's DMA then reaches "
+            "all memory"
         )
     return "load it with 'modprobe vfio_iommu_type1'; 'vfiotool doctor' shows whether the IOMMU is on"
