@@ -75,6 +75,7 @@ BETWEEN_KERNELS = (
     *DRIVE,
     *_files("tests/lab/test_traps_*.py"),
     "tests/contract/test_binding.py",
+    "tests/lab/test_bar_owners.py",
     "tests/lab/test_cycles.py",
     "tests/lab/test_foreign.py",
     "tests/lab/test_memory.py",

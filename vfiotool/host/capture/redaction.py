@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from vfiotool.host.bar_owners import device_ranges
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.pci import config_space
 
@@ -119,6 +120,7 @@ _PROC: Mapping[str, Redaction] = {
     r"/proc/cpuinfo": _cpuinfo,
     r"/proc/devices": _of_vfio,
     r"/proc/interrupts": _interrupts,
+    r"/proc/(iomem|ioports)": device_ranges,
     r"/proc/kallsyms": _kallsyms,
     r"/proc/(self|1)/mountinfo": _mountinfo,
     r"/proc/swaps": _swaps,

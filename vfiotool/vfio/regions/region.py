@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vfiotool.errors import ClosedError
+from vfiotool.errors import ClosedError, KernelError
 from vfiotool.vfio.device_file import DeviceFile
 from vfiotool.vfio.dma_buf import export_dma_buf
 from vfiotool.vfio.info import MmapArea, RegionInfo
 from vfiotool.vfio.mmio.access import Guard, RegionAccess, guarded
 from vfiotool.vfio.mmio.mmio import Mmio
+from vfiotool.vfio.regions.bar_errors import bar_error
 from vfiotool.vfio.uapi import RegionInfoFlags
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Region:
     Every access is checked before the device sees any of it:
 
     AccessError: the access lies outside, is misaligned, is not allowed, or writes to bytes of the kernel.
-    KernelError: the kernel's errno; EIO if the device's memory is off.
+    KernelError: the kernel's errno; EIO if the device's memory is off, EBUSY if something else has the BAR.
     ClosedError: the device is closed or was released.
 
     Threads may share it.
@@ -109,7 +110,10 @@ class Region:
         access = RegionAccess("map", offset, count, 0, self.name)
         self._require_mappable(access)
         write = RegionInfoFlags.WRITE in self.info.flags
-        window = self._file.map(self.info.offset + offset, count, write=write)
+        try:
+            window = self._file.map(self.info.offset + offset, count, write=write)
+        except KernelError as error:
+            raise bar_error(error, self._file.name, self.index) from None
         window.name = f"{self.name} from {offset:#x} on" if offset else self.name
         for guard in self._guards:
             window.guard(guard.moved(offset))
@@ -144,11 +148,17 @@ class Region:
         self._require_bounded(access)
         if RegionInfoFlags.READ not in self.info.flags:
             raise access.refused("is forbidden: it cannot be read", hint="the kernel allows no read there")
-        return self._file.pread(access.size, self.info.offset + access.offset)
+        try:
+            return self._file.pread(access.size, self.info.offset + access.offset)
+        except KernelError as error:
+            raise bar_error(error, self._file.name, self.index) from None
 
     def _put(self, access: RegionAccess, data: bytes) -> None:
         self._require_writable(access)
-        self._file.pwrite(data, self.info.offset + access.offset)
+        try:
+            self._file.pwrite(data, self.info.offset + access.offset)
+        except KernelError as error:
+            raise bar_error(error, self._file.name, self.index) from None
 
     def _require_writable(self, access: RegionAccess) -> None:
         self._require_bounded(access)
