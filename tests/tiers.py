@@ -81,6 +81,7 @@ BETWEEN_KERNELS = (
     "tests/lab/test_memory.py",
     "tests/lab/test_model.py",
     "tests/lab/test_namespaces.py",
+    "tests/lab/test_power.py",
     "tests/lab/test_rules.py",
     "tests/lab/test_see.py",
     "tests/lab/test_stress_hotplug.py",

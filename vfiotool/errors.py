@@ -353,11 +353,13 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("pread", errno.EIO): (
         "the device does not answer: its memory space is disabled, or the device is in D3hot",
-        "set memory to True in its configuration space, and its power state to D0",
+        "set memory to True in its configuration space, and its power state to D0; 'vfiotool show' shows its "
+        "power",
     ),
     ("pwrite", errno.EIO): (
         "the device does not answer: its memory space is disabled, or the device is in D3hot",
-        "set memory to True in its configuration space, and its power state to D0",
+        "set memory to True in its configuration space, and its power state to D0; 'vfiotool show' shows its "
+        "power",
     ),
     ("sriov_numvfs", errno.ENOENT): (
         "the PF's driver cannot create VFs, or the PF has no driver",

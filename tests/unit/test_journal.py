@@ -18,7 +18,9 @@ from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState, NodeAccess
 
 A, VMD = "0000:00:12.0", "10000:e1:00.0"
-FULL = DeviceState("e1000e", " ", numvfs=4, autoprobe=1, power_control="auto", node=NodeAccess(7, 8, 0o660))
+FULL = DeviceState(
+    "e1000e", " ", numvfs=4, autoprobe=1, power_control="auto", node=NodeAccess(7, 8, 0o660), d3cold_allowed=0
+)
 
 
 @pytest.fixture
@@ -177,6 +179,7 @@ def test_record_of_another_user_is_refused(
         {"numvfs": True},
         {"autoprobe": 2},
         {"power_control": "off"},
+        {"d3cold_allowed": 2},
         {"node": [0, 0, 0]},
         {"node": {"uid": -1, "gid": 0, "mode": 0}},
         {"node": {"uid": 0, "gid": 0, "mode": 0o4755}},

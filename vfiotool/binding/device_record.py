@@ -68,6 +68,7 @@ def from_document(document: Any) -> DeviceRecord:
 def state_document(state: DeviceState) -> dict[str, Any]:
     """Return the JSON form of a state, which ``parse_state`` reads."""
     node = state.node
+    added = {} if state.d3cold_allowed is None else {"d3cold_allowed": state.d3cold_allowed}  # not in 0.1.0
     return {
         "driver": state.driver,
         "driver_override": state.driver_override,
@@ -75,6 +76,7 @@ def state_document(state: DeviceState) -> dict[str, Any]:
         "autoprobe": state.autoprobe,
         "power_control": state.power_control,
         "node": None if node is None else {"uid": node.uid, "gid": node.gid, "mode": node.mode},
+        **added,
     }
 
 
@@ -90,6 +92,7 @@ def parse_state(document: Mapping[str, Any]) -> DeviceState:
         autoprobe=_optional(document["autoprobe"], 1),
         power_control=policy,
         node=_node(document["node"]),
+        d3cold_allowed=_optional(document.get("d3cold_allowed"), 1),
     )
 
 

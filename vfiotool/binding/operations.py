@@ -16,7 +16,7 @@ from vfiotool.binding.foreign_drivers import foreign_drivers, native_driver, not
 from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
-from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, group_warnings
+from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, group_warnings, idle_d3_warnings, kept_awake
 from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.planner import PlanAmendment, Planner, TargetState
@@ -30,6 +30,7 @@ from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
+from vfiotool.host.power import read_power, sleeps_by_policy
 from vfiotool.host.variant_drivers import best_vfio_driver
 from vfiotool.pci.ids import ids_text
 from vfiotool.pci.names import PciNames
@@ -78,12 +79,20 @@ class Binding:
         )
         self._just_recovered: frozenset[str] = frozenset()
 
-    def bind(self, addresses: Sequence[str], driver: str = "vfio-pci", owner: Owner | None = None) -> Plan:
+    def bind(
+        self,
+        addresses: Sequence[str],
+        driver: str = "vfio-pci",
+        owner: Owner | None = None,
+        *,
+        awake: bool = False,
+    ) -> Plan:
         """Bind devices to a driver; all of them, or none.
 
         The driver ``auto`` is the VFIO driver that serves each device best, and ``native`` the host driver
         whose ids match it best; ``native`` also clears the override. ``owner`` may open the devices' nodes
-        until the devices are restored.
+        until the devices are restored. With ``awake`` the devices stay in D0 while they are idle, until they
+        are restored; a warning names a device that is not in D0 afterwards.
 
         Raises:
             RefusedError: a rule forbids it; nothing was changed.
@@ -95,6 +104,10 @@ class Binding:
             raise SelectorError(f"{driver!r} is not a driver's name", hint="see /sys/bus/pci/drivers")
 
         def target(device: PciDevice, now: DeviceState) -> DeviceState:
+            state = on_driver(device, now)
+            return kept_awake(state, now) if awake else state
+
+        def on_driver(device: PciDevice, now: DeviceState) -> DeviceState:
             if driver == NATIVE:
                 return DeviceState(native_driver(self._tree, device), None)
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
@@ -103,9 +116,11 @@ class Binding:
             return bound_to(now, chosen)
 
         def amend(context: PlanContext, plan: Plan) -> Plan:
+            plan = plan.with_warnings(*idle_d3_warnings(context, plan)) if awake else plan
             return replace(plan, refusals=plan.refusals + foreign_drivers(self._tree, context, plan))
 
-        return self._change(addresses, target, owner=owner, amend=amend)
+        plan = self._change(addresses, target, owner=owner, amend=amend)
+        return plan.with_warnings(*self._asleep(plan.after)) if awake and not self.dry_run else plan
 
     def unbind(self, addresses: Sequence[str]) -> Plan:
         """Unbind devices from their drivers; their former state is recorded. Raises as ``bind`` does."""
@@ -255,6 +270,13 @@ class Binding:
         context, now = self._planner.read(devices, vfs, self.allowed)
         warnings = group_warnings(context, now) if warn else ()
         return replace(plan, after={**plan.after, **now}, warnings=plan.warnings + warnings)
+
+    def _asleep(self, addresses: Iterable[str]) -> Iterator[str]:
+        """Yield a warning for each device that should be awake and is not."""
+        by_policy = sleeps_by_policy(self._tree)
+        for address, power in read_power(self._tree, addresses).items():
+            if power.does_not_wake(by_policy=by_policy):
+                yield f"{address} is in {power}, and not awake: 'vfiotool doctor' says more"
 
     def _is_recorded(self, address: str) -> bool:
         """Return True if there is a record of this boot, or a record that cannot be parsed."""

@@ -128,6 +128,25 @@ def bound_to(state: DeviceState, driver: str) -> DeviceState:
     return DeviceState(driver, driver if takes_any_device(driver) else None)
 
 
+def kept_awake(state: DeviceState, now: DeviceState) -> DeviceState:
+    """Return a target state with the policies that keep an idle device in D0, if the kernel has them."""
+    return replace(
+        state,
+        power_control=None if now.power_control is None else "on",
+        d3cold_allowed=None if now.d3cold_allowed is None else 0,
+    )
+
+
+def idle_d3_warnings(context: PlanContext, plan: Plan) -> Iterable[str]:
+    """Yield a warning if vfio-pci puts devices to sleep that the plan keeps awake: see ``host.power``."""
+    sleepy = [address for address, state in plan.after.items() if is_vfio_driver(state.driver)]
+    if sleepy and context.sleeps_on_its_own:
+        yield (
+            f"this kernel's vfio-pci itself puts {', '.join(sleepy)} into D3hot while idle: only its module "
+            "parameter disable_idle_d3=1 prevents that"
+        )
+
+
 def _steps(context: PlanContext, now: DeviceState, target: DeviceState, address: str) -> Iterable[DeviceStep]:
     group = context.devices[address].iommu_group
     node = None if group is None else f"/dev/vfio/{group}"

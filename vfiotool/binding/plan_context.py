@@ -10,6 +10,7 @@ from vfiotool.host.denylist import OWNERS_LIST, Denial, find_denied
 from vfiotool.host.devices import PciDevice, find_device
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
+from vfiotool.host.power import IDLE_D3, sleeps_by_policy
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.namespaces import NAMESPACE_ALONE, why_processes_are_hidden
@@ -26,6 +27,7 @@ class PlanContext:
     address, why a device is on a denylist. ``open_groups`` are those of ``groups`` that a process has open.
     ``unseen_groups`` has, by number, why it cannot be known whether a process has a group open. ``unseen``
     are warnings of other facts that cannot be known from here.
+    ``sleeps_on_its_own`` is True if vfio-pci puts idle devices into D3hot, whatever their power policy.
     """
 
     devices: Mapping[str, PciDevice]
@@ -38,6 +40,7 @@ class PlanContext:
     open_groups: frozenset[int] = field(default_factory=frozenset)
     unseen_groups: Mapping[int, str] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    sleeps_on_its_own: bool = False
 
     def group_of(self, address: str) -> IommuGroup | None:
         """Return the group of a device, ``None`` if it has none."""
@@ -73,6 +76,7 @@ def read_plan_context(
         open_groups=frozenset(number for number, use in uses.items() if use is True),
         unseen_groups={number: use for number, use in uses.items() if isinstance(use, str)},
         unseen=tuple(_unseen(tree)),
+        sleeps_on_its_own=not sleeps_by_policy(tree) and tree.find(IDLE_D3) != "Y",
     )
 
 

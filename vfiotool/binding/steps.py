@@ -15,6 +15,7 @@ from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import (
     AUTOPROBE,
+    D3COLD,
     NUMVFS,
     OVERRIDE,
     POWER,
@@ -219,8 +220,8 @@ def steps_between(
     """Yield the steps that lead from one state of a device to another; ``node`` is that of its group.
 
     The override is set before the unbind, so that no other driver can take the device in between.
-    ``sriov_drivers_autoprobe`` is set before VFs are created. The power policy is set last: drivers
-    change it at bind and unbind.
+    ``sriov_drivers_autoprobe`` is set before VFs are created. The power policies are set last: drivers
+    change them at bind and unbind.
     """
     moves = now.driver != target.driver
     if now.driver_override != target.driver_override:
@@ -235,6 +236,8 @@ def steps_between(
         yield SetAttribute(address, AUTOPROBE, str(target.autoprobe))
     if target.numvfs and now.numvfs != target.numvfs:
         yield SetVfCount(address, target.numvfs)
+    if target.d3cold_allowed is not None and now.d3cold_allowed not in (None, target.d3cold_allowed):
+        yield SetAttribute(address, D3COLD, str(target.d3cold_allowed))
     if target.power_control is not None and (moves or now.power_control != target.power_control):
         yield SetAttribute(address, POWER, target.power_control)
     if node is not None and target.node is not None and is_vfio_driver(target.driver):

@@ -29,6 +29,11 @@ from vfiotool.host.selectors import select_meant
     help="Owner of the device nodes, at this bind and at later binds; with --persist, over reboots.",
 )
 @click.option("--persist", is_flag=True, help="Also bind the devices at each boot.")
+@click.option(
+    "--power",
+    type=click.Choice(["on"]),
+    help="'on' keeps the devices awake while they are idle: no D3hot, no D3cold.",
+)
 @change_options
 @json_option
 @click.pass_obj
@@ -39,6 +44,7 @@ def bind(
     driver: str,
     owner: str | None,
     persist: bool,
+    power: str | None,
     change: ChangeOptions,
     as_json: bool,
 ) -> None:
@@ -46,13 +52,15 @@ def bind(
 
     The state of each device is recorded before the change; 'vfiotool restore' restores it.
     """
+    if persist and power is not None:
+        raise click.UsageError("--persist does not keep --power: give one of them, and then the other")
     binding = make_binding(settings, change)
     wanted = select_endpoints(settings, binding, selection)
     granted = None if owner is None else parse_owner(owner)
 
     def run() -> Plan:
         if not persist:
-            return binding.bind(wanted, driver, granted)
+            return binding.bind(wanted, driver, granted, awake=power is not None)
         from vfiotool.cli.persist_entries import bind_and_persist
 
         dry_binding = make_binding(settings, replace(change, dry_run=True))

@@ -10,6 +10,7 @@ from vfiotool.host.attributes import device_path
 from vfiotool.host.bars import Bar, read_bars
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import IommuGroup, read_group
+from vfiotool.host.power import Power, power_of, power_paths
 from vfiotool.host.tree import Tree, decode
 from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.pci import config_space
@@ -32,6 +33,7 @@ class Details:
     bars: tuple[Bar, ...]
     link: Mapping[str, str]
     iommu: str | None
+    power: Power
     usage: tuple[Usage, ...]
     unavailable: tuple[str, ...]
 
@@ -41,7 +43,9 @@ def read_details(tree: Tree, device: PciDevice, devices: Iterable[PciDevice]) ->
     number = device.iommu_group
     group = None if number is None else read_group(tree, number, devices)
     folder = device_path(device.address)
-    guarded = bounded_reads.read_all(tree, [f"{folder}/{name}" for name in ("config", *_LINK)])
+    # The power comes first: a read of configuration space wakes a device in D3cold.
+    paths = [*power_paths(device.address), *(f"{folder}/{name}" for name in ("config", *_LINK))]
+    guarded = bounded_reads.read_all(tree, paths)
     capabilities = _capabilities(guarded[f"{folder}/config"])
     return Details(
         device=device,
@@ -52,6 +56,7 @@ def read_details(tree: Tree, device: PciDevice, devices: Iterable[PciDevice]) ->
             name: decode(answer) for name in _LINK if isinstance(answer := guarded[f"{folder}/{name}"], bytes)
         },
         iommu=tree.find_link(f"{folder}/iommu"),
+        power=power_of(tree, device.address, guarded),
         usage=read_usage(tree, [device.address], [group] if group else [])[device.address],
         unavailable=("capabilities",) if capabilities is None else (),
     )

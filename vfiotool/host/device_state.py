@@ -12,11 +12,12 @@ from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path, parse_override
 from vfiotool.host.tree import GONE, Tree, decode
 
-OVERRIDE, NUMVFS, AUTOPROBE, POWER = (
+OVERRIDE, NUMVFS, AUTOPROBE, POWER, D3COLD = (
     "driver_override",
     "sriov_numvfs",
     "sriov_drivers_autoprobe",
     "power/control",
+    "d3cold_allowed",
 )
 
 
@@ -38,9 +39,10 @@ class DeviceState:
     """The driver of a device, its ``driver_override``, and the settings that binding changes with them.
 
     ``numvfs`` is the number of VFs of a PF, and ``autoprobe`` is 1 if host drivers may bind to new VFs.
-    ``power_control`` is the runtime power policy (``on``, ``auto``), which vfio-pci changes. ``node`` is
-    the access of the group's node, which the kernel creates anew at each bind. In a target state, ``None``
-    in any of these four leaves the setting unchanged.
+    ``power_control`` is the runtime power policy (``on``, ``auto``), which vfio-pci changes, and
+    ``d3cold_allowed`` is 1 if the device may lose its power while it sleeps. ``node`` is the access of the
+    group's node, which the kernel creates anew at each bind. In a target state, ``None`` in any of these five
+    leaves the setting unchanged.
     """
 
     driver: str | None
@@ -49,6 +51,7 @@ class DeviceState:
     autoprobe: int | None = None
     power_control: str | None = None
     node: NodeAccess | None = None
+    d3cold_allowed: int | None = None
 
 
 def read_state(tree: Tree, address: str) -> DeviceState:
@@ -64,7 +67,7 @@ def read_state(tree: Tree, address: str) -> DeviceState:
 def read_states(tree: Tree, addresses: Iterable[str]) -> dict[str, DeviceState]:
     """Read the states of devices; raises the same errors as ``read_state``."""
     wanted = list(addresses)
-    names = (OVERRIDE, NUMVFS, AUTOPROBE, POWER)
+    names = (OVERRIDE, NUMVFS, AUTOPROBE, POWER, D3COLD)
     answers = bounded_reads.read_all(
         tree, [f"{device_path(address)}/{name}" for address in wanted for name in names]
     )
@@ -93,6 +96,7 @@ def _state(tree: Tree, address: str, answers: dict[str, bounded_reads.ReadResult
         autoprobe=_number(answers[AUTOPROBE]),
         power_control=_text(answers[POWER]),
         node=_node_access(tree, address),
+        d3cold_allowed=_number(answers[D3COLD]),
     )
 
 

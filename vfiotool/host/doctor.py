@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.checks.devices import check_bars
+from vfiotool.host.checks.devices import check_bars, check_power
 from vfiotool.host.checks.groups import check_direct_regions, check_nodes, check_viability
 from vfiotool.host.checks.iommu import check_iommu, check_remapping
 from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
@@ -31,6 +31,7 @@ CHECKS: Mapping[str, Callable[[Tree, str], Verdict]] = {
     "viability": check_viability,
     "direct-regions": check_direct_regions,
     "bars": check_bars,
+    "power": check_power,
     "leftovers": check_leftovers,
 }
 

@@ -74,7 +74,7 @@ def _facts(details: Details) -> Iterable[tuple[str, str]]:
     yield "subsystem", ids_text(device.subsystem_vendor_id, device.subsystem_device_id)
     yield "driver", _text(device.driver)
     yield "override", _text(device.driver_override)
-    yield "power", _text(device.power_state)
+    yield "power", str(details.power)
     yield "resets", _list(device.reset_methods)
     yield "numa node", _text(device.numa_node)
     if device.sriov_totalvfs:

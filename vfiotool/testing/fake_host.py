@@ -17,7 +17,7 @@ from vfiotool.binding.machine import no_report
 from vfiotool.binding.ownership import Owner, rule_path
 from vfiotool.errors import KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
-from vfiotool.host.device_state import AUTOPROBE, NUMVFS, POWER, NodeAccess
+from vfiotool.host.device_state import AUTOPROBE, D3COLD, NUMVFS, POWER, NodeAccess
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import DEVICE_DESCRIPTOR
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir, process_start
@@ -155,6 +155,7 @@ class FakeHost(SriovHost):
             "driver_override": lambda text: self._override(subject, text),
             NUMVFS: lambda text: set_numvfs(self, subject, text.removesuffix("\n")),
             AUTOPROBE: lambda text: self._set_autoprobe(folder, text.removesuffix("\n")),
+            D3COLD: lambda text: self._set_d3cold(folder, text.removesuffix("\n")),
             "control": lambda text: self._set_power(folder, text.removesuffix("\n")),
             "bind": lambda text: self._bind(text.removesuffix("\n"), subject),
             "unbind": lambda text: self._unbind(text.removesuffix("\n"), subject),
@@ -178,6 +179,12 @@ class FakeHost(SriovHost):
         if policy not in ("on", "auto"):
             return errno.EINVAL
         self.put(f"{folder}/control", policy)
+        return 0
+
+    def _set_d3cold(self, folder: str, text: str) -> int:
+        if not text.isdecimal():
+            return errno.EINVAL
+        self.put(f"{folder}/{D3COLD}", str(int(text != "0")))
         return 0
 
     def _set_autoprobe(self, folder: str, text: str) -> int:
