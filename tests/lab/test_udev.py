@@ -17,6 +17,7 @@ from tests.support.guest import (
     needs_iommu,
     output,
     settle,
+    tell_udevd,
     vfiotool,
 )
 from vfiotool.binding import plan_writer
@@ -71,12 +72,6 @@ def stopped_udevd() -> Iterator[None]:
     yield
     tell_udevd("--start-exec-queue")
     settle()
-
-
-def tell_udevd(option: str) -> None:
-    """Send a control message several times: udevd ignores one that comes before it asks for the sender."""
-    for _ in range(5):
-        output("udevadm", "control", option)
 
 
 @pytest.mark.usefixtures("stopped_udevd")

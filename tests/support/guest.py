@@ -212,6 +212,12 @@ def settle() -> None:
     await_("udevd is idle", lambda: command("udevadm", "settle", "--timeout=60").status == 0)
 
 
+def tell_udevd(option: str) -> None:
+    """Send a control message several times: udevd ignores one that comes before it asks for the sender."""
+    for _ in range(5):
+        output("udevadm", "control", option)
+
+
 def remove(address: str) -> None:
     """Take a device off its bus."""
     write(path(address, "remove"), "1")
