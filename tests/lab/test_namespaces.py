@@ -362,3 +362,41 @@ def test_the_device_of_the_guests_root_refuses(way: str) -> None:
         result = command(*WAYS[way], PROGRAM, *verb, address)
         assert result.status == 3, result
         assert "--allow-mounted" in result.stderr
+
+
+# A container
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """The words that run a command in a container of systemd-nspawn, with the guest's own files."""
+    root = tmp_path / "root"
+    root.mkdir()
+    output("mount", "--bind", "/", str(root))
+    words = ("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--as-pid2")
+    try:
+        yield (*words, "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--directory", str(root))
+    finally:
+        output("umount", str(root))
+
+
+@pytest.mark.full
+def test_a_container_sees_the_devices_and_changes_none(container: tuple[str, ...]) -> None:
+    """Its processes, mounts and nodes are its own, and its sysfs is read-only."""
+    names = ("address", "driver", "iommu_group")
+    inside, here = (
+        [[device[name] for name in names] for device in json.loads(listed.stdout)["devices"]]
+        for listed in (command(*container, PROGRAM, "list", "--json"), vfiotool("list", "--json"))
+    )
+    assert inside == here
+    result = command(*container, PROGRAM, "bind", NVME, "--dry-run", "--json")
+    assert result.status == 3, result
+    assert {"opened", "claimed", "partitions"} <= {
+        one["rule"] for one in json.loads(result.stdout)["refused"]
+    }
+    lifted = [f"--allow-{rule}" for rule in ("opened", "claimed", "partitions")]
+    result = command(*container, PROGRAM, "bind", NVME, *lifted)
+    assert result.status == 1, result
+    assert "Read-only file system" in result.stderr
+    assert vfiotool("restore", NVME).status == 1
+    assert os.path.basename(os.path.realpath(path(NVME, "driver"))) == "nvme"
