@@ -19,6 +19,7 @@ from tests.support.guest import (
     E1000_PAIR,
     E1000E,
     EDU,
+    KERNEL,
     NVME,
     PROGRAM,
     PUT_HERE,
@@ -93,7 +94,9 @@ def trace(folder: str) -> list[dict[str, Any]]:
 
 @pytest.mark.full
 def test_all_passes(tmp_path: Any) -> None:
-    result, report = stress(str(tmp_path / "report"), "all", *ALL, "--cycles", "1", "--seed", "7")
+    # On the debug kernel, whose own checks make a cycle ten times as long, two groups have every workload.
+    devices = (EDU, SUBSYSTEM_NVME) if KERNEL == "debug" else ALL
+    result, report = stress(str(tmp_path / "report"), "all", *devices, "--cycles", "1", "--seed", "7")
     assert report["unexpected"] == []
     assert report["reasons"] == []
     assert (result.status, report["verdict"]) == (0, "pass"), result
