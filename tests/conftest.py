@@ -67,9 +67,11 @@ def _is_in_tier(config: pytest.Config, item: pytest.Item) -> bool:
 
 def _is_heavy(item: pytest.Item) -> bool:
     """Return True if the quick tier leaves a test out."""
+    if item.get_closest_marker("full") is not None:
+        return True
     if item.get_closest_marker("quick_on_fake") is not None and isinstance(item, pytest.Function):
         return item.callspec.params["bench"] != QUICK_FAKE
-    return item.get_closest_marker("full") is not None
+    return False
 
 
 def missing(reason: str) -> None:

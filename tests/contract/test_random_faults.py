@@ -176,7 +176,9 @@ def told(story: list[str]) -> Iterator[None]:
 
 
 @pytest.mark.quick_on_fake
-@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize(
+    "batch", [pytest.param(one, marks=pytest.mark.full if one else ()) for one in range(BATCHES)]
+)
 def test_no_fault_loses_a_state(bench: Bench, batch: int) -> None:
     is_fake = isinstance(bench.machine.machine, FakeHost)
     faults = ANYWHERE if is_fake else ANYWHERE + ON_A_KERNEL
