@@ -25,6 +25,10 @@ SECONDS = 7200  # of a guest, on a busy machine too: STUCK is what ends a test t
 STUCK = 600  # seconds of one test, which then prints its stack
 SLOWEST = 10  # tests of a guest that may be among the slowest of all
 
+# As pytest has them at its start: a test on the host may have patched them at the moment when a guest starts.
+_ENVIRONMENT = dict(os.environ)
+_LOGS = cache.directory("test-logs")
+
 _running: set[subprocess.Popen[bytes]] = set()
 
 _SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error).* in .*?) =+$", re.MULTILINE)
@@ -119,6 +123,7 @@ def build_debug_kernel() -> tuple[int, str]:
     """Build the debug kernel unless it is there, or wait for who builds it; return status and output."""
     ended = subprocess.run(
         [ROOT / "scripts/build-kernel"],
+        env=_ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -160,7 +165,7 @@ def run_once(guest: Guest, *, full: bool) -> GuestRun:
         process = subprocess.Popen(
             [*lab, "--", *inner, *(["--full"] if full else []), *guest.tests],
             cwd=ROOT,
-            env={**os.environ, "PATH": path_of_qemu(guest)},
+            env=environment(guest),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -176,22 +181,25 @@ def run_once(guest: Guest, *, full: bool) -> GuestRun:
 
 def log_of(guest: Guest) -> str:
     """The file that gets all that pytest and the guest print, while the guest runs."""
-    folder = cache.directory("test-logs")
-    os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, f"{guest}.log")
+    os.makedirs(_LOGS, exist_ok=True)
+    return os.path.join(_LOGS, f"{guest}.log")
 
 
-def path_of_qemu(guest: Guest) -> str:
-    """Return a PATH with a QEMU that has the device model that the guest needs."""
-    path = os.environ["PATH"]
-    return f"{igb_qemu()}:{path}" if guest.needs else path
+def environment(guest: Guest) -> dict[str, str]:
+    """Return the environment for a guest, with a QEMU that has the device model that the guest needs."""
+    path = _ENVIRONMENT["PATH"]
+    return {**_ENVIRONMENT, "PATH": f"{igb_qemu()}:{path}" if guest.needs else path}
 
 
 @functools.cache
 def igb_qemu() -> str:
     """Fetch a QEMU that has igb, if need be, and return its folder; empty if there is none."""
     fetched = subprocess.run(
-        [sys.executable, ROOT / "scripts/lab_qemu.py"], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, ROOT / "scripts/lab_qemu.py"],
+        env=_ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     return fetched.stdout.strip()
 
