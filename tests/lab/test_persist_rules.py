@@ -21,6 +21,7 @@ from tests.support.guest import (
     PROGRAM,
     SUBSYSTEM_NVME,
     TESTDEV,
+    as_before,
     await_,
     done,
     driver,
@@ -248,10 +249,10 @@ def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     program.write_text(f'#!/bin/sh\necho "$*" >>{log}\nPYTHONPATH={paths} exec {PROGRAM} "$@"\n')
     program.chmod(0o755)
     monkeypatch.setattr(arrival_rule, "this_program", lambda: str(program))
-    yield log
-    vfiotool("persist", "remove", "--all")
-    vfiotool("restore", NVME)
-    settle()
+    with as_before(NVME):  # if the rule of the entry was faster than nvme, no record leads back
+        yield log
+        vfiotool("persist", "remove", "--all")
+        vfiotool("restore", NVME)
     assert driver(NVME) == "nvme"
 
 
