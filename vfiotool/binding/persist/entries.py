@@ -61,9 +61,8 @@ def add_all(tree: Tree, added: Sequence[PersistEntry]) -> None:
     """Add entries, in effect from the next boot on; all of them, or none.
 
     Writes the rules of the entries, the rule for devices that arrive later, and a hook for each installed
-    builder of an initramfs. Loads and binds nothing, and
-    builds no initramfs: see ``rebuild_commands``. The caller checks that the machine can do without the
-    devices.
+    builder of an initramfs. Loads and binds nothing, and builds no initramfs: see ``rebuild_commands``. The
+    caller checks that the machine can do without the devices.
 
     Raises:
         UnsupportedError: the machine has no udev.
