@@ -32,12 +32,14 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     ours, theirs = Pipe()
 
     def write(line: int) -> None:
+        os.write(line, GO)
         os.read(line, len(GO))
         os.write(line, b"done")
 
     def run(self: Worker) -> None:
         client = fork_child(signal.pause)
         writer, line = start_child(write)
+        os.read(line, len(GO))  # before that, the writer may not have its own session yet
         theirs.send((os.getpid(), client, writer))
         reduction.send_handle(theirs, line, os.getppid())
         signal.pause()
