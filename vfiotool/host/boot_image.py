@@ -63,7 +63,7 @@ def _named_images(tree: Tree) -> list[str]:
 
 def _initrd_parameters(tree: Tree) -> list[str]:
     """Return the images that the kernel command line names: EFI's boot stub loads them, in this order."""
-    words = (_text(tree, "/proc/cmdline") or "").split()
+    words = readable_text(tree, "/proc/cmdline").split()
     names = [word.partition("=")[2] for word in words if word.startswith("initrd=")]
     return [name for name in names if not name.endswith("-ucode.img")]
 
@@ -71,7 +71,7 @@ def _initrd_parameters(tree: Tree) -> list[str]:
 def _by_release(tree: Tree) -> list[str]:
     """Return the images whose name has the kernel's release, or on Arch the name of the kernel's package."""
     release = kernel_release(tree).rpartition("/")[2]
-    package = _text(tree, f"{modules_folder(tree)}/pkgbase")
+    package = readable_text(tree, f"{modules_folder(tree)}/pkgbase")
     names = [f"initrd.img-{release}", f"initramfs-{release}.img", f"initrd-{release}"]
     names += [f"initramfs-{package}.img"] if package and "/" not in package else []
     paths = [f"/boot/{name}" for name in names]
@@ -86,7 +86,7 @@ def _by_release(tree: Tree) -> list[str]:
 def _in(tree: Tree, folder: str, end: str, starts: tuple[str, ...] = ("",)) -> list[str]:
     names = sorted(_names(tree, folder))
     if end:  # a UKI is for one kernel; the name of Arch's has its package alone
-        release, package = kernel_release(tree), _text(tree, f"{modules_folder(tree)}/pkgbase")
+        release, package = kernel_release(tree), readable_text(tree, f"{modules_folder(tree)}/pkgbase")
         names = [name for name in names if release in name or (package and f"-{package}{end}" in name)]
     return [f"{folder}/{name}" for name in names if name.startswith(starts) and name.endswith(end)]
 
@@ -98,11 +98,12 @@ def _names(tree: Tree, folder: str) -> list[str]:
         return []
 
 
-def _text(tree: Tree, path: str) -> str | None:
+def readable_text(tree: Tree, path: str) -> str:
+    """Return the text of a file, empty if it cannot be read."""
     try:
-        return tree.find(path)
+        return tree.find(path) or ""
     except OSError:
-        return None
+        return ""
 
 
 def _efi_text(tree: Tree, path: str) -> str:

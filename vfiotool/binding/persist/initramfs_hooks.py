@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from vfiotool.binding import marked_files
-from vfiotool.host.boot_image import OSTREE, boot_images
+from vfiotool.host.boot_image import OSTREE, boot_images, readable_text
 from vfiotool.host.era import kernel_release, modules_folder
 from vfiotool.host.tree import Tree
 
@@ -107,10 +107,10 @@ def why_without_effect(tree: Tree, hook: InitramfsHook) -> str | None:
     """
     if hook.builder != "mkinitcpio":
         return None
-    if "mkinitcpio.conf.d" not in _text(tree, hook.programs[0]):
+    if "mkinitcpio.conf.d" not in readable_text(tree, hook.programs[0]):
         return "this mkinitcpio reads no files of /etc/mkinitcpio.conf.d"
     for name in sorted(tree.find_names(_PRESETS)):
-        if name.endswith(".preset") and _OWN_CONFIG.search(_text(tree, f"{_PRESETS}/{name}")):
+        if name.endswith(".preset") and _OWN_CONFIG.search(readable_text(tree, f"{_PRESETS}/{name}")):
             return f"{_PRESETS}/{name} names a configuration of its own, and mkinitcpio reads that one alone"
     return None
 
@@ -161,13 +161,5 @@ def _is_kernel_installs(tree: Tree, images: list[str]) -> bool:
 
 
 def _generator(tree: Tree) -> str | None:
-    texts = (_text(tree, path) for path in _KERNEL_INSTALL_CONF)
+    texts = (readable_text(tree, path) for path in _KERNEL_INSTALL_CONF)
     return next((found[1] for text in texts if (found := _GENERATOR.search(text))), None)
-
-
-def _text(tree: Tree, path: str) -> str:
-    """Return the text of a file, empty if it cannot be read."""
-    try:
-        return tree.find(path) or ""
-    except OSError:
-        return ""
