@@ -251,6 +251,7 @@ class SlowPf:
         self._host, self._write, self.is_slow = host, host.write, True
         self._pending: list[str] = []
         self.timeouts: list[float] = []
+        self.lost_links: list[str] = []
         monkeypatch.setattr(host, "write", self.write)
         monkeypatch.setattr(host, "await_writer", self.await_writer)
 
@@ -259,6 +260,8 @@ class SlowPf:
             return self._write(path, value, address=address, timeout=timeout)
         self.timeouts.append(timeout)
         self._pending.append(value)
+        for link in self.lost_links:
+            self._host.remove(f"{device_path(PF)}/{link}")
         self._host.add_process(WRITER, "vfiotool")
         note = f"{WRITER} {process_start(self._host.tree, WRITER)}"
         self._host.put(f"{pending_dir(self._host.state_dir)}/{PF}", note)
@@ -321,6 +324,16 @@ def test_another_number_that_comes_late_is_finished(host: FakeHost, state_dir: s
     Binding(machine=host, state_dir=state_dir).recover()
     assert drivers(host) == ["nvme"] * 4
     assert os.listdir(f"{state_dir}/transactions") == []
+
+
+def test_timeout_names_the_time_that_was_given(host: FakeHost, state_dir: str, slow_pf: SlowPf) -> None:
+    """A part of the VFs may be gone when the time is over; they had counted for that time."""
+    slow_pf.is_slow = False
+    Binding(machine=host, state_dir=state_dir).sriov(PF, 4)
+    slow_pf.is_slow, slow_pf.lost_links = True, ["virtfn3", "virtfn2"]
+    with pytest.raises(BlockedError, match="did not remove its VFs within 34 s; 2 VFs are still there"):
+        Binding(machine=host, state_dir=state_dir).sriov(PF, 0)
+    assert slow_pf.timeouts == [34]
 
 
 def test_removal_that_ends_late_is_finished(host: FakeHost, state_dir: str, slow_pf: SlowPf) -> None:

@@ -86,16 +86,17 @@ class PlanWriter:
             for number, step in enumerate(plan.steps):
                 if isinstance(step, LoadModule):
                     continue
+                seconds = self._seconds(step)
                 try:
                     before_step(number)
                     touched[step.address] = None
-                    self._execute(events, step, context.era)
+                    self._execute(events, step, context.era, seconds)
                 except TimeoutError:
                     for address in (step.address, *_vfs_in_motion(step, context)):
                         touched.pop(address, None)
                     state = self._roll_back(events, plan, touched, context.era)
                     raise timed_out(
-                        self._tree, self._state_dir, step, context, seconds=self._seconds(step), state=state
+                        self._tree, self._state_dir, step, context, seconds=seconds, state=state
                     ) from None
                 except VfioToolError as error:
                     state = self._roll_back(events, plan, touched, context.era)
@@ -105,13 +106,14 @@ class PlanWriter:
                     raise
         return tuple(self._warnings)
 
-    def _execute(self, events: UeventListener, step: DeviceStep, era: Era) -> None:
+    def _execute(self, events: UeventListener, step: DeviceStep, era: Era, seconds: float) -> None:
+        """Take a step and verify it. A write that is not done in ``seconds`` raises TimeoutError."""
         if isinstance(step, SetNodeAccess):
             self._machine.set_access(step.path, step.access)
         elif isinstance(step, GrantOwner):
             self._machine.grant(step.address, step.owner)
         else:
-            self._write(events, step, era)
+            self._write(events, step, era, seconds)
 
     def _load(self, driver: str) -> None:
         self._machine.load_module(driver)
@@ -121,33 +123,32 @@ class PlanWriter:
                 hint=f"give the driver's name as in {DRIVERS}",
             )
 
-    def _write(self, events: UeventListener, step: SysfsWrite, era: Era) -> None:
+    def _write(self, events: UeventListener, step: SysfsWrite, era: Era, seconds: float) -> None:
         if isinstance(step, BindDriver) and not era.has_dma_owner:
             self._require_idle_group(step)
         if isinstance(step, SetVfCount):
-            self._set_vf_count(step)
+            self._set_vf_count(step, seconds)
         else:
-            self._machine.write(step.path, step.value, address=step.address, timeout=self._timeout)
+            self._machine.write(step.path, step.value, address=step.address, timeout=seconds)
         self._verify(step)
         self._verify_presence(step)
         self._await_events(events, step)
 
-    def _set_vf_count(self, step: SetVfCount) -> None:
+    def _set_vf_count(self, step: SetVfCount, seconds: float) -> None:
         """Write the number of VFs, which takes its time for each VF, and report how many there are."""
 
         def report() -> None:
             if self._progress is not None:
                 self._progress(f"{step.address}: {vfs_so_far(self._tree, step)}")
 
-        timeout = self._seconds(step)
         try:
-            self._machine.write(step.path, step.value, address=step.address, timeout=timeout, waiting=report)
+            self._machine.write(step.path, step.value, address=step.address, timeout=seconds, waiting=report)
         finally:
             if self._progress is not None:
                 self._progress("")
 
     def _seconds(self, step: DeviceStep) -> float:
-        """Return how long a step may take, in seconds."""
+        """Return how long a step may take, in seconds, from the VFs that there are before it."""
         if not isinstance(step, SetVfCount):
             return self._timeout
         return self._timeout + VF_SECONDS * (step.count or present_vfs(self._tree, step.address))
@@ -229,7 +230,7 @@ class PlanWriter:
                     node = node_path(self._tree, address)
                     former = without_autoprobe(now, plan.before[address])
                     for step in steps_between(now, former, address, node=node):
-                        self._execute(events, step, era)
+                        self._execute(events, step, era, self._seconds(step))
                 except (VfioToolError, TimeoutError) as error:
                     failures.append(f"{address} could not be rolled back ({error}): see 'vfiotool recover'")
         return "; ".join(failures) or "all devices are as they were before"
