@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vfiotool.cli.settings import Settings
+from vfiotool.cli.signals import resend_lost_signals
 from vfiotool.errors import VfioToolError
 from vfiotool.host.pending_unbinds import STATE_DIR
 
@@ -104,6 +105,7 @@ def invoke(args: list[str]) -> int:
         VfioToolError: the verb failed. Exit with the error's ``exit_status``.
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
+    resend_lost_signals()
     try:
         result: Any = cli.main(args, prog_name="vfiotool", standalone_mode=False)
     except click.exceptions.Abort:
