@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = here
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure at once in a guest: pytest's summary is lost with a guest."""
+    if GUEST_KERNEL is not None and report.failed:
+        print(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}", flush=True)
+
+
 def _runs_here(item: pytest.Item) -> bool:
     """Return True if a test that needs a guest is in one, or a test of the host is outside."""
     return (item.get_closest_marker("needs_guest") is not None) == (GUEST_KERNEL is not None)

@@ -43,6 +43,8 @@ SETTLED = 0.6  # entries are held back for a quarter of a second
 
 Lines = list[dict[str, Any]]
 
+_started: list[subprocess.Popen[str]] = []
+
 
 class Watch:
     """A running ``watch --json``."""
@@ -50,6 +52,7 @@ class Watch:
     def __init__(self, *args: str, prefix: tuple[str, ...] = ()) -> None:
         argv = [*prefix, PROGRAM, "watch", "--json", *args]
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        _started.append(self.process)
         assert self.process.stderr is not None
         self.notes: list[str] = []
         while not self.notes or "watching" not in self.notes[-1]:
@@ -74,9 +77,19 @@ class Watch:
 def nothing_left() -> Iterator[None]:
     complaints = kernel_complaints()
     yield
+    end_all()
     done("restore", "--all")
     assert traces() == ([], [])
     assert kernel_complaints() == complaints
+
+
+def end_all() -> None:
+    """End the processes that a failed test left: each would fail all tests after it."""
+    for process in _started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(SECONDS)
+    _started.clear()
 
 
 def traces() -> tuple[list[str], list[str]]:
@@ -229,12 +242,15 @@ def test_watch_removes_what_a_killed_watch_left() -> None:
 
 @pytest.mark.full
 def test_watch_ends_when_its_reader_closes_the_pipe() -> None:
-    script = f"{PROGRAM} watch 2>/dev/null | head -n 1"
-    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as pipe:
-        await_("it watches", lambda: traces()[0] != [])
-        bind_and_restore()
-        stdout, _ = pipe.communicate(timeout=SECONDS)
-    assert len(stdout.splitlines()) == 1
+    watch = subprocess.Popen([PROGRAM, "watch"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    _started.append(watch)
+    assert watch.stdout is not None
+    await_("it watches", lambda: traces()[0] != [])
+    bind_and_restore()
+    assert watch.stdout.readline()
+    watch.stdout.close()
+    bind_and_restore()
+    assert watch.wait(SECONDS) == 1
 
 
 @pytest.mark.full
