@@ -207,16 +207,18 @@ def test_the_capture_of_an_unprivileged_user_equals_what_the_user_sees() -> None
 def test_a_capture_while_a_device_is_held_and_while_its_unbind_is_blocked(archive: Path) -> None:
     with held(EDU):
         live = documents(devices=[EDU])
+        begun = time.monotonic()
         assert vfiotool("capture", str(archive)).status == 0
+        usual = time.monotonic() - begun
         assert documents_of(archive, [EDU]) == live
         holders = live[-1]["group"]["holders"]
         assert os.getpid() in {holder["pid"] for holder in holders}
         unbind = subprocess.Popen(["sh", "-c", f"echo {EDU} > {BUS}/drivers/vfio-pci/unbind"])
         await_("the unbind has begun", lambda: driver(EDU) is None)
         blocked = archive.with_name("blocked")
-        started = time.monotonic()
+        begun = time.monotonic()
         assert vfiotool("capture", str(blocked)).status == 0
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - begun < 5 * usual, "reads that block add seconds, not minutes"
         assert done("--sysroot", str(blocked), "list") == done("list")
     assert unbind.wait(60) == 0
 
