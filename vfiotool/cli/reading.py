@@ -68,9 +68,10 @@ def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bo
     if as_json:
         write_document("show", details)
         return
+    from vfiotool.host.freeing import how_to_free
     from vfiotool.render.tables import print_details
 
-    print_details(details)
+    print_details(details, how_to_free(details))
 
 
 def _all_devices(tree: Tree, state_dir: str) -> list[PciDevice]:

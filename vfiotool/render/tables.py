@@ -10,7 +10,7 @@ from rich.table import Table
 from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.direct_regions import direct_note
-from vfiotool.host.groups import TURN_ON_IOMMU, IommuGroup, is_vfio_driver
+from vfiotool.host.groups import IommuGroup
 from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import literal, show
 
@@ -58,12 +58,13 @@ def group_notes(group: IommuGroup) -> list[str]:
     return notes
 
 
-def print_details(details: Details) -> None:
-    """Print all details of a device."""
+def print_details(details: Details, how_to_free: str) -> None:
+    """Print all details of a device; ``how_to_free`` is the text of its last line."""
     show(literal(f"{details.device.address} {_name(details.device)}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for label, value in _facts(details):
         table.add_row(label, literal(value))
+    table.add_row("how to free", literal(how_to_free))
     show(table)
 
 
@@ -102,7 +103,6 @@ def _facts(details: Details) -> Iterable[tuple[str, str]]:
         yield "blocked", "an unbind is pending until a process releases the device"
     if device.unavailable:
         yield "unavailable", ", ".join(device.unavailable)
-    yield "how to free", how_to_free(details)
 
 
 def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
@@ -118,26 +118,6 @@ def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
     yield "group has", _list(group.devices)
     for note in group_notes(group):
         yield "", note
-
-
-def how_to_free(details: Details) -> str:
-    """Return the command that binds a device to vfio-pci or, if a VFIO driver has it, restores it.
-
-    The text says so if the command would be refused, because of a use of the device that is shown.
-    """
-    device, group = details.device, details.group
-    if group is None:
-        return TURN_ON_IOMMU
-    if is_vfio_driver(device.driver):
-        return f"on {device.driver}; restore its driver with 'vfiotool restore {device.address}'"
-    whole = len(group.devices) > 1
-    option, it = (" --group", "the whole group") if whole else ("", "it")
-    if any(usage.claims for usage in details.usage):
-        return f"'vfiotool bind{option} {device.address}' refuses it: see its uses above"
-    if group.direct_regions:
-        command = f"vfiotool bind{option} {device.address}"
-        return f"'{command}' binds {it}, but VFIO may not open it: see its group above"
-    return f"bind {it} with 'vfiotool bind{option} {device.address}'"
 
 
 def _table(*headings: str) -> Table:
