@@ -12,7 +12,6 @@ TYPE_CHECKING = False  # as in typing, whose import costs a quarter of Python's 
 if TYPE_CHECKING:
     from vfiotool.binding.operations import Binding as Binding
     from vfiotool.binding.operations import bound as bound
-    from vfiotool.binding.refusals import PlanRefusedError as PlanRefusedError
     from vfiotool.drivers.base import Driver as Driver
     from vfiotool.drivers.igb.errors import IgbError as IgbError
     from vfiotool.drivers.igb.errors import IgbTimeoutError as IgbTimeoutError
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from vfiotool.errors import UnsupportedError as UnsupportedError
     from vfiotool.errors import UsageError as UsageError
     from vfiotool.errors import VfioToolError as VfioToolError
+    from vfiotool.host.refusals import PlanRefusedError as PlanRefusedError
     from vfiotool.host.snapshot import snapshot as snapshot
     from vfiotool.vfio.device import Device as Device
     from vfiotool.vfio.device import open_device as open_device
@@ -122,7 +122,7 @@ _HOMES = {
     "NvmeError": "vfiotool.drivers.nvme.errors",
     "NvmeStatusError": "vfiotool.drivers.nvme.errors",
     "NvmeTimeoutError": "vfiotool.drivers.nvme.errors",
-    "PlanRefusedError": "vfiotool.binding.refusals",
+    "PlanRefusedError": "vfiotool.host.refusals",
     "RefusedError": "vfiotool.errors",
     "Register": "vfiotool.drivers.registers",
     "RegisterBlock": "vfiotool.drivers.registers",

@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 
 from tests.support.binding_bench import BRIDGE, E1000E, EDU, NVME, SIBLINGS, TOUCHED, Bench
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import read_state
 from vfiotool.host.devices import PciDevice
+from vfiotool.host.refusals import PlanRefusedError
 
 OVERRIDE = f"{device_path(EDU)}/driver_override"
 

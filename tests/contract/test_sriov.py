@@ -16,13 +16,13 @@ from tests.support.interrupted_plans import is_killed as is_killed_at_moment
 from tests.support.interrupted_plans import leftovers
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import ENABLE_SRIOV
 from vfiotool.binding.steps import CLEAR
 from vfiotool.errors import BindError, BlockedError, KernelError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import PciDevice
+from vfiotool.host.refusals import PlanRefusedError
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"

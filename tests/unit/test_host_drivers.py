@@ -10,13 +10,13 @@ import pytest
 
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import EMPTY_PLAN
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.cli.driver_changes import run_and_print
 from vfiotool.errors import BindError, BlockedError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.device_state import read_states
 from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.era import modules_folder
+from vfiotool.host.refusals import PlanRefusedError
 from vfiotool.testing import FakeHost
 
 NIC, EDU = "0000:00:12.0", "0000:00:10.0"

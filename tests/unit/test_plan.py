@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, make_plan
-from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.steps import (
     BindDriver,
     SetNodeAccess,
@@ -16,6 +15,7 @@ from vfiotool.binding.steps import (
 )
 from vfiotool.host.device_state import ROOTS_ALONE, DeviceState, NodeAccess, read_states
 from vfiotool.host.devices import read_devices
+from vfiotool.host.plan_context import PlanContext, read_plan_context
 from vfiotool.pci.names import PciNames
 from vfiotool.testing import FakeHost
 

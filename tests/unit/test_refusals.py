@@ -7,17 +7,17 @@ from typing import Any
 import click
 import pytest
 
-from vfiotool.binding import plan_context
 from vfiotool.binding.plan import make_plan
-from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.refusals import LIFTABLE_RULES, PlanRefusedError, Refusal, refusals
 from vfiotool.cli.root import cli
 from vfiotool.errors import VfioToolError
+from vfiotool.host import plan_context
 from vfiotool.host.denylist import OWNERS_LIST
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import read_devices
 from vfiotool.host.era import Era
 from vfiotool.host.holders import Holder
+from vfiotool.host.plan_context import PlanContext, read_plan_context
+from vfiotool.host.refusals import LIFTABLE_RULES, PlanRefusedError, Refusal, refusals
 from vfiotool.host.usage.claim import Claim
 from vfiotool.host.usage.device_usage import Usage
 from vfiotool.host.usage.namespaces import NAMESPACE_ALONE

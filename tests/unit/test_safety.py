@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.documents import read
-from vfiotool.binding import plan_context
-from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.refusals import LIFTABLE_RULES, Refusal, refusals
+from vfiotool.host import plan_context
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import read_devices
+from vfiotool.host.plan_context import PlanContext, read_plan_context
+from vfiotool.host.refusals import LIFTABLE_RULES, Refusal, refusals
 from vfiotool.host.usage import device_usage, disks, interfaces, nodes
 from vfiotool.host.usage.claim import Claim
 from vfiotool.host.usage.interfaces import Interface

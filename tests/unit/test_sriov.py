@@ -15,11 +15,11 @@ from vfiotool.binding import machine
 from vfiotool.binding.machine import LiveMachine, no_report
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import vf_addresses
 from vfiotool.errors import BindError, BlockedError, UnsupportedError
 from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.pending_unbinds import pending_dir, process_start
+from vfiotool.host.refusals import PlanRefusedError
 from vfiotool.testing import FakeHost
 
 PORT, PF = "0000:00:02.0", "0000:01:00.0"

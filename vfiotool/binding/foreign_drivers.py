@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.refusals import Refusal, liftable
 from vfiotool.errors import UnsupportedError, VfioToolError
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
+from vfiotool.host.plan_context import PlanContext
+from vfiotool.host.refusals import Refusal, liftable
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import modalias
 from vfiotool.pci.ids import ids_text

@@ -17,7 +17,6 @@ from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine, MachineControl
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import EMPTY_PLAN, Plan, bound_to, group_warnings, idle_d3_warnings, kept_awake
-from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.planner import PlanAmendment, Planner, TargetState
 from vfiotool.binding.recovery import Recovery
@@ -30,6 +29,7 @@ from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.era import has_noiommu
 from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
+from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.power import read_power, sleeps_by_policy
 from vfiotool.host.variant_drivers import best_vfio_driver
 from vfiotool.pci.ids import ids_text

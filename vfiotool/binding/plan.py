@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.refusals import Refusal, refusals
 from vfiotool.binding.steps import (
     BindDriver,
     DeviceStep,
@@ -21,6 +19,8 @@ from vfiotool.host.device_state import DeviceState
 from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.groups import blockers, is_vfio_driver
+from vfiotool.host.plan_context import PlanContext
+from vfiotool.host.refusals import Refusal, refusals
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from vfiotool.binding.machine import MachineControl, UeventListener
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.refusals import is_host_driver
 from vfiotool.binding.sriov import VF_SECONDS, present_vfs
 from vfiotool.binding.steps import (
     BindDriver,
@@ -33,6 +31,8 @@ from vfiotool.host.attributes import DRIVERS, device_path, parse_override
 from vfiotool.host.device_state import NUMVFS, node_path, read_state
 from vfiotool.host.era import Era
 from vfiotool.host.holders import find_holders
+from vfiotool.host.plan_context import PlanContext
+from vfiotool.host.refusals import is_host_driver
 from vfiotool.host.usage.openers import is_group_open
 from vfiotool.util.signals import TERMINAL_SIGNALS
 

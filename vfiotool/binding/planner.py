@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from vfiotool.binding.ownership import Owner
 from vfiotool.binding.plan import Plan, make_plan
-from vfiotool.binding.plan_context import PlanContext, read_plan_context
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.binding.sriov import removed_vfs, unbound, with_vf_events
 from vfiotool.binding.steps import GrantOwner
 from vfiotool.binding.waiting import nodes_of, still_pending, vfs_pending
@@ -16,6 +14,8 @@ from vfiotool.errors import BlockedError
 from vfiotool.host.attributes import addresses as all_addresses
 from vfiotool.host.device_state import DeviceState, read_states
 from vfiotool.host.devices import PciDevice, read_devices
+from vfiotool.host.plan_context import PlanContext, read_plan_context
+from vfiotool.host.refusals import PlanRefusedError
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 

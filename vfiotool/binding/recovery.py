@@ -8,7 +8,6 @@ from vfiotool.binding.journal import Journal, stale_files
 from vfiotool.binding.locks import pfs_of
 from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import EMPTY_PLAN, Plan
-from vfiotool.binding.plan_context import PlanContext, read_plan_context
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.planner import Planner
 from vfiotool.binding.sriov import VF_SECONDS
@@ -21,6 +20,7 @@ from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.pending_unbinds import pending_writer
+from vfiotool.host.plan_context import PlanContext, read_plan_context
 
 
 class Recovery:

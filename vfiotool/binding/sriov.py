@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from vfiotool.binding.plan import Plan, missing_modules
-from vfiotool.binding.plan_context import PlanContext
-from vfiotool.binding.refusals import PlanRefusedError, Refusal, use_of_group
 from vfiotool.binding.steps import BindDriver, DeviceUevent, SetAttribute, SetOverride, SetVfCount
 from vfiotool.errors import UnsupportedError
 from vfiotool.host.attributes import device_path
 from vfiotool.host.device_state import AUTOPROBE, DeviceState
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
+from vfiotool.host.plan_context import PlanContext
+from vfiotool.host.refusals import PlanRefusedError, Refusal, use_of_group
 from vfiotool.host.tree import Tree
 from vfiotool.util.text import printable
 

@@ -10,12 +10,12 @@ from vfiotool.binding.journal import Journal
 from vfiotool.binding.locks import lock_keys, locked, pfs_of
 from vfiotool.binding.machine import MachineControl
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.plan_writer import PlanWriter
 from vfiotool.binding.transaction_log import TransactionLog, read_unfinished
 from vfiotool.errors import BlockedError, VfioToolError
 from vfiotool.host.device_state import read_states
 from vfiotool.host.pending_unbinds import pending_writer
+from vfiotool.host.plan_context import PlanContext
 
 
 class TransactionRunner:

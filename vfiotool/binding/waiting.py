@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from vfiotool.binding.plan_context import PlanContext
 from vfiotool.binding.sriov import present_vfs
 from vfiotool.binding.steps import BindDriver, DeviceStep, SetVfCount, UnbindDriver
 from vfiotool.errors import BlockedError
@@ -17,6 +16,7 @@ from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import waiting_functions, waiting_seconds
+from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.tree import Tree
 
 _MINUTE, _HOUR = 60, 3600

@@ -10,10 +10,10 @@ import click
 
 from vfiotool.binding.operations import Binding
 from vfiotool.binding.plan import Plan
-from vfiotool.binding.refusals import PlanRefusedError
 from vfiotool.cli.options import ChangeOptions, Selection
 from vfiotool.cli.settings import Settings
 from vfiotool.cli.signals import exit_on_signals
+from vfiotool.host.refusals import PlanRefusedError
 from vfiotool.host.selectors import select_meant
 from vfiotool.render.documents import write_document
 from vfiotool.render.errors import print_error

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import click
 
 from vfiotool.binding.operations import UNBIND_SECONDS
-from vfiotool.binding.refusals import LIFTABLE_RULES
 from vfiotool.cli.completion import complete_endpoint
 from vfiotool.cli.option_groups import grouped, with_options
+from vfiotool.host.refusals import LIFTABLE_RULES
 
 
 @dataclass(frozen=True, slots=True)

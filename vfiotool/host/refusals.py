@@ -1,7 +1,8 @@
 """The safety rules: which changes are refused, why, and which option lifts a rule.
 
-Pure functions of a ``PlanContext``. ``vfiotool.host`` finds what uses a device, as claims; the rules about
-what the kernel would do are here.
+Pure functions of a ``PlanContext``. They are in ``vfiotool.host`` because every advice that names a command
+follows them, too. ``host.usage`` finds what uses a device, as claims; the rules about what the kernel would
+do are here.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vfiotool.binding.plan_context import PlanContext
 from vfiotool.errors import RefusedError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.groups import IommuGroup, is_bridge, is_vfio_driver
+from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.usage.claim import some
 from vfiotool.host.usage.device_usage import Usage
 from vfiotool.util.text import printable
