@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 
 from tests.support.strategies import config_spaces
 from vfiotool.pci.acs import AccessControl, PortType
-from vfiotool.pci.capabilities import extended, standard
+from vfiotool.pci.capabilities import (
+    errors,
+    identity,
+    power,
+    resizable,
+    sriov,
+    standard,
+    topology,
+    translation,
+    vendor,
+)
 from vfiotool.pci.capabilities.decoding import Undecoded, decode, find
 from vfiotool.pci.capabilities.express import Express
 from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
@@ -244,7 +254,7 @@ CORRECTABLE = {
 }
 
 
-def advanced_errors(it: extended.AdvancedErrors) -> Iterable[str]:
+def advanced_errors(it: errors.AdvancedErrors) -> Iterable[str]:
     yield f"UESta: {unnamed(it.uncorrectable, *UNCORRECTABLE)}"
     yield f"UEMsk: {unnamed(it.uncorrectable_masked, *UNCORRECTABLE)}"
     yield f"UESvrt: {unnamed(it.fatal, *UNCORRECTABLE)}"
@@ -254,15 +264,15 @@ def advanced_errors(it: extended.AdvancedErrors) -> Iterable[str]:
     yield f"HeaderLog: {it.header_log}"
 
 
-def serial_number(it: extended.SerialNumber) -> Iterable[str]:
+def serial_number(it: identity.SerialNumber) -> Iterable[str]:
     yield f"Device Serial Number {it.serial}"
 
 
-def extended_vendor_specific(it: extended.ExtendedVendorSpecific) -> Iterable[str]:
+def extended_vendor_specific(it: vendor.ExtendedVendorSpecific) -> Iterable[str]:
     yield f"ID={it.vsec_id:04x} Rev={it.revision} Len={it.length:03x}"
 
 
-def designated_vendor_specific(it: extended.DesignatedVendorSpecific) -> Iterable[str]:
+def designated_vendor_specific(it: vendor.DesignatedVendorSpecific) -> Iterable[str]:
     yield f"Vendor={it.vendor_id:04x} ID={it.dvsec_id:04x} Rev={it.revision} Len={it.length}"
 
 
@@ -280,18 +290,18 @@ def access_control(it: AccessControl) -> Iterable[str]:
     yield f"ACSCtl: {flags(it.enabled, **named)}"
 
 
-def alternative_routing(it: extended.AlternativeRouting) -> Iterable[str]:
+def alternative_routing(it: topology.AlternativeRouting) -> Iterable[str]:
     yield f"Next Function: {it.next_function}"
 
 
-def address_translation(it: extended.AddressTranslation) -> Iterable[str]:
+def address_translation(it: translation.AddressTranslation) -> Iterable[str]:
     yield f"Invalidate Queue Depth: {it.queue_depth % 32:02x}"
     yield f"Enable{sign(it.enabled)}, Smallest Translation Unit: "
     assert it.smallest_translation.bit_count() == 1
     yield f"Unit: {it.smallest_translation.bit_length() - 13:02x}"
 
 
-def sriov(it: extended.Sriov) -> Iterable[str]:
+def virtual_functions(it: sriov.Sriov) -> Iterable[str]:
     yield f"IOVCtl: Enable{sign(it.enabled)}"
     yield f"MSE{sign(it.memory_enabled)} ARIHierarchy{sign(it.ari_hierarchy)}"
     yield f"Initial VFs: {it.initial_vfs}, Total VFs: {it.total_vfs}, Number of VFs: {it.num_vfs}"
@@ -303,13 +313,13 @@ def sriov(it: extended.Sriov) -> Iterable[str]:
     yield f"Region 0: Memory at {f'{high:08x}' if low & 6 == 4 else ''}{low & ~0xF:08x} ("
 
 
-def page_requests(it: extended.PageRequests) -> Iterable[str]:
+def page_requests(it: translation.PageRequests) -> Iterable[str]:
     yield f"PRICtl: Enable{sign(it.enabled)}"
     yield f"RF{sign(it.response_failure)} UPRGI{sign(it.unexpected_group)} Stopped{sign(it.stopped)}"
     yield f"Page Request Capacity: {it.capacity:08x}, Page Request Allocation: {it.allocation:08x}"
 
 
-def resizable_bar(it: extended.ResizableBar | extended.VfResizableBar) -> Iterable[str]:
+def resizable_bar(it: resizable.ResizableBar | resizable.VfResizableBar) -> Iterable[str]:
     bars = []
     for one in it.bars:
         size = "<unknown>" if one.size is None else lspci_size(one.size)
@@ -323,19 +333,19 @@ def lspci_size(size: int) -> str:
     return f"{size >> 10 * steps}{' KMGTPE'[steps]}B"
 
 
-def latency_tolerance(it: extended.LatencyTolerance) -> Iterable[str]:
+def latency_tolerance(it: power.LatencyTolerance) -> Iterable[str]:
     if it.max_snoop_ns is not None:
         yield f"Max snoop latency: {it.max_snoop_ns}ns"
     if it.max_no_snoop_ns is not None:
         yield f"Max no snoop latency: {it.max_no_snoop_ns}ns"
 
 
-def process_address_space(it: extended.ProcessAddressSpace) -> Iterable[str]:
+def process_address_space(it: translation.ProcessAddressSpace) -> Iterable[str]:
     yield f"PASIDCap: Exec{sign(it.execute)} Priv{sign(it.privileged)}, Max PASID Width: {it.width:02x}"
     yield f"Enable{sign(it.enabled)} Exec{sign(it.execute_enabled)} Priv{sign(it.privileged_enabled)}"
 
 
-def l1_substates(it: extended.L1Substates) -> Iterable[str]:
+def l1_substates(it: power.L1Substates) -> Iterable[str]:
     names = ("PCI-PM L1.2", "PCI-PM L1.1", "ASPM L1.2", "ASPM L1.1")
     for word, found in (("Cap", it.supported), ("Ctl1", it.enabled)):
         shown = " ".join(f"{name.replace(' ', '_')}{sign(name in found)}" for name in names)
@@ -345,19 +355,19 @@ def l1_substates(it: extended.L1Substates) -> Iterable[str]:
 AS_LSPCI: dict[type, Callable[[Any], Iterable[str]]] = {
     AccessControl: access_control,
     Express: express,
-    extended.AddressTranslation: address_translation,
-    extended.AdvancedErrors: advanced_errors,
-    extended.AlternativeRouting: alternative_routing,
-    extended.DesignatedVendorSpecific: designated_vendor_specific,
-    extended.ExtendedVendorSpecific: extended_vendor_specific,
-    extended.L1Substates: l1_substates,
-    extended.LatencyTolerance: latency_tolerance,
-    extended.PageRequests: page_requests,
-    extended.ProcessAddressSpace: process_address_space,
-    extended.ResizableBar: resizable_bar,
-    extended.SerialNumber: serial_number,
-    extended.Sriov: sriov,
-    extended.VfResizableBar: resizable_bar,
+    translation.AddressTranslation: address_translation,
+    errors.AdvancedErrors: advanced_errors,
+    topology.AlternativeRouting: alternative_routing,
+    vendor.DesignatedVendorSpecific: designated_vendor_specific,
+    vendor.ExtendedVendorSpecific: extended_vendor_specific,
+    power.L1Substates: l1_substates,
+    power.LatencyTolerance: latency_tolerance,
+    translation.PageRequests: page_requests,
+    translation.ProcessAddressSpace: process_address_space,
+    resizable.ResizableBar: resizable_bar,
+    identity.SerialNumber: serial_number,
+    sriov.Sriov: virtual_functions,
+    resizable.VfResizableBar: resizable_bar,
     standard.AdvancedFeatures: advanced_features,
     standard.BridgeSubsystem: bridge_subsystem,
     standard.Msi: msi,
@@ -450,8 +460,10 @@ def test_vendor_data_has_the_length_in_its_header() -> None:
 
 def test_undefined_sizes_and_latencies_are_none() -> None:
     entry = (1 << 4).to_bytes(4, "little") + (44 << 8 | 1 << 5).to_bytes(4, "little")
-    assert only_extended(0x15, entry) == extended.ResizableBar((extended.ResizableSize(0, None, (1 << 20,)),))
-    assert only_extended(0x18, bytes.fromhex("0114 0118")) == extended.LatencyTolerance(1 << 25, None)
+    assert only_extended(0x15, entry) == resizable.ResizableBar(
+        (resizable.ResizableSize(0, None, (1 << 20,)),)
+    )
+    assert only_extended(0x18, bytes.fromhex("0114 0118")) == power.LatencyTolerance(1 << 25, None)
 
 
 def test_a_count_of_bars_above_six_is_limited() -> None:
@@ -506,8 +518,8 @@ def test_find_returns_the_first_complete_capability() -> None:
 
 def test_resizable_bars_of_the_function_and_of_vfs_are_distinct() -> None:
     config = config_space(extended=[(0x24, 0x100)])
-    assert find(config, extended.ResizableBar) is None
-    assert find(config, extended.VfResizableBar) == extended.VfResizableBar(())
+    assert find(config, resizable.ResizableBar) is None
+    assert find(config, resizable.VfResizableBar) == resizable.VfResizableBar(())
 
 
 def is_whole(config: bytes) -> None:

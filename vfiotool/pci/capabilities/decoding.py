@@ -11,7 +11,17 @@ from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from vfiotool.pci.acs import AccessControl
-from vfiotool.pci.capabilities import extended, standard
+from vfiotool.pci.capabilities import (
+    errors,
+    identity,
+    power,
+    resizable,
+    sriov,
+    standard,
+    topology,
+    translation,
+    vendor,
+)
 from vfiotool.pci.capabilities.express import Express
 from vfiotool.pci.capability_reader import CutOffError, Reader
 from vfiotool.pci.config_space import Capability, capabilities
@@ -61,20 +71,20 @@ _STANDARD: dict[int, CapabilityDecoder] = {
     0x13: standard.AdvancedFeatures,
 }
 _EXTENDED: dict[int, CapabilityDecoder] = {
-    0x01: extended.AdvancedErrors,
-    0x03: extended.SerialNumber,
-    0x0B: extended.ExtendedVendorSpecific,
+    0x01: errors.AdvancedErrors,
+    0x03: identity.SerialNumber,
+    0x0B: vendor.ExtendedVendorSpecific,
     0x0D: AccessControl,
-    0x0E: extended.AlternativeRouting,
-    0x0F: extended.AddressTranslation,
-    0x10: extended.Sriov,
-    0x13: extended.PageRequests,
-    0x15: extended.ResizableBar,
-    0x18: extended.LatencyTolerance,
-    0x1B: extended.ProcessAddressSpace,
-    0x1E: extended.L1Substates,
-    0x23: extended.DesignatedVendorSpecific,
-    0x24: extended.VfResizableBar,
+    0x0E: topology.AlternativeRouting,
+    0x0F: translation.AddressTranslation,
+    0x10: sriov.Sriov,
+    0x13: translation.PageRequests,
+    0x15: resizable.ResizableBar,
+    0x18: power.LatencyTolerance,
+    0x1B: translation.ProcessAddressSpace,
+    0x1E: power.L1Substates,
+    0x23: vendor.DesignatedVendorSpecific,
+    0x24: resizable.VfResizableBar,
 }
 
 
