@@ -59,7 +59,7 @@ def config_spaces(draw: st.DrawFn) -> bytes:
     """Configuration space whose chains are drawn: they may loop, and point anywhere."""
     config = bytearray(draw(st.sampled_from([64, 256, 4096])))
     config[0x06] = 0x10
-    config[0x0E] = draw(st.integers(0, 255))
+    config[0x0E] = draw(st.sampled_from([0, 0x80, 1, 2]) | st.integers(0, 255))
     config[0x34] = draw(st.integers(0, 255))
     for _ in range(draw(st.integers(0, 8))):
         at = draw(st.integers(0x40, 0xFC)) if len(config) > 64 else 0x30

@@ -154,6 +154,14 @@ def test_redaction_of_files(path: str, content: bytes, kept: bytes) -> None:
     assert redact(path, content) == kept
 
 
+def test_a_serial_number_is_removed_where_the_function_claims_no_extended_capabilities() -> None:
+    config = bytearray(config_space(extended=[(0x03, 0x100)]))
+    config[0x06] = 0  # no list of capabilities
+    config[0x104:0x10C] = b"hunter2!"
+    kept = redact(f"/sys/devices/pci0000:00/{NIC}/config", bytes(config))
+    assert kept == bytes(config[:0x104]) + bytes(8) + bytes(config[0x10C:])
+
+
 def test_only_open_vfio_nodes_of_a_process_are_kept() -> None:
     for path in ("/proc/9/environ", "/proc/9/cmdline", "/proc/self/environ", "/proc/9", "/proc/9/fd"):
         assert not is_kept(path)

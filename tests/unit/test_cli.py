@@ -193,7 +193,9 @@ def test_the_document_of_show(vfiotool: Run) -> None:
     assert set(document) >= fields("schema device capabilities bars usage")
     assert document["schema"] == "vfiotool.show/1"
     assert document["device"]["address"] == EDU
-    assert document["capabilities"] == [{"id": 5, "offset": 0x40, "extended": False, "name": "MSI"}]
+    assert document["capabilities"] == [
+        {"id": 5, "offset": 0x40, "extended": False, "name": "MSI", "version": None}
+    ]
     assert document["bars"] == [
         {"index": 0, "start": 0xFDE00000, "size": 0x100000, "type": "memory32", "prefetchable": False}
     ]

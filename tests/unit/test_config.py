@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities, header_type
+from vfiotool.pci.config_space import (
+    EXTENDED_SIZE,
+    STANDARD_SIZE,
+    Capability,
+    capabilities,
+    extended_capabilities,
+    header_type,
+)
 from vfiotool.testing import config_space
 
 POWER, MSI, EXPRESS = (0x01, 0x40, bytes(6)), (0x05, 0xFC, b""), (0x10, 0x80, bytes(58))
@@ -32,6 +40,7 @@ def test_capabilities_have_names_and_unknown_ones_their_numbers() -> None:
     assert [cap.name for cap in capabilities(config)] == [
         "Power Management",
         "Capability 7f",
+        "PCI Express",
         "Access Control Services",
         "Extended capability 7777",
     ]
@@ -49,6 +58,50 @@ def test_a_list_that_points_into_the_header_ends() -> None:
     assert found(bytes(config)) == [(False, 0x01, 0x40)]
 
 
+def test_the_id_of_ones_ends_the_list() -> None:
+    config = config_space(capabilities=[POWER, (0xFF, 0x50, b""), EXPRESS])
+    assert found(config) == [(False, 0x01, 0x40)]
+
+
+def test_an_extended_capability_has_a_version() -> None:
+    config = bytearray(config_space(extended=[(0x0D, 0x100)]))
+    config[0x102] = 0x02
+    assert [cap.version for cap in capabilities(bytes(config))] == [None, 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "is_walked"),
+    [
+        ((0x10, 0x40, b""), True),  # PCI Express
+        ((0x07, 0x40, bytes.fromhex("0000 00000040")), True),  # PCI-X of 266 MHz
+        ((0x07, 0x40, bytes.fromhex("0000 00000080")), True),  # PCI-X of 533 MHz
+        ((0x07, 0x40, bytes.fromhex("0000 00000300")), False),  # PCI-X of mode 1, 64 bits and 133 MHz
+        ((0x07, 0xFC, b""), False),  # the status is cut off
+        ((0x01, 0x40, bytes(6)), False),
+    ],
+)
+def test_extended_capabilities_need_express_or_pci_x_of_mode_2(
+    first: tuple[int, int, bytes], is_walked: bool
+) -> None:
+    config = bytearray(config_space(capabilities=[first], extended=[(0x0D, 0x100)]))
+    config[first[1] + 1] = 0  # without what the builder adds
+    assert found(bytes(config))[1:] == ([(True, 0x0D, 0x100)] if is_walked else [])
+    assert [cap.offset for cap in extended_capabilities(bytes(config))] == [0x100]
+
+
+def test_a_host_bridge_whose_header_is_seen_again_at_0x100() -> None:
+    """A real one: the bytes at 0x100 are its ids, and would be read as a capability 1002."""
+    header = bytes.fromhex(
+        "02101179060020220000000600200000"
+        "00000000000000000000000000000000"
+        "00000000000000000000000058140050"
+        "00000000000000000000000000000000"
+    )
+    config = (header + bytes(192)) * 16
+    assert capabilities(config) == ()
+    assert extended_capabilities(config) != ()
+
+
 def test_a_vf_with_all_ones_ids_has_capabilities() -> None:
     assert found(config_space(vendor=0xFFFF, device=0xFFFF, capabilities=[POWER])) == [(False, 0x01, 0x40)]
 
@@ -63,6 +116,13 @@ def test_a_cardbus_bridge_has_its_pointer_at_another_offset() -> None:
     config = bytearray(config_space(header_type=2, capabilities=[POWER]))
     config[0x14], config[0x34] = config[0x34], 0
     assert found(bytes(config)) == [(False, 0x01, 0x40)]
+
+
+@pytest.mark.parametrize("undefined", [3, 0x7F, 0x83])
+def test_an_undefined_type_of_header_has_no_capabilities(undefined: int) -> None:
+    config = bytearray(config_space(capabilities=[POWER], extended=[(0x0D, 0x100)]))
+    config[0x0E] = undefined
+    assert capabilities(bytes(config)) == ()
 
 
 def test_the_multifunction_bit_is_not_part_of_the_header_type() -> None:

@@ -156,7 +156,7 @@ def test_extended_capabilities_have_separate_ids() -> None:
         found = config.find(0x10, extended=True)
         assert found is not None
         assert found.offset == 0x200
-        assert config.find(0x10) is None
+        assert config.find(0x01) is None
         assert config.read32(0x100) == 0x20010001
 
 

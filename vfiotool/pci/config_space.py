@@ -14,6 +14,10 @@ MULTIFUNCTION = 0x80
 _STATUS = 0x06
 _STATUS_CAP_LIST = 0x10
 _CAPABILITY_POINTER = {0: 0x34, 1: 0x34, 2: 0x14}
+_END_OF_LIST = 0xFF
+_PCI_X, _EXPRESS = 0x07, 0x10
+_PCI_X_STATUS = 4
+_PCI_X_MODE_2 = 3 << 30  # the bits 266MHZ and 533MHZ
 
 # PCI Code and ID Assignment Specification, "Capability IDs" and "Extended Capability IDs".
 CAPABILITY_NAMES = {
@@ -98,12 +102,16 @@ EXTENDED_CAPABILITY_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """A capability: its id, the offset of its header in bytes, and its name."""
+    """A capability: its id, the offset of its header in bytes, and its name.
+
+    ``version`` is in the header of an extended capability, and ``None`` for a standard one.
+    """
 
     id: int
     offset: int
     extended: bool
     name: str
+    version: int | None
 
 
 def header_type(config: bytes) -> int | None:
@@ -123,38 +131,59 @@ def capabilities(config: bytes) -> tuple[Capability, ...]:
     """Return the capabilities in the order of their lists, standard capabilities first.
 
     A list ends at the first header that lies outside its space or that was visited before, so a broken
-    device gives a short result and no endless loop. Fewer than 256 bytes give an empty result; the kernel
-    shows an unprivileged reader only 64.
+    device gives a short result and no endless loop. The id 0xff ends the standard list, too. Only a function
+    with PCI Express, or with PCI-X of mode 2, has extended capabilities: without them, the space from 0x100
+    on can have anything, such as a copy of the header. Fewer than 256 bytes give an empty result; the kernel
+    shows an unprivileged reader only 64. So does a type of header that PCI does not define.
 
-    Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3.
+    Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3; ``__pci_find_next_cap_ttl()`` in
+    drivers/pci/pci.c, ``pci_cfg_space_size()`` in drivers/pci/probe.c (where a host bridge needs neither).
     """
     if len(config) < STANDARD_SIZE or is_silent(config):
         return ()
-    return tuple(_standard(config) + _extended(config))
+    standard = _standard(config)
+    if any(_has_extended_space(config, one) for one in standard):
+        return (*standard, *extended_capabilities(config))
+    return tuple(standard)
 
 
-def _standard(config: bytes) -> list[Capability]:
-    if not config[_STATUS] & _STATUS_CAP_LIST:
-        return []
-    found: dict[int, Capability] = {}
-    offset = config[_CAPABILITY_POINTER.get(header_type(config) or 0, 0x34)] & 0xFC
-    while HEADER_SIZE <= offset < STANDARD_SIZE and offset not in found:
-        number = config[offset]
-        name = CAPABILITY_NAMES.get(number, f"Capability {number:02x}")
-        found[offset] = Capability(number, offset, extended=False, name=name)
-        offset = config[offset + 1] & 0xFC
-    return list(found.values())
+def extended_capabilities(config: bytes) -> tuple[Capability, ...]:
+    """Return the list that starts at 0x100, even if the function has no extended capabilities.
 
-
-def _extended(config: bytes) -> list[Capability]:
+    Use ``capabilities`` to learn what the function has. This list is for a reader that must find what could
+    be an extended capability, such as one who removes serial numbers.
+    """
     found: dict[int, Capability] = {}
     offset, end = STANDARD_SIZE, min(len(config), EXTENDED_SIZE)
     while STANDARD_SIZE <= offset <= end - 4 and offset not in found:
         (header,) = struct.unpack_from("<I", config, offset)
         if header in (0, 0xFFFFFFFF):
             break
-        number = header & 0xFFFF
+        number, version = header & 0xFFFF, header >> 16 & 0xF
         name = EXTENDED_CAPABILITY_NAMES.get(number, f"Extended capability {number:04x}")
-        found[offset] = Capability(number, offset, extended=True, name=name)
+        found[offset] = Capability(number, offset, extended=True, name=name, version=version)
         offset = header >> 20 & 0xFFC
+    return tuple(found.values())
+
+
+def _standard(config: bytes) -> list[Capability]:
+    pointer = _CAPABILITY_POINTER.get(config[HEADER_TYPE] & ~MULTIFUNCTION)
+    if pointer is None or not config[_STATUS] & _STATUS_CAP_LIST:
+        return []
+    found: dict[int, Capability] = {}
+    offset = config[pointer] & 0xFC
+    while HEADER_SIZE <= offset < STANDARD_SIZE and offset not in found:
+        number = config[offset]
+        if number == _END_OF_LIST:
+            break
+        name = CAPABILITY_NAMES.get(number, f"Capability {number:02x}")
+        found[offset] = Capability(number, offset, extended=False, name=name, version=None)
+        offset = config[offset + 1] & 0xFC
     return list(found.values())
+
+
+def _has_extended_space(config: bytes, one: Capability) -> bool:
+    if one.id != _PCI_X:
+        return one.id == _EXPRESS
+    status = config[one.offset + _PCI_X_STATUS : min(one.offset + _PCI_X_STATUS + 4, STANDARD_SIZE)]
+    return bool(int.from_bytes(status, "little") & _PCI_X_MODE_2)

@@ -167,7 +167,8 @@ def _without_serial(config: bytes) -> bytes:
     kept = bytearray(config)
     if len(config) < config_space.STANDARD_SIZE:
         return config
-    for capability in config_space.capabilities(config):
+    found = (*config_space.capabilities(config), *config_space.extended_capabilities(config))
+    for capability in found:
         key = (capability.extended, capability.id)
         if key == (True, _SERIAL_NUMBER):
             start, end = capability.offset + 4, capability.offset + _SERIAL_NUMBER_SIZE

@@ -92,7 +92,9 @@ def decode(config: bytes) -> tuple[DecodedCapability, ...]:
     """Return all decoded capabilities in the order of their lists, standard capabilities first."""
     found = capabilities(config)
     return tuple(
-        DecodedCapability(one.id, one.offset, one.extended, one.name, _content(config, one, found))
+        DecodedCapability(
+            one.id, one.offset, one.extended, one.name, one.version, _content(config, one, found)
+        )
         for one in found
     )
 
