@@ -12,15 +12,20 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from vfiotool.pci.acs import AccessControl
 from vfiotool.pci.capabilities import (
+    encryption,
     errors,
+    flit,
     identity,
+    physical_layer,
     power,
     resizable,
     sriov,
     standard,
     topology,
+    transactions,
     translation,
     vendor,
+    virtual_channel,
 )
 from vfiotool.pci.capabilities.express import Express
 from vfiotool.pci.capability_reader import CutOffError, Reader
@@ -72,19 +77,43 @@ _STANDARD: dict[int, CapabilityDecoder] = {
 }
 _EXTENDED: dict[int, CapabilityDecoder] = {
     0x01: errors.AdvancedErrors,
+    0x02: virtual_channel.VirtualChannel,
     0x03: identity.SerialNumber,
+    0x04: power.PowerBudgeting,
+    0x05: topology.RootComplexLinks,
+    0x07: topology.EventCollector,
+    0x08: virtual_channel.VirtualChannel,
+    0x09: virtual_channel.VirtualChannel,
     0x0B: vendor.ExtendedVendorSpecific,
     0x0D: AccessControl,
     0x0E: topology.AlternativeRouting,
     0x0F: translation.AddressTranslation,
     0x10: sriov.Sriov,
+    0x12: topology.Multicast,
     0x13: translation.PageRequests,
     0x15: resizable.ResizableBar,
+    0x16: power.DynamicPowerAllocation,
+    0x17: transactions.TphRequester,
     0x18: power.LatencyTolerance,
+    0x19: physical_layer.SecondaryExpress,
     0x1B: translation.ProcessAddressSpace,
+    0x1D: errors.DownstreamPortContainment,
     0x1E: power.L1Substates,
+    0x1F: transactions.PrecisionTimeMeasurement,
     0x23: vendor.DesignatedVendorSpecific,
     0x24: resizable.VfResizableBar,
+    0x25: physical_layer.DataLinkFeature,
+    0x26: physical_layer.PhysicalLayer16,
+    0x27: physical_layer.LaneMargining,
+    0x29: identity.EnclosureManagement,
+    0x2A: physical_layer.PhysicalLayer32,
+    0x2E: transactions.DataObjectExchange,
+    0x2F: flit.Device3,
+    0x30: encryption.IntegrityDataEncryption,
+    0x31: physical_layer.PhysicalLayer64,
+    0x32: flit.FlitLogging,
+    0x34: flit.FlitErrorInjection,
+    0x36: identity.RegisterLocators,
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.pci.capability_reader import Reader
+from vfiotool.pci.capability_reader import Reader, read_blocks
 
 _MIB = 1 << 20
 _MOST_BARS = 6
@@ -26,8 +26,8 @@ class ResizableSize:
     sizes: tuple[int, ...]
 
     @classmethod
-    def read(cls, at: Reader, offset: int) -> ResizableSize:
-        able, control = at.u32(offset), at.u32(offset + 4)
+    def read(cls, at: Reader) -> ResizableSize:
+        able, control = at.u32(0), at.u32(4)
         number, numbers = control >> 8 & 0x3F, able >> 4 | control >> 16 << 28
         return cls(
             bar=control & 7,
@@ -60,4 +60,4 @@ class VfResizableBar:
 
 def _resizable_sizes(at: Reader) -> tuple[ResizableSize, ...]:
     count = min(at.u32(8) >> 5 & 7, _MOST_BARS)
-    return tuple(ResizableSize.read(at, 4 + 8 * number) for number in range(count))
+    return read_blocks(ResizableSize.read, at, first=4, size=8, count=count)

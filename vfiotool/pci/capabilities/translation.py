@@ -19,6 +19,7 @@ class AddressTranslation:
     enabled: bool
     queue_depth: int
     page_aligned: bool
+    global_invalidate: bool
     smallest_translation: int
 
     @classmethod
@@ -28,29 +29,37 @@ class AddressTranslation:
             enabled=bool(control & 1 << 15),
             queue_depth=(able & 0x1F) or 32,
             page_aligned=bool(able & 1 << 5),
+            global_invalidate=bool(able & 1 << 6),
             smallest_translation=_PAGE << (control & 0x1F),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequests:
-    """Page Request Interface: ``capacity`` and ``allocation`` are maxima of outstanding requests."""
+    """Page Request Interface: ``capacity`` and ``allocation`` are maxima of outstanding requests.
+
+    ``pasid_required`` is True if a response must have the request's PASID.
+    """
 
     enabled: bool
+    reset: bool
     stopped: bool
     response_failure: bool
     unexpected_group: bool
+    pasid_required: bool
     capacity: int
     allocation: int
 
     @classmethod
     def read(cls, at: Reader) -> PageRequests:
-        status = at.u16(6)
+        control, status = at.u16(4), at.u16(6)
         return cls(
-            enabled=bool(at.u16(4) & 1),
+            enabled=bool(control & 1),
+            reset=bool(control & 1 << 1),
             stopped=bool(status & 1 << 8),
             response_failure=bool(status & 1),
             unexpected_group=bool(status & 1 << 1),
+            pasid_required=bool(status & 1 << 15),
             capacity=at.u32(8),
             allocation=at.u32(12),
         )
