@@ -253,8 +253,8 @@ def multicast(it: topology.Multicast, kind: int) -> Iterator[str]:
         yield f", ECRCRegen{sign(it.ecrc_regeneration)}"
     yield f"McastCtl: NumGroups {it.groups}, Enable{sign(it.enabled)}"
     yield f"McastBAR: IndexPos {it.index_position}, BaseAddr {it.base_address:016x}"
-    yield f"McastReceiveVec: {it.receive:016x} McastBlockAllVec: {it.block_all:016x}"
-    yield f"McastBlockUntransVec: {it.block_untranslated:016x}"
+    yield f"McastReceiveVec: {it.receive_mask:016x} McastBlockAllVec: {it.block_all_mask:016x}"
+    yield f"McastBlockUntransVec: {it.block_untranslated_mask:016x}"
     if it.overlay is not None:
         size = it.overlay.size
         shown = "(disabled)" if size is None else f"{size.bit_length() - 1} ({size} bytes)"
@@ -457,7 +457,7 @@ def data_encryption(it: encryption.IntegrityDataEncryption, kind: int) -> Iterat
         yield f"{name} RID: Valid{sign(one.rid_valid)} {ids}"
         assert len(one.addresses) == one.address_count
         for index, address in enumerate(one.addresses):
-            ends = f"Base={address.base:x} Limit={address.limit:x}"
+            ends = f"Base={address.base_address:x} Limit={address.limit_address:x}"
             yield f"{name} RID#{index}: Valid{sign(address.valid)} {ends}"
 
 
@@ -516,7 +516,7 @@ def flit_injection(it: flit.FlitErrorInjection, kind: int) -> Iterator[str]:
         Eq2="equalization phase 2",
         Eq3="equalization phase 3",
     )
-    yield f"FlitEiOsCtl2: Bytes: {it.ordered_set_bytes:04x}, Lanes: {it.ordered_set_lanes:04x}"
+    yield f"FlitEiOsCtl2: Bytes: {it.ordered_set_byte_mask:04x}, Lanes: {it.ordered_set_lane_mask:04x}"
     yield f"FlitEiOsTx: {injections(it.ordered_set_transmit_states)} FlitEiOsRx"
     yield f"FlitEiOsRx: {injections(it.ordered_set_receive_states)}"
 
@@ -550,8 +550,8 @@ def cxl_device(it: cxl.CxlDevice) -> Iterator[str]:
     yield "CXLCap2: Cache Size" + ("" if it.cache_size is None else f": {it.cache_size:08x}")
     assert len(it.ranges) == 2
     for number, one in enumerate(it.ranges, 1):
-        end = (one.base + one.size - 1) % (1 << 64)
-        yield f"Range{number}: {one.base:016x}-{end:016x} [size=0x{one.size:x}]"
+        end = (one.base_address + one.size - 1) % (1 << 64)
+        yield f"Range{number}: {one.base_address:016x}-{end:016x} [size=0x{one.size:x}]"
         media = {"volatile": "Volatile", "non-volatile": "Non-volatile", "CDAT": "CDAT"}[one.media]
         memory_class = one.memory_class.replace("storage", "Storage")
         active = flags(Valid=one.valid, Active=one.active)
@@ -570,7 +570,7 @@ def cxl_port(it: cxl.CxlPort) -> Iterator[str]:
         ViralEnable=it.viral_enabled,
     )
     yield f"AlternateBus: {it.alternate_bus_base:02x}-{it.alternate_bus_limit:02x}"
-    base, limit = it.alternate_memory_base >> 20, it.alternate_memory_limit >> 20
+    base, limit = it.alternate_memory_base_address >> 20, it.alternate_memory_limit_address >> 20
     yield f"AlternateBus: {base:03x}"  # the lowest of four digits is reserved
     yield f"-{limit:03x}"
 
@@ -635,7 +635,7 @@ def cxl_logical(it: cxl.CxlMultiLogicalDevice) -> Iterator[str]:
 
 def cxl_functions(it: cxl.CxlFunctionMap) -> Iterator[str]:
     """lspci shows the lower half of each register."""
-    for number, bits in enumerate(it.non_cxl_functions):
+    for number, bits in enumerate(it.non_cxl_function_mask):
         yield f"FuncMap {number}: {bits & 0xFFFF:08x}"
 
 
@@ -766,7 +766,7 @@ def test_the_substates_of_dynamic_power_allocation() -> None:
         control_enabled=True,
         substate_control=2,
         latencies_ms=(10, 20),
-        latency_indicators=4,
+        latency_mask=4,
         substates_mw=(25_000, 10_000, 5_000),
     )
     assert only(0x16, bytes.fromhex("00030102") + bytes(12)).latencies_ms == (None, None)
@@ -870,3 +870,9 @@ def test_any_capability_of_cxl_is_decoded(
     assert isinstance(it, vendor.DesignatedVendorSpecific)
     assert (it.vendor_id, it.dvsec_id, it.revision, it.length) == (0x1E98, number, revision, length)
     assert json.loads(json.dumps(to_json(it)))["cxl"] == to_json(it.cxl)
+
+
+def test_the_version_of_an_extended_capability() -> None:
+    """lspci shows [100 v2]."""
+    standard_one, extended_one = decode(function(0x01, bytes(40), version=2))
+    assert (standard_one.version, extended_one.version) == (None, 2)

@@ -47,7 +47,7 @@ class CxlRange:
     memory must be active.
     """
 
-    base: int
+    base_address: int
     size: int
     valid: bool
     active: bool
@@ -61,7 +61,7 @@ class CxlRange:
         low = at.u32(4)
         interleave = bits(low, 8, 5)
         return cls(
-            base=(at.u32(8) << 32 | at.u32(12)) & _RANGE_MASK,
+            base_address=(at.u32(8) << 32 | at.u32(12)) & _RANGE_MASK,
             size=(at.u32(0) << 32 | low) & _RANGE_MASK,
             valid=flag(low, 0),
             active=flag(low, 1),
@@ -174,7 +174,7 @@ class CxlDevice:
 class CxlFunctionMap:
     """Non-CXL Function Map: the eight registers, with a bit for each function that has no CXL."""
 
-    non_cxl_functions: tuple[int, ...]
+    non_cxl_function_mask: tuple[int, ...]
 
     @classmethod
     def read(cls, at: Reader) -> CxlFunctionMap:
@@ -193,8 +193,8 @@ class CxlPort:
     viral_enabled: bool
     alternate_bus_base: int
     alternate_bus_limit: int
-    alternate_memory_base: int
-    alternate_memory_limit: int
+    alternate_memory_base_address: int
+    alternate_memory_limit_address: int
 
     @classmethod
     def read(cls, at: Reader) -> CxlPort:
@@ -208,8 +208,8 @@ class CxlPort:
             viral_enabled=flag(control, 14),
             alternate_bus_base=at.u8(14),
             alternate_bus_limit=at.u8(15),
-            alternate_memory_base=(at.u16(16) & _MIB_MASK) << 16,
-            alternate_memory_limit=(at.u16(18) & _MIB_MASK) << 16 | 0xFFFFF,
+            alternate_memory_base_address=(at.u16(16) & _MIB_MASK) << 16,
+            alternate_memory_limit_address=(at.u16(18) & _MIB_MASK) << 16 | 0xFFFFF,
         )
 
 

@@ -61,19 +61,19 @@ class IdeControl:
 
 @dataclass(frozen=True, slots=True)
 class IdeAddress:
-    """Addresses of the partner of a selective stream, ``limit`` included."""
+    """Addresses of the partner of a selective stream, the limit included."""
 
     valid: bool
-    base: int
-    limit: int
+    base_address: int
+    limit_address: int
 
     @classmethod
     def read(cls, at: Reader) -> IdeAddress:
         low = at.u32(0)
         return cls(
             valid=flag(low, 0),
-            base=at.u32(8) << 32 | bits(low, 8, 12) << _MIB_BITS,
-            limit=at.u32(4) << 32 | bits(low, 20, 12) << _MIB_BITS | (1 << _MIB_BITS) - 1,
+            base_address=at.u32(8) << 32 | bits(low, 8, 12) << _MIB_BITS,
+            limit_address=at.u32(4) << 32 | bits(low, 20, 12) << _MIB_BITS | (1 << _MIB_BITS) - 1,
         )
 
 

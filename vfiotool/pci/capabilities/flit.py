@@ -170,7 +170,7 @@ class FlitErrorInjection:
 
     ``error_count`` and ``error_spacing`` are in flits. ``consecutive`` is the register's code, and 7 means
     pseudo-random. ``ordered_sets`` are the ordered sets, and the states of the link, in which errors are
-    injected, into the bytes and lanes of ``ordered_set_bytes`` and ``ordered_set_lanes`` (a bit for each).
+    injected, in the bytes and lanes of ``ordered_set_byte_mask`` and ``ordered_set_lane_mask``.
     """
 
     enabled: bool
@@ -190,8 +190,8 @@ class FlitErrorInjection:
     ordered_set_transmit: bool
     ordered_set_receive: bool
     ordered_sets: tuple[str, ...]
-    ordered_set_bytes: int
-    ordered_set_lanes: int
+    ordered_set_byte_mask: int
+    ordered_set_lane_mask: int
     ordered_set_transmit_states: OrderedSetInjections
     ordered_set_receive_states: OrderedSetInjections
 
@@ -216,8 +216,8 @@ class FlitErrorInjection:
             ordered_set_transmit=flag(sets, 1),
             ordered_set_receive=flag(sets, 2),
             ordered_sets=names_of(sets >> 16, _ORDERED_SETS),
-            ordered_set_bytes=bits(mask, 0, 16),
-            ordered_set_lanes=bits(mask, 16, 16),
+            ordered_set_byte_mask=bits(mask, 0, 16),
+            ordered_set_lane_mask=bits(mask, 16, 16),
             ordered_set_transmit_states=OrderedSetInjections.read(at.block(28)),
             ordered_set_receive_states=OrderedSetInjections.read(at.block(32)),
         )

@@ -112,7 +112,7 @@ class PowerBudgeting:
 class DynamicPowerAllocation:
     """Dynamic Power Allocation: the substates of D0, with the maximum power of each in milliwatts.
 
-    A substate has the transition latency 0 or 1, by its bit in ``latency_indicators``. A latency is ``None``
+    A substate has the transition latency 0 or 1, by its bit in ``latency_mask``. A latency is ``None``
     if its unit is undefined. ``substates_mw`` is shorter if the others are cut off.
     """
 
@@ -120,7 +120,7 @@ class DynamicPowerAllocation:
     control_enabled: bool
     substate_control: int
     latencies_ms: tuple[int | None, int | None]
-    latency_indicators: int
+    latency_mask: int
     substates_mw: tuple[int, ...]
 
     @classmethod
@@ -135,7 +135,7 @@ class DynamicPowerAllocation:
             control_enabled=flag(status, 8),
             substate_control=bits(at.u16(14), 0, 5),
             latencies_ms=(first, second),
-            latency_indicators=at.u32(8),
+            latency_mask=at.u32(8),
             substates_mw=tuple(
                 power * unit_mw for power in bytes.fromhex(at.hex(16, 16 + bits(able, 0, 5) + 1))
             ),

@@ -151,10 +151,10 @@ class MulticastOverlay:
 
 @dataclass(frozen=True, slots=True)
 class Multicast:
-    """Multicast: a write to group ``n`` goes to every function that has bit ``n`` set in ``receive``.
+    """Multicast: a write to group ``n`` goes to every function that has bit ``n`` set in ``receive_mask``.
 
     The groups' addresses start at ``base_address``; each has 2 to the power of ``index_position`` bytes.
-    ``block_all`` and ``block_untranslated`` have a bit for each group that the function may not send to.
+    ``block_all_mask`` and ``block_untranslated_mask`` are the groups that the function may not send to.
     ``window_size`` (bytes) is what an endpoint requests. ``ecrc_regeneration`` belongs to ports, ``overlay``
     to all but endpoints. Each is ``None`` for other functions.
     """
@@ -166,9 +166,9 @@ class Multicast:
     enabled: bool
     index_position: int
     base_address: int
-    receive: int
-    block_all: int
-    block_untranslated: int
+    receive_mask: int
+    block_all_mask: int
+    block_untranslated_mask: int
     overlay: MulticastOverlay | None
 
     @classmethod
@@ -182,8 +182,8 @@ class Multicast:
             enabled=flag(control, 15),
             index_position=bits(base, 0, 6),
             base_address=base >> _PAGE_BITS << _PAGE_BITS,
-            receive=at.u64(16),
-            block_all=at.u64(24),
-            block_untranslated=at.u64(32),
+            receive_mask=at.u64(16),
+            block_all_mask=at.u64(24),
+            block_untranslated_mask=at.u64(32),
             overlay=None if kind in _ENDPOINTS else if_complete(MulticastOverlay.read, at),
         )
