@@ -870,9 +870,3 @@ def test_any_capability_of_cxl_is_decoded(
     assert isinstance(it, vendor.DesignatedVendorSpecific)
     assert (it.vendor_id, it.dvsec_id, it.revision, it.length) == (0x1E98, number, revision, length)
     assert json.loads(json.dumps(to_json(it)))["cxl"] == to_json(it.cxl)
-
-
-def test_the_version_of_an_extended_capability() -> None:
-    """lspci shows [100 v2]."""
-    standard_one, extended_one = decode(function(0x01, bytes(40), version=2))
-    assert (standard_one.version, extended_one.version) == (None, 2)

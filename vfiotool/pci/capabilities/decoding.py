@@ -8,27 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import Field, dataclass
+from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from vfiotool.pci.acs import AccessControl
-from vfiotool.pci.capabilities import (
-    encryption,
-    errors,
-    flit,
-    identity,
-    physical_layer,
-    power,
-    resizable,
-    sriov,
-    standard,
-    topology,
-    transactions,
-    translation,
-    vendor,
-    virtual_channel,
-)
+from vfiotool.pci.capabilities import standard
 from vfiotool.pci.capabilities.express import Express
-from vfiotool.pci.capability_reader import CutOffError, Reader
+from vfiotool.pci.capability_reader import Reader, if_complete
 from vfiotool.pci.config_space import Capability, capabilities
 
 
@@ -75,45 +60,46 @@ _STANDARD: dict[int, CapabilityDecoder] = {
     0x11: standard.MsiX,
     0x13: standard.AdvancedFeatures,
 }
-_EXTENDED: dict[int, CapabilityDecoder] = {
-    0x01: errors.AdvancedErrors,
-    0x02: virtual_channel.VirtualChannel,
-    0x03: identity.SerialNumber,
-    0x04: power.PowerBudgeting,
-    0x05: topology.RootComplexLinks,
-    0x07: topology.EventCollector,
-    0x08: virtual_channel.VirtualChannel,
-    0x09: virtual_channel.VirtualChannel,
-    0x0B: vendor.ExtendedVendorSpecific,
-    0x0D: AccessControl,
-    0x0E: topology.AlternativeRouting,
-    0x0F: translation.AddressTranslation,
-    0x10: sriov.Sriov,
-    0x12: topology.Multicast,
-    0x13: translation.PageRequests,
-    0x15: resizable.ResizableBar,
-    0x16: power.DynamicPowerAllocation,
-    0x17: transactions.TphRequester,
-    0x18: power.LatencyTolerance,
-    0x19: physical_layer.SecondaryExpress,
-    0x1B: translation.ProcessAddressSpace,
-    0x1D: errors.DownstreamPortContainment,
-    0x1E: power.L1Substates,
-    0x1F: transactions.PrecisionTimeMeasurement,
-    0x23: vendor.DesignatedVendorSpecific,
-    0x24: resizable.VfResizableBar,
-    0x25: physical_layer.DataLinkFeature,
-    0x26: physical_layer.PhysicalLayer16,
-    0x27: physical_layer.LaneMargining,
-    0x29: identity.EnclosureManagement,
-    0x2A: physical_layer.PhysicalLayer32,
-    0x2E: transactions.DataObjectExchange,
-    0x2F: flit.Device3,
-    0x30: encryption.IntegrityDataEncryption,
-    0x31: physical_layer.PhysicalLayer64,
-    0x32: flit.FlitLogging,
-    0x34: flit.FlitErrorInjection,
-    0x36: identity.RegisterLocators,
+# The names of decoders, below ``vfiotool.pci``: most functions have few of them, and an import takes time.
+_EXTENDED = {
+    0x01: "capabilities.errors.AdvancedErrors",
+    0x02: "capabilities.virtual_channel.VirtualChannel",
+    0x03: "capabilities.identity.SerialNumber",
+    0x04: "capabilities.power.PowerBudgeting",
+    0x05: "capabilities.topology.RootComplexLinks",
+    0x07: "capabilities.topology.EventCollector",
+    0x08: "capabilities.virtual_channel.VirtualChannel",
+    0x09: "capabilities.virtual_channel.VirtualChannel",
+    0x0B: "capabilities.vendor.ExtendedVendorSpecific",
+    0x0D: "acs.AccessControl",
+    0x0E: "capabilities.topology.AlternativeRouting",
+    0x0F: "capabilities.translation.AddressTranslation",
+    0x10: "capabilities.sriov.Sriov",
+    0x12: "capabilities.topology.Multicast",
+    0x13: "capabilities.translation.PageRequests",
+    0x15: "capabilities.resizable.ResizableBar",
+    0x16: "capabilities.power.DynamicPowerAllocation",
+    0x17: "capabilities.transactions.TphRequester",
+    0x18: "capabilities.power.LatencyTolerance",
+    0x19: "capabilities.physical_layer.SecondaryExpress",
+    0x1B: "capabilities.translation.ProcessAddressSpace",
+    0x1D: "capabilities.errors.DownstreamPortContainment",
+    0x1E: "capabilities.power.L1Substates",
+    0x1F: "capabilities.transactions.PrecisionTimeMeasurement",
+    0x23: "capabilities.vendor.DesignatedVendorSpecific",
+    0x24: "capabilities.resizable.VfResizableBar",
+    0x25: "capabilities.physical_layer.DataLinkFeature",
+    0x26: "capabilities.physical_layer.PhysicalLayer16",
+    0x27: "capabilities.physical_layer.LaneMargining",
+    0x29: "capabilities.identity.EnclosureManagement",
+    0x2A: "capabilities.physical_layer.PhysicalLayer32",
+    0x2E: "capabilities.transactions.DataObjectExchange",
+    0x2F: "capabilities.flit.Device3",
+    0x30: "capabilities.encryption.IntegrityDataEncryption",
+    0x31: "capabilities.physical_layer.PhysicalLayer64",
+    0x32: "capabilities.flit.FlitLogging",
+    0x34: "capabilities.flit.FlitErrorInjection",
+    0x36: "capabilities.identity.RegisterLocators",
 }
 
 
@@ -130,15 +116,26 @@ def decode(config: bytes) -> tuple[DecodedCapability, ...]:
 
 def find(config: bytes, kind: type[C]) -> C | None:
     """Return the fields of the first capability of a type, or ``None`` if none is present and complete."""
-    return next((one.content for one in decode(config) if isinstance(one.content, kind)), None)
+    found = capabilities(config)
+    contents = (_content(config, one, found) for one in found)
+    return next((content for content in contents if isinstance(content, kind)), None)
+
+
+def _decoder(one: Capability) -> CapabilityDecoder | None:
+    if not one.extended:
+        return _STANDARD.get(one.id)
+    module, _, name = _EXTENDED.get(one.id, "").rpartition(".")
+    if not name:
+        return None
+    decoder: CapabilityDecoder = getattr(import_module(f"vfiotool.pci.{module}"), name)
+    return decoder
 
 
 def _content(config: bytes, one: Capability, found: Iterable[Capability]) -> Content:
-    kind = (_EXTENDED if one.extended else _STANDARD).get(one.id)
+    kind = _decoder(one)
     if kind is not None:
-        try:
-            return kind.read(Reader(config, one))
-        except CutOffError:
-            pass
+        content = if_complete(kind.read, Reader(config, one))
+        if content is not None:
+            return content
     following = min((other.offset for other in found if other.offset > one.offset), default=len(config))
     return Undecoded(Reader(config, one).hex(0, following - one.offset))
