@@ -184,23 +184,23 @@ def test_all_decoded_fields_can_be_printed_and_written_as_json(
 
 SHOWN = """\
 0000:00:10.0 a [red] name?
-  id             1234:11e8 rev 00, class 000000
-  subsystem      0000:0000
-  command        0x0000
-  status         0x0010 cap_list
-  header         type 0 (endpoint)
-  timing         cache line of 0 bytes, latency timer 0
-  interrupt      pin -, line 0
-  cap 0x040      MSI: enabled no; count 1; max count 1; is 64bit no; maskable no; address 0x0; data 0x0
-  cap 0x050      PCI Express: version 2; type 0; type name endpoint
-                 device: max payload 128; max payload supported 128; max read request 128; flr no; extended \
+  id           1234:11e8 rev 00, class 000000
+  subsystem    0000:0000
+  command      0x0000
+  status       0x0010 cap_list
+  header       type 0 (endpoint)
+  timing       cache line of 0 bytes, latency timer 0
+  interrupt    pin -, line 0
+  cap 0x040    MSI: enabled no; count 1; max count 1; is 64bit no; maskable no; address 0x0; data 0x0
+  cap 0x050    PCI Express: version 2; type 0; type name endpoint
+               device: max payload 128; max payload supported 128; max read request 128; flr no; extended \
 tags no; relaxed ordering no; no snoop no; errors -; transactions pending no
-                 link: speed 2.5 GT/s; width 1; max speed unknown; max width 0; port 0; aspm -; \
+               link: speed 2.5 GT/s; width 1; max speed unknown; max width 0; port 0; aspm -; \
 aspm supported -; disabled no; training no
-                 device2: atomics -; atomics enabled no; ltr no; ltr enabled no; ari forwarding no; ari \
+               device2: atomics -; atomics enabled no; ltr no; ltr enabled no; ari forwarding no; ari \
 forwarding enabled no
-  cap 0x0e0      Capability 7f: data 7f00{zeros}
-  unavailable    some
+  cap 0x0e0    Capability 7f: data 7f000000{zeros}
+  unavailable  some
 """
 
 
@@ -212,5 +212,5 @@ def test_the_output_of_config(capsys: pytest.CaptureFixture[str]) -> None:
     )
     print_config("0000:00:10.0 a [red] name\x1b", read_header(config), decode(config), ["some"])
     lines = capsys.readouterr().out.splitlines()
-    expected = SHOWN.format(zeros="0" * 60).splitlines()
+    expected = SHOWN.format(zeros=" 00000000" * 7).splitlines()
     assert [line.rstrip() for line in lines] == expected

@@ -15,8 +15,6 @@ from vfiotool.cli.settings import json_option
 from vfiotool.cli.signals import exit_on_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from rich.progress import Progress
 
     from vfiotool.lab.guest import Times
@@ -120,7 +118,9 @@ def kernels(refresh: bool, as_json: bool) -> None:
             )
             for one in known
         ]
-        _print_table(("KERNEL", "RELEASE", "STATE", "FROM"), rows)
+        from vfiotool.render.terminal import print_table
+
+        print_table(("KERNEL", "RELEASE", "STATE", "FROM"), rows)
 
 
 @lab.command()
@@ -137,22 +137,10 @@ def machines(as_json: bool) -> None:
         listed = [{field: getattr(device, field) for field in fields} for device in devices]
         write_document("lab.machines", {"machines": shown, "devices": listed})
     else:
-        _print_table(("MACHINE", "IOMMU"), [(m.name, m.what) for m in machines.MACHINES.values()])
-        _print_table(("ADDRESS", "ID", "DEVICE"), [(d.address, d.ids, d.what) for d in devices])
+        from vfiotool.render.terminal import print_table
 
-
-def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a plain table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+        print_table(("MACHINE", "IOMMU"), [(m.name, m.what) for m in machines.MACHINES.values()])
+        print_table(("ADDRESS", "ID", "DEVICE"), [(d.address, d.ids, d.what) for d in devices])
 
 
 def _start(options: GuestOptions, command: tuple[str, ...], timeout: float | None = None) -> int:

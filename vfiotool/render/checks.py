@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfiotool.host.doctor import Check
-from vfiotool.util.text import printable
+from vfiotool.render.terminal import print_entry, whole
 
 _WORDS = {True: "ok", False: "FAIL", None: "?"}
 
 
 def print_checks(checks: Iterable[Check]) -> None:
-    """Print each check. Lines are not folded, so that a user can copy a remedy."""
+    """Print each check. A remedy is not folded, so that a user can copy it."""
     for check in checks:
-        print(f"{_WORDS[check.ok]:<5} {check.name:<20} {printable(check.detail)}")
+        print_entry(f"{_WORDS[check.ok]:<5} {check.name:<20} ", check.detail)
         if check.remedy is not None:
-            print(f"{'':5} {'remedy:':<20} {printable(check.remedy)}")
+            print_entry(f"{'':5} {'remedy:':<20} ", whole(check.remedy))

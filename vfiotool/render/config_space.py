@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.table import Table
-
 from vfiotool.pci.capabilities.decoding import DecodedCapability
 from vfiotool.pci.header import BridgeHeader, Header, Window
 from vfiotool.pci.ids import ids_text
-from vfiotool.render.terminal import literal, show
+from vfiotool.render.terminal import print_facts, print_title, whole
 
 _NONE = "-"
 _HEXADECIMAL = ("_id", "address", "data", "mask", "pending", "table_offset", "pba_offset", "vf_bars")
+_DIGITS = 8  # of a word of data: a register
 _TYPES = ("endpoint", "bridge", "CardBus bridge")
 _PINS = (_NONE, "A", "B", "C", "D")
 
@@ -22,18 +21,14 @@ def print_config(
     title: str, header: Header | None, capabilities: Iterable[DecodedCapability], unavailable: Iterable[str]
 ) -> None:
     """Print the header and the capabilities of configuration space, and the parts that were not readable."""
-    show(literal(title, style="bold"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    for label, value in _header_facts(header) if header is not None else ():
-        table.add_row(label, literal(value))
+    print_title(title)
+    facts = list(_header_facts(header)) if header is not None else []
     for one in capabilities:
         label = f"cap {one.offset:#05x}"
-        for part, value in _parts(one.name, one.content):
-            table.add_row(label, literal(f"{part}: {value}" if value else part))
+        for part, fields in _parts(one.name, one.content):
+            facts.append((label, f"{part}: {fields}" if fields else part))
             label = ""
-    for name in unavailable:
-        table.add_row("unavailable", literal(name))
-    show(table)
+    print_facts([*facts, *(("unavailable", name) for name in unavailable)])
 
 
 def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
@@ -76,7 +71,7 @@ def _parts(name: str, record: Any) -> Iterator[tuple[str, str]]:
     values = {one: getattr(record, one) for one in record.__dataclass_fields__}
     inner = {one: _records(value) for one, value in values.items()}
     plain = [one for one, value in values.items() if value is not None and not inner[one]]
-    yield name, "; ".join(f"{_words(one)} {_text(one, values[one])}" for one in plain)
+    yield name, "; ".join(whole(f"{_words(one)} ") + _text(one, values[one]) for one in plain)
     for one, records in inner.items():
         for record in records:
             yield from _parts(_words(one), record)
@@ -96,6 +91,8 @@ def _text(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:#x}" if name.endswith(_HEXADECIMAL) else str(value)
+    if name == "data":
+        return " ".join(value[at : at + _DIGITS] for at in range(0, len(value), _DIGITS))
     if isinstance(value, tuple):
-        return ", ".join(_text(name, one) for one in value) or _NONE
-    return value or _NONE
+        return ", ".join(whole(_text(name, one)) for one in value) or _NONE
+    return whole(value) if value else _NONE

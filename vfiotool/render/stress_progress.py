@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vfiotool.render.formats import duration
-from vfiotool.render.terminal import literal
 from vfiotool.util.text import printable
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 10.0
+_FRAME = 8  # columns of a panel's border, beside its title
+_MOST_DEVICES = 8
 _MOST_FINDINGS = 5
 _MOST_JOBS = 8
 _MOST_OPERATIONS = 8
@@ -62,7 +63,7 @@ class ProgressDisplay:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title = f"{' + '.join(workloads)} on {' '.join(devices)}"
+        self._workloads, self._devices = " + ".join(workloads), devices
         self._seconds = seconds
         self._cycles = cycles
         self._clock = clock
@@ -110,18 +111,20 @@ class ProgressDisplay:
         )
 
     def _drawn(self, progress: RunProgress) -> RenderableType:
-        parts: list[RenderableType] = [self._bar(progress), _numbers(progress)]
+        title = f"{self._workloads} on {' '.join(self._devices)}"
+        has_room = len(title) <= self._console.width - _FRAME
+        parts: list[RenderableType] = [] if has_room else [_literal(_few(self._devices))]
+        parts += [self._bar(progress), _numbers(progress)]
         if progress.latencies:
             parts += [Text(), _latencies(progress.latencies)]
         jobs = progress.jobs[:_MOST_JOBS]
         if jobs:
             parts.append(Text())
         for number, job in enumerate(jobs):
-            parts.append(_one_line(Text.assemble((f"job {number}  ", "dim"), literal(job))))
+            parts.append(Text.assemble((f"job {number}  ", "dim"), _literal(job)))
         parts += _findings(progress.findings)
-        title = literal(self._title, style="bold")
-        title.truncate(max(self._console.width - 8, 8), overflow="ellipsis")
-        return Panel(Group(*parts), title=title, title_align="left", border_style=_tone(progress))
+        heading = _literal(title if has_room else self._workloads, style="bold")
+        return Panel(Group(*parts), title=heading, title_align="left", border_style=_tone(progress))
 
     def _bar(self, progress: RunProgress) -> RenderableType:
         """Return a bar with the reached share of the goal; without a goal, only the elapsed time."""
@@ -156,12 +159,12 @@ def _numbers(progress: RunProgress) -> Text:
 
 def _latencies(latencies: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("operation", no_wrap=True)
+    table.add_column("operation", overflow="fold")
     for heading in ("count", "p50", "p99"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in list(latencies.items())[:_MOST_OPERATIONS]:
         table.add_row(
-            literal(name), f"{found['count']:,}", duration(found["p50_us"]), duration(found["p99_us"])
+            _literal(name), f"{found['count']:,}", duration(found["p50_us"]), duration(found["p99_us"])
         )
     return table
 
@@ -170,15 +173,20 @@ def _findings(findings: Sequence[str]) -> list[Text]:
     """Return lines for the last findings, which are the newest."""
     if not findings:
         return []
-    shown = [_one_line(literal(f"! {finding}", style="red")) for finding in findings[-_MOST_FINDINGS:]]
+    shown = [_literal(f"! {finding}", style="red") for finding in findings[-_MOST_FINDINGS:]]
     more = len(findings) - len(shown)
     return [Text(), *([Text(f"{more:,} earlier findings", style="dim")] if more else []), *shown]
 
 
-def _one_line(text: Text) -> Text:
-    text.no_wrap = True
-    text.overflow = "ellipsis"
-    return text
+def _few(devices: Sequence[str]) -> str:
+    """Return the first devices, and how many more there are: a panel is not higher than its terminal."""
+    more = len(devices) - _MOST_DEVICES
+    return " ".join(devices[:_MOST_DEVICES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _literal(text: str, *, style: str = "") -> Text:
+    """Return text without markup: brackets are literal, and control characters are replaced."""
+    return Text(printable(text), style=style)
 
 
 def _tone(progress: RunProgress) -> str:

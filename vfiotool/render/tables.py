@@ -1,49 +1,45 @@
-"""Devices, groups and the details of a device as tables, by rich."""
+"""Devices, groups and the details of a device as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from rich import box
-from rich.table import Table
 
 from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.groups import IommuGroup
 from vfiotool.pci.ids import ids_text
-from vfiotool.render.terminal import literal, show
+from vfiotool.render.terminal import print_facts, print_table, print_text, print_title
 
 _NONE = "-"
+_NOTE_INDENT = 4
 
 
 def print_devices(devices: Iterable[PciDevice]) -> None:
     """Print a table with a line for each device."""
-    table = _table("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE")
+    rows = []
     for device in devices:
         ids = ids_text(device.vendor_id, device.device_id)
-        cells = device.address, ids, _text(device.iommu_group), _driver(device), _name(device)
-        table.add_row(*map(literal, cells))
-    show(table)
+        rows.append((device.address, ids, _text(device.iommu_group), _driver(device), _name(device)))
+    print_table(("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE"), rows)
 
 
 def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> None:
     """Print each group with its devices, blockers and holders."""
     by_address = {device.address: device for device in devices}
-    table = _table("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE")
-    notes = []
+    rows, notes = [], []
     for group in groups:
         columns = [str(group.id), group.type or _NONE, "yes" if group.viable else "no"]
         for address in group.devices:
             device = by_address.get(address)
             if device is not None:
-                table.add_row(*map(literal, (*columns, address, _driver(device), _name(device))))
+                rows.append((*columns, address, _driver(device), _name(device)))
                 columns = ["", "", ""]
         if len(group.devices) > 1 or group.holders or group.direct_regions:
             notes += [f"group {group.id}: {line}" for line in group_notes(group)]
-    show(table)
+    print_table(("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE"), rows)
     for note in notes:
-        show(literal(note))
+        print_text(note, hanging=_NOTE_INDENT)
 
 
 def group_notes(group: IommuGroup) -> list[str]:
@@ -60,12 +56,8 @@ def group_notes(group: IommuGroup) -> list[str]:
 
 def print_details(details: Details, how_to_free: str) -> None:
     """Print all details of a device; ``how_to_free`` is the text of its last line."""
-    show(literal(f"{details.device.address} {_name(details.device)}", style="bold"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    for label, value in _facts(details):
-        table.add_row(label, literal(value))
-    table.add_row("how to free", literal(how_to_free))
-    show(table)
+    print_title(f"{details.device.address} {_name(details.device)}")
+    print_facts((*_facts(details), ("how to free", how_to_free)))
 
 
 def _facts(details: Details) -> Iterable[tuple[str, str]]:
@@ -118,13 +110,6 @@ def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
     yield "group has", _list(group.devices)
     for note in group_notes(group):
         yield "", note
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=heading != "DEVICE", overflow="fold")
-    return table
 
 
 def _driver(device: PciDevice) -> str:

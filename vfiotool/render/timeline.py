@@ -6,7 +6,7 @@ import sys
 
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.render.documents import write_document
-from vfiotool.util.text import printable
+from vfiotool.render.terminal import print_entry
 
 
 def write_entry(entry: TimelineEntry) -> None:
@@ -19,8 +19,6 @@ def write_line(entry: TimelineEntry) -> None:
     """Write an entry to stdout as a line (time, source, event, address, group, driver, detail), and flush."""
     group = "" if entry.group is None else f"group {entry.group}"
     subjects = (entry.address or "", group, entry.driver or "", entry.detail)
-    words = "  ".join(printable(word) for word in subjects if word)
-    sys.stdout.write(
-        f"{entry.time:14.6f}  {entry.source:6}  {printable(entry.event):34}  {words}".rstrip() + "\n"
-    )
+    words = "  ".join(word for word in subjects if word)
+    print_entry(f"{entry.time:14.6f}  {entry.source:6}  ", f"{entry.event:34}  {words}")
     sys.stdout.flush()
