@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.strategies import config_spaces, examples
+from vfiotool.pci.bridge_headers import BridgeHeader, CardBusHeader, Window
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
-from vfiotool.pci.header import BaseAddress, BridgeHeader, Header, Window, read_header
+from vfiotool.pci.header import BaseAddress, Header, read_header
 from vfiotool.render.config_space import print_config
 from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
@@ -48,11 +49,14 @@ def test_an_endpoint() -> None:
             x06=("H", 0x2010),
             x0c=("B", 16),
             x0d=("B", 64),
+            x0f=("B", 0x85),
             x2c=("H", 0x1AF4),
             x2e=("H", 0x1100),
             x30=("I", 0xFEB0_0001),
             x3c=("B", 11),
             x3d=("B", 2),
+            x3e=("B", 1),
+            x3f=("B", 2),
         )
     )
     assert header == Header(
@@ -76,6 +80,13 @@ def test_an_endpoint() -> None:
         interrupt_line=11,
         interrupt_pin=2,
         bridge=None,
+        cardbus=None,
+        devsel="fast",
+        bist_capable=True,
+        bist_start=False,
+        bist_code=5,
+        min_gnt_ns=250,
+        max_lat_ns=500,
     )
 
 
@@ -102,22 +113,28 @@ def test_a_bridge_with_16_and_32_bit_windows() -> None:
         x18=("B", 1),
         x19=("B", 2),
         x1a=("B", 7),
+        x1b=("B", 64),
+        x1e=("H", 0x2220),
         x1c=("B", 0x10),
         x1d=("B", 0x20),
         x20=("H", 0xFDC0),
         x22=("H", 0xFDD0),
         x24=("H", 0xFE80),
         x26=("H", 0xFE90),
-        x3e=("H", 0x000A),
+        x3e=("H", 0x0C1A),
     ) == BridgeHeader(
         primary_bus=1,
         secondary_bus=2,
         subordinate_bus=7,
-        io=Window(0x1000, 0x2FFF),
-        memory=Window(0xFDC0_0000, 0xFDDF_FFFF),
-        prefetchable_memory=Window(0xFE80_0000, 0xFE9F_FFFF),
-        control=0x000A,
-        control_bits=("serr", "vga"),
+        io=Window(0x1000, 0x2FFF, 16),
+        memory=Window(0xFDC0_0000, 0xFDDF_FFFF, 32),
+        prefetchable_memory=Window(0xFE80_0000, 0xFE9F_FFFF, 32),
+        control=0x0C1A,
+        control_bits=("serr", "vga", "vga_16bit", "discard_timer_status", "discard_timer_serr_en"),
+        sec_latency_timer=64,
+        secondary_status=0x2220,
+        secondary_status_bits=("66mhz", "rec_master_abort"),
+        secondary_devsel="medium",
     )
 
 
@@ -132,8 +149,8 @@ def test_a_bridge_with_32_and_64_bit_windows() -> None:
         x28=("I", 0x38),
         x2c=("I", 0x39),
     )
-    assert found.io == Window(0x1_1000, 0x2_2FFF)
-    assert found.prefetchable_memory == Window(0x38_0000_0000, 0x39_FFFF_FFFF)
+    assert found.io == Window(0x1_1000, 0x2_2FFF, 32)
+    assert found.prefetchable_memory == Window(0x38_0000_0000, 0x39_FFFF_FFFF, 64)
 
 
 def test_closed_windows_are_none() -> None:
@@ -143,12 +160,72 @@ def test_closed_windows_are_none() -> None:
     assert (found.io, found.memory, found.prefetchable_memory) == (None, None, None)
 
 
-@pytest.mark.parametrize("header_type", [2, 3, 0x7E])
+@pytest.mark.parametrize(
+    "registers",
+    [
+        {"x1c": ("B", 0x10), "x1d": ("B", 0x21)},  # 16 and 32 bits
+        {"x1c": ("B", 0x12), "x1d": ("B", 0x22)},  # an undefined width
+    ],
+)
+def test_io_registers_that_disagree_are_no_window(registers: dict[str, tuple[str, Any]]) -> None:
+    assert bridge(**registers).io is None
+
+
+def test_memory_registers_of_an_undefined_width_are_no_window() -> None:
+    found = bridge(x20=("H", 0x0011), x22=("H", 0x0021), x24=("H", 0x0010), x26=("H", 0x0021))
+    assert (found.memory, found.prefetchable_memory) == (None, None)
+
+
+CARDBUS = """
+80117604 07001002 ba000706 00a88200 000080f4 dc000002 151617b0 000000f0
+00f0fff3 000000c0 00f0ffc3 00400000 fc400000 00440000 fc440000 0b018005
+aa17c620 01000000"""
+
+
+def test_a_cardbus_bridge() -> None:
+    """The bridge of a ThinkPad, with the values that lspci shows."""
+    header = decoded(bytes.fromhex(CARDBUS) + bytes(256 - 72))
+    assert (header.subsystem_vendor_id, header.subsystem_device_id) == (0x17AA, 0x20C6)
+    assert header.bars == (BaseAddress(0, 0xF480_0000, "memory32", prefetchable=False),)
+    assert (header.bridge, header.rom_address, header.min_gnt_ns) == (None, None, None)
+    assert header.devsel == "medium"
+    assert header.cardbus == CardBusHeader(
+        primary_bus=0x15,
+        card_bus=0x16,
+        subordinate_bus=0x17,
+        latency_timer=176,
+        memory_0=Window(0xF000_0000, 0xF3FF_FFFF, 32),
+        memory_1=Window(0xC000_0000, 0xC3FF_FFFF, 32),
+        io_0=Window(0x4000, 0x40FF, 16),
+        io_1=Window(0x4400, 0x44FF, 16),
+        control=0x0580,
+        control_bits=("16bit_int", "prefetch_mem0", "post_writes"),
+        secondary_status=0x0200,
+        secondary_status_bits=(),
+        secondary_devsel="medium",
+        legacy_mode_base=1,
+    )
+
+
+def test_64_bytes_of_a_cardbus_bridge_lack_its_subsystem() -> None:
+    header = decoded(bytes.fromhex(CARDBUS)[:64])
+    assert (header.subsystem_vendor_id, header.subsystem_device_id) == (None, None)
+    assert header.cardbus is not None
+    assert header.cardbus.legacy_mode_base is None
+    assert header.cardbus.card_bus == 0x16
+
+
+def test_a_bar_that_reads_as_ones_is_none() -> None:
+    assert decoded(with_bytes(config_space(), x10=("I", 0xFFFF_FFFF))).bars == ()
+
+
+@pytest.mark.parametrize("header_type", [3, 0x7E])
 def test_other_header_types_have_the_common_fields(header_type: int) -> None:
     config = with_bytes(config_space(header_type=header_type), x10=("I", 0xFEA0_0000), x2c=("I", 0x1234))
     header = decoded(config)
     assert (header.header_type, header.vendor_id) == (header_type, 0x1234)
     assert (header.bars, header.subsystem_vendor_id, header.rom_address) == ((), None, None)
+    assert (header.bridge, header.cardbus, header.min_gnt_ns, header.max_lat_ns) == (None, None, None, None)
 
 
 def test_a_vf_with_all_ones_ids_has_a_header() -> None:
@@ -187,7 +264,7 @@ SHOWN = """\
   id           1234:11e8 rev 00, class 000000
   subsystem    0000:0000
   command      0x0000
-  status       0x0010 cap_list
+  status       0x0010 cap_list devsel=fast
   header       type 0 (endpoint)
   timing       cache line of 0 bytes, latency timer 0
   interrupt    pin -, line 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from vfiotool.pci.bridge_headers import BridgeHeader, CardBusHeader, Window
 from vfiotool.pci.capabilities.decoding import DecodedCapability
-from vfiotool.pci.header import BridgeHeader, Header, Window
+from vfiotool.pci.header import Header
 from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import print_facts, print_title, whole
 
@@ -37,11 +38,14 @@ def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
     if header.subsystem_vendor_id is not None and header.subsystem_device_id is not None:
         yield "subsystem", ids_text(header.subsystem_vendor_id, header.subsystem_device_id)
     yield "command", f"{header.command:#06x} {' '.join(header.command_bits)}"
-    yield "status", f"{header.status:#06x} {' '.join(header.status_bits)}"
+    yield "status", _status(header.status, header.status_bits, header.devsel)
     kind = _TYPES[header.header_type] if header.header_type < len(_TYPES) else "unknown"
     several = ", multifunction" if header.multifunction else ""
     yield "header", f"type {header.header_type} ({kind}{several})"
-    yield "timing", f"cache line of {header.cache_line_size} bytes, latency timer {header.latency_timer}"
+    yield "timing", ", ".join(_timing(header))
+    if header.bist_capable:
+        result = "running" if header.bist_start else f"result {header.bist_code:#x}"
+        yield "self-test", result
     for bar in header.bars:
         prefetchable = ", prefetchable" if bar.prefetchable else ""
         yield f"bar {bar.index}", f"{bar.address:#x}, {bar.type}{prefetchable}"
@@ -49,17 +53,48 @@ def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
         yield "rom", f"{header.rom_address:#x}, {'enabled' if header.rom_enabled else 'not enabled'}"
     if header.bridge is not None:
         yield from _bridge_facts(header.bridge)
+    if header.cardbus is not None:
+        yield from _cardbus_facts(header.cardbus)
     pin = _PINS[header.interrupt_pin] if header.interrupt_pin < len(_PINS) else str(header.interrupt_pin)
     yield "interrupt", f"pin {pin}, line {header.interrupt_line}"
 
 
+def _timing(header: Header) -> Iterator[str]:
+    yield f"cache line of {header.cache_line_size} bytes"
+    yield f"latency timer {header.latency_timer}"
+    if header.min_gnt_ns:
+        yield f"at least {header.min_gnt_ns} ns"
+    if header.max_lat_ns:
+        yield f"every {header.max_lat_ns} ns"
+
+
+def _status(status: int, names: Iterable[str], devsel: str | None) -> str:
+    return " ".join([f"{status:#06x}", *names, *([f"devsel={devsel}"] if devsel else [])])
+
+
 def _bridge_facts(bridge: BridgeHeader) -> Iterator[tuple[str, str]]:
-    below = f"{bridge.secondary_bus:#04x} to {bridge.subordinate_bus:#04x}"
-    yield "buses", f"{below}, primary {bridge.primary_bus:#04x}"
+    yield "buses", _buses(bridge.primary_bus, bridge.secondary_bus, bridge.subordinate_bus)
     yield "io", _window(bridge.io)
     yield "memory", _window(bridge.memory)
     yield "prefetchable", _window(bridge.prefetchable_memory)
     yield "control", f"{bridge.control:#06x} {' '.join(bridge.control_bits)}"
+    yield "secondary", _status(bridge.secondary_status, bridge.secondary_status_bits, bridge.secondary_devsel)
+
+
+def _cardbus_facts(bridge: CardBusHeader) -> Iterator[tuple[str, str]]:
+    yield "buses", _buses(bridge.primary_bus, bridge.card_bus, bridge.subordinate_bus)
+    yield "memory 0", _window(bridge.memory_0)
+    yield "memory 1", _window(bridge.memory_1)
+    yield "io 0", _window(bridge.io_0)
+    yield "io 1", _window(bridge.io_1)
+    yield "control", f"{bridge.control:#06x} {' '.join(bridge.control_bits)}"
+    yield "secondary", _status(bridge.secondary_status, bridge.secondary_status_bits, bridge.secondary_devsel)
+    if bridge.legacy_mode_base is not None:
+        yield "legacy ports", f"{bridge.legacy_mode_base:#06x}"
+
+
+def _buses(primary: int, secondary: int, subordinate: int) -> str:
+    return f"{secondary:#04x} to {subordinate:#04x}, primary {primary:#04x}"
 
 
 def _window(window: Window | None) -> str:
