@@ -238,7 +238,7 @@ def express_slot(it: Express) -> Iterable[str]:
 
 
 def lspci_speed(speed: str) -> str:
-    return speed.replace(".0", "").replace(" ", "")
+    return "unknown" if speed == "128.0 GT/s" else speed.replace(".0", "").replace(" ", "")
 
 
 UNCORRECTABLE = (
