@@ -70,7 +70,7 @@ def test_a_blocked_reader_holds_no_descriptor_and_is_reaped_later(host: FakeHost
 
 
 def test_a_slow_reader_that_runs_is_waited_for(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    def busy(path: str) -> tuple[int, bytes]:
+    def busy(path: str, most: int | None) -> tuple[int, bytes]:
         end = time.monotonic() + 3 * bounded_reads.STALL_SECONDS
         while time.monotonic() < end:
             pass
@@ -81,9 +81,16 @@ def test_a_slow_reader_that_runs_is_waited_for(host: FakeHost, monkeypatch: pyte
 
 
 def test_a_reader_that_dies_gives_none(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_reads, "_read", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(bounded_reads, "_read", lambda path, most: os.kill(os.getpid(), signal.SIGKILL))
     assert bounded_reads.read_all(host.tree, ["/sys/a/b"]) == {"/sys/a/b": None}
     bounded_reads._reap()
+
+
+def test_some_files_are_read_by_their_first_bytes_alone(host: FakeHost) -> None:
+    host.put("/sys/a/config", bytes(range(256)))
+    host.put("/sys/b/config", bytes(range(256)))
+    read = bounded_reads.read_all(host.tree, ["/sys/a/config", "/sys/b/config"], most={"/sys/b/config": 64})
+    assert read == {"/sys/a/config": bytes(range(256)), "/sys/b/config": bytes(range(64))}
 
 
 def test_a_tree_below_a_root(host: FakeHost) -> None:

@@ -159,7 +159,7 @@ def test_the_document_of_list(vfiotool: Run) -> None:
     assert keys(document["devices"]) == fields(
         "address vendor_id device_id subsystem_vendor_id subsystem_device_id revision class_code vendor "
         "device driver driver_override iommu_group numa_node is_vf physfn vfs sriov_totalvfs sriov_numvfs "
-        "reset_methods power_state cdev blocked unavailable"
+        "reset_methods power_state answers cdev blocked unavailable"
     )
     loner = document["devices"][-1]
     assert (loner["vendor_id"], loner["class_code"], loner["iommu_group"]) == (0x1234, 0x00FF00, None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from vfiotool.errors import DeviceNotFoundError, KernelError, VfioToolError
+from vfiotool.errors import DeviceNotFoundError, KernelError
 from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import addresses, device_path
 from vfiotool.host.device_state import DeviceState, read_state
@@ -30,8 +30,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bounded_reads.ReadR
     read_all = bounded_reads.read_all
 
     def spoil(path: str, answer: bounded_reads.ReadResult) -> None:
-        def spoiled(tree: Tree, paths: Sequence[str]) -> Mapping[str, bounded_reads.ReadResult]:
-            return {**read_all(tree, paths), path: answer}
+        def spoiled(
+            tree: Tree, paths: Sequence[str], *, most: Mapping[str, int] | None = None
+        ) -> Mapping[str, bounded_reads.ReadResult]:
+            return {**read_all(tree, paths, most=most), path: answer}
 
         monkeypatch.setattr(bounded_reads, "read_all", spoiled)
 
@@ -76,9 +78,10 @@ def test_every_field_is_read(host: FakeHost) -> None:
             sriov_numvfs=None,
             reset_methods=("flr", "bus"),
             power_state="D3hot",
+            answers=None,
             cdev=None,
             blocked=False,
-            unavailable=(),
+            unavailable=("answers",),
         )
     ]
 
@@ -158,10 +161,125 @@ def test_a_malformed_number_is_unavailable(host: FakeHost) -> None:
     assert read(host)[0].unavailable == ("numa_node",)
 
 
-def test_a_malformed_required_number_is_an_error(host: FakeHost) -> None:
-    host.add_device(A, revision="new")
-    with pytest.raises(VfioToolError, match="holds 'new'"):
-        read(host)
+IDENTITY = {
+    "vendor": "vendor_id",
+    "device": "device_id",
+    "subsystem_vendor": "subsystem_vendor_id",
+    "subsystem_device": "subsystem_device_id",
+    "revision": "revision",
+    "class": "class_code",
+}
+NO_NUMBERS = [
+    None, b"", b"\n", b"new\n", b"0x\n", b"32902\n", b"8086\n", b"0o17\n", b"0b1\n", b"0x80_86\n", b"-0x1\n",
+    b"+1\n", b" 0x1\n", b"0x1 \n", b"0x\xd9\xa1\n", b"0x80\x0086\n", b"0x8\xff\n", b"0x" + b"1" * 5000,
+    b"0x1234567\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_NUMBERS)
+@pytest.mark.parametrize("attribute", IDENTITY)
+def test_an_id_that_cannot_be_read_comes_from_the_registers(
+    host: FakeHost, attribute: str, content: bytes | None
+) -> None:
+    """They are the kernel's own source (``pci_setup_device()``)."""
+    registers = bytearray(64)
+    registers[0x00:0x04] = bytes.fromhex("8680d310")
+    registers[0x08:0x0C] = bytes.fromhex("07800902")
+    registers[0x2C:0x30] = bytes.fromhex("3c101fa0")
+    host.add_device(A, config=bytes(registers))
+    damage(host, attribute, content)
+    (device,) = read(host)
+    expected = {
+        "vendor": 0x8086,
+        "device": 0x10D3,
+        "subsystem_vendor": 0x103C,
+        "subsystem_device": 0xA01F,
+        "revision": 7,
+        "class": 0x020980,
+    }
+    assert getattr(device, IDENTITY[attribute]) == expected[attribute]
+    assert device.unavailable == ()
+
+
+@pytest.mark.parametrize("content", NO_NUMBERS)
+@pytest.mark.parametrize("attribute", IDENTITY)
+@pytest.mark.parametrize("registers", [None, bytes(63), b"\xff" * 64], ids=["none", "cut off", "silent"])
+def test_an_id_that_cannot_be_known_is_unavailable(
+    host: FakeHost, attribute: str, content: bytes | None, registers: bytes | None
+) -> None:
+    host.add_device(A)
+    host.add_device(B)
+    damage(host, attribute, content)
+    damage(host, "config", registers)
+    device, other = read(host)
+    named = {"vendor": ("vendor", "device"), "device": ("device",)}.get(attribute, ())
+    unseen = {IDENTITY[attribute], *named, *(() if registers and len(registers) == 64 else ("answers",))}
+    assert (set(device.unavailable), other.unavailable) == (unseen, ())
+    assert [getattr(device, name) for name in unseen] == [None] * len(unseen)
+    assert device.answers is (False if registers and len(registers) == 64 else None)
+
+
+def damage(host: FakeHost, attribute: str, content: bytes | None) -> None:
+    host.remove(f"{device_path(A)}/{attribute}")
+    if content is not None:
+        host.put(f"{device_path(A)}/{attribute}", content)
+
+
+def test_the_registers_of_a_vf_have_no_ids_and_those_of_a_bridge_no_subsystem(host: FakeHost) -> None:
+    """PCI Express Base section 9.3.4.1.1; PCI-to-PCI Bridge Architecture section 3.2."""
+    vf, bridge = bytearray(64), bytearray(64)
+    vf[0:4] = b"\xff" * 4
+    bridge[0x0E] = 0x81
+    for address, registers in ((A, vf), (B, bridge)):
+        host.add_device(address, config=bytes(registers))
+        for attribute in IDENTITY:
+            host.remove(f"{device_path(address)}/{attribute}")
+    function, port = read(host)
+    assert set(function.unavailable) == {"vendor_id", "device_id", "vendor", "device"}
+    assert (function.answers, function.revision, function.subsystem_vendor_id) == (True, 0, 0)
+    assert set(port.unavailable) == {"subsystem_vendor_id", "subsystem_device_id"}
+
+
+def test_zeros_after_an_attribute_are_no_part_of_it(host: FakeHost) -> None:
+    """tar fills a file up to the size that sysfs gives it, which is that of a page."""
+    host.add_device(A, numa_node="1")
+    for attribute, text in (("vendor", b"0x8086\n"), ("device", b"0x10d3\n"), ("numa_node", b"1\n")):
+        host.put(f"{device_path(A)}/{attribute}", text.ljust(4096, b"\0"))
+    (device,) = read(host)
+    assert (device.vendor_id, device.device_id, device.numa_node) == (0x8086, 0x10D3, 1)
+
+
+@pytest.mark.parametrize("state", ["D3hot", "D3cold"])
+def test_a_device_that_sleeps_is_not_woken(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    asked: list[str] = []
+    read_all = bounded_reads.read_all
+
+    def recording(
+        tree: Tree, paths: Sequence[str], *, most: Mapping[str, int] | None = None
+    ) -> Mapping[str, bounded_reads.ReadResult]:
+        asked.extend(path for path in paths if path.endswith("/config"))
+        return read_all(tree, paths, most=most)
+
+    monkeypatch.setattr(bounded_reads, "read_all", recording)
+    host.add_device(A, power_state=state)
+    host.add_device(B)
+    asleep, awake = read(host)
+    assert asked == [f"{device_path(B)}/config"]
+    assert (asleep.answers, asleep.unavailable) == (None, ("answers",))
+    assert (awake.answers, awake.unavailable) == (True, ())
+
+
+def test_a_device_goes_with_its_entry_and_not_with_an_attribute(host: FakeHost) -> None:
+    """An entry that leads nowhere is a device, of which nothing is known."""
+    host.add_device(A)
+    os.rename(host.tree.path(host.devices[A].folder), host.tree.path("/sys/elsewhere"))
+    (device,) = read(host)
+    known = {name for name in device.__dataclass_fields__ if getattr(device, name) is not None}
+    assert known == {"address", "vfs", "blocked", "unavailable"}
+    unknown = set(device.__dataclass_fields__) - known - {"physfn"}
+    assert set(device.unavailable) >= unknown | {"vfs"}
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "between"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfiotool.errors import VfioToolError
 from vfiotool.host.device_state import DeviceState, NodeAccess
 from vfiotool.host.devices import PciDevice
 from vfiotool.pci.address import is_address
@@ -25,7 +26,16 @@ class DeviceRecord:
 
     @classmethod
     def of(cls, device: PciDevice, state: DeviceState) -> DeviceRecord:
-        """Return the record of a device in a state."""
+        """Return the record of a device in a state.
+
+        Raises:
+            VfioToolError: the ids of the device are unknown, by which it would be known again.
+        """
+        if device.vendor_id is None or device.device_id is None:
+            raise VfioToolError(
+                f"the ids of {device.address} cannot be read, so its state cannot be recorded",
+                hint=f"see whether it answers: 'vfiotool config {device.address}'",
+            )
         return cls(device.address, device.vendor_id, device.device_id, state)
 
     @property

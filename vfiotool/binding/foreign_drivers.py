@@ -19,9 +19,16 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
     """Return the host driver whose ids match a device best.
 
     Raises:
-        UnsupportedError: the ids of no module, or of several modules alike, match the device.
+        UnsupportedError: the ids of no module, or of several modules alike, match the device; or the ids of
+            the device are unknown.
     """
-    drivers = native_drivers(tree, modalias(device))
+    alias = modalias(device)
+    if alias is None:
+        raise UnsupportedError(
+            f"the ids of {device.address} cannot be read, so its own driver is unknown",
+            hint=f"name a driver: 'vfiotool bind --driver NAME {device.address}'",
+        )
+    drivers = native_drivers(tree, alias)
     if len(drivers) == 1:
         return drivers[0]
     if device.driver in drivers:
@@ -41,7 +48,9 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
 def nothing_recorded(tree: Tree, device: PciDevice) -> VfioToolError:
     """Return the error of a restore without a record."""
     own = native_drivers(tree, modalias(device))
-    if not _is_home(device, own):
+    if modalias(device) is None:
+        reason = "its ids cannot be read"
+    elif not _is_home(device, own):
         reason = "vfiotool has not changed it since this machine started"
     elif device.driver is None:
         reason = "it has no driver, and no module declares its ids"
@@ -57,6 +66,8 @@ def way_home(tree: Tree, device: PciDevice) -> str:
 
 def _way_home(device: PciDevice, own: list[str]) -> str:
     address = device.address
+    if modalias(device) is None:
+        return f"its own driver is unknown; to bind it to one: 'vfiotool bind --driver NAME {address}'"
     if _is_home(device, own):
         return "there is nothing to restore"
     if own:
@@ -82,9 +93,14 @@ def foreign_drivers(tree: Tree, context: PlanContext, plan: Plan) -> tuple[Refus
     found = []
     for change in plan.changes:
         device, driver = context.devices[change.address], change.after
-        if driver is None or takes_any_device(driver) or serves(tree, driver, modalias(device)) is not False:
+        if driver is None or takes_any_device(driver):
             continue
-        ids = ids_text(device.vendor_id, device.device_id)
-        reason = f"{driver} does not serve this device: the ids of its module do not include {ids}"
-        found.append(liftable(device.address, RULE, reason))
+        alias = modalias(device)
+        if alias is None:
+            reason = f"its ids cannot be read, so {driver} may not serve this device"
+            found.append(liftable(device.address, RULE, reason))
+        elif serves(tree, driver, alias) is False:
+            ids = ids_text(device.vendor_id, device.device_id)
+            reason = f"{driver} does not serve this device: the ids of its module do not include {ids}"
+            found.append(liftable(device.address, RULE, reason))
     return tuple(found)

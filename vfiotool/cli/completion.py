@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.attributes import addresses, device_path, read_id, read_name
 from vfiotool.host.groups import BRIDGE_CLASSES, group_ids, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
@@ -88,19 +88,17 @@ class DeviceInventory:
         self.addresses = addresses(tree)
         self._names = PciNames.of_this_machine()
 
-    def number(self, address: str, attribute: str) -> int:
-        """Return an integer attribute of a device, or 0 if the device is gone."""
-        return int(self.tree.find(f"{device_path(address)}/{attribute}") or "0", 0)
+    def class_code(self, address: str) -> int:
+        """Return the class of a device, or 0 (a device from before there were classes) if it is unknown."""
+        return read_id(self.tree, address, "class") or 0
 
-    def ids(self, address: str) -> tuple[int, int]:
+    def ids(self, address: str) -> tuple[int | None, int | None]:
         """Return the vendor id and the device id."""
-        return self.number(address, "vendor"), self.number(address, "device")
+        return read_id(self.tree, address, "vendor"), read_id(self.tree, address, "device")
 
     def name(self, address: str) -> str:
         """Return the vendor, the name and the driver of a device."""
-        vendor, device = self.ids(address)
-        driver = self.driver(address) or "no driver"
-        return f"{self._names.vendor(vendor)} {self._names.device(vendor, device)} ({driver})"
+        return f"{read_name(self.tree, address, self._names)} ({self.driver(address) or 'no driver'})"
 
     def driver(self, address: str) -> str | None:
         """Return the driver of a device, or ``None``."""
@@ -108,7 +106,7 @@ class DeviceInventory:
 
     def is_bridge(self, address: str) -> bool:
         """Return True if a device is a bridge."""
-        return self.number(address, "class") >> 8 in BRIDGE_CLASSES
+        return self.class_code(address) >> 8 in BRIDGE_CLASSES
 
 
 def _devices(inventory: DeviceInventory, incomplete: str) -> Items:
@@ -132,7 +130,7 @@ def _regions(inventory: DeviceInventory, selector: str | None) -> Items:
     for bar in read_bars(inventory.tree, address):
         yield "rom" if bar.index == ROM else f"bar{bar.index}", f"{bar.size:#x} bytes, {bar.type}"
     yield "config", "configuration space"
-    if inventory.number(address, "class") >> 8 == _VGA_CLASS:
+    if inventory.class_code(address) >> 8 == _VGA_CLASS:
         yield "vga", "VGA address ranges"
 
 
@@ -168,7 +166,8 @@ def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -
     if not full:
         short = [one.removeprefix(_DOMAIN) for one in chosen if one.startswith(_DOMAIN + incomplete)]
         yield from ((address, inventory.name(_DOMAIN + address)) for address in short)
-    yield from {ids_text(*inventory.ids(one)): inventory.name(one) for one in chosen}.items()
+    known = {inventory.ids(one): one for one in chosen}
+    yield from ((ids_text(*ids), inventory.name(one)) for ids, one in known.items() if None not in ids)
     yield from ((f"group:{number}", members) for number, members in _groups(inventory, incomplete))
     for kind in _CLASSES:
         for name in sorted(inventory.tree.find_names(f"/sys/class/{kind}")):

@@ -8,7 +8,7 @@ from vfiotool.cli.completion import complete_device
 from vfiotool.cli.parameters import WIDTH, number, print_registers, require_aligned, width_option
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import UsageError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import read_name
 from vfiotool.host.config_space import read_config
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
@@ -92,8 +92,4 @@ def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
 
 def _name(tree: Tree, address: str) -> str:
     """Return the vendor and name of a device by its ids in sysfs; the id registers of a VF read as 0xffff."""
-    names = PciNames.of_this_machine()
-    vendor, device = (
-        int(tree.find(f"{device_path(address)}/{name}") or "0", 0) for name in ("vendor", "device")
-    )
-    return f"{names.vendor(vendor)} {names.device(vendor, device)}"
+    return read_name(tree, address, PciNames.of_this_machine())

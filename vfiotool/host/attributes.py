@@ -6,13 +6,14 @@ dataclasses here for that reason; see ``vfiotool.host.devices``.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from vfiotool.errors import VfioToolError
 from vfiotool.host import bounded_reads, pending_unbinds
-from vfiotool.host.tree import GONE, Tree, decode
+from vfiotool.host.attribute_reader import AttributeReader, to_decimal, to_hexadecimal
+from vfiotool.host.tree import Tree
 from vfiotool.pci.address import is_full_address, sort_key
+from vfiotool.pci.identity import HEADER_SIZE, is_silent, read_identity
+from vfiotool.pci.ids import name_text
 from vfiotool.pci.names import PciNames
 
 TYPE_CHECKING = False
@@ -21,7 +22,20 @@ if TYPE_CHECKING:
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
-_GUARDED = ("driver_override", "sriov_numvfs", "reset_method")
+_LOCKED = ("driver_override", "sriov_numvfs", "reset_method")
+_GROUPS = "/sys/kernel/iommu_groups"
+_VFIO_NODES = "/dev/vfio"
+
+# Field -> the attribute, and its hexadecimal digits (pci-sysfs.c).
+_IDENTITY = {
+    "vendor_id": ("vendor", 4),
+    "device_id": ("device", 4),
+    "subsystem_vendor_id": ("subsystem_vendor", 4),
+    "subsystem_device_id": ("subsystem_device", 4),
+    "revision": ("revision", 2),  # since Linux 4.10
+    "class_code": ("class", 6),
+}
+_ASLEEP = ("D1", "D2", "D3hot", "D3cold")
 
 
 def device_path(address: str) -> str:
@@ -34,6 +48,24 @@ def find_group(tree: Tree, address: str) -> int | None:
     return _number_of(tree.find_link(f"{device_path(address)}/iommu_group"))
 
 
+def read_id(tree: Tree, address: str, attribute: str) -> int | None:
+    """Return the id in ``vendor`` or ``device``, or the ``class``, of a device; ``None`` if it is unknown.
+
+    The read takes no lock.
+    """
+    try:
+        text = tree.find(f"{device_path(address)}/{attribute}")
+    except OSError:
+        return None
+    return to_hexadecimal(text, digits=6 if attribute == "class" else 4)
+
+
+def read_name(tree: Tree, address: str, names: PciNames) -> str:
+    """Return the names of a device's vendor and model, by its ids. The read takes no lock."""
+    ids = read_id(tree, address, "vendor"), read_id(tree, address, "device")
+    return name_text(*_names(names, *ids))
+
+
 def addresses(tree: Tree) -> list[str]:
     """Return the addresses of all PCI devices, sorted; an empty list if the machine has no PCI bus."""
     return sorted(filter(is_full_address, tree.find_names(DEVICES)), key=sort_key)
@@ -42,39 +74,41 @@ def addresses(tree: Tree) -> list[str]:
 def read_fields(
     tree: Tree, wanted: Iterable[str], names: PciNames, *, state_dir: str = pending_unbinds.STATE_DIR
 ) -> list[dict[str, Any]]:
-    """Read the fields of ``Device``, by name, for the devices at these addresses, in the given order.
+    """Read the fields of ``PciDevice``, by name, for the devices at these addresses, in the given order.
 
-    A device that is unplugged meanwhile is left out. Blocked devices, however many, add about a second
-    in total at most.
-
-    Raises:
-        VfioToolError: an attribute that every device has does not hold a number.
+    A device that is unplugged meanwhile is left out: its entry among the devices is gone. A field that cannot
+    be read is ``None``, and named in ``unavailable``. Blocked devices, however many, add about a second in
+    total at most. The first registers of a device are read too, but not if the device sleeps.
     """
-    attributes = {}
-    for address in wanted:
-        try:
-            attributes[address] = frozenset(tree.names(device_path(address)))
-        except FileNotFoundError:
-            continue
-    guarded = bounded_reads.read_all(
-        tree,
-        [
-            f"{device_path(address)}/{name}"
-            for address, present in attributes.items()
-            for name in _GUARDED
-            if name in present
-        ],
-    )
+    readers = {address: AttributeReader(tree, device_path(address)) for address in wanted}
+    power = {address: reader.text("power_state") for address, reader in readers.items()}
+    locked = [reader.path(name) for reader in readers.values() for name in _LOCKED if name in reader.present]
+    headers = [
+        reader.path("config")
+        for address, reader in readers.items()
+        if "config" in reader.present and _may_be_read(tree, reader, power[address])
+    ]
+    guarded = bounded_reads.read_all(tree, locked + headers, most=dict.fromkeys(headers, HEADER_SIZE))
     blocked = pending_unbinds.blocked_addresses(tree, state_dir)
+    unseen = _unseen_links(tree)
     found = []
-    for address, present in attributes.items():
-        try:
-            reader = _Reader(tree, device_path(address), present, guarded)
-            found.append(_read_device(reader, address, names, blocked=address in blocked))
-        except OSError as error:
-            if error.errno not in GONE:
-                raise
+    for address, reader in readers.items():
+        reader.use(guarded)
+        is_stalled = any(guarded.get(reader.path(name), b"") is None for name in _LOCKED)
+        header = (reader.content("config") if reader.path("config") in guarded else None) or b""
+        fields = {"address": address} | _identity(reader, names, header) | _state(tree, reader, unseen)
+        fields["power_state"] = reader.known("power_state", power[address])
+        fields["answers"] = reader.known("answers", answers(header))
+        fields["blocked"] = address in blocked or (is_stalled and fields["driver"] is None)
+        fields["unavailable"] = tuple(reader.unavailable)
+        if tree.exists(device_path(address)):
+            found.append(fields)
     return found
+
+
+def answers(config: bytes) -> bool | None:
+    """Return False if the registers of a device read as ones, ``None`` if they could not be read."""
+    return None if len(config) < HEADER_SIZE else not is_silent(config)
 
 
 def parse_override(text: str | None) -> str | None:
@@ -82,140 +116,110 @@ def parse_override(text: str | None) -> str | None:
     return None if text == "(null)" else text
 
 
-class _Reader:
-    """Reads the attributes of one device, and records the names of the fields that cannot be read."""
+def _may_be_read(tree: Tree, reader: AttributeReader, power_state: str | None) -> bool:
+    """Return True if a read of configuration space wakes nothing, or if the ids can come from nowhere else.
 
-    def __init__(
-        self,
-        tree: Tree,
-        folder: str,
-        present: frozenset[str],
-        guarded: Mapping[str, bounded_reads.ReadResult],
-    ) -> None:
-        self._tree, self._folder = tree, folder
-        self._guarded = guarded
-        self.present = present
-        self.unavailable: list[str] = []
-        self.stalled = False
-
-    def text(self, name: str, *, field: str = "") -> str | None:
-        """Return the text of an attribute, or ``None`` if the attribute is absent or cannot be read."""
-        if name not in self.present:
-            return None
-        try:
-            return self._read(name)
-        except TimeoutError:
-            self.stalled = True
-        except OSError as error:
-            if error.errno in GONE and not self._tree.exists(self._folder):
-                raise
-        self.unavailable.append(field or name)
-        return None
-
-    def number(self, name: str) -> int | None:
-        """Return the number in an attribute, in any base that the kernel writes."""
-        text = self.text(name)
-        try:
-            return int(text, 0) if text is not None else None
-        except ValueError:
-            self.unavailable.append(name)
-            return None
-
-    def required(self, name: str) -> int:
-        """Return a number that every PCI device has; reading it takes no lock."""
-        text = self._tree.read(f"{self._folder}/{name}")
-        try:
-            return int(text, 0)
-        except ValueError:
-            raise VfioToolError(
-                f"{self._folder}/{name} holds {text!r}, which is not a number",
-                hint="check that --sysroot names a directory with a real sysfs",
-            ) from None
-
-    def link(self, name: str) -> str | None:
-        return self._tree.find_link(f"{self._folder}/{name}")
-
-    def names(self, name: str) -> list[str]:
-        return self._tree.find_names(f"{self._folder}/{name}") if name in self.present else []
-
-    def node(self, path: str) -> str | None:
-        return path if self._tree.exists(path) else None
-
-    def _read(self, name: str) -> str:
-        path = f"{self._folder}/{name}"
-        if path not in self._guarded:
-            return self._tree.read(path)
-        answer = self._guarded[path]
-        if answer is None:
-            raise TimeoutError(errno.ETIMEDOUT, name)
-        if isinstance(answer, OSError):
-            raise answer
-        return decode(answer)
+    For a read the kernel wakes the bridges above a device, and a device in D3cold itself
+    (``pci_config_pm_runtime_get()``).
+    """
+    if not tree.is_complete:  # a copy, in which nothing can wake
+        return True
+    state = power_state or reader.text("power/runtime_status")
+    has_identity = reader.present.issuperset(attribute for attribute, _ in _IDENTITY.values())
+    return state not in (*_ASLEEP, "suspended") or not has_identity
 
 
-def _read_device(reader: _Reader, address: str, names: PciNames, *, blocked: bool) -> dict[str, Any]:
-    vendor_id, device_id = reader.required("vendor"), reader.required("device")
-    driver, physfn = reader.link("driver"), reader.link("physfn")
+def _identity(reader: AttributeReader, names: PciNames, header: bytes) -> dict[str, Any]:
+    """Return the ids, the class and the revision from their attributes, else from the device's registers."""
+    registers = read_identity(header)
+    found = {}
+    for field, (attribute, digits) in _IDENTITY.items():
+        number = reader.hexadecimal(attribute, digits)
+        found[field] = reader.known(field, registers.get(field) if number is None else number)
+    vendor, device = _names(names, found["vendor_id"], found["device_id"])
+    return found | {"vendor": reader.known("vendor", vendor), "device": reader.known("device", device)}
+
+
+def _names(names: PciNames, vendor: int | None, device: int | None) -> tuple[str | None, str | None]:
+    """Return the names of a vendor and its model; ``None`` without the id."""
+    if vendor is None:
+        return None, None
+    return names.vendor(vendor), None if device is None else names.device(vendor, device)
+
+
+def _state(tree: Tree, reader: AttributeReader, unseen: frozenset[str]) -> dict[str, Any]:
+    """Return the fields of the device's state; ``unseen`` are the links that a copy cannot show."""
+    physfn = reader.link("physfn", "physfn")
     fields = {
-        "address": address,
-        "vendor_id": vendor_id,
-        "device_id": device_id,
-        "subsystem_vendor_id": reader.required("subsystem_vendor"),
-        "subsystem_device_id": reader.required("subsystem_device"),
-        "revision": reader.required("revision"),
-        "class_code": reader.required("class"),
-        "vendor": names.vendor(vendor_id),
-        "device": names.device(vendor_id, device_id),
-        "driver": driver,
-        "driver_override": parse_override(reader.text("driver_override")),
-        "iommu_group": _number_of(reader.link("iommu_group")),
-        "numa_node": reader.number("numa_node"),
-        "is_vf": physfn is not None,
+        "driver": reader.link("driver", "driver"),
+        "driver_override": parse_override(reader.known("driver_override", reader.text("driver_override"))),
+        "iommu_group": _group(reader),
+        "numa_node": reader.known("numa_node", reader.decimal("numa_node")),
+        "is_vf": reader.known("is_vf", None if "physfn" in reader.unavailable else physfn is not None),
         "physfn": physfn,
         "vfs": _vfs(reader),
-        "sriov_totalvfs": reader.number("sriov_totalvfs"),
-        "sriov_numvfs": reader.number("sriov_numvfs"),
-        "reset_methods": _reset_methods(reader),
-        "power_state": _power_state(reader),
-        "cdev": _cdev(reader),
+        "sriov_totalvfs": _vf_count(reader, "sriov_totalvfs"),
+        "sriov_numvfs": _vf_count(reader, "sriov_numvfs"),
+        "reset_methods": reader.known("reset_methods", _reset_methods(reader)),
+        "cdev": _cdev(tree, reader),
     }
-    fields["blocked"] = blocked or (reader.stalled and driver is None)
-    fields["unavailable"] = tuple(reader.unavailable)
+    for field in unseen:
+        if fields[field] is None:
+            reader.note(field)
     return fields
 
 
+def _unseen_links(tree: Tree) -> frozenset[str]:
+    """Return the fields of links that a copy left out, as it lacks the folder of their targets, too."""
+    folders = {} if tree.is_complete else {"driver": DRIVERS, "iommu_group": _GROUPS}
+    return frozenset(field for field, folder in folders.items() if not tree.exists(folder))
+
+
+def _group(reader: AttributeReader) -> int | None:
+    link = reader.link("iommu_group", "iommu_group")
+    number = _number_of(link)
+    if link is not None and number is None:
+        reader.note("iommu_group")
+    return number
+
+
 def _number_of(group: str | None) -> int | None:
-    return int(group) if group is not None and group.isdecimal() else None
+    number = to_decimal(group)
+    return None if number is None or number < 0 else number
 
 
-def _vfs(reader: _Reader) -> tuple[str, ...]:
-    links = [name for name in reader.present if name.startswith("virtfn") and name[6:].isdecimal()]
+def _vfs(reader: AttributeReader) -> tuple[str, ...]:
+    if not reader.is_listed:
+        reader.note("vfs")
+    links = [name for name in reader.present if name[:6] == "virtfn" and to_decimal(name[6:]) is not None]
     links.sort(key=lambda name: int(name[6:]))
-    return tuple(vf for vf in map(reader.link, links) if vf is not None)
+    return tuple(vf for name in links if (vf := reader.link(name, "vfs")) is not None)
 
 
-def _reset_methods(reader: _Reader) -> tuple[str, ...] | None:
+def _vf_count(reader: AttributeReader, name: str) -> int | None:
+    """Return a number of VFs; only a PF has the attributes."""
+    count = reader.decimal(name)
+    is_pf = not reader.present.isdisjoint(("sriov_totalvfs", "sriov_numvfs"))
+    if count is None and (is_pf or not reader.is_listed):
+        reader.note(name)
+    return count
+
+
+def _reset_methods(reader: AttributeReader) -> tuple[str, ...] | None:
     """Kernels up to 5.14 show only that a reset method exists (``reset``), not which."""
-    if "reset_method" in reader.present:
-        text = reader.text("reset_method", field="reset_methods")
-        return None if text is None else tuple(text.split())
-    if "reset" in reader.present:
-        reader.unavailable.append("reset_methods")
-        return None
-    return ()
+    if reader.lacks("reset_method", "reset"):
+        return ()
+    return reader.words("reset_method")
 
 
-def _power_state(reader: _Reader) -> str | None:
-    """Old kernels lack the attribute. It reads ``unknown`` until a driver has bound to the device."""
-    if "power_state" not in reader.present:
-        reader.unavailable.append("power_state")
-    return reader.text("power_state")
-
-
-def _cdev(reader: _Reader) -> str | None:
+def _cdev(tree: Tree, reader: AttributeReader) -> str | None:
     """Since 6.1 a device on a VFIO driver has a ``vfio-dev`` directory. The device node exists only with
     CONFIG_VFIO_DEVICE_CDEV (v6.6)."""
-    for name in reader.names("vfio-dev"):
-        if (node := reader.node(f"/dev/vfio/devices/{name}")) is not None:
+    names = reader.names("vfio-dev")
+    for name in names or ():
+        node = f"{_VFIO_NODES}/devices/{name}"
+        if tree.exists(node):
             return node
+    if names is None or (names and not tree.is_complete and not tree.exists(_VFIO_NODES)):
+        reader.note("cdev")
     return None

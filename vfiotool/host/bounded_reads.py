@@ -21,6 +21,7 @@ from vfiotool.util.child import start_child
 STALL_SECONDS = 0.25
 MAX_STALLS = 4
 _SPINNING_SECONDS = 10.0
+_CHUNK = 65536
 
 ReadResult = bytes | OSError | None
 """The content of a file, the error of its read, or ``None`` if the read did not return in time."""
@@ -29,8 +30,12 @@ _HEADER = struct.Struct("=iI")  # errno (0 if the read succeeded), length of the
 _stuck_children: list[int] = []
 
 
-def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
+def read_all(
+    tree: Tree, paths: Sequence[str], *, most: Mapping[str, int] | None = None
+) -> Mapping[str, ReadResult]:
     """Read files, each of which may block; all blocked reads together take about a second at most.
+
+    ``most`` has the files of which so many bytes are enough: a read may return more.
 
     After a read that blocks, the other files of the same directory are not read: they are behind the
     same lock. After ``MAX_STALLS`` blocked reads, no more files are read. Thread-safe, except for the
@@ -44,7 +49,7 @@ def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
     waiting = list(paths)
     stalls = 0
     while waiting and stalls < MAX_STALLS:
-        done = _read_until_stall(tree, waiting, answers)
+        done = _read_until_stall(tree, waiting, answers, most or {})
         if done == len(waiting):
             break
         stalls += 1
@@ -53,9 +58,11 @@ def read_all(tree: Tree, paths: Sequence[str]) -> Mapping[str, ReadResult]:
     return answers
 
 
-def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, ReadResult]) -> int:
+def _read_until_stall(
+    tree: Tree, paths: list[str], answers: dict[str, ReadResult], most: Mapping[str, int]
+) -> int:
     """Fill in ``answers`` in order; return the number of reads that returned before one blocked."""
-    pid, fd = _start_reader([tree.path(path) for path in paths])
+    pid, fd = _start_reader([(tree.path(path), most.get(path)) for path in paths])
     received = 0
     try:
         for path in paths:
@@ -77,19 +84,20 @@ def _read_until_stall(tree: Tree, paths: list[str], answers: dict[str, ReadResul
     return received
 
 
-def _start_reader(paths: list[str]) -> tuple[int, int]:
+def _start_reader(files: list[tuple[str, int | None]]) -> tuple[int, int]:
     def read_and_send(fd: int) -> None:
-        for path in paths:
-            _send(fd, *_read(path))
+        for path, most in files:
+            _send(fd, *_read(path, most))
 
     return start_child(read_and_send)
 
 
-def _read(path: str) -> tuple[int, bytes]:
+def _read(path: str, most: int | None) -> tuple[int, bytes]:
+    """Read a file to its end, or the first bytes by a single read: a register must not be read in vain."""
     try:
         fd = os.open(path, os.O_RDONLY)
-        content = b""
-        while chunk := os.read(fd, 65536):
+        content = os.read(fd, _CHUNK if most is None else most)
+        while most is None and (chunk := os.read(fd, _CHUNK)):
             content += chunk
         os.close(fd)
     except OSError as error:

@@ -49,8 +49,11 @@ def find_denied(tree: Tree, devices: Iterable[PciDevice]) -> Mapping[str, Denial
     owners = _owners(tree)
     lifted = tree.find(_DISABLED) == "Y"
     for device in devices:
-        name = _KERNELS.get((device.vendor_id, device.device_id))
-        if name is not None and not lifted:
+        name = _kernels_name(device)
+        if name == "" and not lifted:
+            reason = "its ids cannot be read, so the kernel's denylist may have it"
+            denied[device.address] = Denial(reason, by_owner=False)
+        elif name is not None and not lifted:
             reason = (
                 f"the kernel's denylist keeps {name} devices from vfio-pci: by their errata, a user of the "
                 "device can hang the machine or worse; to bind it, also set vfio-pci's module parameter "
@@ -61,6 +64,13 @@ def find_denied(tree: Tree, devices: Iterable[PciDevice]) -> Mapping[str, Denial
             line = owners[device.address]
             denied[device.address] = Denial(f"'{line}' in {OWNERS_LIST} names it", by_owner=True)
     return denied
+
+
+def _kernels_name(device: PciDevice) -> str | None:
+    """Return what a device of the kernel's list is; ``None`` if it is not on the list, empty if unknown."""
+    if device.vendor_id is None or device.device_id is None:
+        return ""
+    return _KERNELS.get((device.vendor_id, device.device_id))
 
 
 def _owners(tree: Tree) -> Mapping[str, str]:

@@ -16,32 +16,34 @@ from vfiotool.pci.names import PciNames
 class PciDevice:
     """A PCI function at one moment.
 
-    ``class_code`` has 24 bits. A field that could not be read, because of permissions or a timeout, is
-    ``None`` and named in ``unavailable``. A field that is ``None`` and not named there does not exist on
-    this device. ``blocked`` is True if an unbind is pending: the driver waits for a process to close the
-    device.
+    ``class_code`` has 24 bits. A field that could not be read, because of permissions or a timeout, because
+    the kernel does not have it or a copy of the machine's files left it out, is ``None`` and named in
+    ``unavailable``. A field that is ``None`` and not named there does not exist on this device. ``blocked``
+    is True if an unbind is pending: the driver waits for a process to close the device. ``answers`` is False
+    if the registers of the device read as ones; it is unknown of a device that sleeps, which is not woken.
     """
 
     address: str
-    vendor_id: int
-    device_id: int
-    subsystem_vendor_id: int
-    subsystem_device_id: int
-    revision: int
-    class_code: int
-    vendor: str
-    device: str
+    vendor_id: int | None
+    device_id: int | None
+    subsystem_vendor_id: int | None
+    subsystem_device_id: int | None
+    revision: int | None
+    class_code: int | None
+    vendor: str | None
+    device: str | None
     driver: str | None
     driver_override: str | None
     iommu_group: int | None
     numa_node: int | None
-    is_vf: bool
+    is_vf: bool | None
     physfn: str | None
     vfs: tuple[str, ...]
     sriov_totalvfs: int | None
     sriov_numvfs: int | None
     reset_methods: tuple[str, ...] | None
     power_state: str | None
+    answers: bool | None
     cdev: str | None
     blocked: bool
     unavailable: tuple[str, ...]

@@ -37,15 +37,17 @@ def serves(tree: Tree, driver: str, alias: str) -> bool | None:
     return any(_matches(alias, pattern) for pattern in patterns) if patterns else None
 
 
-def native_drivers(tree: Tree, alias: str) -> list[str]:
+def native_drivers(tree: Tree, alias: str | None) -> list[str]:
     """Return the drivers whose ids match a ``modalias`` best: those with the fewest wildcards.
 
-    A driver that takes any device is left out. The list is empty if no module declares the device's ids, and
-    has several names if these declare them alike. The name of a module that is not loaded stands for the name
-    of its driver.
+    A driver that takes any device is left out. The list is empty if no module declares the device's ids, or
+    if ``alias`` is ``None``, as they are unknown, and has several names if these declare them alike. The name
+    of a module that is not loaded stands for the name of its driver.
     """
     best: dict[str, None] = {}
     most = 0
+    if alias is None:
+        return []
     for module, pattern in _aliases(tree):
         literal = len(pattern.replace("*", ""))
         if literal < most or not _matches(alias, pattern):

@@ -134,8 +134,11 @@ def on_vfio(tree: Tree) -> list[str]:
 
 
 def is_bridge(device: PciDevice) -> bool:
-    """Return True if a device is a PCI-to-PCI or CardBus bridge: a bridge has its own type of header."""
-    return device.class_code >> 8 in BRIDGE_CLASSES
+    """Return True if a device is known to be a PCI-to-PCI or CardBus bridge, by its class.
+
+    A bridge has its own type of header.
+    """
+    return device.class_code is not None and device.class_code >> 8 in BRIDGE_CLASSES
 
 
 def _is_harmless(device: PciDevice, driver: str, era: Era) -> bool:

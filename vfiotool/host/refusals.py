@@ -101,6 +101,8 @@ def _of_device(context: PlanContext, address: str, target: DeviceState) -> Itera
     device = context.devices[address]
     if is_bridge(device):
         yield Refusal(address, "bridge", "it is a bridge; the devices behind it would be affected too", None)
+    if device.class_code is None:
+        yield Refusal(address, "bridge", "its class cannot be read, so it may be a bridge", None)
     if device.driver == target.driver:
         return
     yield from _vfs(device, target)

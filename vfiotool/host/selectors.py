@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vfiotool.errors import DeviceNotFoundError, SelectorError
-from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.attributes import addresses, device_path, read_id
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.pci_parents import find_pci_parents
 from vfiotool.pci.address import HEX_DIGITS, is_address, parse_address
+from vfiotool.pci.ids import hex_text
 from vfiotool.pci.names import PciNames
 
 _FORMS = (
@@ -105,7 +106,7 @@ def _by_ids(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     return [
         address
         for address in present
-        if (_number(tree, address, "vendor"), _number(tree, address, "device")) == wanted
+        if (read_id(tree, address, "vendor"), read_id(tree, address, "device")) == wanted
     ]
 
 
@@ -139,14 +140,14 @@ def _by_class_number(tree: Tree, selector: str, present: Sequence[str]) -> list[
     digits = selector.removeprefix("class:").lower()
     if len(digits) not in (2, 4, 6) or not HEX_DIGITS.issuperset(digits):
         raise SelectorError(f"'{selector}' is not a class", hint="a class looks like class:02 or class:0108")
-    return [one for one in present if f"{_number(tree, one, 'class'):06x}".startswith(digits)]
+    return [one for one in present if hex_text(read_id(tree, one, "class"), 6).startswith(digits)]
 
 
 def _by_class(tree: Tree, selector: str, present: Sequence[str]) -> list[str]:
     names, wanted = PciNames.of_this_machine(), selector.lower()
-    return [
-        address for address in present if wanted == names.pci_class(_number(tree, address, "class")).lower()
-    ]
+    codes = {address: read_id(tree, address, "class") for address in present}
+    known = {address: names.pci_class(code) for address, code in codes.items() if code is not None}
+    return [address for address, name in known.items() if name.lower() == wanted]
 
 
 def _ids(selector: str) -> tuple[int, int] | None:
@@ -154,11 +155,3 @@ def _ids(selector: str) -> tuple[int, int] | None:
     if len(vendor) != 4 or len(device) != 4 or not HEX_DIGITS.issuperset(vendor + device):
         return None
     return int(vendor, 16), int(device, 16)
-
-
-def _number(tree: Tree, address: str, name: str) -> int:
-    """Return the number in an attribute, or -1 if the device is gone or the attribute holds no number."""
-    try:
-        return int(tree.find(f"{device_path(address)}/{name}") or "-1", 0)
-    except ValueError:
-        return -1

@@ -32,6 +32,11 @@ class Tree:
         """Return True if this is the running machine, and not a capture."""
         return self._prefix == ""
 
+    @property
+    def is_complete(self) -> bool:
+        """Return True if the machine does not have what is absent here: a copy may have left it out."""
+        return True
+
     def path(self, path: str) -> str:
         """Return the path with the root in front."""
         return self._prefix + path
@@ -103,5 +108,8 @@ class Tree:
 
 
 def decode(content: bytes) -> str:
-    """Decode bytes from the kernel, without the last newline; replace bytes that are not UTF-8."""
-    return content.decode("utf-8", "replace").removesuffix("\n")
+    """Decode bytes from the kernel, without the last newline; replace bytes that are not UTF-8.
+
+    Zero bytes at the end are no content: tar fills up with them to the size that sysfs pretends.
+    """
+    return content.rstrip(b"\0").decode("utf-8", "replace").removesuffix("\n")

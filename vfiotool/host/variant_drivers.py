@@ -26,36 +26,39 @@ _ALIAS = re.compile(
 def best_vfio_driver(tree: Tree, device: PciDevice) -> str:
     """Return the driver whose alias matches the device with the fewest wildcards.
 
-    The result is ``vfio-pci`` if no alias matches, if the kernel has no ``vfio_pci:`` aliases (before 5.16),
-    or if modules.alias does not exist. Lines that are not aliases are skipped.
+    The result is ``vfio-pci`` if no alias matches, if an id of the device is unknown, if the kernel has no
+    ``vfio_pci:`` aliases (before 5.16), or if modules.alias does not exist. Lines that are not aliases are
+    skipped.
     """
     wanted = _fields(device)
     best, most = VFIO_PCI, 0
-    for line in _aliases(tree).splitlines():
+    for line in _aliases(tree).splitlines() if wanted else ():
         if (match := _ALIAS.fullmatch(line)) is None:
             continue
         *patterns, module = match.groups()
-        exact = [pattern == field for pattern, field in zip(patterns, wanted, strict=True) if pattern != "*"]
+        pairs = zip(patterns, wanted or (), strict=True)
+        exact = [pattern == field for pattern, field in pairs if pattern != "*"]
         if all(exact) and len(exact) > most:
             best, most = _driver_of(module), len(exact)
     return best
 
 
-def modalias(device: PciDevice) -> str:
-    """Return the ``modalias`` of a device as in sysfs. The aliases of VFIO drivers begin with ``vfio_``."""
-    return "pci:" + "".join(map("".join, zip(ALIAS_FIELDS, _fields(device), strict=True)))
+def modalias(device: PciDevice) -> str | None:
+    """Return the ``modalias`` of a device as in sysfs, or ``None`` if one of its ids is unknown.
+
+    The aliases of VFIO drivers begin with ``vfio_``.
+    """
+    fields = _fields(device)
+    return None if fields is None else "pci:" + "".join(map("".join, zip(ALIAS_FIELDS, fields, strict=True)))
 
 
-def _fields(device: PciDevice) -> list[str]:
-    numbers = (
-        device.vendor_id,
-        device.device_id,
-        device.subsystem_vendor_id,
-        device.subsystem_device_id,
-        device.class_code >> 16 & 0xFF,
-        device.class_code >> 8 & 0xFF,
-        device.class_code & 0xFF,
-    )
+def _fields(device: PciDevice) -> list[str] | None:
+    """Return the fields of an alias, or ``None`` if an id or the class of the device is unknown."""
+    ids = (device.vendor_id, device.device_id, device.subsystem_vendor_id, device.subsystem_device_id)
+    code = device.class_code
+    if code is None or None in ids:
+        return None
+    numbers = [number for number in (*ids, *code.to_bytes(3, "big")) if number is not None]
     return [f"{number:0{width}X}" for number, width in zip(numbers, ALIAS_FIELDS.values(), strict=True)]
 
 

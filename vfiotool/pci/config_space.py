@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-HEADER_SIZE = 64
+from vfiotool.pci import identity
+
+HEADER_SIZE = identity.HEADER_SIZE
 STANDARD_SIZE = 256
 EXTENDED_SIZE = 4096
 HEADER_TYPE = 0x0E
@@ -119,14 +121,6 @@ def header_type(config: bytes) -> int | None:
     return config[HEADER_TYPE] & ~MULTIFUNCTION if len(config) > HEADER_TYPE else None
 
 
-def is_silent(config: bytes) -> bool:
-    """Return True if all bits are ones: the device does not answer, as it is removed, off or in reset.
-
-    The vendor id alone decides nothing: it is all ones for a VF, too (PCI Express Base section 9.3.4.1.1).
-    """
-    return config[:HEADER_SIZE] == b"\xff" * HEADER_SIZE
-
-
 def capabilities(config: bytes) -> tuple[Capability, ...]:
     """Return the capabilities in the order of their lists, standard capabilities first.
 
@@ -139,7 +133,7 @@ def capabilities(config: bytes) -> tuple[Capability, ...]:
     Source: PCI Local Bus 3.0 section 6.7; PCI Express Base section 7.6.3; ``__pci_find_next_cap_ttl()`` in
     drivers/pci/pci.c, ``pci_cfg_space_size()`` in drivers/pci/probe.c (where a host bridge needs neither).
     """
-    if len(config) < STANDARD_SIZE or is_silent(config):
+    if len(config) < STANDARD_SIZE or identity.is_silent(config):
         return ()
     standard = _standard(config)
     if any(_has_extended_space(config, one) for one in standard):

@@ -20,7 +20,8 @@ from vfiotool.pci.bridge_headers import (
     u32,
 )
 from vfiotool.pci.capability_reader import names_of
-from vfiotool.pci.config_space import HEADER_SIZE, HEADER_TYPE, MULTIFUNCTION, header_type, is_silent
+from vfiotool.pci.config_space import HEADER_SIZE, HEADER_TYPE, MULTIFUNCTION, header_type
+from vfiotool.pci.identity import is_silent
 
 _COMMAND = (
     "io", "memory", "master", "special", "invalidate", "vga_palette", "parity", "wait", "serr", "fast_back",

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 
-def ids_text(vendor_id: int, device_id: int) -> str:
-    """Return ``VENDOR:DEVICE``, four hexadecimal digits each."""
-    return f"{vendor_id:04x}:{device_id:04x}"
+def ids_text(vendor_id: int | None, device_id: int | None) -> str:
+    """Return ``VENDOR:DEVICE``, four hexadecimal digits each; ``????`` for an id that is unknown."""
+    return f"{hex_text(vendor_id, 4)}:{hex_text(device_id, 4)}"
+
+
+def name_text(vendor: str | None, device: str | None) -> str:
+    """Return the names of a vendor and its device; question marks for a name whose id is unknown."""
+    return f"{vendor or 'Vendor ????'} {device or 'Device ????'}"
+
+
+def hex_text(number: int | None, digits: int) -> str:
+    """Return a number in hexadecimal, of at least that many digits; question marks if it is unknown."""
+    return "?" * digits if number is None else f"{number:0{digits}x}"

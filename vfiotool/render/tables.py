@@ -8,7 +8,7 @@ from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.groups import IommuGroup
-from vfiotool.pci.ids import ids_text
+from vfiotool.pci.ids import hex_text, ids_text, name_text
 from vfiotool.render.terminal import print_facts, print_table, print_text, print_title
 
 _NONE = "-"
@@ -63,7 +63,7 @@ def print_details(details: Details, how_to_free: str) -> None:
 def _facts(details: Details) -> Iterable[tuple[str, str]]:
     device = details.device
     ids = ids_text(device.vendor_id, device.device_id)
-    yield "id", f"{ids} rev {device.revision:02x}, class {device.class_code:06x}"
+    yield "id", f"{ids} rev {hex_text(device.revision, 2)}, class {hex_text(device.class_code, 6)}"
     yield "subsystem", ids_text(device.subsystem_vendor_id, device.subsystem_device_id)
     yield "driver", _text(device.driver)
     yield "override", _text(device.driver_override)
@@ -117,7 +117,7 @@ def _driver(device: PciDevice) -> str:
 
 
 def _name(device: PciDevice) -> str:
-    return f"{device.vendor} {device.device}"
+    return name_text(device.vendor, device.device)
 
 
 def _text(value: str | int | None) -> str:

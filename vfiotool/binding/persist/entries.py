@@ -26,7 +26,7 @@ from vfiotool.binding.persist.udev_rule import (
     stamp_path,
 )
 from vfiotool.errors import RefusedError, UnsupportedError, VfioToolError
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import device_path, read_id
 from vfiotool.host.tree import Tree
 
 
@@ -39,6 +39,7 @@ def entry_for(
         DeviceNotFoundError: there is no device at the address.
         RefusedError: the driver is no VFIO driver.
         UnsupportedError: the device is a VF, or has no place that lasts over reboots.
+        VfioToolError: the ids of the device are unknown.
     """
     if not is_rule_driver(driver):
         raise RefusedError(
@@ -53,6 +54,11 @@ def entry_for(
             hint="create and bind VFs after each boot: 'vfiotool sriov PF N --bind'",
         )
     vendor_id, device_id = read_ids(tree, address)
+    if vendor_id is None or device_id is None:
+        raise VfioToolError(
+            f"the ids of {address} cannot be read, by which a rule would know it again",
+            hint=f"see whether it answers: 'vfiotool config {address}'",
+        )
     lasting = tuple(rule for rule in LASTING_RULES if rule in allowed)
     return PersistEntry(address, path, vendor_id, device_id, driver, owner, lasting)
 
@@ -128,12 +134,9 @@ def present_at(tree: Tree, entry: PersistEntry) -> str | None:
     return address
 
 
-def read_ids(tree: Tree, address: str) -> tuple[int, int]:
-    """Return the vendor and the device id of a device, -1 for both if it is gone."""
-    vendor, device = (
-        int(tree.find(f"{device_path(address)}/{name}") or "-1", 0) for name in ("vendor", "device")
-    )
-    return vendor, device
+def read_ids(tree: Tree, address: str) -> tuple[int | None, int | None]:
+    """Return the vendor and the device id of a device, ``None`` for both if it is gone."""
+    return read_id(tree, address, "vendor"), read_id(tree, address, "device")
 
 
 def _check_owners(tree: Tree, added: Sequence[PersistEntry]) -> None:

@@ -1,0 +1,73 @@
+"""Cut-down copies of real machines: what is right of them, by lspci and by their raw bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.cli_result import Result
+from vfiotool import cli
+
+MACHINES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "machines")
+
+Look = Callable[..., Result]
+
+
+@pytest.fixture
+def look(state_dir: str, capsys: pytest.CaptureFixture[str]) -> Look:
+    """Run a reading verb on a machine."""
+
+    def run(machine: str, *args: str) -> Result:
+        capsys.readouterr()
+        status = cli.run(["--state-dir", state_dir, "--sysroot", f"{MACHINES}/{machine}", *args])
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+DEVICES: dict[str, dict[str, dict[str, Any]]] = {
+    "no-revision": {
+        "0000:00:03.0": {
+            "vendor_id": 0x1AF4,
+            "device_id": 0x1000,
+            "subsystem_vendor_id": 0x1AF4,
+            "subsystem_device_id": 0x0001,
+            "revision": 0,
+            "class_code": 0x020000,
+            "driver": "virtio-pci",
+            "answers": True,
+        }
+    },
+    "dead-device": {
+        "0000:2f:00.0": {
+            "vendor_id": 0x17A0,
+            "device_id": 0x9755,
+            "revision": 1,
+            "class_code": 0x080501,
+            "answers": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("machine", DEVICES)
+def test_the_devices_of_a_machine(look: Look, machine: str) -> None:
+    result = look(machine, "list", "--json")
+    assert (result.status, result.stderr) == (0, "")
+    found = {device["address"]: device for device in result.document["devices"]}
+    expected = DEVICES[machine]
+    seen = {address: {name: found[address][name] for name in fields} for address, fields in expected.items()}
+    assert (seen, list(found)) == (expected, list(expected))
+    for address, fields in expected.items():
+        assert set(fields).isdisjoint(found[address]["unavailable"])
+
+
+def test_the_revision_of_an_old_kernel_is_that_of_the_registers(look: Look) -> None:
+    (device,) = look("no-revision", "list", "--json").document["devices"]
+    folder = f"{MACHINES}/no-revision/sys/bus/pci/devices/{device['address']}"
+    with open(f"{folder}/config", "rb") as file:
+        assert file.read()[8] == device["revision"]
+    assert not os.path.exists(f"{folder}/revision")
