@@ -37,7 +37,7 @@ from tests.support.guest import (
     vfiotool_as_nobody,
     write,
 )
-from vfiotool.host.capture.captured_tree import unpacked
+from vfiotool.host.capture.archives import unpacked
 from vfiotool.vfio.container import Container
 from vfiotool.vfio.group import Group
 from vfiotool.vfio.uapi import IommuType
@@ -50,14 +50,14 @@ _SERIAL = re.compile(r"Device Serial Number ([0-9a-f-]{23})")
 _ON_A_MACHINE = """
 import contextlib, io, json, sys
 from vfiotool import cli
-from vfiotool.host.capture import captured_tree
+from vfiotool.host.capture import archives
 def said(*args):
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         cli.run([*args, "--json"])
     return json.loads(text.getvalue())
 with contextlib.ExitStack() as stack:
-    options = ["--sysroot", stack.enter_context(captured_tree.unpacked(sys.argv[1]))] if sys.argv[1:] else []
+    options = ["--sysroot", stack.enter_context(archives.unpacked(sys.argv[1]))] if sys.argv[1:] else []
     verbs = ["list"], ["groups"], ["doctor"], ["show", "0000:00:12.0"], ["show", "0000:03:01.0"]
     print(json.dumps([said(*options, *verb) for verb in verbs]))
 """

@@ -18,8 +18,9 @@ from tests.unit.conftest import Run
 from vfiotool import cli
 from vfiotool.errors import VfioToolError
 from vfiotool.host.attributes import device_path
-from vfiotool.host.capture import captured_tree
-from vfiotool.host.capture.captured_tree import NOTES, CapturedTree, open_tree, unpacked
+from vfiotool.host.capture import archives
+from vfiotool.host.capture.archives import unpacked
+from vfiotool.host.capture.captured_tree import NOTES, CapturedTree, CopiedTree, open_tree
 from vfiotool.host.capture.redaction import is_kept, redact
 from vfiotool.testing import FakeHost, config_space
 
@@ -302,10 +303,10 @@ def test_an_archive_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with unpacked(archive) as folder:
         assert os.path.getsize(f"{folder}/a") == 5000
     assert not os.path.exists(folder)
-    monkeypatch.setattr(captured_tree, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(archives, "MOST_ENTRIES", 2)
     with pytest.raises(VfioToolError, match="more than 2 entries"), unpacked(archive):
         pass
-    monkeypatch.setattr(captured_tree, "MOST_BYTES", 5000)
+    monkeypatch.setattr(archives, "MOST_BYTES", 5000)
     with pytest.raises(VfioToolError, match="MiB"), unpacked(archive):
         pass
 
@@ -333,4 +334,4 @@ def test_malformed_notes_are_refused(notes: bytes, tmp_path: Path) -> None:
 def test_only_a_directory_with_notes_is_a_captured_tree(tmp_path: Path, host: FakeHost) -> None:
     with unpacked(pack(tmp_path / "archive")) as folder:
         assert isinstance(open_tree(folder), CapturedTree)
-    assert not isinstance(open_tree(host.root), CapturedTree)
+    assert isinstance(open_tree(host.root), CopiedTree)

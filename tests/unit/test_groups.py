@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from vfiotool.errors import DeviceNotFoundError
+from vfiotool.errors import DeviceNotFoundError, VfioToolError
 from vfiotool.host.attributes import addresses
 from vfiotool.host.devices import read_devices
-from vfiotool.host.era import Era, detect_era
+from vfiotool.host.era import Era, detect_era, find_era, find_release
 from vfiotool.host.groups import IommuGroup, ReservedRegion, group_ids, read_group, read_groups
 from vfiotool.host.holders import DEVICE_DESCRIPTOR, Holder, find_holders
 from vfiotool.pci.names import PciNames
@@ -98,12 +98,41 @@ def test_viability_by_era(
         ("5.18.19", Era.NOTIFIER),
         ("5.19.0", Era.DMA_OWNER),
         ("7.2.1+deb14-amd64", Era.DMA_OWNER),
-        ("unknown", Era.DEFERRED_PUT),
     ],
 )
 def test_eras(host: FakeHost, kernel: str, era: Era) -> None:
     host.put("/proc/sys/kernel/osrelease", kernel)
     assert detect_era(host.tree) is era
+
+
+@pytest.mark.parametrize("release", [None, "", "unknown", "6", "6.12\x1b[2J"])
+def test_an_unknown_release_has_no_era_unless_the_kernel_shows_it(
+    host: FakeHost, release: str | None
+) -> None:
+    host.remove("/proc/sys/kernel/osrelease")
+    if release is not None:
+        host.put("/proc/sys/kernel/osrelease", release)
+    assert (find_release(host.tree), find_era(host.tree)) == (None, None)
+    with pytest.raises(VfioToolError, match="the release of the kernel is unknown"):
+        detect_era(host.tree)
+    host.put("/proc/kallsyms", "0000000000000000 T iommu_group_claim_dma_owner")
+    assert find_era(host.tree) is Era.DMA_OWNER
+
+
+def test_the_release_is_in_the_version_too(host: FakeHost) -> None:
+    host.remove("/proc/sys/kernel/osrelease")
+    host.put("/proc/version", "Linux version 5.17.0-8-generic (buildd@lcy02) (gcc 11) #8-Ubuntu SMP")
+    assert (find_release(host.tree), find_era(host.tree)) == ("5.17.0-8-generic", Era.NOTIFIER)
+
+
+def test_without_an_era_a_group_is_judged_by_what_all_eras_share(host: FakeHost) -> None:
+    """A bridge on a driver other than pcieport blocks its group since 5.19 alone."""
+    host.remove("/proc/sys/kernel/osrelease")
+    host.add_device(A, driver="nvme", group=1)
+    host.add_device(B, driver="vfio-pci", group=2)
+    host.add_device(PORT, driver="shpchp", group=3, class_code=0x060400)
+    verdicts = {group.id: (group.viable, group.unavailable) for group in groups(host)}
+    assert verdicts == {1: (False, ()), 2: (True, ()), 3: (None, ("viable",))}
 
 
 def test_an_era_is_detected_by_what_the_kernel_has(host: FakeHost, old_host: FakeHost) -> None:

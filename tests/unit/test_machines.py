@@ -71,3 +71,42 @@ def test_the_revision_of_an_old_kernel_is_that_of_the_registers(look: Look) -> N
     with open(f"{folder}/config", "rb") as file:
         assert file.read()[8] == device["revision"]
     assert not os.path.exists(f"{folder}/revision")
+
+
+def test_groups_come_from_the_links_of_the_devices(look: Look) -> None:
+    """The copy has no /sys/kernel/iommu_groups."""
+    (device,) = look("group-link-only", "list", "--json").document["devices"]
+    (group,) = look("group-link-only", "groups", "--json").document["groups"]
+    shown = look("group-link-only", "show", device["address"], "--json").document
+    assert (device["iommu_group"], group["id"], group["devices"]) == (0, 0, [device["address"]])
+    assert (shown["group"], shown["device"]) == (group, device)
+    assert look("group-link-only", "list", "group:0").status == 0
+    assert (group["type"], group["viable"], group["reserved_regions"]) == (None, False, None)
+    assert {"type", "reserved_regions", "node", "holders"} <= set(group["unavailable"])
+
+
+def test_a_copy_without_osrelease_has_its_release_in_the_version(look: Look) -> None:
+    result = look("no-osrelease", "groups")
+    assert (result.status, result.stdout) == (0, "")
+    assert "does not show its IOMMU groups" in result.stderr
+    (kernel,) = [
+        one for one in look("no-osrelease", "doctor", "--json").document["checks"] if one["name"] == "kernel"
+    ]
+    assert kernel["detail"].startswith("5.14.0 ")
+
+
+@pytest.mark.parametrize("machine", sorted(os.listdir(MACHINES)))
+def test_doctor_says_nothing_about_what_a_copy_left_out(look: Look, machine: str) -> None:
+    result = look(machine, "doctor", "--json")
+    root = f"{MACHINES}/{machine}"
+    verdicts = {check["name"]: check["ok"] for check in result.document["checks"]}
+    for check, path in {
+        "modules": "lib/modules",
+        "nodes": "dev",
+        "leftovers": "run",
+        "lockdown": "sys/kernel/security",
+        "hugepages": "sys/kernel/mm",
+        "interrupt-remapping": "proc/interrupts",
+    }.items():
+        assert not os.path.exists(f"{root}/{path}")
+        assert verdicts[check] is None, check

@@ -37,7 +37,7 @@ def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: 
 
 def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
     """Print the groups with these numbers, or all groups if there are no numbers."""
-    from vfiotool.host.groups import TURN_ON_IOMMU, group_ids, read_group, read_groups
+    from vfiotool.host.groups import GROUPS, TURN_ON_IOMMU, group_ids, read_group, read_groups
 
     devices = _all_devices(tree, state_dir)
     if numbers:
@@ -46,6 +46,9 @@ def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: boo
         groups = read_groups(tree, group_ids(tree), devices)
     if as_json:
         write_document("groups", {"groups": groups})
+        return
+    if not groups and not tree.is_complete and not tree.exists(GROUPS):
+        print(f"This copy of a machine does not show its IOMMU groups: it has no {GROUPS}.", file=sys.stderr)
         return
     if not groups:
         print("This machine has no IOMMU groups: its IOMMU is disabled or missing.", file=sys.stderr)

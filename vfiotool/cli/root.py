@@ -93,7 +93,7 @@ def _folder(context: click.Context, sysroot: str) -> str:
     """Return the directory of the machine. A capture is unpacked until the verb ends."""
     if os.path.isdir(sysroot):
         return sysroot
-    from vfiotool.host.capture.captured_tree import unpacked
+    from vfiotool.host.capture.archives import unpacked
 
     return context.with_resource(unpacked(sysroot))
 

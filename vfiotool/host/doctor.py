@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import DRIVERS
 from vfiotool.host.checks.devices import check_bars, check_power
 from vfiotool.host.checks.groups import check_direct_regions, check_nodes, check_viability
 from vfiotool.host.checks.iommu import check_iommu, check_remapping
@@ -14,6 +15,7 @@ from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
 from vfiotool.host.checks.leftovers import check_leftovers
 from vfiotool.host.checks.memory import check_hugepages, check_memlock
 from vfiotool.host.checks.verdict import Verdict
+from vfiotool.host.groups import GROUPS
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 
@@ -36,6 +38,20 @@ CHECKS: Mapping[str, Callable[[Tree, str], Verdict]] = {
 }
 
 
+# The verdict that a check has if there is nothing to see, and where it looks: a copy may lack the files.
+_BY_ABSENCE: Mapping[str, tuple[bool, tuple[str, ...]]] = {
+    "iommu": (False, (GROUPS,)),
+    "interrupt-remapping": (False, ("/proc/interrupts",)),
+    "modules": (False, ("/lib/modules",)),
+    "nodes": (True, ("/dev",)),
+    "viability": (True, (DRIVERS,)),
+    "direct-regions": (True, (DRIVERS,)),
+    "bars": (True, (DRIVERS, "/proc/iomem")),
+    "power": (True, (DRIVERS,)),
+    "leftovers": (True, ("/run",)),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """The name and the verdict of a check; ``ok`` is ``None`` if the check cannot decide."""
@@ -49,9 +65,22 @@ class Check:
 def examine(tree: Tree, *, state_dir: str = STATE_DIR) -> list[Check]:
     """Run every check. A check whose files are missing or not readable has no verdict: ``ok`` is ``None``.
 
-    Works without root. Bounded in time like a listing.
+    So has a check of a copy whose verdict is due to files that the copy left out. Works without root. Bounded
+    in time like a listing.
     """
-    return judge(CHECKS, tree, state_dir)
+    checks = judge(CHECKS, tree, state_dir)
+    return checks if tree.is_complete else [_as_far_as_seen(tree, check) for check in checks]
+
+
+def _as_far_as_seen(tree: Tree, check: Check) -> Check:
+    """Return the check without a verdict if the verdict comes from files that are not in the copy."""
+    verdict, needed = _BY_ABSENCE.get(check.name, (None, ()))
+    missing = [path for path in needed if not tree.exists(path)]
+    if check.ok is None or check.ok is not verdict or not missing:
+        return check
+    return Check(
+        check.name, None, f"unknown: the copy of the machine has no {' and no '.join(missing)}", None
+    )
 
 
 def judge(checks: Mapping[str, Callable[P, Verdict]], *args: P.args, **kwargs: P.kwargs) -> list[Check]:

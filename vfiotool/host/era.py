@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import enum
+import re
 
+from vfiotool.errors import VfioToolError
 from vfiotool.host.tree import Tree
+
+_RELEASE = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
+_VERSION = re.compile(r"Linux version (\S+)")
 
 
 class Era(enum.Enum):
@@ -25,9 +30,22 @@ class Era(enum.Enum):
         return self in (Era.DMA_OWNER, Era.CDEV)
 
 
+def find_release(tree: Tree) -> str | None:
+    """Return the kernel's release, as ``uname -r`` prints it, or ``None`` if it is not in sight."""
+    release = tree.find("/proc/sys/kernel/osrelease") or _of_version(tree.find("/proc/version") or "")
+    return release if release.isprintable() and _version(release) else None
+
+
 def kernel_release(tree: Tree) -> str:
-    """Return the kernel's release, as ``uname -r`` prints it."""
-    return tree.read("/proc/sys/kernel/osrelease")
+    """Return the kernel's release, as ``uname -r`` prints it.
+
+    Raises:
+        VfioToolError: it is not in sight.
+    """
+    release = find_release(tree)
+    if release is None:
+        raise _unknown()
+    return release
 
 
 def modules_folder(tree: Tree) -> str:
@@ -36,12 +54,26 @@ def modules_folder(tree: Tree) -> str:
 
 
 def detect_era(tree: Tree) -> Era:
-    """Detect the era from what the kernel has. The release decides only between eras that look the same."""
+    """Detect the era from what the kernel has. The release decides only between eras that look the same.
+
+    Raises:
+        VfioToolError: the kernel's release is not in sight, and nothing else tells.
+    """
+    era = find_era(tree)
+    if era is None:
+        raise _unknown()
+    return era
+
+
+def find_era(tree: Tree) -> Era | None:
+    """Return the era as ``detect_era`` does, or ``None`` if it is unknown."""
     if tree.exists("/dev/iommu") and _has_cdevs(tree):
         return Era.CDEV
-    version = _version(kernel_release(tree))
-    if version >= (5, 19) or _is_backported(tree):
+    version = _version(find_release(tree) or "")
+    if (version or (0, 0)) >= (5, 19) or _is_backported(tree):
         return Era.DMA_OWNER
+    if version is None:
+        return None
     return Era.NOTIFIER if version >= (5, 16) else Era.DEFERRED_PUT
 
 
@@ -50,11 +82,22 @@ def has_noiommu(tree: Tree) -> bool:
     return tree.find("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
 
 
-def _version(release: str) -> tuple[int, int]:
-    major, _, rest = release.partition(".")
-    minor = rest.partition(".")[0]
-    digits = minor[: len(minor) - len(minor.lstrip("0123456789"))]
-    return (int(major) if major.isdecimal() else 0, int(digits or 0))
+def _version(release: str) -> tuple[int, int] | None:
+    found = _RELEASE.match(release)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _unknown() -> VfioToolError:
+    return VfioToolError(
+        "the release of the kernel is unknown: neither /proc/sys/kernel/osrelease nor /proc/version has it",
+        hint="mount /proc; to a copy of a machine, add its /proc/version",
+    )
+
+
+def _of_version(text: str) -> str:
+    """Return the release in ``/proc/version``: ``Linux version RELEASE (…``; empty if it has none."""
+    found = _VERSION.match(text)
+    return found[1] if found else ""
 
 
 def _has_cdevs(tree: Tree) -> bool:

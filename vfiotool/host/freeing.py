@@ -5,6 +5,8 @@ from __future__ import annotations
 from vfiotool.host.device_details import Details
 from vfiotool.host.groups import TURN_ON_IOMMU, is_vfio_driver
 
+_UNSEEN_GROUP = "unknown: its IOMMU group is out of sight"
+
 
 def how_to_free(details: Details) -> str:
     """Return the command that binds a device to vfio-pci or, if a VFIO driver has it, restores it.
@@ -13,7 +15,7 @@ def how_to_free(details: Details) -> str:
     """
     device, group = details.device, details.group
     if group is None:
-        return TURN_ON_IOMMU
+        return _UNSEEN_GROUP if "iommu_group" in device.unavailable else TURN_ON_IOMMU
     if is_vfio_driver(device.driver):
         return f"on {device.driver}; restore its driver with 'vfiotool restore {device.address}'"
     whole = len(group.devices) > 1

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host import bounded_reads
-from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.attribute_reader import to_decimal
+from vfiotool.host.attributes import addresses, device_path, find_group
 from vfiotool.host.devices import PciDevice
-from vfiotool.host.era import Era, detect_era
+from vfiotool.host.era import Era, find_era
 from vfiotool.host.group_causes import group_causes
 from vfiotool.host.holders import Holder, find_holders
 from vfiotool.host.tree import Tree, decode
@@ -20,6 +21,7 @@ TURN_ON_IOMMU = (
     "command line"
 )
 _GUARDED = ("type", "reserved_regions")
+_NODES = "/dev/vfio"
 BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
 
 
@@ -45,14 +47,15 @@ class ReservedRegion:
 class IommuGroup:
     """An IOMMU group at one moment.
 
-    ``type`` is the kernel's name for the type of the default domain. ``node`` is ``None`` until a device
-    of the group is on a VFIO driver. ``holders`` has the processes that this user may inspect. ``why``
+    ``type`` is the kernel's name for the type of the default domain. ``viable`` is ``None`` if that cannot be
+    known: a copy of a machine may lack the kernel's release, or the drivers. ``node`` is ``None`` until a
+    device of the group is on a VFIO driver. ``holders`` has the processes that this user may inspect. ``why``
     says why the devices share a group, a line for each cause; reading it needs root.
     """
 
     id: int
     type: str | None
-    viable: bool
+    viable: bool | None
     blockers: tuple[Blocker, ...]
     devices: tuple[str, ...]
     reserved_regions: tuple[ReservedRegion, ...] | None
@@ -68,8 +71,14 @@ class IommuGroup:
 
 
 def group_ids(tree: Tree) -> list[int]:
-    """Return the numbers of all groups, sorted. They can be sparse, and a group's number can change."""
-    return sorted(int(name) for name in tree.find_names(GROUPS) if name.isdecimal())
+    """Return the numbers of all groups, sorted. They can be sparse, and a group's number can change.
+
+    A copy of a machine may have the devices' links to their groups alone.
+    """
+    numbers = {to_decimal(name) for name in tree.find_names(GROUPS)}
+    if not tree.is_complete:
+        numbers |= {find_group(tree, address) for address in addresses(tree)}
+    return sorted(number for number in numbers if number is not None and number >= 0)
 
 
 def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[PciDevice]) -> list[IommuGroup]:
@@ -81,11 +90,11 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[PciDevice])
     for device in devices:
         if device.iommu_group is not None:
             members.setdefault(device.iommu_group, []).append(device)
-    present = [number for number in wanted if tree.exists(f"{GROUPS}/{number}")]
+    present = [number for number in wanted if number in members or tree.exists(f"{GROUPS}/{number}")]
     guarded = bounded_reads.read_all(
         tree, [f"{GROUPS}/{number}/{name}" for number in present for name in _GUARDED]
     )
-    era = detect_era(tree)
+    era = find_era(tree)
     holders = find_holders(tree)
     present_members = {number: tuple(members.get(number, ())) for number in present}
     why = group_causes(tree, {n: [device.address for device in m] for n, m in present_members.items()})
@@ -121,6 +130,21 @@ def blockers(devices: Iterable[PciDevice], era: Era) -> tuple[Blocker, ...]:
         for device in group
         if device.driver is not None and not _is_harmless(device, device.driver, era)
     )
+
+
+def _viability(devices: Iterable[PciDevice], era: Era | None) -> tuple[bool | None, tuple[Blocker, ...]]:
+    """Return whether a group is viable, and the devices that are known to block it.
+
+    ``None`` stands for unknown: that of an unknown era if the rules of the eras differ, and that of a copy
+    that does not have the drivers.
+    """
+    group = tuple(devices)
+    found = [blockers(group, one) for one in ([era] if era is not None else Era)]
+    known = tuple(blocker for blocker in found[0] if all(blocker in one for one in found))
+    if known:
+        return False, known
+    is_known = not any(found) and not any("driver" in device.unavailable for device in group)
+    return (True if is_known else None), ()
 
 
 def is_vfio_driver(driver: str | None) -> bool:
@@ -173,21 +197,29 @@ def _read_group(
     tree: Tree,
     number: int,
     devices: tuple[PciDevice, ...],
-    era: Era,
+    era: Era | None,
     holders: Mapping[str, tuple[Holder, ...]],
     guarded: Mapping[str, bounded_reads.ReadResult],
     why: tuple[str, ...] | None,
 ) -> IommuGroup:
     domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
     regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
-    blocking = blockers(devices, era)
+    viable, blocking = _viability(devices, era)
     node = f"/dev/vfio/{number}"
     nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
-    readings = {"type": domain_type, "reserved_regions": regions, "why": why}
+    unseen = not tree.is_complete and not tree.exists(_NODES)
+    readings = {
+        "type": domain_type,
+        "viable": viable,
+        "reserved_regions": regions,
+        "node": None if unseen else node,
+        "holders": None if unseen else holders,
+        "why": why,
+    }
     return IommuGroup(
         id=number,
         type=domain_type,
-        viable=not blocking,
+        viable=viable,
         blockers=blocking,
         devices=tuple(device.address for device in devices),
         reserved_regions=None if regions is None else _regions(regions),

@@ -82,7 +82,7 @@ def process_start(tree: Tree, pid: int) -> str | None:
     Pids are reused; the pid and the start time together identify a process (proc(5), field 22 of ``stat``).
     """
     try:
-        fields = tree.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        fields = (tree.find(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    except ProcessLookupError:
         return None
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else None

@@ -13,6 +13,7 @@ from vfiotool.render.terminal import print_facts, print_table, print_text, print
 
 _NONE = "-"
 _NOTE_INDENT = 4
+_VIABLE = {True: "yes", False: "no", None: "?"}
 
 
 def print_devices(devices: Iterable[PciDevice]) -> None:
@@ -29,7 +30,7 @@ def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> 
     by_address = {device.address: device for device in devices}
     rows, notes = [], []
     for group in groups:
-        columns = [str(group.id), group.type or _NONE, "yes" if group.viable else "no"]
+        columns = [str(group.id), group.type or _NONE, _VIABLE[group.viable]]
         for address in group.devices:
             device = by_address.get(address)
             if device is not None:
@@ -99,10 +100,13 @@ def _facts(details: Details) -> Iterable[tuple[str, str]]:
 
 def _group_facts(details: Details) -> Iterable[tuple[str, str]]:
     group = details.group
+    if group is None and "iommu_group" in details.device.unavailable:
+        yield "iommu group", "unknown"
+        return
     if group is None:
         yield "iommu group", f"{_NONE} (the IOMMU is disabled, or does not cover this device)"
         return
-    viable = "viable" if group.viable else "not viable"
+    viable = {True: "viable", False: "not viable", None: "viability unknown"}[group.viable]
     yield (
         "iommu group",
         f"{group.id} ({viable}, type {group.type or _NONE}, {_text(details.iommu)})",

@@ -68,7 +68,10 @@ def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) 
     """Judge the groups that have a device on a VFIO driver."""
     handed = {one.address: one for one in devices if is_vfio_driver(one.driver)}
     used = [group for group in groups if any(address in handed for address in group.devices)]
-    blocked = [group for group in used if not group.viable]
+    blocked = [group for group in used if group.viable is False]
+    unknown = [str(group.id) for group in used if group.viable is None]
+    if not blocked and unknown:
+        return Verdict(None, f"it cannot be known whether these groups are viable: {', '.join(unknown)}")
     if not blocked:
         detail = (
             f"groups on a VFIO driver: {len(used)}, all viable" if used else "no group is on a VFIO driver"
