@@ -238,7 +238,8 @@ def test_verbs_that_open_devices_refuse_a_sysroot(host: FakeHost, capsys: pytest
 
 def test_the_document_of_config(vfiotool: Run) -> None:
     document = vfiotool("config", EDU, "--json").document
-    assert set(document) == {"schema", "address", "value", "unavailable"}
+    assert set(document) == {"schema", "address", "answers", "value", "unavailable"}
+    assert document["answers"] is True
     assert (document["schema"], document["address"]) == ("vfiotool.config/1", EDU)
     assert document["unavailable"] == []
     value = document["value"]
@@ -266,6 +267,7 @@ def test_one_register_of_configuration_space(vfiotool: Run) -> None:
     assert vfiotool("config", EDU, "8", "--width", "8", "--json").document == {
         "schema": "vfiotool.config/1",
         "address": EDU,
+        "answers": True,
         "offset": 8,
         "width": 8,
         "value": 0x10,
@@ -284,7 +286,11 @@ def test_configuration_space_beyond_the_users_rights_is_unavailable(vfiotool: Ru
     document = vfiotool("config", NIC, "--json").document
     assert (document["value"]["vendor_id"], document["value"]["capabilities"]) == (0x8086, None)
     assert document["unavailable"] == ["capabilities"]
-    assert "unavailable    capabilities" in vfiotool("config", NIC).stdout
+    assert document["answers"] is True
+    for verb in ("config", "show"):
+        assert "the kernel shows them to root alone" in vfiotool(verb, NIC).stdout
+    shown = vfiotool("show", NIC, "--json").document
+    assert (shown["capabilities"], shown["unavailable"]) == (None, ["capabilities"])
     assert vfiotool("config", NIC, "0x3c").status == 0
     refused = vfiotool("config", NIC, "0x40")
     assert (refused.status, refused.stderr.splitlines()[1]) == (1, "hint: run as root")
@@ -299,8 +305,16 @@ def test_configuration_space_of_a_silent_device_is_unavailable(
     if not is_there:
         host.remove(f"{device_path(LONER)}/config")
     document = vfiotool("config", LONER, "--json").document
-    assert (document["value"], document["unavailable"]) == (None, ["value"])
-    assert "unavailable    value" in vfiotool("config", LONER).stdout
+    answers = {False: None, True: False}[is_there]
+    assert (document["value"], document["answers"]) == (None, answers)
+    assert document["unavailable"] == (["value"] if is_there else ["value", "answers"])
+    shown = vfiotool("show", LONER, "--json").document
+    assert (shown["capabilities"], shown["device"]["answers"]) == (None, answers)
+    assert "capabilities" in shown["unavailable"]
+    (listed,) = vfiotool("list", LONER, "--json").document["devices"]
+    assert listed == shown["device"]
+    for verb in ("config", "show", "list"):
+        assert (f"nothing answers at {LONER}" in vfiotool(verb, LONER).stdout) is is_there
     one = vfiotool("config", LONER, "0")
     expected = (0, "0x00000000: 0xffffffff\n") if is_there else (1, "")
     assert (one.status, one.stdout) == expected

@@ -110,3 +110,31 @@ def test_doctor_says_nothing_about_what_a_copy_left_out(look: Look, machine: str
     }.items():
         assert not os.path.exists(f"{root}/{path}")
         assert verdicts[check] is None, check
+
+
+@pytest.mark.parametrize("machine", sorted(os.listdir(MACHINES)))
+def test_a_copy_without_mounts_and_processes_does_not_say_that_a_device_is_idle(
+    look: Look, machine: str
+) -> None:
+    for device in look(machine, "list", "--json").document["devices"]:
+        address = device["address"]
+        document = look(machine, "show", address, "--json").document
+        assert "usage" in document["unavailable"]
+        assert document["usage"] != []
+        assert "mounts (/proc/self/mountinfo)" in document["unseen_uses"]
+        text = look(machine, "show", address).stdout
+        assert "not in use" not in text
+        assert "not all in sight: " in text
+
+
+def test_a_dead_device_does_not_answer_in_any_verb(look: Look) -> None:
+    (device,) = look("dead-device", "list", "--json").document["devices"]
+    address = device["address"]
+    shown = look("dead-device", "show", address, "--json").document
+    config = look("dead-device", "config", address, "--json").document
+    assert (device["answers"], shown["device"]["answers"], config["answers"]) == (False, False, False)
+    assert (shown["capabilities"], config["value"]) == (None, None)
+    assert "capabilities" in shown["unavailable"]
+    assert config["unavailable"] == ["value"]
+    for verb in ("list", "show", "config"):
+        assert f"nothing answers at {address}: " in look("dead-device", verb, address).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vfiotool.host.capture.redaction import redact
+from vfiotool.host.tree import Tree
 from vfiotool.host.usage.device_usage import read_usage
 from vfiotool.testing import FakeHost
 
@@ -68,7 +69,8 @@ def test_a_shared_folder_that_is_the_root(host: FakeHost, kind: str) -> None:
 
 
 @kinds
-def test_an_idle_shared_folder(host: FakeHost, kind: str) -> None:
+def test_an_idle_shared_folder(host: FakeHost, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tree, "is_live", True)
     put_tag(host, kind, add(host, kind), "host")
     set_count(host, kind, 0)
     (usage,) = read_usage(host.tree, [SHARE], ())[SHARE]

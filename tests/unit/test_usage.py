@@ -68,7 +68,8 @@ def connect(host: FakeHost, **fields: dict[str, list[str]]) -> None:
 # Disks
 
 
-def test_an_idle_device_has_usage_and_no_claims(machine: FakeHost) -> None:
+def test_an_idle_device_has_usage_and_no_claims(machine: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tree, "is_live", True)
     machine.remove(f"{BLOCK}/nvme0n1p1/partition")
     machine.remove(f"{BLOCK}/nvme0n1p2/partition")
     assert read_usage(machine.tree, [NVME], ())[NVME] == (

@@ -8,13 +8,14 @@ from vfiotool.cli.completion import complete_device
 from vfiotool.cli.parameters import WIDTH, number, print_registers, require_aligned, width_option
 from vfiotool.cli.settings import Settings, json_option
 from vfiotool.errors import UsageError, VfioToolError
-from vfiotool.host.attributes import read_name
-from vfiotool.host.config_space import read_config
+from vfiotool.host.attributes import answers, read_name
+from vfiotool.host.config_space import is_whole, read_config
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
 from vfiotool.pci.capabilities.decoding import decode
-from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE, STANDARD_SIZE
+from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import read_header
+from vfiotool.pci.ids import FOR_ROOT, silence_text
 from vfiotool.pci.names import PciNames
 from vfiotool.render.documents import to_json, write_document
 
@@ -44,26 +45,41 @@ def config(
         return
     value = _register(address, raw, offset, width)
     if as_json:
-        write_document("config", {"address": address, "offset": offset, "width": width, "value": value})
+        document = {
+            "address": address,
+            "answers": answers(raw),
+            "offset": offset,
+            "width": width,
+            "value": value,
+        }
+        write_document("config", document)
     else:
         print_registers(offset, [value], width)
 
 
-def _show_all(tree: Tree, address: str, raw: bytes | None, as_json: bool) -> None:
-    header = None if raw is None else read_header(raw)
-    is_whole = raw is not None and len(raw) >= STANDARD_SIZE
-    capabilities = decode(raw) if raw is not None and is_whole else None
-    unavailable = ["value"] if header is None else [] if is_whole else ["capabilities"]
+def _show_all(tree: Tree, address: str, raw: bytes, as_json: bool) -> None:
+    header = read_header(raw)
+    capabilities = decode(raw) if is_whole(raw) else None
+    found = {"value": header, "answers": answers(raw), "capabilities": capabilities}
+    unavailable = [name for name, value in found.items() if value is None]
+    if header is None:
+        unavailable.remove("capabilities")
     if as_json:
         value = None if header is None else to_json(header) | {"capabilities": to_json(capabilities)}
-        write_document("config", {"address": address, "value": value, "unavailable": unavailable})
+        document = {"address": address, "answers": answers(raw), "value": value, "unavailable": unavailable}
+        write_document("config", document)
         return
     from vfiotool.render.config_space import print_config
 
-    print_config(f"{address} {_name(tree, address)}", header, capabilities or (), unavailable)
+    if answers(raw) is False:
+        unavailable = [f"value: {silence_text(address)}"]
+    elif header is not None and capabilities is None:
+        unavailable = [f"capabilities: {FOR_ROOT}"]
+    title = f"{address} {read_name(tree, address, PciNames.of_this_machine())}"
+    print_config(title, header, capabilities or (), unavailable)
 
 
-def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
+def _register(address: str, raw: bytes, offset: int, width: int) -> int:
     """Return the value of a register of configuration space.
 
     Raises:
@@ -71,7 +87,7 @@ def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
         VfioToolError: this user may not read the register, or the kernel cannot read it now.
     """
     end = offset + width // 8
-    if raw is None:
+    if not raw:
         raise VfioToolError(
             f"configuration space of {address} cannot be read now",
             hint="the device may be in a reset or a removal: see 'vfiotool list' and the kernel log",
@@ -88,8 +104,3 @@ def _register(address: str, raw: bytes | None, offset: int, width: int) -> int:
             hint="OFFSET is in bytes",
         )
     return int.from_bytes(raw[offset:end], "little")
-
-
-def _name(tree: Tree, address: str) -> str:
-    """Return the vendor and name of a device by its ids in sysfs; the id registers of a VF read as 0xffff."""
-    return read_name(tree, address, PciNames.of_this_machine())

@@ -20,7 +20,7 @@ def how_to_free(details: Details) -> str:
         return f"on {device.driver}; restore its driver with 'vfiotool restore {device.address}'"
     whole = len(group.devices) > 1
     option, it = (" --group", "the whole group") if whole else ("", "it")
-    if any(usage.claims for usage in details.usage):
+    if any(usage.claims for usage in details.usage or ()):
         return f"'vfiotool bind{option} {device.address}' refuses it: see its uses above"
     if group.direct_regions:
         command = f"vfiotool bind{option} {device.address}"

@@ -121,6 +121,11 @@ def header_type(config: bytes) -> int | None:
     return config[HEADER_TYPE] & ~MULTIFUNCTION if len(config) > HEADER_TYPE else None
 
 
+def has_capabilities(config: bytes) -> bool:
+    """Return True if the status register says that there is a list of capabilities."""
+    return len(config) > _STATUS and bool(config[_STATUS] & _STATUS_CAP_LIST)
+
+
 def capabilities(config: bytes) -> tuple[Capability, ...]:
     """Return the capabilities in the order of their lists, standard capabilities first.
 
@@ -162,7 +167,7 @@ def extended_capabilities(config: bytes) -> tuple[Capability, ...]:
 
 def _standard(config: bytes) -> list[Capability]:
     pointer = _CAPABILITY_POINTER.get(config[HEADER_TYPE] & ~MULTIFUNCTION)
-    if pointer is None or not config[_STATUS] & _STATUS_CAP_LIST:
+    if pointer is None or not has_capabilities(config):
         return []
     found: dict[int, Capability] = {}
     offset = config[pointer] & 0xFC

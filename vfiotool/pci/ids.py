@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+FOR_ROOT = "the kernel shows them to root alone"
+"""Why the capabilities of a device are not in sight."""
+
 
 def ids_text(vendor_id: int | None, device_id: int | None) -> str:
     """Return ``VENDOR:DEVICE``, four hexadecimal digits each; ``????`` for an id that is unknown."""
@@ -11,6 +14,14 @@ def ids_text(vendor_id: int | None, device_id: int | None) -> str:
 def name_text(vendor: str | None, device: str | None) -> str:
     """Return the names of a vendor and its device; question marks for a name whose id is unknown."""
     return f"{vendor or 'Vendor ????'} {device or 'Device ????'}"
+
+
+def silence_text(address: str) -> str:
+    """Return the sentence that nothing answers at an address."""
+    return (
+        f"nothing answers at {address}: all registers read as ones, as those of a device that was removed, "
+        "is without power or hangs"
+    )
 
 
 def hex_text(number: int | None, digits: int) -> str:

@@ -8,7 +8,7 @@ from vfiotool.host.device_details import Details
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.groups import IommuGroup
-from vfiotool.pci.ids import hex_text, ids_text, name_text
+from vfiotool.pci.ids import FOR_ROOT, hex_text, ids_text, name_text, silence_text
 from vfiotool.render.terminal import print_facts, print_table, print_text, print_title
 
 _NONE = "-"
@@ -16,13 +16,16 @@ _NOTE_INDENT = 4
 _VIABLE = {True: "yes", False: "no", None: "?"}
 
 
-def print_devices(devices: Iterable[PciDevice]) -> None:
+def print_devices(devices: Sequence[PciDevice]) -> None:
     """Print a table with a line for each device."""
     rows = []
     for device in devices:
         ids = ids_text(device.vendor_id, device.device_id)
         rows.append((device.address, ids, _text(device.iommu_group), _driver(device), _name(device)))
     print_table(("ADDRESS", "ID", "GROUP", "DRIVER", "DEVICE"), rows)
+    for device in devices:
+        if device.answers is False:
+            print_text(silence_text(device.address))
 
 
 def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> None:
@@ -90,12 +93,19 @@ def _facts(details: Details) -> Iterable[tuple[str, str]]:
             f"cap {capability.offset:#05x}",
             f"{capability.name} ({kind}, id {capability.id:#04x})",
         )
-    for usage in details.usage:
+    for usage in details.usage or ():
         yield usage.kind, f"{usage.name}: {usage.detail}"
+    if details.unseen_uses:
+        yield "uses", f"not all in sight: {', '.join(details.unseen_uses)}"
     if device.blocked:
         yield "blocked", "an unbind is pending until a process releases the device"
-    if device.unavailable:
-        yield "unavailable", ", ".join(device.unavailable)
+    if device.answers is False:
+        yield "registers", silence_text(device.address)
+    elif details.capabilities is None:
+        why = FOR_ROOT if device.answers else "configuration space cannot be read"
+        yield "capabilities", f"unknown: {why}"
+    if unavailable := dict.fromkeys([*device.unavailable, *details.unavailable]):
+        yield "unavailable", ", ".join(unavailable)
 
 
 def _group_facts(details: Details) -> Iterable[tuple[str, str]]:

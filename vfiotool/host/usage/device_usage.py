@@ -16,6 +16,7 @@ from vfiotool.host.usage.nodes import Node, find_nodes
 from vfiotool.host.usage.openers import find_openers
 from vfiotool.host.usage.pci_parents import required_devices
 from vfiotool.host.usage.shared_folders import find_shared_folders
+from vfiotool.host.usage.sight import unseen_uses
 from vfiotool.util.text import printable
 
 _KINDS = ("block", "nvme", "drm", "uio")  # classes in sysfs whose devices are shown even if they are idle
@@ -49,7 +50,8 @@ def read_usage(
     second.
     """
     found: dict[str, list[Usage]] = {address: [] for address in addresses}
-    for usage, carrying in _things(tree, frozenset(found)):
+    idle = "no use in sight" if unseen_uses(tree) else "not in use"
+    for usage, carrying in _things(tree, frozenset(found), idle):
         for address in sorted(carrying & found.keys()):
             found[address].append(usage)
     for group in groups:
@@ -58,10 +60,10 @@ def read_usage(
     return {address: tuple(usages) for address, usages in found.items()}
 
 
-def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozenset[str]]]:
-    """Yield each use of a wanted device, with all PCI devices that it needs."""
+def _things(tree: Tree, wanted: frozenset[str], idle: str) -> Iterator[tuple[Usage, frozenset[str]]]:
+    """Yield each use of a wanted device, with all PCI devices that it needs. ``idle`` stands for no use."""
     for found in find_interfaces(tree, wanted):
-        yield _usage(found.kind, found.name, found.claims, found.state), found.devices
+        yield _usage(found.kind, found.name, found.claims, found.state, idle), found.devices
     nodes = find_nodes(tree, wanted)
     opened = _opened(tree, nodes)
     carried = {kind: _carried(tree, kind, wanted) for kind in _KINDS}
@@ -73,12 +75,12 @@ def _things(tree: Tree, wanted: frozenset[str]) -> Iterator[tuple[Usage, frozens
             ]
             own = (*(claims.get(name, ()) if kind == "block" else ()), *uses)
             state = tree.find(f"/sys/class/nvme/{name}/state") or "unknown" if kind == "nvme" else None
-            yield _usage(kind, name, own, state), carrying
+            yield _usage(kind, name, own, state, idle), carrying
     for node in nodes:
         if node.kind not in _KINDS and opened[node]:
-            yield _usage("node", node.path, opened[node], None), node.devices
+            yield _usage("node", node.path, opened[node], None, idle), node.devices
     for folder in find_shared_folders(tree, wanted):
-        yield _usage("folder", folder.name, folder.claims, None), folder.devices
+        yield _usage("folder", folder.name, folder.claims, None, idle), folder.devices
     for kind, name, claim, carrying in display_claims(tree, wanted):
         yield Usage(kind, name, claim.text, (claim,)), carrying
 
@@ -111,10 +113,10 @@ def _opened(tree: Tree, nodes: Sequence[Node]) -> Mapping[Node, tuple[Claim, ...
     }
 
 
-def _usage(kind: str, name: str, claims: tuple[Claim, ...], state: str | None) -> Usage:
+def _usage(kind: str, name: str, claims: tuple[Claim, ...], state: str | None, idle: str) -> Usage:
     said = [f"{_STATES[kind]} {state}"] if kind in _STATES else []
     said += [claim.text for claim in claims]
-    return Usage(kind, name, printable(", ".join(said)) or "not in use", claims)
+    return Usage(kind, name, printable(", ".join(said)) or idle, claims)
 
 
 def _holders(group: IommuGroup) -> list[Usage]:

@@ -97,7 +97,7 @@ class _Disks:
             yield Claim("partitions", f"has the partitions {some(parts)}")
         elif kind and not self._tree.exists(f"{BLOCK}/{name}/partition"):
             yield Claim("partitions", f"has a partition table ({kind})")
-        elif self._tree.root == "/" and not self._databases:
+        elif (self._tree.root == "/" or not self._tree.is_complete) and not self._databases:
             yield Claim(
                 "partitions", "may have data on it: udev's database, which would tell, is not in sight"
             )

@@ -83,7 +83,9 @@ def read_network(tree: Tree) -> Network | None:
 
 
 def read_view(tree: Tree) -> NetworkView:
-    """Read the network namespace of this process, or the network of a capture."""
+    """Read the network namespace of this process, or the network of a capture; another copy has none."""
+    if not tree.is_complete:
+        return NetworkView("/sys", None)
     if tree.root != "/":
         try:
             return NetworkView("/sys", Network.from_json(tree.find(CAPTURED) or "{}"))
