@@ -258,7 +258,7 @@ def test_config_as_text(vfiotool: Run) -> None:
     result = vfiotool("config", EDU)
     assert (result.status, result.stderr) == (0, "")
     assert f"{EDU} Vendor 1234 Device 11e8" in result.stdout
-    assert "cap 0x040    MSI: enabled no" in result.stdout
+    assert "cap 0x040  MSI: enabled no" in result.stdout
 
 
 def test_one_register_of_configuration_space(vfiotool: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 import click
@@ -73,7 +74,7 @@ class LazyGroup(click.Group):
     "--sysroot",
     type=click.Path(exists=True),
     default="/",
-    help="Read another machine: a file from 'vfiotool capture', or a directory with its /sys and /proc.",
+    help="Read another machine: a file from 'vfiotool capture', or a folder or tar of its /sys and /proc.",
 )
 @click.option(
     "--state-dir",
@@ -90,12 +91,16 @@ def cli(context: click.Context, debug: bool, sysroot: str, state_dir: str) -> No
 
 
 def _folder(context: click.Context, sysroot: str) -> str:
-    """Return the directory of the machine. A capture is unpacked until the verb ends."""
+    """Return the directory of the machine. An archive is unpacked until the verb ends."""
     if os.path.isdir(sysroot):
         return sysroot
     from vfiotool.host.capture.archives import unpacked
 
-    return context.with_resource(unpacked(sysroot))
+    return context.with_resource(unpacked(sysroot, note=_print_note))
+
+
+def _print_note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def invoke(args: list[str]) -> int:

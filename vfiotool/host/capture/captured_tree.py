@@ -153,5 +153,6 @@ def _number(value: object) -> int:
 def unusable(path: str, cause: str) -> VfioToolError:
     return VfioToolError(
         f"cannot use {path} as a capture: {cause}",
-        hint="make a capture with 'vfiotool capture FILE', or name a directory with a copy of /sys and /proc",
+        hint="make a capture with 'vfiotool capture FILE', or name a folder or a tar with a copy of /sys "
+        "and /proc",
     )
