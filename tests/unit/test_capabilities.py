@@ -29,6 +29,7 @@ from vfiotool.pci.capabilities import (
 )
 from vfiotool.pci.capabilities.decoding import Undecoded, decode, find
 from vfiotool.pci.capabilities.express import Express
+from vfiotool.pci.capabilities.vendor_specific import VendorSpecific
 from vfiotool.pci.config_space import EXTENDED_SIZE, STANDARD_SIZE, Capability, capabilities
 from vfiotool.render.documents import to_json
 from vfiotool.testing import config_space
@@ -161,7 +162,7 @@ def msi_x(it: standard.MsiX) -> Iterable[str]:
     yield f"PBA: BAR={it.pba_bar} offset={it.pba_offset:08x}"
 
 
-def vendor_specific(it: standard.VendorSpecific) -> Iterable[str]:
+def vendor_specific(it: VendorSpecific) -> Iterable[str]:
     yield f"Vendor Specific Information: Len={it.length:02x}"
 
 
@@ -374,7 +375,7 @@ AS_LSPCI: dict[type, Callable[[Any], Iterable[str]]] = {
     standard.Msi: msi,
     standard.MsiX: msi_x,
     standard.PowerManagement: power_management,
-    standard.VendorSpecific: vendor_specific,
+    VendorSpecific: vendor_specific,
 }
 
 
@@ -441,6 +442,14 @@ def test_a_capability_of_zeros() -> None:
         pme_from=(),
         pme_enabled=False,
         pme_status=False,
+        pme_clock=False,
+        dsi=False,
+        aux_current_ma=0,
+        data_select=0,
+        data_scale=0,
+        data=0,
+        bus_power_managed=False,
+        b2_b3=False,
     )
     assert only_extended(0x0F, bytes(8)).queue_depth == 32  # as the specification has it
 
@@ -454,9 +463,9 @@ def test_the_tables_of_msi_x() -> None:
 
 
 def test_vendor_data_has_the_length_in_its_header() -> None:
-    assert only(0x09, b"\x06abcdef") == standard.VendorSpecific(6, b"abc".hex())
-    assert only(0x09, b"\x01abc") == standard.VendorSpecific(1, "")
-    assert only(0x09, b"\xffab", at=0xF8) == standard.VendorSpecific(0xFF, b"ab".hex() + "000000")
+    assert only(0x09, b"\x06abcdef") == VendorSpecific(6, b"abc".hex(), None, None)
+    assert only(0x09, b"\x01abc") == VendorSpecific(1, "", None, None)
+    assert only(0x09, b"\xffab", at=0xF8) == VendorSpecific(0xFF, b"ab".hex() + "000000", None, None)
 
 
 def test_undefined_sizes_and_latencies_are_none() -> None:
@@ -473,9 +482,9 @@ def test_a_count_of_bars_above_six_is_limited() -> None:
 
 
 def test_an_unknown_capability_has_its_bytes_up_to_the_next() -> None:
-    config = config_space(capabilities=[(0x03, 0x50, b"abcdef"), (0x01, 0x40, bytes(6)), (0x7F, 0x5C, b"")])
+    config = config_space(capabilities=[(0x0B, 0x50, b"abcdef"), (0x01, 0x40, bytes(6)), (0x7F, 0x5C, b"")])
     assert [one.content for one in decode(config) if isinstance(one.content, Undecoded)] == [
-        Undecoded((b"\x03\x40abcdef" + bytes(4)).hex()),
+        Undecoded((b"\x0b\x40abcdef" + bytes(4)).hex()),
         Undecoded("7f" + bytes(0x100 - 0x5D).hex()),
     ]
 

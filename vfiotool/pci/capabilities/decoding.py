@@ -11,8 +11,6 @@ from dataclasses import Field, dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from vfiotool.pci.capabilities import standard
-from vfiotool.pci.capabilities.express import Express
 from vfiotool.pci.capability_reader import Reader, if_complete
 from vfiotool.pci.config_space import Capability, capabilities
 
@@ -51,16 +49,26 @@ class DecodedCapability(Capability):
     content: Content
 
 
-_STANDARD: dict[int, CapabilityDecoder] = {
-    0x01: standard.PowerManagement,
-    0x05: standard.Msi,
-    0x09: standard.VendorSpecific,
-    0x0D: standard.BridgeSubsystem,
-    0x10: Express,
-    0x11: standard.MsiX,
-    0x13: standard.AdvancedFeatures,
-}
 # The names of decoders, below ``vfiotool.pci``: most functions have few of them, and an import takes time.
+_STANDARD = {
+    0x01: "capabilities.standard.PowerManagement",
+    0x02: "capabilities.agp.Agp",
+    0x03: "capabilities.board.VitalProductData",
+    0x04: "capabilities.board.SlotIdentification",
+    0x05: "capabilities.standard.Msi",
+    0x06: "capabilities.board.HotSwap",
+    0x07: "capabilities.pci_x.PciX",
+    0x08: "capabilities.hypertransport.HyperTransport",
+    0x09: "capabilities.vendor_specific.VendorSpecific",
+    0x0A: "capabilities.board.DebugPort",
+    0x0C: "capabilities.board.HotPlugController",
+    0x0D: "capabilities.standard.BridgeSubsystem",
+    0x10: "capabilities.express.Express",
+    0x11: "capabilities.standard.MsiX",
+    0x12: "capabilities.board.SataRegisters",
+    0x13: "capabilities.standard.AdvancedFeatures",
+    0x14: "capabilities.enhanced_allocation.EnhancedAllocation",
+}
 _EXTENDED = {
     0x01: "capabilities.errors.AdvancedErrors",
     0x02: "capabilities.virtual_channel.VirtualChannel",
@@ -122,9 +130,8 @@ def find(config: bytes, kind: type[C]) -> C | None:
 
 
 def _decoder(one: Capability) -> CapabilityDecoder | None:
-    if not one.extended:
-        return _STANDARD.get(one.id)
-    module, _, name = _EXTENDED.get(one.id, "").rpartition(".")
+    table = _EXTENDED if one.extended else _STANDARD
+    module, _, name = table.get(one.id, "").rpartition(".")
     if not name:
         return None
     decoder: CapabilityDecoder = getattr(import_module(f"vfiotool.pci.{module}"), name)

@@ -1,22 +1,29 @@
-"""The standard capabilities of PCI, except PCI Express (see ``express``).
+"""The standard capabilities of most functions: power, interrupts, the board of a bridge, and resets.
 
-Source: PCI Local Bus 3.0 section 6.7 and appendix H, PCI Power Management 1.2 section 3.2, PCI Express Base
-section 7.5.2, 7.7 and 7.9; include/uapi/linux/pci_regs.h has the offsets and masks.
+Source: PCI Local Bus 3.0 section 6.8, PCI Power Management 1.2 section 3.2, PCI Express Base sections 7.5.2
+and 7.7; include/uapi/linux/pci_regs.h has the offsets and masks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.pci.capability_reader import Reader, names_of
+from vfiotool.pci.capability_reader import Reader, bits, flag, names_of
 
 _POWER_STATES = ("D0", "D1", "D2", "D3hot")
 _PME_STATES = (*_POWER_STATES, "D3cold")
+_AUX_CURRENTS_MA = (0, 55, 100, 160, 220, 270, 320, 375)
 
 
 @dataclass(frozen=True, slots=True)
 class PowerManagement:
-    """Power Management: the current state, the supported states, and the states that can signal a wake-up."""
+    """Power Management: the current state, the supported states, and the states that can signal a wake-up.
+
+    ``aux_current_ma`` is what a wake-up from D3cold takes. ``dsi`` is True if a driver must initialize the
+    device after a change of its state. ``data`` is a register that reports power: ``data_select`` chooses
+    which, and ``data_scale`` its unit. ``bus_power_managed`` and ``b2_b3`` are of bridges: the bus below
+    follows the bridge, and goes to B2, not to B3, with D3hot.
+    """
 
     version: int
     state: str
@@ -26,19 +33,35 @@ class PowerManagement:
     pme_from: tuple[str, ...]
     pme_enabled: bool
     pme_status: bool
+    pme_clock: bool
+    dsi: bool
+    aux_current_ma: int
+    data_select: int
+    data_scale: int
+    data: int
+    bus_power_managed: bool
+    b2_b3: bool
 
     @classmethod
     def read(cls, at: Reader) -> PowerManagement:
-        able, status = at.u16(2), at.u16(4)
+        able, status, bridge = at.u16(2), at.u16(4), at.u8(6)
         return cls(
-            version=able & 7,
-            state=_POWER_STATES[status & 3],
-            has_d1=bool(able & 1 << 9),
-            has_d2=bool(able & 1 << 10),
-            no_soft_reset=bool(status & 1 << 3),
+            version=bits(able, 0, 3),
+            state=_POWER_STATES[bits(status, 0, 2)],
+            has_d1=flag(able, 9),
+            has_d2=flag(able, 10),
+            no_soft_reset=flag(status, 3),
             pme_from=names_of(able >> 11, _PME_STATES),
-            pme_enabled=bool(status & 1 << 8),
-            pme_status=bool(status & 1 << 15),
+            pme_enabled=flag(status, 8),
+            pme_status=flag(status, 15),
+            pme_clock=flag(able, 3),
+            dsi=flag(able, 5),
+            aux_current_ma=_AUX_CURRENTS_MA[bits(able, 6, 3)],
+            data_select=bits(status, 9, 4),
+            data_scale=bits(status, 13, 2),
+            data=at.u8(7),
+            bus_power_managed=flag(bridge, 7),
+            b2_b3=flag(bridge, 6),
         )
 
 
@@ -109,19 +132,6 @@ class MsiX:
 
 
 @dataclass(frozen=True, slots=True)
-class VendorSpecific:
-    """Vendor Specific: ``length`` in bytes, with the header's three; ``data`` after them, in hexadecimal."""
-
-    length: int
-    data: str
-
-    @classmethod
-    def read(cls, at: Reader) -> VendorSpecific:
-        length = at.u8(2)
-        return cls(length, at.hex(3, length))
-
-
-@dataclass(frozen=True, slots=True)
 class BridgeSubsystem:
     """Bridge Subsystem Vendor: the vendor and the id of the board of a bridge."""
 
@@ -135,11 +145,17 @@ class BridgeSubsystem:
 
 @dataclass(frozen=True, slots=True)
 class AdvancedFeatures:
-    """Advanced Features: the function level reset of conventional PCI."""
+    """Advanced Features: the function level reset of conventional PCI.
+
+    ``transactions_pending`` means something only with ``transactions_pending_capable``.
+    """
 
     flr: bool
     transactions_pending: bool
+    transactions_pending_capable: bool
+    initiate_flr: bool
 
     @classmethod
     def read(cls, at: Reader) -> AdvancedFeatures:
-        return cls(flr=bool(at.u8(3) & 1 << 1), transactions_pending=bool(at.u8(5) & 1))
+        able, control, status = at.u8(3), at.u8(4), at.u8(5)
+        return cls(flag(able, 1), flag(status, 0), flag(able, 0), flag(control, 0))
