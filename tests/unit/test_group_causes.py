@@ -14,11 +14,20 @@ A, B, OTHER = "0000:03:00.0", "0000:03:00.1", "0000:03:01.0"
 SV, TB, RR, CR, UF, EC, DT = (1 << bit for bit in range(7))
 ALL = SV | RR | CR | UF
 BRIDGE = 0x060400
+BRIDGES = (
+    PortType.ROOT_PORT,
+    PortType.UPSTREAM,
+    PortType.DOWNSTREAM,
+    PortType.PCIE_TO_PCI,
+    PortType.PCI_TO_PCIE,
+)
 
 
-def function(kind: int | None, *, able: int | None = None, on: int = 0, multifunction: bool = False) -> bytes:
+def function(
+    kind: int | None, *, able: int | None = None, on: int = 0, multifunction: bool = False, header: int = 0
+) -> bytes:
     """Return the bytes of a PCI Express function whose ACS supports ``able`` and has enabled ``on``."""
-    header_type = 0x80 if multifunction else 0
+    header_type = (0x80 if multifunction else 0) | (header or int(kind in BRIDGES))
     if kind is None:
         return config_space(header_type=header_type)
     config = bytearray(
@@ -114,13 +123,47 @@ def add_path(host: FakeHost, configs: Mapping[str, bytes], groups: Mapping[str, 
         ),
         (function(PortType.PCIE_TO_PCI), "a PCIe-to-PCI bridge"),
         (function(PortType.PCI_TO_PCIE), "a PCI bridge"),
-        (function(None), "a PCI bridge"),
+        (function(None, header=1), "a PCI bridge"),
+        (function(None, header=2), "a PCI bridge"),
+        (
+            function(PortType.ENDPOINT, header=1, multifunction=True),
+            "a port of the unknown type 0x0 without ACS",
+        ),
     ],
 )
 def test_a_bridge_ties_the_devices_below_it(host: FakeHost, port: bytes, cause: str) -> None:
     add_path(host, {DOWN: port}, {DOWN: 1, A: 1, OTHER: 1})
     (line,) = why(host, [DOWN, A, OTHER]) or ()
     assert line.startswith(f"{A}, {OTHER}: behind {DOWN}, {cause}, ")
+
+
+@pytest.mark.parametrize("kind", [None, 0xB, 0xF])
+@pytest.mark.parametrize("header", [0, 1, 2])
+def test_an_unknown_port_type_or_another_header_is_no_pci_bridge(
+    host: FakeHost, kind: int | None, header: int
+) -> None:
+    add_path(host, {DOWN: function(kind, header=header)}, {DOWN: 1, A: 1, OTHER: 1})
+    line, *_ = why(host, [DOWN, A, OTHER]) or ()
+    assert ("PCI bridge" in line) == (kind is None and header > 0)
+
+
+@pytest.mark.parametrize("in_group", [True, False])
+def test_a_function_that_makes_a_domain_is_no_bridge(host: FakeHost, in_group: bool) -> None:
+    """No configuration space is needed to see it: the path says it."""
+    maker, port, disk = "0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"
+    host.add_device(maker, class_code=0x010400, driver="vmd", group=1, config=bytes(64))
+    host.add_device(port, class_code=BRIDGE, domain_of=maker, group=1, config=bytes(64))
+    host.add_device(disk, bridge=port, group=1, config=bytes(64))
+    found = why(host, [maker, port, disk] if in_group else [port, disk])
+    text = f"{port}, {disk}: in PCI domain 10000, which {maker} (vmd) makes and whose DMA it issues"
+    assert found == ((f"{text} under its own requester id",) if in_group else None)
+
+
+def test_a_device_without_a_place_is_not_judged(host: FakeHost) -> None:
+    """A folder that others made may have the devices in ``/sys/bus/pci/devices`` themselves."""
+    for address in (A, OTHER):
+        host.put(f"/sys/bus/pci/devices/{address}/config", GUARDING[PortType.ENDPOINT])
+    assert why(host, [A, OTHER]) is None
 
 
 def test_a_bridge_further_up_ties_all_below_it(host: FakeHost) -> None:

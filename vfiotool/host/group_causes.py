@@ -1,8 +1,9 @@
 """Why the kernel put devices into one IOMMU group (``pci_device_group()`` in drivers/iommu/iommu.c).
 
-The kernel considers, in this order: a bridge that sends all requests of its bus under one requester id (an
-alias), a bridge on the path to the root that lacks ACS isolation, functions of a multifunction device that
-lack ACS isolation. What none of these explains is due to a quirk in the kernel or to the IOMMU driver.
+The kernel considers, in this order: a device that issues the DMA of the PCI domain that it makes, a bridge
+that sends all requests of its bus under one requester id (an alias), a bridge on the path to the root that
+lacks ACS isolation, functions of a multifunction device that lack ACS isolation. What none of these explains
+is due to a quirk in the kernel or to the IOMMU driver.
 """
 
 from __future__ import annotations
@@ -12,23 +13,30 @@ from dataclasses import dataclass
 
 from vfiotool.host import bounded_reads
 from vfiotool.host.attributes import device_path
+from vfiotool.host.pci_domains import SYS_DEVICES, bridges_above, domain_makers, domains_text
 from vfiotool.host.tree import Tree
 from vfiotool.pci import config_space
 from vfiotool.pci.acs import PortType, port_type, weakness
-from vfiotool.pci.address import is_address
 
 _PORTS: dict[int, str] = {
     PortType.ROOT_PORT: "a root port",
     PortType.UPSTREAM: "a switch's upstream port",
     PortType.DOWNSTREAM: "a switch's downstream port",
 }
+_BRIDGE_HEADERS = (1, 2)  # a PCI-to-PCI bridge, a CardBus bridge
 
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """The configuration space of a function, and the bridges ``above`` it, nearest first."""
+    """The configuration space of a function, and the bridges ``above`` it, nearest first.
+
+    ``maker`` is the device that makes its PCI domain; the firmware makes most domains. ``has_place`` is False
+    if the path in ``/sys/devices``, which names what is above, is not known.
+    """
 
     address: str
+    maker: str | None
+    has_place: bool
     above: tuple[str, ...]
     config: bytes
     has_group: bool
@@ -37,6 +45,11 @@ class _Function:
     @property
     def slot(self) -> str:
         return self.address.rpartition(".")[0]
+
+    @property
+    def is_known(self) -> bool:
+        """Return True if all that a cause is judged by could be read."""
+        return self.has_place and len(self.config) >= config_space.STANDARD_SIZE
 
     @property
     def weakness(self) -> str | None:
@@ -60,7 +73,8 @@ class _Tie:
 def group_causes(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...] | None]:
     """Return why the devices of each group share it: a line for each cause. A group is given by its devices.
 
-    ``None`` if configuration space could not be read in full, which needs root.
+    ``None`` if configuration space could not be read in full, which needs root, or if the folder of a
+    capture does not have the devices at their places in ``/sys/devices``.
     """
     shared = {number: devices for number, devices in groups.items() if len(devices) > 1}
     functions = _read_functions(tree, [address for devices in shared.values() for address in devices])
@@ -68,36 +82,54 @@ def group_causes(tree: Tree, groups: Mapping[int, Sequence[str]]) -> dict[int, t
 
 
 def _why(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -> tuple[str, ...] | None:
-    involved = {address for device in group for address in (device, *functions[device].above)}
-    if any(len(functions[address].config) < config_space.STANDARD_SIZE for address in involved):
+    domains = list(_domain_ties(tree, group, functions))
+    explained = {address for tie in domains for address in tie.devices}
+    rest = [address for address in group if address not in explained]
+    involved = {address for device in rest for address in (device, *functions[device].above)}
+    if not all(functions[address].is_known for address in involved):
         return None
-    ties = [*_bridge_ties(group, functions), *_slot_ties([functions[address] for address in group])]
+    ties = [
+        *domains,
+        *_bridge_ties(rest, functions),
+        *_slot_ties([functions[address] for address in rest]),
+    ]
     return (*(tie.cause for tie in ties), *_other_causes(tree, _parts(group, ties)))
 
 
 def _read_functions(tree: Tree, addresses: Iterable[str]) -> dict[str, _Function]:
     """Read the functions and all bridges above them, each once."""
-    above = {address: _bridges_above(tree, address) for address in addresses}
-    for bridges in list(above.values()):
-        for at, bridge in enumerate(bridges, 1):
-            above.setdefault(bridge, bridges[at:])
-    configs = bounded_reads.read_all(tree, [f"{device_path(address)}/config" for address in above])
+    paths = {address: tree.resolve(device_path(address)) for address in addresses}
+    for path in list(paths.values()):
+        for bridge in bridges_above(path):
+            paths.setdefault(bridge, f"{path.partition(bridge)[0]}{bridge}")
+    configs = bounded_reads.read_all(tree, [f"{device_path(address)}/config" for address in paths])
     return {
         address: _Function(
             address,
-            bridges,
-            answer if isinstance(answer := configs[f"{device_path(address)}/config"], bytes) else b"",
+            maker=next(reversed(domain_makers(path)), None),
+            has_place=path.startswith(SYS_DEVICES),
+            above=bridges_above(path),
+            config=answer if isinstance(answer := configs[f"{device_path(address)}/config"], bytes) else b"",
             has_group=tree.exists(f"{device_path(address)}/iommu_group"),
             is_vf=tree.exists(f"{device_path(address)}/physfn"),
         )
-        for address, bridges in above.items()
+        for address, path in paths.items()
     }
 
 
-def _bridges_above(tree: Tree, address: str) -> tuple[str, ...]:
-    """Return the bridges above a device, nearest first, from the path of its directory in sysfs."""
-    parts = tree.resolve(device_path(address)).split("/")[:-1]
-    return tuple(part for part in reversed(parts) if part.count(":") == 2 and is_address(part))
+def _domain_ties(tree: Tree, group: Sequence[str], functions: Mapping[str, _Function]) -> Iterable[_Tie]:
+    """Yield the devices that share a group with the device that makes their PCI domain."""
+    makers = dict.fromkeys(functions[address].maker for address in group)
+    for maker in makers:
+        if maker is None or maker not in group:
+            continue
+        devices = [address for address in group if functions[address].maker == maker]
+        driver = tree.find_link(f"{device_path(maker)}/driver") or "no driver"
+        yield _Tie(
+            (maker, *devices),
+            f"{', '.join(devices)}: in {domains_text(devices)}, which {maker} ({driver}) makes and whose DMA "
+            "it issues under its own requester id",
+        )
 
 
 def _bridge_ties(group: Sequence[str], functions: Mapping[str, _Function]) -> Iterable[_Tie]:
@@ -114,13 +146,20 @@ def _bridge_ties(group: Sequence[str], functions: Mapping[str, _Function]) -> It
 
 
 def _bridge_cause(bridge: _Function) -> str | None:
+    """Return how a bridge ties what is below it together, as ``pci_for_each_dma_alias()`` and ACS have it.
+
+    ``None`` if it does not, or if its header is none of a bridge: then it has no bus below it.
+    """
+    if config_space.header_type(bridge.config) not in _BRIDGE_HEADERS:
+        return None
     kind = port_type(bridge.config)
     if kind == PortType.PCIE_TO_PCI:
         return "a PCIe-to-PCI bridge, which sends all requests of its bus under its own requester id"
-    if kind is None or kind not in _PORTS:
+    if kind is None or kind == PortType.PCI_TO_PCIE:
         return "a PCI bridge, whose bus does not show which device sent a request"
     flaw = bridge.weakness
-    return None if flaw is None else f"{_PORTS[kind]} {flaw}, which may route requests between devices"
+    port = _PORTS.get(kind, f"a port of the unknown type {kind:#x}")
+    return None if flaw is None else f"{port} {flaw}, which may route requests between devices"
 
 
 def _slot_ties(group: Iterable[_Function]) -> Iterable[_Tie]:

@@ -84,6 +84,7 @@ class FakeTree:
         driver: str | None = None,
         group: int | None = None,
         bridge: str | None = None,
+        domain_of: str | None = None,
         physfn: str | None = None,
         totalvfs: int | None = None,
         config: bytes | None = None,
@@ -91,9 +92,10 @@ class FakeTree:
     ) -> None:
         """Add a device below a ``bridge`` or on its domain's root bus, with additional ``attributes``.
 
+        ``domain_of`` is the device that makes the domain, such as an Intel VMD; else the firmware makes it.
         The driver is added if it does not exist. A host driver then supports the ids of the device.
         """
-        folder = f"{self._parent_folder(address, bridge, physfn)}/{address}"
+        folder = f"{self._parent_folder(address, bridge, domain_of, physfn)}/{address}"
         self.devices[address] = FakePciDevice((vendor, device), class_code, group, folder)
         numbers = {"vendor": vendor, "device": device, "subsystem_vendor": 0, "subsystem_device": 0}
         for name, number in numbers.items():
@@ -206,12 +208,15 @@ class FakeTree:
         parts = self.kernel.split(".")
         return (int(parts[0]), int(parts[1])) >= (major, minor)
 
-    def _parent_folder(self, address: str, bridge: str | None, physfn: str | None) -> str:
+    def _parent_folder(
+        self, address: str, bridge: str | None, domain_of: str | None, physfn: str | None
+    ) -> str:
         if physfn is not None:
             return os.path.dirname(self.devices[physfn].folder)
         if bridge is not None:
             return self.devices[bridge].folder
-        return f"/sys/devices/pci{address.rpartition(':')[0]}"
+        above = "/sys/devices" if domain_of is None else self.devices[domain_of].folder
+        return f"{above}/pci{address.rpartition(':')[0]}"
 
     def _usual_attributes(self) -> dict[str, str]:
         attributes = {

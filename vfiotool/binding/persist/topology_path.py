@@ -10,9 +10,9 @@ import re
 
 from vfiotool.errors import DeviceNotFoundError, UnsupportedError
 from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.pci_domains import SYS_DEVICES
 from vfiotool.host.tree import Tree
 
-_SYS_DEVICES = "/sys/devices/"
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([0-9a-f]{2}\.[0-7])")
 _HOP = re.compile(r"[0-9a-f]{2}\.[0-7]")
 _HOST_BRIDGE = re.compile(r"pci([0-9a-f]{4,8}):([0-9a-f]{2})")
@@ -29,7 +29,7 @@ def read_path(tree: Tree, address: str) -> str:
     if not tree.exists(device_path(address)):
         raise DeviceNotFoundError(f"there is no PCI device {address}", hint="'vfiotool list' shows all")
     folder = tree.resolve(device_path(address))
-    below = folder.removeprefix(_SYS_DEVICES)
+    below = folder.removeprefix(SYS_DEVICES)
     parts = [
         match[1] if (match := _ADDRESS.fullmatch(part)) else part for part in below.strip("/").split("/")
     ]

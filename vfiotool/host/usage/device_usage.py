@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vfiotool.host.groups import IommuGroup
+from vfiotool.host.pci_domains import devices_by_maker
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.claim import Claim, some
 from vfiotool.host.usage.consoles import display_claims
@@ -47,12 +49,15 @@ def read_usage(
     """Return the usage of each of these devices, with the holders of its group if ``groups`` has the group.
 
     A use that cannot be seen from here is a claim, too, which says why. A disk that is slow to open costs a
-    second.
+    second. The uses of the devices in a PCI domain are uses of the device that makes the domain, too.
     """
     found: dict[str, list[Usage]] = {address: [] for address in addresses}
     idle = "no use in sight" if unseen_uses(tree) else "not in use"
-    for usage, carrying in _things(tree, frozenset(found), idle):
-        for address in sorted(carrying & found.keys()):
+    domains = devices_by_maker(tree, found)
+    wanted = frozenset([*found, *itertools.chain(*domains.values())])
+    for usage, carrying in _things(tree, wanted, idle):
+        makers = {maker for maker, devices in domains.items() if not carrying.isdisjoint(devices)}
+        for address in sorted((carrying | makers) & found.keys()):
             found[address].append(usage)
     for group in groups:
         for address in found.keys() & set(group.devices):

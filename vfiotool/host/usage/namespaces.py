@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vfiotool.host.attributes import device_path
+from vfiotool.host.pci_domains import is_host_bridge
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.mounts import mounts
 from vfiotool.pci.address import is_full_address
@@ -133,11 +134,7 @@ def _folders(top: str) -> Iterator[str]:
         yield folder
         for name in _subfolders(folder):
             if name not in _WITHOUT_DEVICES and (in_domain or not is_full_address(name)):
-                waiting.append((f"{folder}/{name}", in_domain or _is_root_bus(name)))
-
-
-def _is_root_bus(name: str) -> bool:
-    return name.startswith("pci") and ":" in name
+                waiting.append((f"{folder}/{name}", in_domain or is_host_bridge(name)))
 
 
 def _subfolders(path: str) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
+from vfiotool.host.pci_domains import domain_makers, functions
 from vfiotool.host.tree import Tree
-from vfiotool.pci.address import is_address
 
 _NAMED = ("net", "block", "nvme")
 
@@ -29,7 +28,7 @@ def required_devices(tree: Tree, kind: str, name: str) -> frozenset[str]:
 def required_by(paths: Iterable[str]) -> frozenset[str]:
     """Return the PCI devices that the devices at these paths in ``/sys/devices`` need, as above."""
     known = list(paths)
-    return frozenset([*_nearest(known), *(above for path in known for above in _domain_makers(path))])
+    return frozenset([*_nearest(known), *(above for path in known for above in domain_makers(path))])
 
 
 def find_pci_parents(tree: Tree, name: str) -> list[str]:
@@ -58,7 +57,7 @@ def _paths(tree: Tree, kind: str, name: str) -> list[str]:
 
 def _subsystem(path: str) -> str | None:
     """Return the directory of the NVMe subsystem that a namespace or a partition lies in, if any."""
-    if _addresses(path):
+    if functions(path):
         return None
     parts = path.split("/")
     depth = next(
@@ -69,17 +68,4 @@ def _subsystem(path: str) -> str | None:
 
 
 def _nearest(paths: Iterable[str]) -> list[str]:
-    return sorted({chain[-1] for path in paths if (chain := _addresses(path))})
-
-
-def _addresses(path: str) -> list[str]:
-    return [part for part in path.split("/") if _is_full(part)]
-
-
-def _domain_makers(path: str) -> list[str]:
-    parts = path.split("/")
-    return [above for above, below in itertools.pairwise(parts) if _is_full(above) and below[:3] == "pci"]
-
-
-def _is_full(part: str) -> bool:
-    return part.count(":") == 2 and is_address(part)
+    return sorted({chain[-1] for path in paths if (chain := functions(path))})
