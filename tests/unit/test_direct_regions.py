@@ -67,7 +67,7 @@ def test_doctor_judges_the_groups_of_devices_on_vfio(
     assert verdict(machine).ok is True
     vfiotool("bind", EDU)
     assert verdict(machine).ok is True
-    vfiotool("bind", NIC)
+    vfiotool("bind", "--allow-direct", NIC)
     found = verdict(machine)
     assert (found.ok, found.remedy) == (ok, OTHER_FIRMWARE)
     assert f"group 7: the firmware needs {NOTE}" in found.detail

@@ -19,6 +19,7 @@ from vfiotool.host.device_state import DeviceState
 from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.driver_ids import takes_any_device
 from vfiotool.host.groups import blockers, is_vfio_driver
+from vfiotool.host.pci_domains import domain_note
 from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.refusals import Refusal, refusals
 
@@ -168,8 +169,13 @@ def group_warnings(context: PlanContext, targets: Mapping[str, DeviceState]) -> 
             warnings.append(f"group {number}: {note}")
         others = [context.devices[address] for address in group.devices if address not in targets]
         for blocker in blockers(others, context.era):
-            warnings.append(
-                f"group {number} is not viable while {blocker.address} is on {blocker.driver}: "
+            domain = context.domains.get(blocker.address)
+            remedy = (
                 "bind it too, or use --group"
+                if domain is None
+                else domain_note(blocker.address, blocker.driver, domain)
+            )
+            warnings.append(
+                f"group {number} is not viable while {blocker.address} is on {blocker.driver}: {remedy}"
             )
     return tuple(warnings)

@@ -23,7 +23,6 @@ _PORTS: dict[int, str] = {
     PortType.UPSTREAM: "a switch's upstream port",
     PortType.DOWNSTREAM: "a switch's downstream port",
 }
-_BRIDGE_HEADERS = (1, 2)  # a PCI-to-PCI bridge, a CardBus bridge
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def _bridge_cause(bridge: _Function) -> str | None:
 
     ``None`` if it does not, or if its header is none of a bridge: then it has no bus below it.
     """
-    if config_space.header_type(bridge.config) not in _BRIDGE_HEADERS:
+    if config_space.header_type(bridge.config) not in config_space.BRIDGE_HEADERS:
         return None
     kind = port_type(bridge.config)
     if kind == PortType.PCIE_TO_PCI:

@@ -70,6 +70,14 @@ def domains_text(devices: Iterable[str]) -> str:
     return f"PCI domain{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
+def domain_note(maker: str, driver: str, devices: Iterable[str]) -> str:
+    """Return why VFIO cannot use a device of a domain while the maker of the domain is on a host driver."""
+    domain = domains_text(devices)
+    note = f"{maker} ({driver}) issues the DMA of {domain}, and without {driver} the domain is gone"
+    setup = "; the firmware setup of most machines can turn VMD off, and its devices are then on their own"
+    return note + (setup if driver == "vmd" else "")
+
+
 def _domains(tree: Tree, address: str) -> list[str]:
     """Return the host bridges in the folder of a device."""
     return [name for name in tree.find_names(device_path(address)) if is_host_bridge(name)]

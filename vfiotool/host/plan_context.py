@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vfiotool.host.attributes import DRIVERS
+from vfiotool.host import bounded_reads
+from vfiotool.host.attributes import DRIVERS, device_path
 from vfiotool.host.denylist import OWNERS_LIST, Denial, find_denied
 from vfiotool.host.devices import PciDevice, find_device
+from vfiotool.host.direct_regions import is_kept_from_vfio
 from vfiotool.host.era import Era, detect_era
 from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, read_groups
+from vfiotool.host.pci_domains import devices_by_maker
 from vfiotool.host.power import IDLE_D3, sleeps_by_policy
 from vfiotool.host.tree import Tree
 from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.namespaces import NAMESPACE_ALONE, why_processes_are_hidden
 from vfiotool.host.usage.openers import is_group_open
+from vfiotool.pci.config_space import BRIDGE_HEADERS, header_type, is_silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,10 @@ class PlanContext:
     groups, and each device that may be changed. ``allowed`` names the lifted rules. ``denylist`` has, by
     address, why a device is on a denylist. ``open_groups`` are those of ``groups`` that a process has open.
     ``unseen_groups`` has, by number, why it cannot be known whether a process has a group open. ``unseen``
-    are warnings of other facts that cannot be known from here.
+    are warnings of other facts that cannot be known from here. ``domains`` has the devices in the PCI domains
+    that devices of these groups make, by the address of the maker. Of the devices that may be changed,
+    ``silent`` has those that do not answer, and ``bridge_headers`` those whose header is that of a bridge.
+    ``keeps_direct_regions`` is True if this kernel is known to keep groups with direct regions from VFIO.
     ``sleeps_on_its_own`` is True if vfio-pci puts idle devices into D3hot, whatever their power policy.
     """
 
@@ -41,6 +48,10 @@ class PlanContext:
     unseen_groups: Mapping[int, str] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
     sleeps_on_its_own: bool = False
+    domains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    silent: frozenset[str] = field(default_factory=frozenset)
+    bridge_headers: frozenset[str] = field(default_factory=frozenset)
+    keeps_direct_regions: bool = False
 
     def group_of(self, address: str) -> IommuGroup | None:
         """Return the group of a device, ``None`` if it has none."""
@@ -64,6 +75,7 @@ def read_plan_context(
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
     affected = dict.fromkeys([*(device.address for device in chosen), *members])
+    headers = _read_headers(tree, chosen)
     uses = {number: _group_use(tree, group, by_address) for number, group in groups.items()}
     return PlanContext(
         devices=by_address,
@@ -77,7 +89,22 @@ def read_plan_context(
         unseen_groups={number: use for number, use in uses.items() if isinstance(use, str)},
         unseen=tuple(_unseen(tree)),
         sleeps_on_its_own=not sleeps_by_policy(tree) and tree.find(IDLE_D3) != "Y",
+        domains=devices_by_maker(tree, affected),
+        silent=frozenset(address for address, header in headers.items() if is_silent(header)),
+        bridge_headers=frozenset(a for a, header in headers.items() if header_type(header) in BRIDGE_HEADERS),
+        keeps_direct_regions=is_kept_from_vfio(tree) is True,
     )
+
+
+def _read_headers(tree: Tree, devices: Iterable[PciDevice]) -> dict[str, bytes]:
+    """Return the header of each device on no VFIO driver; a header that cannot be read is left out."""
+    paths = {
+        f"{device_path(device.address)}/config": device.address
+        for device in devices
+        if not is_vfio_driver(device.driver)
+    }
+    found = bounded_reads.read_all(tree, list(paths))
+    return {paths[path]: config for path, config in found.items() if isinstance(config, bytes)}
 
 
 def _unseen(tree: Tree) -> Iterator[str]:

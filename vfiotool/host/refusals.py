@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from vfiotool.errors import RefusedError
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice
+from vfiotool.host.direct_regions import direct_note
 from vfiotool.host.groups import IommuGroup, is_bridge, is_vfio_driver
+from vfiotool.host.pci_domains import domain_note, domains_text
 from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.usage.claim import some
 from vfiotool.host.usage.device_usage import Usage
@@ -38,6 +40,9 @@ LIFTABLE_RULES: Mapping[str, str] = {
     "ssh": "Allow the network card that carries this SSH connection.",
     "vga": "Allow the graphics card that the firmware started with.",
     "console": "Allow the device that shows the kernel's console.",
+    "domain": "Allow a device that makes a PCI domain (Intel VMD) to take it away, or a device of it to go.",
+    "silent": "Allow a device that does not answer.",
+    "direct": "Allow a device of a group that this kernel keeps from VFIO (a direct reserved region).",
     "vfs": "Allow a PF to lose its driver while its VFs are enabled.",
     "held": "Wait up to --timeout for a process to release the device.",
     "denylist": "Allow a device that is on a denylist.",
@@ -87,6 +92,7 @@ def refusals(context: PlanContext, targets: Mapping[str, DeviceState]) -> tuple[
     moved = [address for address, state in targets.items() if state.driver != context.devices[address].driver]
     found = [
         *(refusal for address, state in targets.items() for refusal in _of_device(context, address, state)),
+        *_of_domains(context, targets, moved),
         *_of_siblings(context, targets, moved),
         *_of_modules(context, targets, moved),
     ]
@@ -99,7 +105,7 @@ def refusals(context: PlanContext, targets: Mapping[str, DeviceState]) -> tuple[
 
 def _of_device(context: PlanContext, address: str, target: DeviceState) -> Iterable[Refusal]:
     device = context.devices[address]
-    if is_bridge(device):
+    if is_bridge(device) or address in context.bridge_headers:
         yield Refusal(address, "bridge", "it is a bridge; the devices behind it would be affected too", None)
     if device.class_code is None:
         yield Refusal(address, "bridge", "its class cannot be read, so it may be a bridge", None)
@@ -107,6 +113,8 @@ def _of_device(context: PlanContext, address: str, target: DeviceState) -> Itera
         return
     yield from _vfs(device, target)
     yield from _denied(context, device, target)
+    if is_vfio_driver(target.driver):
+        yield from _unusable(context, address)
     yield from _in_use(context.usage.get(address, ()), address)
     yield from _live_group(context, device, target)
 
@@ -134,6 +142,19 @@ def _denied(context: PlanContext, device: PciDevice, target: DeviceState) -> Ite
         return
     if is_vfio_driver(target.driver) or (denial.by_owner and not is_vfio_driver(device.driver)):
         yield liftable(device.address, "denylist", denial.reason)
+
+
+def _unusable(context: PlanContext, address: str) -> Iterable[Refusal]:
+    """Yield why VFIO could not open a device that its driver would take."""
+    if address in context.silent:
+        yield liftable(
+            address,
+            "silent",
+            "nothing answers there: its configuration space reads as ones, so VFIO could not use it",
+        )
+    group = context.group_of(address)
+    if group is not None and context.keeps_direct_regions and group.direct_regions:
+        yield liftable(address, "direct", f"group {group.id}: {direct_note(group)}")
 
 
 def _in_use(usage: Iterable[Usage], address: str, *, also: str = "") -> Iterable[Refusal]:
@@ -164,6 +185,30 @@ def _live_group(context: PlanContext, device: PciDevice, target: DeviceState) ->
         yield liftable(device.address, "held", f"{used}, so the kernel would not bind {target.driver}")
 
 
+def _of_domains(
+    context: PlanContext, targets: Mapping[str, DeviceState], moved: Sequence[str]
+) -> Iterable[Refusal]:
+    """Yield what forbids to take away a PCI domain with its maker, or a device of it alone.
+
+    The domain lives as long as its maker's driver, and the DMA of its devices is that of the maker: see
+    ``pci_domains``.
+    """
+    for maker, devices in context.domains.items():
+        driver = context.devices[maker].driver
+        if driver is None:
+            continue
+        goes = f"{domains_text(devices)} goes with it: {some(devices)}"
+        if maker in moved and not targets.keys().isdisjoint(devices):
+            yield Refusal(maker, "domain", f"{goes}; name it without the devices of the domain", None)
+        elif maker in moved:
+            yield liftable(maker, "domain", f"it is on {driver}, and {goes}")
+        elif is_host_driver(driver):
+            reason = f"VFIO cannot use it: {domain_note(maker, driver, devices)}"
+            for address in moved:
+                if address in devices and is_vfio_driver(targets[address].driver):
+                    yield liftable(address, "domain", reason)
+
+
 def _of_siblings(
     context: PlanContext, targets: Mapping[str, DeviceState], moved: Iterable[str]
 ) -> Iterable[Refusal]:
@@ -172,9 +217,10 @@ def _of_siblings(
         group = context.group_of(address)
         if group is None or not is_vfio_driver(targets[address].driver):
             continue
+        counted = {address, *context.domains.get(address, ())}  # their uses are those of the maker, too
         also = f"; it shares group {group.id} with {address}, and the group goes to userspace as a whole"
         for sibling in group.devices:
-            if sibling not in targets and is_host_driver(context.devices[sibling].driver):
+            if sibling not in (targets.keys() | counted) and is_host_driver(context.devices[sibling].driver):
                 yield from _in_use(context.usage.get(sibling, ()), sibling, also=also)
 
 

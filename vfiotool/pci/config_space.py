@@ -12,6 +12,8 @@ STANDARD_SIZE = 256
 EXTENDED_SIZE = 4096
 HEADER_TYPE = 0x0E
 MULTIFUNCTION = 0x80
+BRIDGE_HEADERS = (1, 2)
+"""The header types of bridges: PCI-to-PCI and CardBus."""
 
 _STATUS = 0x06
 _STATUS_CAP_LIST = 0x10
