@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import Run
+from vfiotool.host.checks.architecture import Architecture
 from vfiotool.host.checks.bootloader import LOADER_INFO, detect_boot_loader
 from vfiotool.host.checks.groups import judge_nodes
-from vfiotool.host.checks.iommu import Facts, interrupt_chips, judge_iommu, judge_remapping
+from vfiotool.host.checks.iommu import (
+    Facts,
+    interrupt_chips,
+    judge_iommu,
+    judge_remapping,
+    read_facts,
+)
 from vfiotool.host.checks.kernel import judge_era, judge_lockdown, judge_modules, module_names
 from vfiotool.host.checks.leftovers import judge_leftovers
 from vfiotool.host.checks.memory import judge_hugepages, judge_memlock
@@ -68,7 +76,8 @@ def test_a_check_that_fails_has_a_remedy_and_a_status(vfiotool: Run, ready: Fake
 def test_an_undecided_check_is_not_a_failure(host: FakeHost) -> None:
     """The host has only a release: no /proc, no modules, no securityfs."""
     found = checks(host)
-    assert {name for name, check in found.items() if check.ok is None} == {"lockdown", "memlock", "hugepages"}
+    unknown = {name for name, check in found.items() if check.ok is None}
+    assert unknown == {"lockdown", "memlock", "hugepages", "interrupt-remapping"}
     assert found["memlock"].detail == "a limit of running processes: run doctor on the machine itself"
 
 
@@ -94,9 +103,12 @@ def test_control_characters_do_not_reach_the_terminal(vfiotool: Run, ready: Fake
 def facts(host: FakeHost, **known: object) -> Facts:
     plain = Facts(
         groups=0,
+        has_group_folder=True,
         units=0,
         tables=frozenset({"APIC"}),
         parameters=(),
+        architecture=Architecture.X86,
+        platform="",
         vendor="GenuineIntel",
         is_guest=False,
         chips=frozenset({"IO-APIC"}),
@@ -119,7 +131,31 @@ def facts(host: FakeHost, **known: object) -> Facts:
         ({"vendor": "HygonGenuine", "tables": frozenset({"IVRS"})}, False, "dmesg | grep -iE 'AMD-Vi"),
         ({"is_guest": True}, False, "-device intel-iommu"),
         ({"is_guest": True, "tables": frozenset({"VIOT"})}, False, "modprobe virtio_iommu"),
-        ({"vendor": "", "tables": frozenset()}, False, "or 'SMMU'"),
+        ({"vendor": ""}, False, "turn on 'VT-d' (Intel), or turn on 'IOMMU' or 'AMD-Vi' (AMD)"),
+        ({"vendor": "", "tables": frozenset({"IVRS"})}, False, "describes AMD-Vi"),
+        ({"tables": None}, False, "not in sight"),
+        ({"tables": None, "vendor": "AuthenticAMD"}, False, "'AMD-Vi' if it is off"),
+        ({"has_group_folder": False}, None, "no IOMMU groups are in sight"),
+        ({"units": 1}, False, "no device has a group yet"),
+        ({"architecture": Architecture.ARM, "tables": None}, False, "device tree describes none"),
+        (
+            {"architecture": Architecture.ARM, "tables": frozenset({"IORT"})},
+            False,
+            "IORT table describes none",
+        ),
+        ({"architecture": Architecture.ARM}, False, "no IORT table"),
+        ({"architecture": Architecture.ARM, "is_guest": True}, False, "iommu=smmuv3"),
+        ({"architecture": Architecture.ARM, "parameters": ("iommu=off",)}, False, "no IORT table"),
+        ({"architecture": Architecture.POWER, "platform": "PowerNV"}, False, "is always on"),
+        ({"architecture": Architecture.POWER, "platform": "pSeries", "is_guest": True}, False, "SPAPR_TCE"),
+        ({"architecture": Architecture.POWER, "platform": "QEMU e500"}, False, "uses no IOMMU"),
+        ({"architecture": Architecture.POWER, "parameters": ("iommu=off",)}, False, "remove iommu=off from"),
+        ({"architecture": Architecture.S390, "vendor": "IBM/S390"}, False, "no PCI function is configured"),
+        ({"architecture": Architecture.S390, "parameters": ("pci=off",)}, False, "remove pci=off from"),
+        ({"architecture": Architecture.RISCV}, False, "CONFIG_RISCV_IOMMU"),
+        ({"architecture": Architecture.LOONGARCH}, False, "LoongArch"),
+        ({"architecture": None, "vendor": ""}, False, "architecture of this machine is unknown"),
+        ({"architecture": None, "vendor": "", "tables": frozenset({"DMAR"})}, False, "add intel_iommu=on"),
     ],
 )
 def test_the_verdict_and_the_remedy_on_the_iommu(
@@ -127,16 +163,63 @@ def test_the_verdict_and_the_remedy_on_the_iommu(
 ) -> None:
     verdict = judge_iommu(facts(host, **known))
     assert verdict.ok is ok
-    assert words in f"{verdict.detail} {verdict.remedy}"
-    assert (verdict.remedy is None) == ok
+    said = f"{verdict.detail} {verdict.remedy}"
+    assert words in said
+    if known.get("architecture", Architecture.X86) not in (Architecture.X86, None):
+        assert not re.search("VT-d|AMD-Vi|intel|DMAR|IVRS", said)
+    assert (verdict.remedy is None) == (ok is not False)
+
+
+CPUINFO = {
+    "s390": ("vendor_id       : IBM/S390\n# processors    : 17\n", Architecture.S390),
+    "x86": ("processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu\n\n", Architecture.X86),
+    "zhaoxin": ("vendor_id\t: CentaurHauls\n", Architecture.X86),
+    "arm64": ("processor\t: 0\nFeatures\t: fp\nCPU implementer\t: 0x41\n\n", Architecture.ARM),
+    "power": (
+        "processor\t: 0\ncpu\t\t: POWER9\n\ntimebase\t: 512000000\nplatform\t: PowerNV\n",
+        Architecture.POWER,
+    ),
+    "riscv": ("processor\t: 0\nhart\t\t: 0\nisa\t\t: rv64imafdc\n\n", Architecture.RISCV),
+    "loongarch": ("system type : generic\n\nCPU Family\t: Loongson-64bit\n", Architecture.LOONGARCH),
+    "empty": ("", None),
+    "other": ("cpu\t\t: alien\n", None),
+}
+
+
+@pytest.mark.parametrize("name", CPUINFO)
+def test_the_architecture_by_the_form_of_cpuinfo(host: FakeHost, name: str) -> None:
+    text, expected = CPUINFO[name]
+    host.put("/proc/cpuinfo", text)
+    assert read_facts(host.tree).architecture is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        ("/proc/sys/kernel/arch", "aarch64", Architecture.ARM),
+        ("/proc/sys/kernel/arch", "s390x", Architecture.S390),
+        ("/proc/sys/kernel/arch", "ppc64le", Architecture.POWER),
+        ("/proc/sys/kernel/arch", "mips64", None),
+        ("/proc/version", "Linux version 6.1 (d@x) (x86_64-linux-gnu-gcc-12 (Debian) 12)", Architecture.X86),
+        ("/proc/version", "Linux version 6.1 (d@x) (powerpc64le-linux-gnu-gcc 12)", Architecture.POWER),
+        ("/proc/version", "Linux version 6.1 (d@x) (gcc (Debian 12.2.0) 12.2.0)", None),
+    ],
+)
+def test_the_architecture_by_the_kernels_own_word(
+    host: FakeHost, path: str, text: str, expected: Architecture | None
+) -> None:
+    host.put(path, text)
+    assert read_facts(host.tree).architecture is expected
 
 
 @pytest.mark.parametrize(
     ("known", "ok", "words"),
     [
         ({"chips": frozenset({"IR-IO-APIC", "DMAR-MSI"})}, True, "IOMMU remaps"),
-        ({"chips": frozenset({"ITS-MSI", "GICv3"}), "vendor": ""}, True, "GIC"),
-        ({"chips": frozenset({"GICv2"}), "vendor": ""}, None, "does not show"),
+        ({"chips": frozenset({"ITS-MSI", "GICv3"}), "architecture": Architecture.ARM}, True, "GIC"),
+        ({"chips": frozenset({"GICv2"}), "architecture": Architecture.ARM}, None, "does not show"),
+        ({"chips": frozenset({"GICv2"}), "architecture": Architecture.ARM, "groups": 0}, None, "not show"),
+        ({"chips": frozenset(), "architecture": Architecture.S390}, True, "each PCI function"),
         ({}, False, "allow_unsafe_interrupts=1"),
         ({"accepts_unsafe": True}, False, "accepts that"),
         ({"parameters": ("intremap=off",)}, False, "remove intremap=off"),

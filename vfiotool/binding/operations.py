@@ -24,13 +24,15 @@ from vfiotool.binding.sriov import check_count, live_group_refusals, with_bound_
 from vfiotool.binding.transaction_runner import TransactionRunner
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
 from vfiotool.host.attributes import device_path
+from vfiotool.host.checks.iommu import why_no_group
 from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.era import has_noiommu
-from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
+from vfiotool.host.groups import is_bridge, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.power import read_power, sleeps_by_policy
+from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import best_vfio_driver
 from vfiotool.pci.ids import ids_text
 from vfiotool.pci.names import PciNames
@@ -112,7 +114,7 @@ class Binding:
                 return DeviceState(native_driver(self._tree, device), None)
             chosen = best_vfio_driver(self._tree, device) if driver == AUTO else driver
             if is_vfio_driver(chosen) and device.iommu_group is None and not has_noiommu(self._tree):
-                raise _no_group(device.address)
+                raise _no_group(self._tree, device.address)
             return bound_to(now, chosen)
 
         def amend(context: PlanContext, plan: Plan) -> Plan:
@@ -193,7 +195,7 @@ class Binding:
         """
         device = find_device(self._planner.devices(), pf)
         if bind and device.iommu_group is None:
-            raise _no_group(pf)
+            raise _no_group(self._tree, pf)
         if bind and count and count == len(device.vfs):
             return self.bind(device.vfs)
 
@@ -240,7 +242,7 @@ class Binding:
         for address in addresses:
             device = find_device(devices, address)
             if device.iommu_group is None:
-                raise _no_group(address)
+                raise _no_group(self._tree, address)
             members = [other for other in devices if other.iommu_group == device.iommu_group]
             chosen.update(dict.fromkeys(other.address for other in members if not is_bridge(other)))
         return list(chosen)
@@ -338,5 +340,5 @@ def bound(*addresses: str, driver: str = "vfio-pci", state_dir: str = STATE_DIR)
         binding.restore([address for address in addresses if address in binding.recorded()])
 
 
-def _no_group(address: str) -> UnsupportedError:
-    return UnsupportedError(f"{address} is in no IOMMU group, so VFIO cannot use it", hint=TURN_ON_IOMMU)
+def _no_group(tree: Tree, address: str) -> UnsupportedError:
+    return UnsupportedError(f"{address} is in no IOMMU group, so VFIO cannot use it", hint=why_no_group(tree))

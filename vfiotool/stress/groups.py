@@ -11,9 +11,10 @@ from vfiotool.binding.journal import Journal, boot_id
 from vfiotool.binding.machine import LiveMachine
 from vfiotool.errors import RefusedError, UnsupportedError, UsageError, VfioToolError
 from vfiotool.host.attributes import addresses, device_path, find_group
+from vfiotool.host.checks.iommu import why_no_group
 from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.era import detect_era
-from vfiotool.host.groups import TURN_ON_IOMMU, is_bridge, is_vfio_driver
+from vfiotool.host.groups import is_bridge, is_vfio_driver
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.stress.model.lifecycle import Model
@@ -74,7 +75,7 @@ def _find(
     for address in wanted:
         number = find_group(tree, address)
         if number is None:
-            raise UnsupportedError(f"{address} is in no IOMMU group", hint=TURN_ON_IOMMU)
+            raise UnsupportedError(f"{address} is in no IOMMU group", hint=why_no_group(tree))
         members = [device for device in devices if device.iommu_group == number and not is_bridge(device)]
         groups[number] = members
     lacking = [

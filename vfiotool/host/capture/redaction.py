@@ -21,6 +21,10 @@ _SERIAL_NUMBER, _SERIAL_NUMBER_SIZE = 0x03, 12
 _VPD, _VPD_SIZE = 0x03, 8
 _STAT_FIELDS = 22
 
+# Of these fields, each architecture has some: see ``host.checks.architecture``.
+_CPU_FIELDS = ("vendor_id", "CPU implementer", "CPU Family", "hart", "timebase", "platform", "machine")
+_GUEST = "flags : hypervisor"
+
 Redaction = Callable[[str], str]
 
 
@@ -29,14 +33,16 @@ def _cmdline(text: str) -> str:
 
 
 def _cpuinfo(text: str) -> str:
-    """Keep the first processor's vendor, and the flag that it belongs to a guest."""
+    """Keep the first processor's vendor, the flag that it belongs to a guest, and what tells the architecture
+    and the platform."""
     kept = []
-    for line in text.partition("\n\n")[0].splitlines():
+    last = text.rpartition("\n\n")[2]  # the machine's fields, on POWER
+    for line in (*text.partition("\n\n")[0].splitlines(), *last.splitlines()):
         name, _, value = line.partition(":")
-        if name.strip() == "vendor_id":
+        if name.strip() in _CPU_FIELDS and line not in kept:
             kept.append(line)
-        if name.strip() == "flags" and "hypervisor" in value.split():
-            kept.append("flags : hypervisor")
+        if name.strip() == "flags" and "hypervisor" in value.split() and _GUEST not in kept:
+            kept.append(_GUEST)
     return "".join(f"{line}\n" for line in kept)
 
 
@@ -124,7 +130,7 @@ _PROC: Mapping[str, Redaction] = {
     r"/proc/kallsyms": _kallsyms,
     r"/proc/(self|1)/mountinfo": _mountinfo,
     r"/proc/swaps": _swaps,
-    r"/proc/sys/kernel/(osrelease|modules_disabled)": _whole,
+    r"/proc/sys/kernel/(osrelease|modules_disabled|arch)": _whole,
     r"/proc/\d+/comm": _whole,
     r"/proc/\d+/fdinfo/\d+": _fdinfo,
     r"/proc/\d+/stat": _stat,
