@@ -235,7 +235,7 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV): (
         "no device of that name in the group is on a VFIO driver",
-        "'vfiotool groups' shows the group's devices; 'vfiotool bind' binds a device to vfio-pci",
+        "'vfiotool groups' shows the group's devices; 'vfiotool show' says how to free one",
     ),
     ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES): _NO_TOKEN,
     ("VFIO_DEVICE_BIND_IOMMUFD", errno.EACCES): _NO_TOKEN,
@@ -263,7 +263,7 @@ _CAUSES: dict[tuple[str, int], tuple[str, str]] = {
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.EBUSY): (
         "the reset affects a device that is on a host driver",
-        "bind that device with 'vfiotool bind'",
+        "'vfiotool show' says how to free that device",
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", errno.ENOTTY): (
         "the bridge above the device did not reset its bus, or no device answered after the reset",

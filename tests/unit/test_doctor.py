@@ -135,7 +135,7 @@ def facts(host: FakeHost, **known: object) -> Facts:
         ({"vendor": "", "tables": frozenset({"IVRS"})}, False, "describes AMD-Vi"),
         ({"tables": None}, False, "not in sight"),
         ({"tables": None, "vendor": "AuthenticAMD"}, False, "'AMD-Vi' if it is off"),
-        ({"has_group_folder": False}, None, "no IOMMU groups are in sight"),
+        ({"has_group_folder": False}, None, "does not show its IOMMU groups"),
         ({"units": 1}, False, "no device has a group yet"),
         ({"architecture": Architecture.ARM, "tables": None}, False, "device tree describes none"),
         (

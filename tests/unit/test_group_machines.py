@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from vfiotool import cli
 from vfiotool.binding.plan import Plan, bound_to
 from vfiotool.binding.planner import Planner
 from vfiotool.host.attributes import addresses
+from vfiotool.host.checks.architecture import Architecture
+from vfiotool.host.checks.iommu import read_facts
 from vfiotool.host.devices import read_devices
 from vfiotool.host.groups import IommuGroup, group_ids, read_groups
 from vfiotool.host.refusals import PlanRefusedError
@@ -126,3 +130,45 @@ def test_direct_regions_refuse_where_the_kernel_is_known_to(host: FakeHost) -> N
     assert refused(plan(host.tree, NIC)) == [(NIC, "direct", "--allow-direct")]
     host.add_group(1, reserved_regions="0x0000000000001000 0x0000000000001fff direct-relaxable")
     assert refused(plan(host.tree, NIC)) == []
+
+
+def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run the command line on the folder of a machine; return what it prints, in one line."""
+    name, *rest = args
+    capsys.readouterr()
+    cli.run(["--sysroot", str(MACHINES / name), *rest])
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_show_says_what_a_vmd_takes_away(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "vmd", "show", VMD)
+    assert f"'vfiotool bind {VMD}' refuses it: it is on vmd, and PCI domain 10000 goes with it: " in shown
+    assert "a PCI bridge" not in shown
+    disk = said(capsys, "vmd", "show", "10000:e1:00.0")
+    assert f"'vfiotool bind 10000:e1:00.0' refuses it: VFIO cannot use it: {VMD} (vmd) issues the DMA" in disk
+    listed = said(capsys, "vmd", "groups")
+    assert f"{VMD}: vmd makes PCI domain 10000, which goes with it" in listed
+    assert "move the card" not in listed
+    assert "vfiotool bind" not in listed
+
+
+def test_nothing_hands_a_root_port_over(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "bridge-and-width", "show", "0000:00:1c.0")
+    assert "how to free nothing hands a bridge over" in shown
+    assert "vfiotool bind" not in shown
+
+
+def test_a_direct_region_of_a_capture(capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder does not show whose IOMMU it is, so what this kernel does is not claimed."""
+    shown = said(capsys, "rmrr-direct", "show", "0000:00:1f.0")
+    assert "binds it, but VFIO may not open it: the firmware needs 0x0 to 0xffffff, " in shown
+    (group,) = groups(machine("rmrr-direct")).values()
+    assert [region.type for region in group.direct_regions] == ["direct", "direct"]
+
+
+def test_s390_gets_no_advice_about_vt_d(capsys: pytest.CaptureFixture[str]) -> None:
+    said_of = said(capsys, "s390", "groups") + said(capsys, "s390", "doctor")
+    assert not re.search("VT-d|AMD-Vi|intel_iommu", said_of)
+    assert "does not show its IOMMU groups" in said_of
+    assert read_facts(machine("s390")).architecture is Architecture.S390

@@ -193,18 +193,17 @@ def test_without_vfio_no_process_is_inspected(host: FakeHost) -> None:
     assert find_holders(host.tree) == {}
 
 
-_BIND = "bind it to vfio-pci with 'vfiotool bind 0000:01:00.0'"
-_UNBIND = "or leave it without a driver with 'vfiotool unbind 0000:01:00.0'"
+_SHOW = "'vfiotool show 0000:01:00.0' says how to free it"
 _MOVE = "or move the card to a slot whose port has ACS: it then gets its own group"
 
 
 @pytest.mark.parametrize(
     ("others", "remedies"),
     [
-        ([], [_BIND]),
-        ([(PORT, 0x060400)], [_BIND]),
-        ([(B, 0x020000)], [_BIND, _UNBIND]),
-        ([("0000:02:00.0", 0x020000)], [_BIND, _UNBIND, _MOVE]),
+        ([], [_SHOW]),
+        ([(PORT, 0x060400)], [_SHOW]),
+        ([(B, 0x020000)], [_SHOW]),
+        ([("0000:02:00.0", 0x020000)], [_SHOW, _MOVE]),
     ],
     ids=["alone", "below a port", "function", "card"],
 )
@@ -223,3 +222,11 @@ def test_the_remedy_for_the_driver_of_a_bridge(host: FakeHost) -> None:
     host.add_device(PORT, group=3, driver="shpchp", class_code=0x060400)
     (blocker,) = group(host).blockers
     assert f"'echo {PORT} > /sys/bus/pci/devices/{PORT}/driver/unbind'" in blocker.reason
+
+
+def test_the_reason_for_the_maker_of_a_domain(host: FakeHost) -> None:
+    host.add_device(PORT, group=3, driver="vmd", class_code=0x010400)
+    host.add_device("10000:e1:00.0", group=3, driver="nvme", domain_of=PORT)
+    maker, disk = group(host).blockers
+    assert maker.reason.startswith("vmd makes PCI domain 10000, which goes with it, and all of its devices: ")
+    assert disk.reason == f"nvme is a host driver of a device in PCI domain 10000: see {PORT}"

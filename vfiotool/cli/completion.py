@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.attributes import addresses, device_path, read_id, read_name
+from vfiotool.host.attributes import addresses, device_path, find_group, read_id, read_name
 from vfiotool.host.groups import BRIDGE_CLASSES, group_ids, is_vfio_driver
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
@@ -151,9 +151,11 @@ def _persisted(inventory: DeviceInventory, incomplete: str) -> Items:
 
 
 def _groups(inventory: DeviceInventory, incomplete: str) -> Items:
+    members: dict[int | None, list[str]] = {}
+    for address in inventory.addresses:
+        members.setdefault(find_group(inventory.tree, address), []).append(address)
     for number in group_ids(inventory.tree):
-        members = sorted(inventory.tree.find_names(f"/sys/kernel/iommu_groups/{number}/devices"))
-        yield str(number), " ".join(members)
+        yield str(number), " ".join(members.get(number, ()))
 
 
 def _forms(inventory: DeviceInventory, chosen: Iterable[str], incomplete: str) -> Items:

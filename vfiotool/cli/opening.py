@@ -6,12 +6,13 @@ import errno
 
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
-from vfiotool.host.attributes import device_path, find_group
+from vfiotool.host.attributes import addresses, device_path, find_group
 from vfiotool.host.groups import GROUPS, is_vfio_driver
 from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import blocked_addresses
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
+from vfiotool.pci.names import PciNames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,8 +78,16 @@ def _not_on_vfio(tree: Tree, address: str, state_dir: str) -> VfioToolError:
     where = "on no driver" if driver is None else f"on {driver}"
     return VfioToolError(
         f"{address} is {where}, and only a device on a VFIO driver can be opened",
-        hint=f"bind it with 'vfiotool bind {address}'; 'vfiotool restore {address}' restores its driver",
+        hint=_how_to_free(tree, address, state_dir),
     )
+
+
+def _how_to_free(tree: Tree, address: str, state_dir: str) -> str:
+    from vfiotool.host.devices import read_devices
+    from vfiotool.host.freeing import how_to_free
+
+    devices = read_devices(tree, addresses(tree), PciNames(b""), state_dir=state_dir)
+    return how_to_free(tree, devices, address, state_dir=state_dir)
 
 
 def _nodes(tree: Tree, address: str) -> list[str]:

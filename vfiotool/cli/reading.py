@@ -37,7 +37,7 @@ def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: 
 
 def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
     """Print the groups with these numbers, or all groups if there are no numbers."""
-    from vfiotool.host.groups import GROUPS, TURN_ON_IOMMU, group_ids, read_group, read_groups
+    from vfiotool.host.groups import group_ids, read_group, read_groups
 
     devices = _all_devices(tree, state_dir)
     if numbers:
@@ -47,16 +47,23 @@ def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: boo
     if as_json:
         write_document("groups", {"groups": groups})
         return
-    if not groups and not tree.is_complete and not tree.exists(GROUPS):
-        print(f"This copy of a machine does not show its IOMMU groups: it has no {GROUPS}.", file=sys.stderr)
-        return
     if not groups:
-        print("This machine has no IOMMU groups: its IOMMU is disabled or missing.", file=sys.stderr)
-        print(f"hint: {TURN_ON_IOMMU}", file=sys.stderr)
+        _print_no_groups(tree, state_dir)
         return
     from vfiotool.render.tables import print_groups
 
     print_groups(groups, devices)
+
+
+def _print_no_groups(tree: Tree, state_dir: str) -> None:
+    """Print why there are no groups, as doctor knows it."""
+    from vfiotool.host.checks.iommu import check_iommu
+
+    verdict = check_iommu(tree, state_dir)
+    said = "" if verdict.ok is None else "this machine has no IOMMU groups: "
+    print(f"{said}{verdict.detail}", file=sys.stderr)
+    if verdict.remedy is not None:
+        print(f"hint: {verdict.remedy}", file=sys.stderr)
 
 
 def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bool) -> None:
@@ -74,7 +81,7 @@ def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bo
     from vfiotool.host.freeing import how_to_free
     from vfiotool.render.tables import print_details
 
-    print_details(details, how_to_free(details))
+    print_details(details, how_to_free(tree, devices, address, state_dir=state_dir))
 
 
 def _all_devices(tree: Tree, state_dir: str) -> list[PciDevice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vfiotool.errors import DeviceNotFoundError
@@ -13,13 +13,10 @@ from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import Era, find_era
 from vfiotool.host.group_causes import group_causes
 from vfiotool.host.holders import Holder, find_holders
+from vfiotool.host.pci_domains import devices_by_maker, domains_text
 from vfiotool.host.tree import Tree, decode
 
 GROUPS = "/sys/kernel/iommu_groups"
-TURN_ON_IOMMU = (
-    "turn on VT-d or AMD-Vi in the firmware; on Intel, also boot with intel_iommu=on on the kernel "
-    "command line"
-)
 _GUARDED = ("type", "reserved_regions")
 _NODES = "/dev/vfio"
 BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
@@ -98,8 +95,10 @@ def read_groups(tree: Tree, wanted: Iterable[int], devices: Iterable[PciDevice])
     holders = find_holders(tree)
     present_members = {number: tuple(members.get(number, ())) for number in present}
     why = group_causes(tree, {n: [device.address for device in m] for n, m in present_members.items()})
+    shared = [device.address for found in present_members.values() if len(found) > 1 for device in found]
+    domains = devices_by_maker(tree, shared)
     return [
-        _read_group(tree, number, devices, era, holders, guarded, why[number])
+        _read_group(tree, number, devices, era, holders, guarded, why[number], domains)
         for number, devices in present_members.items()
     ]
 
@@ -118,28 +117,35 @@ def read_group(tree: Tree, number: int, devices: Iterable[PciDevice]) -> IommuGr
     return found[0]
 
 
-def blockers(devices: Iterable[PciDevice], era: Era) -> tuple[Blocker, ...]:
+def blockers(
+    devices: Iterable[PciDevice], era: Era, domains: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Blocker, ...]:
     """Return the devices of a group that make it not viable, by the rules of the era.
+
+    ``domains`` has the devices of the PCI domains that devices of the group make, by the maker's address.
+    No reason names a command that may be refused: ``vfiotool show`` knows the rules.
 
     Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
     ``driver_managed_dma`` claims the group for the host (commit 70693f470848).
     """
     group = tuple(devices)
     return tuple(
-        Blocker(device.address, device.driver, _reason(device, device.driver, group))
+        Blocker(device.address, device.driver, _reason(device, device.driver, group, domains or {}))
         for device in group
         if device.driver is not None and not _is_harmless(device, device.driver, era)
     )
 
 
-def _viability(devices: Iterable[PciDevice], era: Era | None) -> tuple[bool | None, tuple[Blocker, ...]]:
+def _viability(
+    devices: Iterable[PciDevice], era: Era | None, domains: Mapping[str, Sequence[str]]
+) -> tuple[bool | None, tuple[Blocker, ...]]:
     """Return whether a group is viable, and the devices that are known to block it.
 
     ``None`` stands for unknown: that of an unknown era if the rules of the eras differ, and that of a copy
     that does not have the drivers.
     """
     group = tuple(devices)
-    found = [blockers(group, one) for one in ([era] if era is not None else Era)]
+    found = [blockers(group, one, domains) for one in ([era] if era is not None else Era)]
     known = tuple(blocker for blocker in found[0] if all(blocker in one for one in found))
     if known:
         return False, known
@@ -171,7 +177,9 @@ def _is_harmless(device: PciDevice, driver: str, era: Era) -> bool:
     return driver == "pcieport" if era.has_dma_owner else is_bridge(device)
 
 
-def _reason(device: PciDevice, driver: str, group: Iterable[PciDevice]) -> str:
+def _reason(
+    device: PciDevice, driver: str, group: Iterable[PciDevice], domains: Mapping[str, Sequence[str]]
+) -> str:
     """Return why a device blocks its group, and how to remove the cause."""
     address = device.address
     if is_bridge(device):
@@ -179,14 +187,19 @@ def _reason(device: PciDevice, driver: str, group: Iterable[PciDevice]) -> str:
             f"{driver} drives a bridge and claims the group for the host, unlike pcieport: unbind it with "
             f"'echo {address} > /sys/bus/pci/devices/{address}/driver/unbind'"
         )
-    bind = f"bind it to vfio-pci with 'vfiotool bind {address}'"
+    show = f"'vfiotool show {address}' says how to free it"
+    if address in domains:
+        made = domains[address]
+        return f"{driver} makes {domains_text(made)}, which goes with it, and all of its devices: {show}"
+    for maker, made in domains.items():
+        if address in made:
+            return f"{driver} is a host driver of a device in {domains_text(made)}: see {maker}"
     others = [one for one in group if one.address != address and not is_bridge(one)]
     if not others:
-        return f"{driver} is a host driver: {bind}"
-    remedies = [bind, f"or leave it without a driver with 'vfiotool unbind {address}'"]
-    if any(_slot(one.address) != _slot(address) for one in others):
-        remedies.append("or move the card to a slot whose port has ACS: it then gets its own group")
-    return f"{driver} is a host driver, and its group shares one address space: {', '.join(remedies)}"
+        return f"{driver} is a host driver: {show}"
+    move = any(_slot(one.address) != _slot(address) for one in others)
+    more = ", or move the card to a slot whose port has ACS: it then gets its own group" if move else ""
+    return f"{driver} is a host driver, and its group shares one address space: {show}{more}"
 
 
 def _slot(address: str) -> str:
@@ -201,10 +214,11 @@ def _read_group(
     holders: Mapping[str, tuple[Holder, ...]],
     guarded: Mapping[str, bounded_reads.ReadResult],
     why: tuple[str, ...] | None,
+    domains: Mapping[str, Sequence[str]],
 ) -> IommuGroup:
     domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
     regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
-    viable, blocking = _viability(devices, era)
+    viable, blocking = _viability(devices, era, domains)
     node = f"/dev/vfio/{number}"
     nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
     unseen = not tree.is_complete and not tree.exists(_NODES)

@@ -18,7 +18,7 @@ from vfiotool.host.tree import Tree
 from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.namespaces import NAMESPACE_ALONE, why_processes_are_hidden
 from vfiotool.host.usage.openers import is_group_open
-from vfiotool.pci.config_space import BRIDGE_HEADERS, header_type, is_silent
+from vfiotool.pci.config_space import BRIDGE_HEADERS, header_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +90,18 @@ def read_plan_context(
         unseen=tuple(_unseen(tree)),
         sleeps_on_its_own=not sleeps_by_policy(tree) and tree.find(IDLE_D3) != "Y",
         domains=devices_by_maker(tree, affected),
-        silent=frozenset(address for address, header in headers.items() if is_silent(header)),
+        silent=frozenset(device.address for device in chosen if device.answers is False),
         bridge_headers=frozenset(a for a, header in headers.items() if header_type(header) in BRIDGE_HEADERS),
         keeps_direct_regions=is_kept_from_vfio(tree) is True,
     )
 
 
 def _read_headers(tree: Tree, devices: Iterable[PciDevice]) -> dict[str, bytes]:
-    """Return the header of each device on no VFIO driver; a header that cannot be read is left out."""
+    """Return the header of each device that answered before, on no VFIO driver: the read wakes none."""
     paths = {
         f"{device_path(device.address)}/config": device.address
         for device in devices
-        if not is_vfio_driver(device.driver)
+        if device.answers and not is_vfio_driver(device.driver)
     }
     found = bounded_reads.read_all(tree, list(paths))
     return {paths[path]: config for path, config in found.items() if isinstance(config, bytes)}

@@ -52,8 +52,6 @@ def group_notes(group: IommuGroup) -> list[str]:
     notes = [f"shared: {line}" for line in why]
     notes += filter(None, [direct_note(group)])
     notes += [f"not viable because of {blocker.address}: {blocker.reason}" for blocker in group.blockers]
-    if len(group.blockers) > 1:
-        notes.append(f"not viable: bind all of its devices with 'vfiotool bind --group group:{group.id}'")
     notes += [f"held: {holder.node} by {holder.process}, fd {holder.fd}" for holder in group.holders]
     return notes
 

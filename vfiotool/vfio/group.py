@@ -122,7 +122,7 @@ def _no_node(group_id: int, path: str) -> Exception:
         return DeviceNotFoundError(
             f"there is no IOMMU group {group_id}", hint="'vfiotool groups' shows all groups"
         )
-    hint = f"no device of group {group_id} is bound to a VFIO driver: use 'vfiotool bind'"
+    hint = f"no device of group {group_id} is on a VFIO driver: 'vfiotool show' says how to free a device"
     return KernelError(errno.ENOENT, "open", path, hint=hint)
 
 
@@ -135,5 +135,6 @@ def _not_viable(group_id: int) -> GroupNotViableError:
     return GroupNotViableError(
         f"group {group_id} is not viable: {named or 'a device of the group'} is bound to a host driver",
         blockers=[one.address for one in found],
-        hint=f"'vfiotool bind --group group:{group_id}' binds all devices of the group to vfio-pci",
+        hint="; ".join(f"'vfiotool show {one.address}' says how to free it" for one in found[:1])
+        or "'vfiotool groups' shows what blocks it",
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from vfiotool.host.attributes import addresses, find_group
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.direct_regions import OTHER_FIRMWARE, direct_note, is_kept_from_vfio
 from vfiotool.host.groups import IommuGroup, group_ids, is_vfio_driver, on_vfio, read_groups
+from vfiotool.host.taking import Taking, take_group
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 
@@ -61,11 +62,15 @@ def _who(access: Access) -> str:
 def check_viability(tree: Tree, state_dir: str) -> Verdict:
     """Every group with a device on a VFIO driver is viable."""
     devices = read_devices(tree, addresses(tree), PciNames(b""), state_dir=state_dir)
-    return judge_viability(read_groups(tree, group_ids(tree), devices), devices)
+    return judge_viability(
+        read_groups(tree, group_ids(tree), devices), devices, lambda number: take_group(tree, devices, number)
+    )
 
 
-def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> Verdict:
-    """Judge the groups that have a device on a VFIO driver."""
+def judge_viability(
+    groups: Iterable[IommuGroup], devices: Iterable[PciDevice], take: Callable[[int], Taking]
+) -> Verdict:
+    """Judge the groups that have a device on a VFIO driver; ``take`` is ``take_group``."""
     handed = {one.address: one for one in devices if is_vfio_driver(one.driver)}
     used = [group for group in groups if any(address in handed for address in group.devices)]
     blocked = [group for group in used if group.viable is False]
@@ -82,7 +87,11 @@ def judge_viability(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) 
         for group in blocked
         for blocker in group.blockers
     ]
-    remedies = [f"vfiotool bind --group group:{group.id}" for group in blocked]
+    takings = [take(group.id) for group in blocked]
+    remedies = [
+        f"'{one.command}' would be refused: {one.why_refused}" if one.refused else one.command
+        for one in takings
+    ]
     return Verdict(False, "; ".join(causes), "; ".join(remedies))
 
 

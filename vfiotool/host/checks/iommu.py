@@ -74,7 +74,7 @@ def read_facts(tree: Tree) -> Facts:
     real = [n for n in group_ids(tree) if tree.find(f"{GROUPS}/{n}/name") != "vfio-noiommu"]
     return Facts(
         groups=len(real),
-        has_group_folder=tree.is_live or tree.exists(GROUPS),
+        has_group_folder=tree.is_complete or tree.exists(GROUPS),
         units=len(tree.find_names("/sys/class/iommu")),
         tables=_tables(tree),
         parameters=tuple((tree.find("/proc/cmdline") or "").split()),
@@ -103,7 +103,7 @@ def judge_iommu(facts: Facts) -> Verdict:
     if facts.groups:
         return Verdict(True, f"on: {facts.groups} groups, {facts.units} IOMMUs")
     if not facts.has_group_folder:
-        return Verdict(None, f"no IOMMU groups are in sight: these files do not have {GROUPS}")
+        return Verdict(None, f"this copy of a machine does not show its IOMMU groups: it has no {GROUPS}")
     for parameter in _OFF.get(facts.architecture, ()) if facts.architecture else ():
         if parameter in facts.parameters:
             return Verdict(
@@ -144,7 +144,9 @@ def judge_remapping(facts: Facts) -> Verdict:
         return Verdict(True, "the IOMMU remaps interrupts")
     if any(chip.startswith("ITS-") for chip in facts.chips):
         return Verdict(True, "the GIC's interrupt translation service (ITS) remaps interrupts")
-    if facts.architecture is Architecture.S390:  # arch_is_isolated_msi() in arch/s390/include/asm/msi.h
+    if (
+        facts.groups and facts.architecture is Architecture.S390
+    ):  # arch_is_isolated_msi() in arch/s390/include/asm/msi.h
         return Verdict(True, "the hardware isolates the interrupts of each PCI function")
     if not facts.groups and facts.architecture is Architecture.X86:
         found = judge_iommu(facts)

@@ -292,7 +292,7 @@ def _no_cdev(address: str) -> Exception:
             "this kernel has no VFIO device cdevs",
             hint="they need CONFIG_VFIO_DEVICE_CDEV (since 6.6); use iommu='type1v2'",
         )
-    hint = f"{address} is not bound to a VFIO driver: use 'vfiotool bind {address}'"
+    hint = f"{address} is on no VFIO driver: 'vfiotool show {address}' says how to free it"
     return KernelError(errno.ENODEV, "open", f"the cdev of {address}", hint=hint)
 
 
