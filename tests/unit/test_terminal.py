@@ -94,7 +94,8 @@ def outputs(machine: FakeHost, state_dir: str) -> dict[str, Output]:
         "watch": lambda: write_line(timeline),
     }
     for address, one in details.items():
-        verbs[f"show {address}"] = partial(print_details, one, how_to_free(one))
+        free = how_to_free(tree, devices, address, state_dir=state_dir)
+        verbs[f"show {address}"] = partial(print_details, one, free)
     return verbs
 
 
