@@ -6,7 +6,7 @@ dataclasses here for that reason; see ``vfiotool.host.devices``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vfiotool.host import bounded_reads, pending_unbinds
 from vfiotool.host.attribute_reader import AttributeReader, to_decimal, to_hexadecimal
@@ -35,6 +35,7 @@ _IDENTITY = {
     "revision": ("revision", 2),  # since Linux 4.10
     "class_code": ("class", 6),
 }
+_ONES = b"\xff" * 4
 _ASLEEP = ("D1", "D2", "D3hot", "D3cold")
 
 
@@ -78,17 +79,18 @@ def read_fields(
 
     A device that is unplugged meanwhile is left out: its entry among the devices is gone. A field that cannot
     be read is ``None``, and named in ``unavailable``. Blocked devices, however many, add about a second in
-    total at most. The first registers of a device are read too, but not if the device sleeps.
+    total at most. The first register of a device is read too, but not if the device sleeps.
     """
     readers = {address: AttributeReader(tree, device_path(address)) for address in wanted}
     power = {address: reader.text("power_state") for address, reader in readers.items()}
-    locked = [reader.path(name) for reader in readers.values() for name in _LOCKED if name in reader.present]
-    headers = [
-        reader.path("config")
+    ids = {address: _attributes(reader) for address, reader in readers.items()}
+    headers = {
+        reader.path("config"): _wanted_part(reader, ids[address])
         for address, reader in readers.items()
-        if "config" in reader.present and _may_be_read(tree, reader, power[address])
-    ]
-    guarded = bounded_reads.read_all(tree, locked + headers, most=dict.fromkeys(headers, HEADER_SIZE))
+        if "config" in reader.present
+        and (None in ids[address].values() or _is_awake(tree, reader, power[address]))
+    }
+    guarded = _read_guarded(tree, readers.values(), headers)
     blocked = pending_unbinds.blocked_addresses(tree, state_dir)
     unseen = _unseen_links(tree)
     found = []
@@ -96,7 +98,8 @@ def read_fields(
         reader.use(guarded)
         is_stalled = any(guarded.get(reader.path(name), b"") is None for name in _LOCKED)
         header = (reader.content("config") if reader.path("config") in guarded else None) or b""
-        fields = {"address": address} | _identity(reader, names, header) | _state(tree, reader, unseen)
+        fields = {"address": address, **_identity(reader, ids[address], names, header)}
+        fields |= _state(tree, reader, unseen)
         fields["power_state"] = reader.known("power_state", power[address])
         fields["answers"] = reader.known("answers", answers(header))
         fields["blocked"] = address in blocked or (is_stalled and fields["driver"] is None)
@@ -106,8 +109,27 @@ def read_fields(
     return found
 
 
+def _read_guarded(
+    tree: Tree, readers: Iterable[AttributeReader], headers: Mapping[str, int]
+) -> Mapping[str, bounded_reads.ReadResult]:
+    """Read the attributes that need the device's lock, and so many bytes of the ``headers``, by path.
+
+    A register that is ones says little: then the whole header is read.
+    """
+    locked = [reader.path(name) for reader in readers for name in _LOCKED if name in reader.present]
+    found = dict(bounded_reads.read_all(tree, [*locked, *headers], most=headers))
+    if unsure := {path: HEADER_SIZE for path in headers if found[path] == _ONES}:
+        found |= bounded_reads.read_all(tree, list(unsure), most=unsure)
+    return found
+
+
 def answers(config: bytes) -> bool | None:
-    """Return False if the registers of a device read as ones, ``None`` if they could not be read."""
+    """Return False if the registers of a device read as ones, ``None`` if they could not be read.
+
+    A first register that is not ones is enough: it has the ids, which are ones of a VF alone.
+    """
+    if len(config) >= len(_ONES) and not config.startswith(_ONES):
+        return True
     return None if len(config) < HEADER_SIZE else not is_silent(config)
 
 
@@ -116,26 +138,37 @@ def parse_override(text: str | None) -> str | None:
     return None if text == "(null)" else text
 
 
-def _may_be_read(tree: Tree, reader: AttributeReader, power_state: str | None) -> bool:
-    """Return True if a read of configuration space wakes nothing, or if the ids can come from nowhere else.
+def _attributes(reader: AttributeReader) -> dict[str, int | None]:
+    """Return the ids, the class and the revision from their attributes; the reads take no lock."""
+    return {field: reader.hexadecimal(name, digits) for field, (name, digits) in _IDENTITY.items()}
+
+
+def _is_awake(tree: Tree, reader: AttributeReader, power_state: str | None) -> bool:
+    """Return True if a read of configuration space wakes nothing.
 
     For a read the kernel wakes the bridges above a device, and a device in D3cold itself
     (``pci_config_pm_runtime_get()``).
     """
     if not tree.is_complete:  # a copy, in which nothing can wake
         return True
-    state = power_state or reader.text("power/runtime_status")
-    has_identity = reader.present.issuperset(attribute for attribute, _ in _IDENTITY.values())
-    return state not in (*_ASLEEP, "suspended") or not has_identity
+    return (power_state or reader.text("power/runtime_status")) not in (*_ASLEEP, "suspended")
 
 
-def _identity(reader: AttributeReader, names: PciNames, header: bytes) -> dict[str, Any]:
+def _wanted_part(reader: AttributeReader, ids: Mapping[str, int | None]) -> int:
+    """Return how many bytes of the registers are needed: in a virtual machine each register takes long."""
+    is_enough = None not in ids.values() and "physfn" not in reader.present
+    return len(_ONES) if is_enough else HEADER_SIZE
+
+
+def _identity(
+    reader: AttributeReader, ids: Mapping[str, int | None], names: PciNames, header: bytes
+) -> dict[str, Any]:
     """Return the ids, the class and the revision from their attributes, else from the device's registers."""
     registers = read_identity(header)
-    found = {}
-    for field, (attribute, digits) in _IDENTITY.items():
-        number = reader.hexadecimal(attribute, digits)
-        found[field] = reader.known(field, registers.get(field) if number is None else number)
+    found = {
+        field: reader.known(field, registers.get(field) if number is None else number)
+        for field, number in ids.items()
+    }
     vendor, device = _names(names, found["vendor_id"], found["device_id"])
     return found | {"vendor": reader.known("vendor", vendor), "device": reader.known("device", device)}
 
