@@ -37,13 +37,14 @@ def list_devices(tree: Tree, state_dir: str, selectors: Sequence[str], as_json: 
 
 def list_groups(tree: Tree, state_dir: str, numbers: Sequence[str], as_json: bool) -> None:
     """Print the groups with these numbers, or all groups if there are no numbers."""
-    from vfiotool.host.groups import group_ids, read_group, read_groups
+    from vfiotool.host.groups import group_ids, read_group, read_groups, with_members
 
     devices = _all_devices(tree, state_dir)
     if numbers:
         groups = [read_group(tree, _group_number(number), devices) for number in numbers]
     else:
         groups = read_groups(tree, group_ids(tree), devices)
+    groups = with_members(tree, groups, devices)
     if as_json:
         write_document("groups", {"groups": groups})
         return
@@ -81,7 +82,8 @@ def show_device(tree: Tree, state_dir: str, selector: Sequence[str], as_json: bo
     from vfiotool.host.freeing import how_to_free
     from vfiotool.render.tables import print_details
 
-    print_details(details, how_to_free(tree, devices, address, state_dir=state_dir))
+    known = [details.device if one.address == address else one for one in devices]
+    print_details(details, how_to_free(tree, known, address, state_dir=state_dir))
 
 
 def _all_devices(tree: Tree, state_dir: str) -> list[PciDevice]:

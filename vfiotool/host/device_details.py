@@ -10,7 +10,7 @@ from vfiotool.host.attributes import answers, device_path
 from vfiotool.host.bars import Bar, read_bars
 from vfiotool.host.config_space import is_whole, shown_part
 from vfiotool.host.devices import PciDevice
-from vfiotool.host.groups import IommuGroup, read_group
+from vfiotool.host.groups import IommuGroup, read_group, with_members
 from vfiotool.host.power import Power, power_of, power_paths
 from vfiotool.host.tree import Tree, decode
 from vfiotool.host.usage.device_usage import Usage, read_usage
@@ -45,7 +45,9 @@ class Details:
 def read_details(tree: Tree, device: PciDevice, devices: Iterable[PciDevice]) -> Details:
     """Read the details of a device, bounded in time like a listing; ``devices`` are all of the machine."""
     number = device.iommu_group
-    group = None if number is None else read_group(tree, number, devices)
+    present = list(devices)
+    groups = [] if number is None else with_members(tree, [read_group(tree, number, present)], present)
+    group = groups[0] if groups else None
     folder = device_path(device.address)
     # The power comes first: a read of configuration space wakes a device in D3cold.
     paths = [*power_paths(device.address), *(f"{folder}/{name}" for name in ("config", *_LINK))]

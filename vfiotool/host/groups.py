@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host import bounded_reads
@@ -12,6 +12,7 @@ from vfiotool.host.attributes import addresses, device_path, find_group
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import Era, find_era
 from vfiotool.host.group_causes import group_causes
+from vfiotool.host.group_members import GroupMember, read_members
 from vfiotool.host.holders import Holder, find_holders
 from vfiotool.host.pci_domains import devices_by_maker, domains_text
 from vfiotool.host.tree import Tree, decode
@@ -47,7 +48,8 @@ class IommuGroup:
     ``type`` is the kernel's name for the type of the default domain. ``viable`` is ``None`` if that cannot be
     known: a copy of a machine may lack the kernel's release, or the drivers. ``node`` is ``None`` until a
     device of the group is on a VFIO driver. ``holders`` has the processes that this user may inspect. ``why``
-    says why the devices share a group, a line for each cause; reading it needs root.
+    says why the devices share a group, a line for each cause; reading it needs root. ``members`` has more of
+    the devices, see ``with_members``; empty unless that was called.
     """
 
     id: int
@@ -60,6 +62,7 @@ class IommuGroup:
     holders: tuple[Holder, ...]
     why: tuple[str, ...] | None
     unavailable: tuple[str, ...]
+    members: tuple[GroupMember, ...] = ()
 
     @property
     def direct_regions(self) -> tuple[ReservedRegion, ...]:
@@ -115,6 +118,14 @@ def read_group(tree: Tree, number: int, devices: Iterable[PciDevice]) -> IommuGr
             f"there is no IOMMU group {number}", hint="'vfiotool groups' shows all groups"
         )
     return found[0]
+
+
+def with_members(tree: Tree, groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> list[IommuGroup]:
+    """Return the groups with what is known of each of their devices; ``devices`` are all of the machine."""
+    known = list(groups)
+    present = {address for group in known for address in group.devices}
+    members = read_members(tree, [device for device in devices if device.address in present])
+    return [replace(group, members=tuple(members[one] for one in group.devices)) for group in known]
 
 
 def blockers(

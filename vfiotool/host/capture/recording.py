@@ -25,7 +25,7 @@ from vfiotool.host.capture.redaction import is_kept, redact
 from vfiotool.host.device_details import read_details
 from vfiotool.host.devices import read_devices
 from vfiotool.host.doctor import examine
-from vfiotool.host.groups import group_ids, read_groups
+from vfiotool.host.groups import group_ids, read_groups, with_members
 from vfiotool.host.pending_unbinds import STATE_DIR, pending_dir
 from vfiotool.host.tree import GONE, Tree
 from vfiotool.host.usage.network import CAPTURED, read_network
@@ -106,7 +106,7 @@ def _look(tree: Tree, state_dir: str) -> None:
     """Read all files that ``list``, ``groups``, ``show`` of each device, and ``doctor`` read."""
     names = PciNames(b"")
     devices = read_devices(tree, addresses(tree), names, state_dir=state_dir)
-    read_groups(tree, group_ids(tree), devices)
+    with_members(tree, read_groups(tree, group_ids(tree), devices), devices)
     for device in devices:
         read_details(tree, device, devices)
     examine(tree, state_dir=state_dir)
