@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vfiotool.binding.plan import Plan
 from vfiotool.errors import UnsupportedError, VfioToolError
+from vfiotool.host.device_state import DeviceState
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.driver_ids import native_drivers, serves, takes_any_device
 from vfiotool.host.plan_context import PlanContext
 from vfiotool.host.refusals import Refusal, liftable
+from vfiotool.host.taking import offer
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import modalias
 from vfiotool.pci.ids import ids_text
@@ -36,12 +38,12 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
     if drivers:
         raise UnsupportedError(
             f"several drivers serve {device.address}: {', '.join(drivers)}",
-            hint=f"name one of them: 'vfiotool bind --driver {drivers[0]} {device.address}'",
+            hint=_bind_to(tree, device.address, drivers[0], "name one of them"),
         )
     ids = ids_text(device.vendor_id, device.device_id)
     raise UnsupportedError(
         f"no driver of this kernel serves {device.address}: no module declares the ids {ids}",
-        hint=f"to leave it without a driver: 'vfiotool unbind {device.address}'",
+        hint=_leave_alone(tree, device.address),
     )
 
 
@@ -56,26 +58,39 @@ def nothing_recorded(tree: Tree, device: PciDevice) -> VfioToolError:
         reason = "it has no driver, and no module declares its ids"
     else:
         reason = f"it is on {device.driver}, its own driver"
-    return VfioToolError(f"nothing is recorded of {device.address}: {reason}", hint=_way_home(device, own))
+    return VfioToolError(
+        f"nothing is recorded of {device.address}: {reason}", hint=_way_home(tree, device, own)
+    )
 
 
 def way_home(tree: Tree, device: PciDevice) -> str:
     """Return the command that brings a device without a record to its own driver, if that is needed."""
-    return _way_home(device, native_drivers(tree, modalias(device)))
+    return _way_home(tree, device, native_drivers(tree, modalias(device)))
 
 
-def _way_home(device: PciDevice, own: list[str]) -> str:
+def _way_home(tree: Tree, device: PciDevice, own: list[str]) -> str:
     address = device.address
     if modalias(device) is None:
         return f"its own driver is unknown; to bind it to one: 'vfiotool bind --driver NAME {address}'"
     if _is_home(device, own):
         return "there is nothing to restore"
     if own:
-        return (
-            f"to bind it to its own driver: 'vfiotool bind --driver native {address}'; "
-            "'vfiotool persist list' shows whether it is bound to another driver at each boot"
+        state = DeviceState(own[0], None)
+        offered = offer(
+            tree, address, state, f"vfiotool bind --driver native {address}", "to bind it to its own driver"
         )
-    return f"no module declares its ids; to leave it without a driver: 'vfiotool unbind {address}'"
+        return f"{offered}; 'vfiotool persist list' shows whether it is bound to another driver at each boot"
+    return f"no module declares its ids; {_leave_alone(tree, address)}"
+
+
+def _bind_to(tree: Tree, address: str, driver: str, does: str) -> str:
+    command = f"vfiotool bind --driver {driver} {address}"
+    return offer(tree, address, DeviceState(driver, None), command, does)
+
+
+def _leave_alone(tree: Tree, address: str) -> str:
+    state = DeviceState(None, None)
+    return offer(tree, address, state, f"vfiotool unbind {address}", "to leave it without a driver")
 
 
 def _is_home(device: PciDevice, own: list[str]) -> bool:

@@ -19,6 +19,7 @@ from vfiotool.host.usage.device_usage import Usage, read_usage
 from vfiotool.host.usage.namespaces import NAMESPACE_ALONE, why_processes_are_hidden
 from vfiotool.host.usage.openers import is_group_open
 from vfiotool.pci.config_space import BRIDGE_HEADERS, header_type
+from vfiotool.pci.identity import is_silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,16 @@ class PlanContext:
 
 
 def read_plan_context(
-    tree: Tree, devices: Iterable[PciDevice], addresses: Iterable[str], *, allowed: Collection[str] = ()
+    tree: Tree,
+    devices: Iterable[PciDevice],
+    addresses: Iterable[str],
+    *,
+    allowed: Collection[str] = (),
+    wakes: bool = False,
 ) -> PlanContext:
     """Read all that a change of these addresses may affect; ``devices`` are all of the machine.
+
+    With ``wakes`` the registers of a device that sleeps are read too, which wakes it, as a change does.
 
     Raises:
         DeviceNotFoundError: there is no device at one of the addresses.
@@ -75,7 +83,7 @@ def read_plan_context(
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
     affected = dict.fromkeys([*(device.address for device in chosen), *members])
-    headers = _read_headers(tree, chosen)
+    headers = _read_headers(tree, [one for one in chosen if wakes or one.answers])
     uses = {number: _group_use(tree, group, by_address) for number, group in groups.items()}
     return PlanContext(
         devices=by_address,
@@ -90,18 +98,22 @@ def read_plan_context(
         unseen=tuple(_unseen(tree)),
         sleeps_on_its_own=not sleeps_by_policy(tree) and tree.find(IDLE_D3) != "Y",
         domains=devices_by_maker(tree, affected),
-        silent=frozenset(device.address for device in chosen if device.answers is False),
+        silent=frozenset(
+            device.address
+            for device in chosen
+            if device.answers is False or is_silent(headers.get(device.address, b""))
+        ),
         bridge_headers=frozenset(a for a, header in headers.items() if header_type(header) in BRIDGE_HEADERS),
         keeps_direct_regions=is_kept_from_vfio(tree) is True,
     )
 
 
 def _read_headers(tree: Tree, devices: Iterable[PciDevice]) -> dict[str, bytes]:
-    """Return the header of each device that answered before, on no VFIO driver: the read wakes none."""
+    """Return the header of each device on no VFIO driver; a header that cannot be read is left out."""
     paths = {
         f"{device_path(device.address)}/config": device.address
         for device in devices
-        if device.answers and not is_vfio_driver(device.driver)
+        if not is_vfio_driver(device.driver)
     }
     found = bounded_reads.read_all(tree, list(paths))
     return {paths[path]: config for path, config in found.items() if isinstance(config, bytes)}

@@ -1,6 +1,6 @@
-"""What ``vfiotool bind`` would say: the rules of refusals, for devices that are to go to VFIO.
+"""What ``vfiotool bind`` and other verbs would say: the rules of refusals, asked before an advice is given.
 
-Every advice that names ``bind`` comes from here, so that none names a command that is refused.
+Every advice that names a command comes from here, so that none names a command that is refused.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vfiotool.errors import VfioToolError
+from vfiotool.host.attributes import addresses
 from vfiotool.host.device_state import DeviceState
-from vfiotool.host.devices import PciDevice, find_device
+from vfiotool.host.devices import PciDevice, find_device, read_devices
 from vfiotool.host.groups import is_bridge, is_vfio_driver
 from vfiotool.host.pci_domains import devices_by_maker
 from vfiotool.host.plan_context import read_plan_context
 from vfiotool.host.refusals import Refusal, refusals
 from vfiotool.host.tree import Tree
 from vfiotool.host.variant_drivers import VFIO_PCI
+from vfiotool.pci.names import PciNames
 
 _TAKEN = DeviceState(VFIO_PCI, VFIO_PCI)
 _SHOWN = 3
@@ -69,6 +71,13 @@ def refused_changes(
     except VfioToolError as error:
         return (str(error),)
     return tuple(_reason(one, first) for one in sorted(found, key=lambda one: one.address != first))
+
+
+def offer(tree: Tree, address: str, target: DeviceState, command: str, does: str) -> str:
+    """Return what a command does and the command, or why it would be refused. It reads the machine anew."""
+    devices = read_devices(tree, addresses(tree), PciNames(b""))
+    refused = refused_changes(tree, devices, {address: target}, first=address)
+    return f"'{command}' would be refused: {'; '.join(refused)}" if refused else f"{does}: '{command}'"
 
 
 def _reason(refusal: Refusal, first: str) -> str:
