@@ -108,8 +108,10 @@ def guest_runs(request: pytest.FixtureRequest) -> Iterator[GuestRuns | None]:
     if not guests:
         yield None
         return
+    from tests.support import lspci
     from tests.support.guest_runs import GuestRuns
 
+    lspci.make_ready()
     runs = request.config.stash[_GUEST_RUNS] = GuestRuns(guests, full=request.config.getoption("full"))
     yield runs
     runs.close()

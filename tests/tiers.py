@@ -46,6 +46,7 @@ CONTRACT = ("tests/contract", KERNEL_LOG)
 SEE_AND_BIND = (
     BIND,
     "tests/lab/test_see.py",
+    "tests/lab/test_lspci.py",
     "tests/lab/test_foreign.py",
     "tests/lab/test_doctor.py",
 )
@@ -151,6 +152,7 @@ FULL = (
         (
             SMOKE,
             "tests/lab/test_see.py",
+            "tests/lab/test_lspci.py",
             "tests/lab/test_bad_input.py",
             "tests/lab/test_doctor.py",
             "tests/lab/test_traps_bind.py",

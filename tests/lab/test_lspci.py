@@ -1,0 +1,37 @@
+"""``vfiotool config --json`` of every device beside ``lspci -vvv``, field by field, on live devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import lspci, lspci_text
+from tests.support.guest import done, listing
+from tests.support.lspci_check import compare_device
+from tests.support.lspci_comparison import Comparison
+
+pytestmark = pytest.mark.needs_guest
+
+_LOOKS = 3
+"""A register may change between the look of lspci and that of vfiotool, but not each time."""
+
+
+def test_config_agrees_with_lspci() -> None:
+    addresses = list(listing())
+    comparison = look(addresses)
+    for _ in range(_LOOKS - 1):
+        if not comparison.problems:
+            break
+        comparison = look(addresses)
+    assert not comparison.problems, comparison.report()
+    # Less than that is no comparison: lspci could not read configuration space, or printed another form.
+    assert len(comparison.compared) > len(addresses)
+
+
+def look(addresses: list[str]) -> Comparison:
+    """Compare what lspci says of the devices with what vfiotool says of them right after."""
+    said = lspci_text.parse(lspci.lspci("-D", "-vvv"))
+    assert said.keys() == set(addresses)
+    comparison = Comparison()
+    for address in addresses:
+        compare_device(comparison, said[address], done("config", address)["value"], is_live=True)
+    return comparison
