@@ -337,7 +337,8 @@ def test_the_efi_variable_names_the_boot_loader(host: FakeHost) -> None:
     assert detect_boot_loader(FakeHost(f"{host.root}-other").tree).name == "an unknown boot loader"
 
 
-LOADABLE = dict.fromkeys(("vfio", "vfio_pci", "vfio_iommu_type1", "iommufd"), "can be loaded")
+BACKENDS = ("vfio_iommu_type1", "vfio_iommu_spapr_tce", "iommufd")
+LOADABLE = dict.fromkeys(("vfio", "vfio_pci", *BACKENDS), "can be loaded")
 
 
 @pytest.mark.parametrize(
@@ -356,9 +357,21 @@ LOADABLE = dict.fromkeys(("vfio", "vfio_pci", "vfio_iommu_type1", "iommufd"), "c
 def test_the_verdict_on_the_modules(
     states: dict[str, str], has_folder: bool, loading_off: bool, ok: bool, words: str
 ) -> None:
-    verdict = judge_modules(LOADABLE | states, has_folder=has_folder, loading_off=loading_off)
+    verdict = judge_modules(
+        LOADABLE | states, has_folder=has_folder, loading_off=loading_off, architecture=Architecture.X86
+    )
     assert verdict.ok is ok
     assert words in f"{verdict.detail} {verdict.remedy}"
+
+
+@pytest.mark.parametrize("architecture", [*Architecture, None])
+def test_the_modules_of_each_architecture(architecture: Architecture | None) -> None:
+    is_power = architecture is Architecture.POWER
+    for missing, ok in {"vfio_iommu_type1": is_power, "vfio_iommu_spapr_tce": not is_power}.items():
+        states = LOADABLE | {missing: "missing", "iommufd": "missing"}
+        verdict = judge_modules(states, has_folder=True, loading_off=False, architecture=architecture)
+        assert verdict.ok is ok
+        assert ("amd64" in (verdict.remedy or "")) == (not ok and architecture is Architecture.X86)
 
 
 def test_module_names_are_read_from_modules_dep() -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vfiotool.host.checks.architecture import Architecture, cpu_fields, detect_architecture
 from vfiotool.host.checks.verdict import Verdict
 from vfiotool.host.era import Era, detect_era, kernel_release, modules_folder
 from vfiotool.host.tree import Tree
 
 LOCKDOWN = "/sys/kernel/security/lockdown"
 _SECURITY_MODULES = "/sys/kernel/security/lsm"
-_NEEDED = ("vfio", "vfio_pci", "vfio_iommu_type1")
-
-_FULL_MODULES = (
-    "install a kernel with all its modules: on Debian 'apt install linux-image-amd64' instead of the "
-    "cloud kernel, on Ubuntu 'apt install linux-modules-extra-$(uname -r)'"
-)
+_NEEDED = ("vfio", "vfio_pci")
+_TYPE1, _SPAPR = "vfio_iommu_type1", "vfio_iommu_spapr_tce"
+# Only these of Debian's architectures have a cloud kernel.
+_DEBIAN = {
+    Architecture.X86: "on Debian 'apt install linux-image-amd64' instead of the cloud kernel, ",
+    Architecture.ARM: "on Debian 'apt install linux-image-arm64' instead of the cloud kernel, ",
+}
 
 
 def check_modules(tree: Tree, state_dir: str) -> Verdict:
@@ -31,19 +33,30 @@ def check_modules(tree: Tree, state_dir: str) -> Verdict:
         else "can be loaded"
         if name in available
         else "missing"
-        for name in (*_NEEDED, "iommufd")
+        for name in (*_NEEDED, _TYPE1, _SPAPR, "iommufd")
     }
-    loading_off = tree.find("/proc/sys/kernel/modules_disabled") == "1"
-    return judge_modules(states, has_folder=tree.exists(folder), loading_off=loading_off)
+    return judge_modules(
+        states,
+        has_folder=tree.exists(folder),
+        loading_off=tree.find("/proc/sys/kernel/modules_disabled") == "1",
+        architecture=detect_architecture(tree, cpu_fields(tree.find("/proc/cpuinfo") or "")),
+    )
 
 
-def judge_modules(states: Mapping[str, str], *, has_folder: bool, loading_off: bool) -> Verdict:
-    """Judge by the state of each module; iommufd can replace type1 (CONFIG_IOMMUFD_VFIO_CONTAINER)."""
-    needed = {name: states[name] for name in _NEEDED}
+def judge_modules(
+    states: Mapping[str, str], *, has_folder: bool, loading_off: bool, architecture: Architecture | None
+) -> Verdict:
+    """Judge by the state of each module.
+
+    POWER has an IOMMU backend of its own (drivers/vfio/Kconfig). iommufd can replace type1
+    (CONFIG_IOMMUFD_VFIO_CONTAINER).
+    """
+    backend = _SPAPR if architecture is Architecture.POWER else _TYPE1
+    needed = {name: states[name] for name in (*_NEEDED, backend)}
     if needed["vfio"] == "missing":  # a built-in vfio is not listed, but vfio_pci implies it
         needed["vfio"] = needed["vfio_pci"]
-    if needed["vfio_iommu_type1"] == "missing" and states["iommufd"] != "missing":
-        del needed["vfio_iommu_type1"]
+    if needed.get(_TYPE1) == "missing" and states["iommufd"] != "missing":
+        del needed[_TYPE1]
         needed["iommufd"] = states["iommufd"]
     detail = ", ".join(f"{name}: {state}" for name, state in needed.items())
     if "missing" in needed.values():
@@ -53,7 +66,13 @@ def judge_modules(states: Mapping[str, str], *, has_folder: bool, loading_off: b
                 f"the modules of the running kernel are not installed: {detail}",
                 "reboot into the installed kernel, or install the modules of the running kernel",
             )
-        return Verdict(False, detail, _FULL_MODULES)
+        debian = _DEBIAN.get(architecture, "") if architecture is not None else ""
+        return Verdict(
+            False,
+            detail,
+            f"install a kernel with all its modules: {debian}on Ubuntu 'apt install "
+            "linux-modules-extra-$(uname -r)'",
+        )
     if loading_off and "can be loaded" in needed.values():
         return Verdict(
             False,
