@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vfiotool.errors import KernelError, VfioToolError
 from vfiotool.host.attributes import addresses
 from vfiotool.host.checks.groups import check_viability
 from vfiotool.host.devices import PciDevice, read_devices
+from vfiotool.host.doctor import examine
 from vfiotool.host.freeing import how_to_free
 from vfiotool.host.groups import group_ids, read_groups
 from vfiotool.host.selectors import select
@@ -153,8 +155,19 @@ def advice(tree: Tree, devices: list[PciDevice], state_dir: str) -> Iterator[str
         yield how_to_free(tree, devices, device.address, state_dir=state_dir)
     for group in read_groups(tree, group_ids(tree), devices):
         yield from (blocker.reason for blocker in group.blockers)
-    remedy = check_viability(tree, state_dir).remedy or ""
-    yield from (f"'{one}'" if one.startswith("vfiotool") else one for one in remedy.split("; "))
+    for check in examine(tree, state_dir=state_dir):
+        parts = (check.remedy or "").split("; ")
+        yield from (f"'{one}'" if one.startswith("vfiotool") else one for one in parts)
+
+
+def hints(host: FakeHost, address: str) -> Iterator[str]:
+    """Yield the hints of the errors that dry runs raise. That of a refusal names the options alone."""
+    binding = Binding(state_dir=host.state_dir, dry_run=True, machine=host)
+    for change in (partial(binding.bind, driver="native"), binding.bind, binding.restore, binding.unbind):
+        try:
+            change([address])
+        except VfioToolError as error:
+            yield error.hint
 
 
 def is_planned(host: FakeHost, verb: str, line: str) -> bool:
@@ -165,6 +178,9 @@ def is_planned(host: FakeHost, verb: str, line: str) -> bool:
     if "--driver" in words:
         at = words.index("--driver")
         driver = words[at + 1]
+        del words[at : at + 2]
+    if "--power" in words:
+        at = words.index("--power")
         del words[at : at + 2]
     is_group = "--group" in words
     found = select(host.tree, [word for word in words if not word.startswith("--")])
@@ -185,9 +201,11 @@ def is_planned(host: FakeHost, verb: str, line: str) -> bool:
 def judge(host: FakeHost) -> list[tuple[str, bool, bool]]:
     """Return each advised command, whether its text says that it is refused, and whether it is planned."""
     devices = read_devices(host.tree, addresses(host.tree), PciNames(b""), state_dir=host.state_dir)
+    texts = list(advice(host.tree, devices, host.state_dir))
+    texts += [hint for device in devices for hint in hints(host, device.address)]
     return [
         (match[0], match[3] is not None, is_planned(host, match[1], match[2]))
-        for text in advice(host.tree, devices, host.state_dir)
+        for text in texts
         for match in _COMMAND.finditer(text)
     ]
 
@@ -205,7 +223,8 @@ def test_advice_is_what_the_rules_allow(host: FakeHost, monkeypatch: pytest.Monk
 def test_the_fakes_have_advice_of_either_kind(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tree, "is_live", True)
     alone(host)
-    assert [(refused, planned) for _, refused, planned in judge(host)] == [(False, True)]
+    vmd(host)
+    assert {planned for _, _, planned in judge(host)} == {True, False}
 
 
 def test_doctor_says_why_a_group_cannot_be_freed(host: FakeHost) -> None:

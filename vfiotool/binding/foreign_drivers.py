@@ -43,7 +43,7 @@ def native_driver(tree: Tree, device: PciDevice) -> str:
     ids = ids_text(device.vendor_id, device.device_id)
     raise UnsupportedError(
         f"no driver of this kernel serves {device.address}: no module declares the ids {ids}",
-        hint=_leave_alone(tree, device.address),
+        hint=_leave_alone(tree, device),
     )
 
 
@@ -80,7 +80,7 @@ def _way_home(tree: Tree, device: PciDevice, own: list[str]) -> str:
             tree, address, state, f"vfiotool bind --driver native {address}", "to bind it to its own driver"
         )
         return f"{offered}; 'vfiotool persist list' shows whether it is bound to another driver at each boot"
-    return f"no module declares its ids; {_leave_alone(tree, address)}"
+    return f"no module declares its ids; {_leave_alone(tree, device)}"
 
 
 def _bind_to(tree: Tree, address: str, driver: str, does: str) -> str:
@@ -88,9 +88,11 @@ def _bind_to(tree: Tree, address: str, driver: str, does: str) -> str:
     return offer(tree, address, DeviceState(driver, None), command, does)
 
 
-def _leave_alone(tree: Tree, address: str) -> str:
-    state = DeviceState(None, None)
-    return offer(tree, address, state, f"vfiotool unbind {address}", "to leave it without a driver")
+def _leave_alone(tree: Tree, device: PciDevice) -> str:
+    if device.driver is None:
+        return "it can stay as it is, without a driver"
+    command = f"vfiotool unbind {device.address}"
+    return offer(tree, device.address, DeviceState(None, None), command, "to leave it without a driver")
 
 
 def _is_home(device: PciDevice, own: list[str]) -> bool:

@@ -65,9 +65,14 @@ def take_group(tree: Tree, devices: Sequence[PciDevice], number: int) -> Taking:
 def refused_changes(
     tree: Tree, devices: Sequence[PciDevice], targets: Mapping[str, DeviceState], *, first: str = ""
 ) -> tuple[str, ...]:
-    """Return why the devices may not be brought into these states; the reasons for ``first`` come first."""
+    """Return why the devices may not be brought into these states; the reasons for ``first`` come first.
+
+    A device that is on its driver already is not changed, so nothing forbids it.
+    """
+    now = {device.address: device.driver for device in devices}
+    moved = {address: state for address, state in targets.items() if now.get(address) != state.driver}
     try:
-        found = refusals(read_plan_context(tree, devices, targets), targets)
+        found = refusals(read_plan_context(tree, devices, moved), moved)
     except VfioToolError as error:
         return (str(error),)
     return tuple(_reason(one, first) for one in sorted(found, key=lambda one: one.address != first))
