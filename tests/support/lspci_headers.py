@@ -72,6 +72,8 @@ Region {{n@}}:
     - [virtual] I/O ports at {{*}} -- the kernel has it, and not the register
     - [disabled] -- the command register has it
     - [size={{*}}] -- show has it
+Capabilities:
+    <access denied>{{capabilities:no value}}
 Expansion ROM at {{rom@#}} [virtual]
     - [disabled] -- the kernel has it, and not the register
     - [size={{*}}] -- show has it
@@ -140,6 +142,7 @@ Secondary status:
     SERR{{cardbus.secondary_status_bits:system error}}
 BridgeCtl:
     {flags("cardbus.control_bits", _CARDBUS_CONTROL)}
+    <access denied to the rest>{{capabilities:no value}}
 16-bit legacy interface ports at
     {{cardbus.legacy_mode_base#}}
 """

@@ -45,7 +45,7 @@ def parse(text: str) -> dict[str, Device]:
     """Return the devices of ``lspci -D -vvv`` by address."""
     # A capability that lspci has nothing to say about has no end of line.
     lines = text.replace("] \tCapabilities:", "]\n\tCapabilities:")
-    paragraphs = (paragraph for paragraph in lines.strip().split("\n\n") if paragraph)
+    paragraphs = re.findall(r"^[0-9a-f]{4,}:.*\n(?:\t.*\n)*", lines, re.MULTILINE)
     return {device.address: device for device in map(_device, paragraphs)}
 
 

@@ -6,6 +6,7 @@ tell where each field of lspci is in the document, and which are left out of the
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from tests.support.lspci_comparison import Comparison, Table
 from tests.support.random_functions import EXPRESS, EXTENDED, STANDARD, function
 from tests.support.strategies import examples
 from vfiotool.pci.capabilities.decoding import decode
-from vfiotool.pci.config_space import STANDARD_SIZE
+from vfiotool.pci.config_space import HEADER_SIZE, STANDARD_SIZE
 from vfiotool.pci.header import read_header
 from vfiotool.render.documents import to_json
 
-DUMPS = sorted((Path(__file__).parents[1] / "data").glob("machines/*/dump.txt"))
+MACHINES = Path(__file__).parents[1] / "data" / "machines"
+DUMPS = sorted(MACHINES.glob("*/dump.txt"))
 FUNCTIONS = 100
 
 
@@ -70,6 +72,8 @@ def test_more_random_functions(seed: int, tmp_path: Path) -> None:
 
 # Random bits seldom have them; a run of the full tier does.
 RARE = {
+    ("BridgeCtl:", "<access denied to the rest>{capabilities:no value}"),
+    ("Capabilities:", "<access denied>{capabilities:no value}"),
     ("AssociatedBusNumbers:", "{first_bus:none}"),
     ("IOVSta:", "VF Migration: offset: {migration_offset#}"),
     ("IOVSta:", "BIR: {migration_bar#}"),
@@ -105,11 +109,27 @@ def test_what_is_left_out_has_its_reason() -> None:
     assert all(one.rpartition(": ")[2] for one in left_out)
 
 
+@pytest.mark.parametrize("size", [HEADER_SIZE, STANDARD_SIZE])
+def test_what_the_kernel_shows_of_the_space(size: int, tmp_path: Path) -> None:
+    """The kernel shows an unprivileged user 64 bytes, and of a conventional device there are 256."""
+    contents = random.Random(size)  # noqa: S311
+    comparison = compare([function(contents)[:size] for _ in range(20)], tmp_path)
+    assert not comparison.problems, comparison.report()
+
+
 @pytest.mark.parametrize("path", DUMPS, ids=lambda path: path.parent.name)
 def test_dumps_of_real_machines(path: Path, tmp_path: Path) -> None:
     devices = lspci.parse_dump(path.read_text())
     assert devices
     comparison = compare(list(devices.values()), tmp_path)
+    assert not comparison.problems, comparison.report()
+
+
+def test_configuration_spaces_of_real_machines(tmp_path: Path) -> None:
+    files = [Path(folder) / "config" for folder, _, names in os.walk(MACHINES) if "config" in names]
+    spaces = [content for content in (file.read_bytes() for file in files) if len(content) >= HEADER_SIZE]
+    assert spaces
+    comparison = compare(spaces, tmp_path)
     assert not comparison.problems, comparison.report()
 
 
