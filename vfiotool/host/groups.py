@@ -134,8 +134,6 @@ def blockers(
     """Return the devices of a group that make it not viable, by the rules of the era.
 
     ``domains`` has the devices of the PCI domains that devices of the group make, by the maker's address.
-    No reason names a command that may be refused: ``vfiotool show`` knows the rules.
-
     Source: up to 5.18 ``vfio_dev_viable()`` in drivers/vfio/vfio.c; since 5.19 a driver without
     ``driver_managed_dma`` claims the group for the host (commit 70693f470848).
     """
@@ -191,26 +189,24 @@ def _is_harmless(device: PciDevice, driver: str, era: Era) -> bool:
 def _reason(
     device: PciDevice, driver: str, group: Iterable[PciDevice], domains: Mapping[str, Sequence[str]]
 ) -> str:
-    """Return why a device blocks its group, and how to remove the cause."""
+    """Return why a device blocks its group. How to free it says ``freeing``, which asks the rules."""
     address = device.address
     if is_bridge(device):
         return (
             f"{driver} drives a bridge and claims the group for the host, unlike pcieport: unbind it with "
             f"'echo {address} > /sys/bus/pci/devices/{address}/driver/unbind'"
         )
-    show = f"'vfiotool show {address}' says how to free it"
     if address in domains:
-        made = domains[address]
-        return f"{driver} makes {domains_text(made)}, which goes with it, and all of its devices: {show}"
+        return f"{driver} makes {domains_text(domains[address])}, which goes with it, and all of its devices"
     for maker, made in domains.items():
         if address in made:
-            return f"{driver} is a host driver of a device in {domains_text(made)}: see {maker}"
+            return f"{driver} is a host driver of a device in {domains_text(made)}, which goes with {maker}"
     others = [one for one in group if one.address != address and not is_bridge(one)]
     if not others:
-        return f"{driver} is a host driver: {show}"
+        return f"{driver} is a host driver"
     move = any(_slot(one.address) != _slot(address) for one in others)
-    more = ", or move the card to a slot whose port has ACS: it then gets its own group" if move else ""
-    return f"{driver} is a host driver, and its group shares one address space: {show}{more}"
+    more = ": in a slot whose port has ACS the card gets a group of its own" if move else ""
+    return f"{driver} is a host driver, and its group shares one address space{more}"
 
 
 def _slot(address: str) -> str:

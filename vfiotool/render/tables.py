@@ -28,7 +28,7 @@ def print_devices(devices: Sequence[PciDevice]) -> None:
             print_text(silence_text(device.address))
 
 
-def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> None:
+def print_groups(groups: Sequence[IommuGroup], devices: Iterable[PciDevice]) -> None:
     """Print each group with its devices, blockers and holders."""
     by_address = {device.address: device for device in devices}
     rows, notes = [], []
@@ -44,6 +44,8 @@ def print_groups(groups: Iterable[IommuGroup], devices: Iterable[PciDevice]) -> 
     print_table(("GROUP", "TYPE", "VIABLE", "ADDRESS", "DRIVER", "DEVICE"), rows)
     for note in notes:
         print_text(note, hanging=_NOTE_INDENT)
+    if any(group.blockers for group in groups):
+        print_text("'vfiotool show ADDRESS' says how to free a device")
 
 
 def group_notes(group: IommuGroup) -> list[str]:
