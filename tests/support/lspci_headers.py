@@ -53,6 +53,8 @@ Interrupts:
     routed to IRQ {{interrupt_line}}
     - MSI(X) -- the kernel's interrupts, and not those of the register
     - disabled -- the command register has it
+Interrupt:
+    pin {{interrupt_pin:pin}}  routed to IRQ {{interrupt_line}}
 BIST result:
     {{bist_code#}}
 BIST is running{{bist_start:true}}
