@@ -46,6 +46,17 @@ def test_capabilities_have_names_and_unknown_ones_their_numbers() -> None:
     ]
 
 
+def test_every_defined_standard_id_has_a_name() -> None:
+    """The ids of include/uapi/linux/pci_regs.h, and the one of the portal bridge that follows them."""
+    config = bytearray(config_space(capabilities=[(0, 0x40, b"")]))
+    names = set()
+    for number in range(0x16):
+        config[0x40] = number
+        names |= {cap.name for cap in capabilities(bytes(config))}
+    assert len(names) == 0x16
+    assert not any(name.startswith("Capability") for name in names)
+
+
 def test_a_list_with_a_loop_ends() -> None:
     config = bytearray(config_space(capabilities=[POWER, EXPRESS]))
     config[0x81] = 0x40

@@ -25,6 +25,7 @@ _PCI_X_MODE_2 = 3 << 30  # the bits 266MHZ and 533MHZ
 
 # PCI Code and ID Assignment Specification, "Capability IDs" and "Extended Capability IDs".
 CAPABILITY_NAMES = {
+    0x00: "Null",
     0x01: "Power Management",
     0x02: "AGP",
     0x03: "Vital Product Data",
@@ -35,6 +36,7 @@ CAPABILITY_NAMES = {
     0x08: "HyperTransport",
     0x09: "Vendor Specific",
     0x0A: "Debug Port",
+    0x0B: "CompactPCI Central Resource Control",
     0x0C: "Hot-Plug Controller",
     0x0D: "Bridge Subsystem Vendor",
     0x0E: "AGP 8x",
