@@ -33,7 +33,7 @@ def compare_device(
 ) -> None:
     """Compare what lspci prints of a device with the value of ``vfiotool config --json``.
 
-    Of a live device lspci shows the kernel's interrupt, and not the register.
+    Of a live device lspci shows the kernel's interrupt, and of a VF its ids: the registers have neither.
     """
     if value is None:
         comparison.compare(device.address, HEADERS[None], device.header, {})
@@ -42,6 +42,8 @@ def compare_device(
     text = _without_upper_halves(device.header, value)
     if is_live:
         text = re.sub(r" routed to IRQ [0-9,-]+", "", text)
+        if (value["vendor_id"], value["device_id"]) == (0xFFFF, 0xFFFF):
+            text = re.sub(r"^(Device: \w+:) \w+:\w+", r"\1 ffff:ffff", text)
     comparison.compare(device.address, header, text, value)
     if value["capabilities"] is None:
         return

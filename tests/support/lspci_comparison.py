@@ -11,10 +11,10 @@ document in the place of a value:
 tells whether a list of names has NAME, ``{path:reader}`` a value that a reader of ``READERS`` understands,
 ``{name@}`` a number (``{name@#}`` a hexadecimal one) that later paths refer to as ``$name``, ``{*}`` any text
 that the document has elsewhere. ``$index`` is how often the label was there before. A path is names and
-``[...]``: ``[2]`` is an index, ``[$n-1]`` a number less one, ``[bar=$n]`` the first element with that field.
+``[...]``: ``[2]`` is an index, ``[$n-1]`` a number less one, ``[bar=$n]`` the first with that field.
 
 An item after ``-`` is left out of the comparison, for the reason after ``--``; there ``{}`` is any number,
-``{#}`` a hexadecimal one, ``{+}`` a sign, and ``{*}`` any text up to the next item.
+``{#}`` a hexadecimal one, ``{+}`` a sign, ``{*}`` any text without brackets, ``{...}`` a text of any kind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _END = r"(?=[ ,;]|$)"
 _SEPARATORS = " ,;"
 _ITEM_DEPTH = 4
 _MOST_REPORTED = 20
-_ANY = {"": r"-?\d+", "#": "[0-9a-f]+", "+": "[+-]", "*": ".+?"}
+_ANY = {"": r"-?\d+", "#": "[0-9a-f]+", "+": "[+-]", "*": r"[^()\[\]]+?", "...": ".+?"}
 
 NOTHING = object()
 """The value of a field that a document does not have."""

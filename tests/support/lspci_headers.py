@@ -70,8 +70,11 @@ Region {{n@}}:
     Memory at {{bars[index=$n].address:address}}
     ({{bars[index=$n].type:memory}}, {{bars[index=$n].prefetchable:prefetchable}})
     I/O ports at {{bars[index=$n].address:address}}{{bars[index=$n].type:ports}}
-    - [virtual] Memory at {{*}} ({{*}}) -- the kernel has it, and not the register
-    - [virtual] I/O ports at {{*}} -- the kernel has it, and not the register
+    - [virtual] Memory at {{#}} ({{*}}) -- the kernel has it, and not the register
+    - [virtual] I/O ports at {{#}} -- the kernel has it, and not the register
+    - Memory at {{#}} ({{*}}) [virtual] -- the kernel has it, and not the register
+    - I/O ports at {{#}} [virtual] -- the kernel has it, and not the register
+    - [enhanced] -- Enhanced Allocation has it
     - [disabled] -- the command register has it
     - [size={{*}}] -- show has it
 Capabilities:
@@ -162,7 +165,7 @@ Subsystem:
 # A device whose space has all bits set.
 _SILENT = """
 Device:
-    - {*} -- nothing answers: all bits are ones
+    - {...} -- nothing answers: all bits are ones
 """
 
 HEADERS: dict[int | None, Table] = {

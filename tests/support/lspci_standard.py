@@ -213,7 +213,7 @@ Bridge:
         0x02: _AGP,
         0x03: """
     Vital Product Data
-    - {*} -- what the file vpd has
+    - {...} -- what the file vpd has
 """,
         0x04: "    Slot ID: {slots} slots, First{first_in_chassis+}, chassis {chassis#}",
         0x05: """

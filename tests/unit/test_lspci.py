@@ -25,6 +25,7 @@ from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.config_space import HEADER_SIZE, STANDARD_SIZE
 from vfiotool.pci.header import read_header
 from vfiotool.render.documents import to_json
+from vfiotool.testing import config_space
 
 MACHINES = Path(__file__).parents[1] / "data" / "machines"
 DUMPS = sorted(MACHINES.glob("*/dump.txt"))
@@ -183,6 +184,40 @@ def test_broken_chains(
         else:
             config[standard[source % len(standard)]] = 0xFF
     comparison = compare([bytes(config)], tmp_path_factory.mktemp("lspci"))
+    assert not comparison.problems, comparison.report()
+
+
+LIVE = """\
+0000:01:00.1 0108: 1b36:0010 (rev 02) (prog-if 02 [NVM Express])
+\tSubsystem: 1af4:1100
+\tPhysical Slot: 0-1
+\tControl: I/O- Mem- BusMaster- SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR- FastB2B- DisINTx-
+\tStatus: Cap- 66MHz- UDF- FastB2B- ParErr- DEVSEL=fast >TAbort- <TAbort- <MAbort- >SERR- <PERR- INTx-
+\tInterrupts: MSI(X) routed to IRQ 28-30,44
+\tNUMA node: 0
+\tIOMMU group: 12
+\tRegion 0: {region} [disabled] [size=16K]
+\tExpansion ROM at 000c0000 [virtual] [disabled] [size=128K]
+\tKernel driver in use: nvme
+\tKernel modules: nvme, nvme_core
+"""
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        "[virtual] Memory at fe800000 (64-bit, non-prefetchable)",
+        "Memory at fe800000 (64-bit, non-prefetchable) [virtual]",
+        "[virtual] I/O ports at c000",
+    ],
+)
+def test_what_lspci_adds_of_a_live_vf(region: str) -> None:
+    """The kernel has the ids and the BARs of a VF; in its registers they are ones and zeros."""
+    config = bytearray(config_space(vendor=0xFFFF, device=0xFFFF, class_code=0x010802, revision=2))
+    config[0x2C:0x30] = bytes.fromhex("f41a0011")
+    comparison = Comparison()
+    (device,) = lspci_text.parse(LIVE.format(region=region)).values()
+    compare_device(comparison, device, value(bytes(config)), is_live=True)
     assert not comparison.problems, comparison.report()
 
 
