@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import pytest
 
 from vfiotool.binding.operations import Binding
 from vfiotool.errors import KernelError, VfioToolError
-from vfiotool.host.attributes import addresses
+from vfiotool.host import bounded_reads, plan_context, taking
+from vfiotool.host.attributes import addresses, device_path
+from vfiotool.host.bounded_reads import ReadResult
 from vfiotool.host.checks.groups import check_viability
 from vfiotool.host.devices import PciDevice, read_devices
 from vfiotool.host.doctor import examine
@@ -225,6 +227,25 @@ def test_the_fakes_have_advice_of_either_kind(host: FakeHost, monkeypatch: pytes
     alone(host)
     vmd(host)
     assert {planned for _, _, planned in judge(host)} == {True, False}
+
+
+def test_advice_touches_no_group_and_wakes_no_device(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open of a group's node, however short, keeps another process from opening it."""
+    host.add_device(NIC, driver="vfio-pci", group=1)
+    host.add_device(SISTER, driver="e1000e", group=2, power_state="D3cold")
+    monkeypatch.setattr(Tree, "is_live", True)
+    monkeypatch.setattr(plan_context, "is_group_open", lambda _: pytest.fail("a node was opened"))
+    watched = bounded_reads.read_all
+
+    def read_all(tree: Tree, paths: Sequence[str], **more: Mapping[str, int]) -> Mapping[str, ReadResult]:
+        assert f"{device_path(SISTER)}/config" not in paths
+        return watched(tree, paths, **more)
+
+    monkeypatch.setattr(bounded_reads, "read_all", read_all)
+    devices = read_devices(host.tree, addresses(host.tree), PciNames(b""), state_dir=host.state_dir)
+    for address in (NIC, SISTER):
+        assert taking.take_device(host.tree, devices, address).command
+        assert how_to_free(host.tree, devices, address, state_dir=host.state_dir)
 
 
 def test_doctor_says_why_a_group_cannot_be_freed(host: FakeHost) -> None:

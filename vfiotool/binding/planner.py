@@ -76,7 +76,7 @@ class Planner:
 
         Raises as ``plan`` does.
         """
-        context = read_plan_context(self._tree, devices, addresses, allowed=allowed, wakes=True)
+        context = read_plan_context(self._tree, devices, addresses, allowed=allowed)
         for address in addresses:
             if context.devices[address].blocked:
                 raise self.pending(context, address)

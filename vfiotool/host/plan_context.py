@@ -66,11 +66,12 @@ def read_plan_context(
     addresses: Iterable[str],
     *,
     allowed: Collection[str] = (),
-    wakes: bool = False,
+    probes: bool = True,
 ) -> PlanContext:
     """Read all that a change of these addresses may affect; ``devices`` are all of the machine.
 
-    With ``wakes`` the registers of a device that sleeps are read too, which wakes it, as a change does.
+    Without ``probes`` nothing is touched: a device that sleeps is not woken to read its registers, and no
+    node of a group is opened to find out whether a process that cannot be seen has it open.
 
     Raises:
         DeviceNotFoundError: there is no device at one of the addresses.
@@ -83,8 +84,8 @@ def read_plan_context(
     groups = {group.id: group for group in read_groups(tree, numbers, by_address.values())}
     members = [address for number in sorted(touched & groups.keys()) for address in groups[number].devices]
     affected = dict.fromkeys([*(device.address for device in chosen), *members])
-    headers = _read_headers(tree, [one for one in chosen if wakes or one.answers])
-    uses = {number: _group_use(tree, group, by_address) for number, group in groups.items()}
+    headers = _read_headers(tree, [one for one in chosen if probes or one.answers])
+    uses = {number: _group_use(tree, group, by_address, probes=probes) for number, group in groups.items()}
     return PlanContext(
         devices=by_address,
         groups=groups,
@@ -125,13 +126,17 @@ def _unseen(tree: Tree) -> Iterator[str]:
         yield f"the machine's {OWNERS_LIST} cannot be read from here ({why}): that of this container counts"
 
 
-def _group_use(tree: Tree, group: IommuGroup, devices: Mapping[str, PciDevice]) -> bool | str:
+def _group_use(
+    tree: Tree, group: IommuGroup, devices: Mapping[str, PciDevice], *, probes: bool
+) -> bool | str:
     """Return whether a process has a group open, or why that cannot be known from here."""
     members = [devices[address] for address in group.devices]
     if group.holders:
         return True
     if not any(is_vfio_driver(device.driver) for device in members):
         return False
+    if group.node is not None and not probes:
+        return why_processes_are_hidden(tree) or False
     if group.node is not None:
         answer = is_group_open(tree.path(group.node))
         return f"{group.node} cannot be opened here to find out" if answer is None else answer

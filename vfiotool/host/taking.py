@@ -72,7 +72,7 @@ def refused_changes(
     now = {device.address: device.driver for device in devices}
     moved = {address: state for address, state in targets.items() if now.get(address) != state.driver}
     try:
-        found = refusals(read_plan_context(tree, devices, moved), moved)
+        found = refusals(read_plan_context(tree, devices, moved, probes=False), moved)
     except VfioToolError as error:
         return (str(error),)
     return tuple(_reason(one, first) for one in sorted(found, key=lambda one: one.address != first))
