@@ -45,9 +45,7 @@ def compare_device(
         if (value["vendor_id"], value["device_id"]) == (0xFFFF, 0xFFFF):
             text = re.sub(r"^(Device: \w+:) \w+:\w+", r"\1 ffff:ffff", text)
     comparison.compare(device.address, header, text, value)
-    if value["capabilities"] is None:
-        return
-    found = {(one["extended"], one["offset"]): one for one in value["capabilities"]}
+    found = {(one["extended"], one["offset"]): one for one in value["capabilities"] or ()}
     offsets = [(one.is_extended, one.offset) for one in device.sections if not one.is_chain_error]
     if offsets != list(found):
         comparison.problems.append(
