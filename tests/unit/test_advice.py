@@ -205,10 +205,10 @@ def judge(host: FakeHost) -> list[tuple[str, bool, bool]]:
     devices = read_devices(host.tree, addresses(host.tree), PciNames(b""), state_dir=host.state_dir)
     texts = list(advice(host.tree, devices, host.state_dir))
     texts += [hint for device in devices for hint in hints(host, device.address)]
+    found = {match[0]: match for text in texts for match in _COMMAND.finditer(text)}
     return [
-        (match[0], match[3] is not None, is_planned(host, match[1], match[2]))
-        for text in texts
-        for match in _COMMAND.finditer(text)
+        (command, match[3] is not None, is_planned(host, match[1], match[2]))
+        for command, match in found.items()
     ]
 
 
