@@ -111,6 +111,7 @@ def facts(host: FakeHost, **known: object) -> Facts:
         platform="",
         vendor="GenuineIntel",
         is_guest=False,
+        is_on_xen=False,
         chips=frozenset({"IO-APIC"}),
         accepts_unsafe=False,
         loader=detect_boot_loader(host.tree),
@@ -131,6 +132,7 @@ def facts(host: FakeHost, **known: object) -> Facts:
         ({"vendor": "HygonGenuine", "tables": frozenset({"IVRS"})}, False, "dmesg | grep -iE 'AMD-Vi"),
         ({"is_guest": True}, False, "-device intel-iommu"),
         ({"is_guest": True, "tables": frozenset({"VIOT"})}, False, "modprobe virtio_iommu"),
+        ({"is_on_xen": True, "is_guest": True}, False, "without Xen"),
         ({"vendor": ""}, False, "turn on 'VT-d' (Intel), or turn on 'IOMMU' or 'AMD-Vi' (AMD)"),
         ({"vendor": "", "tables": frozenset({"IVRS"})}, False, "describes AMD-Vi"),
         ({"tables": None}, False, "not in sight"),
@@ -191,6 +193,24 @@ def test_the_architecture_by_the_form_of_cpuinfo(host: FakeHost, name: str) -> N
     text, expected = CPUINFO[name]
     host.put("/proc/cpuinfo", text)
     assert read_facts(host.tree).architecture is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "guest", "xen"),
+    [
+        ("/proc/cpuinfo", "vendor_id : GenuineIntel\nflags : fpu hypervisor", True, False),
+        ("/proc/cpuinfo", "vendor_id : GenuineIntel\nflags : fpu", False, False),
+        ("/proc/cpuinfo", "timebase : 1\nmachine : CHRP IBM pSeries (emulated by qemu)", True, False),
+        ("/sys/class/dmi/id/sys_vendor", "QEMU", True, False),
+        ("/sys/class/dmi/id/sys_vendor", "Dell Inc.", False, False),
+        ("/sys/firmware/devicetree/base/compatible", "linux,dummy-virt\0", True, False),
+        ("/sys/hypervisor/type", "xen", False, True),
+    ],
+)
+def test_what_shows_a_hypervisor(host: FakeHost, path: str, text: str, guest: bool, xen: bool) -> None:
+    host.put(path, text)
+    found = read_facts(host.tree)
+    assert (found.is_guest, found.is_on_xen) == (guest, xen)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ _VT_D, _AMD_VI = "turn on 'VT-d'", "turn on 'IOMMU' or 'AMD-Vi'"
 _FIRMWARE = "systemctl reboot --firmware-setup, then "
 _FROM_LOG = "dmesg | grep -iE 'iommu|smmu' shows what the kernel found"
 _DMI = "/sys/class/dmi/id/sys_vendor"
+_HYPERVISOR = "/sys/hypervisor/type"
 _COMPATIBLE = "/sys/firmware/devicetree/base/compatible"
 _ACCEPT = (
     "at the cost of isolation (each device that VFIO opens, and who drives it, can then raise any interrupt "
@@ -63,6 +64,7 @@ class Facts:
     platform: str
     vendor: str
     is_guest: bool
+    is_on_xen: bool
     chips: frozenset[str]
     accepts_unsafe: bool
     loader: BootLoader
@@ -82,6 +84,7 @@ def read_facts(tree: Tree) -> Facts:
         platform=cpu.get("platform", ""),
         vendor=cpu.get("vendor_id", ""),
         is_guest=_is_guest(tree, cpu),
+        is_on_xen=tree.find(_HYPERVISOR) == "xen",
         chips=interrupt_chips(tree.find("/proc/interrupts") or ""),
         accepts_unsafe=tree.find(UNSAFE[0]) == "Y",
         loader=detect_boot_loader(tree),
@@ -104,6 +107,12 @@ def judge_iommu(facts: Facts) -> Verdict:
         return Verdict(True, f"on: {facts.groups} groups, {facts.units} IOMMUs")
     if not facts.has_group_folder:
         return Verdict(None, f"this copy of a machine does not show its IOMMU groups: it has no {GROUPS}")
+    if facts.is_on_xen:
+        return Verdict(
+            False,
+            "Xen keeps the IOMMU to itself, from its control domain, too",
+            "boot this kernel without Xen, or hand devices to guests with Xen's own tools",
+        )
     for parameter in _OFF.get(facts.architecture, ()) if facts.architecture else ():
         if parameter in facts.parameters:
             return Verdict(
