@@ -40,6 +40,18 @@ def test_listed_names_are_found(names: PciNames) -> None:
     assert names.pci_class(0x020001) == "Ethernet controller"
 
 
+def test_subsystems_and_interfaces_are_searched_below_their_entry(names: PciNames) -> None:
+    nic = (0x8086, 0x10D3)
+    assert names.subsystem(nic, (0x8086, 0xA01F)) == "A subsystem"
+    assert names.subsystem((0x8086, 0x1234), (0x8086, 0xA01F)) == "Device a01f"
+    assert names.subsystem(nic, nic) == "82574L Gigabit Network Connection"
+    assert names.subsystem((0x1AF4, 0x1000), (0x1AF4, 0x0001)) == "Device 0001"
+    assert names.interface(0x020001) == "An interface"
+    assert names.interface(0x020000) is None
+    assert names.interface(0x030001) is None
+    assert names.interface(0xFF0000) is None
+
+
 def test_unlisted_names_are_numbers(names: PciNames) -> None:
     assert names.vendor(0x1AF4) == "Vendor 1af4"
     assert names.device(0x8086, 0xA01F) == "Device a01f"
