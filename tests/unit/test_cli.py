@@ -158,6 +158,7 @@ def test_the_document_of_list(vfiotool: Run) -> None:
     assert [device["address"] for device in document["devices"]] == [EDU, NIC, SISTER, BRIDGE, LONER]
     assert keys(document["devices"]) == fields(
         "address vendor_id device_id subsystem_vendor_id subsystem_device_id revision class_code vendor "
+        "class_name interface_name subsystem_vendor subsystem_device "
         "device driver driver_override iommu_group numa_node is_vf physfn vfs sriov_totalvfs sriov_numvfs "
         "reset_methods power_state answers cdev blocked unavailable"
     )
@@ -197,8 +198,19 @@ def test_the_document_of_show(vfiotool: Run) -> None:
         {"id": 5, "offset": 0x40, "extended": False, "name": "MSI", "version": None}
     ]
     assert document["bars"] == [
-        {"index": 0, "start": 0xFDE00000, "size": 0x100000, "type": "memory32", "prefetchable": False}
+        {
+            "index": 0,
+            "start": 0xFDE00000,
+            "size": 0x100000,
+            "type": "memory32",
+            "prefetchable": False,
+            "disabled": True,
+        }
     ]
+    assert keys([document["placement"]]) == fields(
+        "parent domain_maker slot label firmware_index acpi_index unavailable"
+    )
+    assert set(document) >= fields("link_downgraded modules irq msi_irqs")
 
 
 def test_the_documents_of_bind_and_restore(vfiotool: Run, host: FakeHost) -> None:

@@ -67,6 +67,10 @@ def test_every_field_is_read(host: FakeHost) -> None:
             class_code=0x020000,
             vendor="Intel",
             device="82574L",
+            class_name="Class 0200",
+            interface_name=None,
+            subsystem_vendor="Intel",
+            subsystem_device="Device a01f",
             driver="e1000e",
             driver_override="vfio-pci",
             iommu_group=7,
@@ -212,7 +216,12 @@ def test_an_id_that_cannot_be_known_is_unavailable(
     damage(host, attribute, content)
     damage(host, "config", registers)
     device, other = read(host)
-    named = {"vendor": ("vendor", "device"), "device": ("device",)}.get(attribute, ())
+    named = {
+        "vendor": ("vendor", "device"),
+        "device": ("device",),
+        "class": ("class_name", "interface_name"),
+        "subsystem_vendor": ("subsystem_vendor", "subsystem_device"),
+    }.get(attribute, ())
     unseen = {IDENTITY[attribute], *named, *(() if registers and len(registers) == 64 else ("answers",))}
     assert (set(device.unavailable), other.unavailable) == (unseen, ())
     assert [getattr(device, name) for name in unseen] == [None] * len(unseen)
@@ -237,7 +246,8 @@ def test_the_registers_of_a_vf_have_no_ids_and_those_of_a_bridge_no_subsystem(ho
     function, port = read(host)
     assert set(function.unavailable) == {"vendor_id", "device_id", "vendor", "device"}
     assert (function.answers, function.revision, function.subsystem_vendor_id) == (True, 0, 0)
-    assert set(port.unavailable) == {"subsystem_vendor_id", "subsystem_device_id"}
+    names = {"subsystem_vendor", "subsystem_device"}
+    assert set(port.unavailable) == {"subsystem_vendor_id", "subsystem_device_id", *names}
 
 
 def test_zeros_after_an_attribute_are_no_part_of_it(host: FakeHost) -> None:

@@ -170,7 +170,27 @@ def _identity(
         for field, number in ids.items()
     }
     vendor, device = _names(names, found["vendor_id"], found["device_id"])
-    return found | {"vendor": reader.known("vendor", vendor), "device": reader.known("device", device)}
+    found |= {"vendor": reader.known("vendor", vendor), "device": reader.known("device", device)}
+    code = found["class_code"]
+    found["class_name"] = reader.known("class_name", None if code is None else names.pci_class(code))
+    found["interface_name"] = None if code is None else names.interface(code)
+    if code is None:
+        reader.note("interface_name")
+    return found | _subsystem_names(reader, names, found)
+
+
+def _subsystem_names(
+    reader: AttributeReader, names: PciNames, found: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """Return the names of the subsystem; ``None`` if it is unknown, or if the device has none: zeros."""
+    vendor = device = None
+    number, model = found["subsystem_vendor_id"], found["subsystem_device_id"]
+    if number != 0:
+        vendor = reader.known("subsystem_vendor", None if number is None else names.vendor(number))
+        ids = (found["vendor_id"], found["device_id"])
+        is_known = None not in (*ids, number, model)
+        device = reader.known("subsystem_device", names.subsystem(ids, (number, model)) if is_known else None)
+    return {"subsystem_vendor": vendor, "subsystem_device": device}
 
 
 def _names(names: PciNames, vendor: int | None, device: int | None) -> tuple[str | None, str | None]:

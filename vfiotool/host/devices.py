@@ -32,6 +32,10 @@ class PciDevice:
     class_code: int | None
     vendor: str | None
     device: str | None
+    class_name: str | None
+    interface_name: str | None
+    subsystem_vendor: str | None
+    subsystem_device: str | None
     driver: str | None
     driver_override: str | None
     iommu_group: int | None

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from vfiotool.host.attributes import DRIVERS
-from vfiotool.host.era import modules_folder
+from vfiotool.host.era import find_release, modules_folder
 from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.tree import Tree
 
 _WITHOUT_IDS = frozenset({"pci_stub", "uio_pci_generic", "igb_uio", "pciback", "xen_pciback"})
 _PREFIX = "pci:"
+_VARIANT_PREFIX = "vfio_pci:"
+_ALIAS_FILES = ("modules.alias", "modules.builtin.modinfo")
+_OF_ANY_DEVICE = _WITHOUT_IDS | {"vfio_pci"}
 _ANY_VENDOR = _PREFIX + "v*"
 _VENDOR_END = len(_PREFIX + "v00008086")
 
@@ -67,6 +70,26 @@ def builtin_modules(tree: Tree, alias: str) -> list[str] | None:
     return list(dict.fromkeys(name for name, pattern in built_in if _matches(alias, pattern)))
 
 
+def candidate_modules(tree: Tree, alias: str | None) -> list[str] | None:
+    """Return the modules whose ids match a ``modalias``, variants of vfio-pci included; ``None`` if unknown.
+
+    A driver that takes any device, such as vfio-pci itself, is left out.
+    """
+    release = find_release(tree)
+    if alias is None or release is None:
+        return None
+    if not any(tree.exists(f"{modules_folder(tree)}/{name}") for name in _ALIAS_FILES):
+        return None
+    vendor = alias.removeprefix(_PREFIX)[: len("v00008086")]
+    starts = tuple(f"{prefix}{one}" for prefix in (_PREFIX, _VARIANT_PREFIX) for one in (vendor, "v*"))
+    try:
+        known = list(_aliases(tree, starts))
+    except OSError:
+        return None
+    matching = [name for name, pattern in known if fnmatchcase(alias, _PREFIX + pattern.partition(":")[2])]
+    return [name for name in dict.fromkeys(matching) if name not in _OF_ANY_DEVICE]
+
+
 def _matches(alias: str, pattern: str) -> bool:
     """Return True if a pattern matches a ``modalias``. The vendors are compared first: a match is slow."""
     is_of_vendor = pattern.startswith((alias[:_VENDOR_END], _ANY_VENDOR))
@@ -85,17 +108,17 @@ def _drivers_of(tree: Tree, module: str) -> list[str]:
     return [link.removeprefix(_PREFIX) for link in links if link.startswith(_PREFIX)] or [module]
 
 
-def _aliases(tree: Tree) -> Iterator[tuple[str, str]]:
-    """Yield each PCI alias of the running kernel: a module and a pattern of a ``modalias``."""
+def _aliases(tree: Tree, starts: tuple[str, ...] = (_PREFIX,)) -> Iterator[tuple[str, str]]:
+    """Yield each alias of the running kernel with one of these starts: a module and a pattern."""
+    lines = tuple(f"alias {start}" for start in starts)
     for line in (tree.find(f"{modules_folder(tree)}/modules.alias") or "").splitlines():
-        word, _, rest = line.partition(" ")
-        pattern, _, module = rest.rpartition(" ")
-        if word == "alias" and pattern.startswith(_PREFIX):
+        if line.startswith(lines):
+            pattern, _, module = line.removeprefix("alias ").rpartition(" ")
             yield module.replace("-", "_"), pattern
-    yield from _builtin_aliases(tree) or ()
+    yield from _builtin_aliases(tree, starts) or ()
 
 
-def _builtin_aliases(tree: Tree) -> list[tuple[str, str]] | None:
+def _builtin_aliases(tree: Tree, starts: tuple[str, ...] = (_PREFIX,)) -> list[tuple[str, str]] | None:
     """Return the PCI aliases of the modules that are built in; ``None`` before Linux 5.2.
 
     The entries of modules.builtin.modinfo are ``MODULE.FIELD=VALUE``, each ended by a zero byte.
@@ -107,5 +130,5 @@ def _builtin_aliases(tree: Tree) -> list[tuple[str, str]] | None:
     return [
         (key.removesuffix(".alias"), pattern)
         for key, _, pattern in entries
-        if key.endswith(".alias") and pattern.startswith(_PREFIX)
+        if key.endswith(".alias") and pattern.startswith(starts)
     ]

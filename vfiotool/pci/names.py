@@ -14,8 +14,8 @@ LISTS = (
     "/usr/share/pci.ids",
     "/var/lib/pciutils/pci.ids",
 )
-# A section starts with a vendor's number or with "C " for a class; its other lines are indented. An entry of a
-# section is a device or a subclass; its other lines are indented twice.
+# A section starts with a vendor's number or with "C " for a class; its other lines are indented. An entry of
+# a section is a device or a subclass; its other lines are indented twice.
 _NEXT_SECTION = re.compile(rb"\n[0-9a-fC]")
 _NEXT_ENTRY = re.compile(rb"\n\t?[0-9a-fC]")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _NONE = "–"  # noqa: RUF001 - the dash of a table's empty cell
@@ -32,6 +32,26 @@ def duration(us: float) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def size_text(size: int) -> str:
+    """Return a size in bytes as lspci writes it: ``[size=32M]``, exact, in the largest unit that is whole."""
+    units = ["", "K", "M", "G", "T"]
+    while size and size % 1024 == 0 and len(units) > 1:
+        size //= 1024
+        del units[0]
+    return f"[size={size}{units[0]}]"
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Return sorted numbers as text, neighbours as a range: ``24 26-29``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return " ".join("-".join(map(str, run)) for run in runs)
 
 
 def _short(value: float) -> str:

@@ -102,6 +102,16 @@ def _of_vfio(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if "vfio" in line or "iommufd" in line)
 
 
+def _of_pci(text: str) -> str:
+    """Keep the aliases of PCI devices: which modules could drive them."""
+    kept = ("alias pci:", "alias vfio_pci:")
+    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(kept))
+
+
+def _builtin_of_pci(text: str) -> str:
+    return "".join(f"{entry}\0" for entry in text.split("\0") if ".alias=pci:" in entry)
+
+
 def _udev(text: str) -> str:
     kept = ("E:ID_FS_TYPE=", "E:ID_PART_TABLE_TYPE=")
     return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(kept))
@@ -138,6 +148,8 @@ _PROC: Mapping[str, Redaction] = {
 _OTHERS: Mapping[str, Redaction] = {
     r"/run/udev/data/b\d+:\d+": _udev,
     r"/lib/modules/[^/]+/modules\.(dep|builtin)": _of_vfio,
+    r"/lib/modules/[^/]+/modules\.alias": _of_pci,
+    r"/lib/modules/[^/]+/modules\.builtin\.modinfo": _builtin_of_pci,
     r"/sys/.*/dm/uuid": _dm_uuid,
     r"/sys/.*/loop/backing_file": _backing_file,
 }
