@@ -56,6 +56,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SSVID = 0x0D
 _DOWNSTREAM = {OTHER_NVME: "0000:05:00.0", OTHER_E1000E: "0000:05:01.0"}
 _ROOT_PORT = "0000:00:02.0"
+_REFUSED = 3
 
 Fields = dict[str, Any]
 
@@ -403,3 +404,15 @@ def test_why_needs_root() -> None:
     seen = vfiotool_as_nobody("groups", number, "--json")
     (one,) = seen.document["groups"]
     assert (one["why"], one["unavailable"]) == (None, ["why"])
+
+
+def test_the_advice_of_show_is_what_bind_does() -> None:
+    """Each command that is named is planned, or is said to be refused and is."""
+    judged = 0
+    for device in done("list")["devices"]:
+        text = " ".join(vfiotool("show", device["address"]).stdout.split()).partition(" how to free ")[2]
+        for command, refused in re.findall(r"'vfiotool (bind [^']*)'( refuses it: )?", text):
+            result = vfiotool(*command.split(), "--dry-run")
+            assert result.status == (_REFUSED if refused else 0), (text, result)
+            judged += 1
+    assert judged or MACHINE == "none"
