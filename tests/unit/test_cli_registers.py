@@ -258,7 +258,7 @@ def test_config_as_text(vfiotool: Run) -> None:
     result = vfiotool("config", EDU)
     assert (result.status, result.stderr) == (0, "")
     assert f"{EDU} Vendor 1234 Device 11e8" in result.stdout
-    assert "cap 0x040  MSI: enabled no" in result.stdout
+    assert "cap 0x040  MSI: count 1; " in result.stdout
 
 
 def test_one_register_of_configuration_space(vfiotool: Run) -> None:
@@ -290,7 +290,8 @@ def test_configuration_space_beyond_the_users_rights_is_unavailable(vfiotool: Ru
     for verb in ("config", "show"):
         assert "the kernel shows them to root alone" in vfiotool(verb, NIC).stdout
     shown = vfiotool("show", NIC, "--json").document
-    assert (shown["capabilities"], shown["unavailable"]) == (None, ["capabilities"])
+    assert shown["capabilities"] is None
+    assert "capabilities" in shown["unavailable"]
     assert vfiotool("config", NIC, "0x3c").status == 0
     refused = vfiotool("config", NIC, "0x40")
     assert (refused.status, refused.stderr.splitlines()[1]) == (1, "hint: run as root")

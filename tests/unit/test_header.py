@@ -268,33 +268,34 @@ SHOWN = """\
   header       type 0 (endpoint)
   timing       cache line of 0 bytes, latency timer 0
   interrupt    pin -, line 0
-  cap 0x040    MSI: enabled no; count 1; max count 1; is 64bit no; maskable no; address 0x0; data 0x0
-  cap 0x050    PCI Express: version 2; type 0; type name endpoint; interrupt message 0; flit mode \
-supported no
-               device: max payload 128; max payload supported 128; max read request 128; flr no; extended \
-tags no; relaxed ordering no; no snoop no; errors -; transactions pending no; error reporting -; extended \
-tags supported no; phantom functions 0; phantom functions enabled no; l0s latency <64 ns; l1 latency <1 \
-us; card features -; role based errors no; slot power limit mw 0; tee io no; aux power enabled no; aux \
-power detected no
-               link: speed 2.5 GT/s; width 1; max speed unknown; max width 0; port 0; aspm -; aspm \
-supported -; disabled no; training no; clock pm no; clock pm enabled no; surprise down no; active \
-reporting no; bandwidth notification no; aspm optionality no; read completion boundary 64; common clock \
-no; extended synch no; autonomous width disabled no; bandwidth interrupt enabled no; autonomous bandwidth \
-interrupt enabled no; flit mode disabled no; training error no; slot clock no; bandwidth management no; \
-autonomous bandwidth no
-               device2: atomics -; atomics enabled no; ltr no; ltr enabled no; ari forwarding no; ari \
-forwarding enabled no; completion timeout ranges -; completion timeout 50 us to 50 ms; completion timeout \
-disable no; completion timeout disable enabled no; no ro enabled pr pr no; atomic egress blocking enabled \
-no; ido request enabled no; ido completion enabled no; ten bit tag completer no; ten bit tag requester \
-no; ten bit tag requester enabled no; obff -; obff enabled disabled; extended format no; end end prefixes \
-no; end end prefix blocking enabled no; emergency power reduction not supported; emergency power \
-reduction init no; emergency power reduction request enabled no; frs no; tph completer not supported
-               link2: speeds -; crosslink no; retimer no; two retimers no; drs no; target speed 2.5 GT/s; \
-enter compliance no; autonomous speed disabled no; transmit margin normal operating range; enter modified \
-compliance no; compliance sos no; compliance preset -6 dB de-emphasis, 0 dB preshoot; deemphasis -6 dB; \
-equalization complete no; equalization phase1 no; equalization phase2 no; equalization phase3 no; \
-equalization request no; retimer detected no; two retimers detected no; crosslink resolution not \
-supported; flit mode no
+  cap 0x040    MSI: count 1; max count 1; address 0x0; data 0x0; no: enabled, is 64bit, maskable
+  cap 0x050    PCI Express: version 2; type 0; type name endpoint; interrupt message 0; no: flit mode \
+supported
+               device: max payload 128; max payload supported 128; max read request 128; phantom functions \
+0; l0s latency <64 ns; l1 latency <1 us; slot power limit mw 0; no: flr, extended tags, \
+relaxed ordering, no snoop, transactions pending, extended tags supported, phantom functions \
+enabled, role based errors, tee io, aux power enabled, aux power detected; none: errors, \
+error reporting, card features
+               link: speed 2.5 GT/s; width 1; max speed unknown; max width 0; port 0; read completion \
+boundary 64; no: disabled, training, clock pm, clock pm enabled, surprise down, active \
+reporting, bandwidth notification, aspm optionality, common clock, extended synch, \
+autonomous width disabled, bandwidth interrupt enabled, autonomous bandwidth interrupt \
+enabled, flit mode disabled, training error, slot clock, bandwidth management, autonomous \
+bandwidth; none: aspm, aspm supported
+               device2: completion timeout 50 us to 50 ms; obff enabled disabled; emergency power reduction \
+not supported; tph completer not supported; no: atomics enabled, ltr, ltr enabled, ari \
+forwarding, ari forwarding enabled, completion timeout disable, completion timeout disable \
+enabled, no ro enabled pr pr, atomic egress blocking enabled, ido request enabled, ido \
+completion enabled, ten bit tag completer, ten bit tag requester, ten bit tag requester \
+enabled, extended format, end end prefixes, end end prefix blocking enabled, emergency power \
+reduction init, emergency power reduction request enabled, frs; none: atomics, completion \
+timeout ranges, obff
+               link2: target speed 2.5 GT/s; transmit margin normal operating range; compliance preset -6 \
+dB de-emphasis, 0 dB preshoot; deemphasis -6 dB; crosslink resolution not supported; no: \
+crosslink, retimer, two retimers, drs, enter compliance, autonomous speed disabled, enter \
+modified compliance, compliance sos, equalization complete, equalization phase1, \
+equalization phase2, equalization phase3, equalization request, retimer detected, two \
+retimers detected, flit mode; none: speeds
   cap 0x0e0    Capability 7f: data 7f000000{zeros}
   unavailable  some
 """

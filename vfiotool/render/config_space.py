@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vfiotool.pci.bridge_headers import BridgeHeader, CardBusHeader, Window
@@ -12,7 +12,11 @@ from vfiotool.pci.ids import ids_text
 from vfiotool.render.terminal import print_facts, print_title, whole
 
 _NONE = "-"
-_HEXADECIMAL = ("_id", "address", "data", "mask", "pending", "table_offset", "pba_offset", "vf_bars")
+_HEXADECIMAL = (
+    *("_id", "address", "data", "mask", "pending", "table_offset", "pba_offset", "max_offset", "vf_bars"),
+    *("_bus", "bus_base", "bus_limit", "rid_base", "rid_limit", "_upper", "tc_map", "syndromes"),
+)
+_LONGEST_WORD = 24  # of a value that is not folded
 _DIGITS = 8  # of a word of data: a register
 _TYPES = ("endpoint", "bridge", "CardBus bridge")
 _PINS = (_NONE, "A", "B", "C", "D")
@@ -106,10 +110,25 @@ def _parts(name: str, record: Any) -> Iterator[tuple[str, str]]:
     values = {one: getattr(record, one) for one in record.__dataclass_fields__}
     inner = {one: _records(value) for one, value in values.items()}
     plain = [one for one, value in values.items() if value is not None and not inner[one]]
-    yield name, "; ".join(whole(f"{_words(one)} ") + _text(one, values[one]) for one in plain)
+    yield name, "; ".join(_fields({one: values[one] for one in plain}))
     for one, records in inner.items():
         for record in records:
             yield from _parts(_words(one), record)
+
+
+def _fields(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each field with its value, then the names of those that are true, false or empty."""
+    names: dict[str, list[str]] = {"yes": [], "no": [], "none": []}
+    for name, value in values.items():
+        if isinstance(value, bool):
+            names["yes" if value else "no"].append(_words(name))
+        elif value in ("", ()):
+            names["none"].append(_words(name))
+        else:
+            yield whole(f"{_words(name)} ") + _text(name, value)
+    for kind, found in names.items():
+        if found:
+            yield whole(f"{kind}: ") + ", ".join(map(whole, found))
 
 
 def _records(value: object) -> list[Any]:
@@ -122,12 +141,11 @@ def _words(name: str) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:#x}" if name.endswith(_HEXADECIMAL) else str(value)
-    if name == "data":
-        return " ".join(value[at : at + _DIGITS] for at in range(0, len(value), _DIGITS))
     if isinstance(value, tuple):
-        return ", ".join(whole(_text(name, one)) for one in value) or _NONE
-    return whole(value) if value else _NONE
+        return ", ".join(_text(name, one) for one in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:#x}" if name.endswith(_HEXADECIMAL) else str(value)
+    text = _NONE if value is None else str(value)
+    if name == "data":
+        return " ".join(text[at : at + _DIGITS] for at in range(0, len(text), _DIGITS))
+    return whole(text) if len(text) <= _LONGEST_WORD else text
