@@ -37,6 +37,11 @@ class Tree:
         """Return True if the machine does not have what is absent here: a copy may have left it out."""
         return True
 
+    @property
+    def unrecorded(self) -> Tree:
+        """The same files, without a record of what is read: for what a capture must not contain."""
+        return self
+
     def path(self, path: str) -> str:
         """Return the path with the root in front."""
         return self._prefix + path

@@ -124,6 +124,10 @@ class _Watched(Tree):
         self.nodes: dict[str, tuple[int, int, int]] = {}
         self._resolved: dict[str, str] = {}
 
+    @property
+    def unrecorded(self) -> Tree:
+        return self._machine
+
     def path(self, path: str) -> str:
         self.present[path] = None
         return super().path(path)

@@ -59,7 +59,7 @@ def find_interfaces(tree: Tree, wanted: frozenset[str]) -> list[Interface]:
     if not carried and not hidden:
         return []
     view, remote = read_view(tree), connected_address(tree)
-    plain = Tree(tree.root)  # it records nothing: hardware addresses are not for a capture
+    plain = tree.unrecorded  # hardware addresses are not for a capture
     here = [name for name in carried if view.has(plain, name)]
     home = _home_claims(tree)
     found = [_interface(tree, view, name, remote, home, carried[name]) for name in here]

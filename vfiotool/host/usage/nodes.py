@@ -58,7 +58,7 @@ def find_nodes(tree: Tree, wanted: frozenset[str]) -> list[Node]:
     Source: ``/sys/dev`` (Documentation/ABI/testing/sysfs-dev) lists every device that has a ``dev``
     attribute. Only nodes that a driver makes without sysfs are from a table.
     """
-    plain = Tree(tree.root)  # it records nothing: a capture has no processes that could open a node
+    plain = tree.unrecorded  # a capture has no processes that could open a node
     return [*_in_sysfs(plain, wanted), *_from_table(plain, wanted)]
 
 
