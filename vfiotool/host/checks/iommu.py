@@ -113,7 +113,7 @@ def judge_iommu(facts: Facts) -> Verdict:
             "Xen keeps the IOMMU to itself, from its control domain, too",
             "boot this kernel without Xen, or hand devices to guests with Xen's own tools",
         )
-    for parameter in _OFF.get(facts.architecture, ()) if facts.architecture else ():
+    for parameter in () if facts.architecture is None else _OFF.get(facts.architecture, ()):
         if parameter in facts.parameters:
             return Verdict(
                 False,
@@ -153,9 +153,7 @@ def judge_remapping(facts: Facts) -> Verdict:
         return Verdict(True, "the IOMMU remaps interrupts")
     if any(chip.startswith("ITS-") for chip in facts.chips):
         return Verdict(True, "the GIC's interrupt translation service (ITS) remaps interrupts")
-    if (
-        facts.groups and facts.architecture is Architecture.S390
-    ):  # arch_is_isolated_msi() in arch/s390/include/asm/msi.h
+    if facts.groups and facts.architecture is Architecture.S390:  # arch_is_isolated_msi() in asm/msi.h
         return Verdict(True, "the hardware isolates the interrupts of each PCI function")
     if not facts.groups and facts.architecture is Architecture.X86:
         found = judge_iommu(facts)
