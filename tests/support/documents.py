@@ -53,6 +53,23 @@ NOT_RUN = {
         "crashes the kernel of its guest; tests/lab/test_crash_in_guests.py does it"
     ),
 }
+_EXAMPLES = "quotes a machine that is not the lab's; tests/unit/test_reading_devices.py runs it"
+NOT_RUN |= {
+    f"sudo vfiotool show {address}": _EXAMPLES
+    for address in (
+        *("0000:00:0e.0", "0000:00:1c.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:03:10.0"),
+        *("0000:05:04.0", "0000:2f:00.0", "10000:e1:00.0"),
+    )
+}
+NOT_RUN |= dict.fromkeys(
+    (
+        "sudo vfiotool groups 1",
+        "COLUMNS=45 vfiotool list 0000:02:00.0 0000:01:00.0",
+        "sudo COLUMNS=45 vfiotool show 0000:03:00.0",
+        "sudo vfiotool show 0000:03:00.0 | grep refuses",
+    ),
+    _EXAMPLES,
+)
 """The commands that no test runs as they stand, each with the reason."""
 
 _FENCED = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -32,7 +32,7 @@ def whole(text: str) -> str:
 def print_title(text: str) -> None:
     """Print a line of its own; on a terminal it is bold."""
     width = terminal_width()
-    _print(_folded(text, width), bold=width is not None)
+    _print(_folded(text, width, hanging=_INDENT), bold=width is not None)
 
 
 def print_text(text: str, *, hanging: int = 0) -> None:
