@@ -138,3 +138,12 @@ def test_a_dead_device_does_not_answer_in_any_verb(look: Look) -> None:
     assert config["unavailable"] == ["value"]
     for verb in ("list", "show", "config"):
         assert f"nothing answers at {address}: " in look("dead-device", verb, address).stdout
+
+
+def test_no_link_is_shown_of_an_integrated_endpoint_with_fields_of_noise(look: Look) -> None:
+    """Case link-unknown: the kernel's attributes say Unknown, 0 lanes and 255 lanes."""
+    shown = look("link-unknown", "show", "0000:00:04.0")
+    assert (shown.status, shown.stderr) == (0, "")
+    labels = [line[2:].partition("  ")[0] for line in shown.stdout.splitlines() if line[:3] != "   "]
+    assert "link" not in labels
+    assert look("link-unknown", "show", "0000:00:04.0", "--json").document["link"] == {}

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vfiotool import cli
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.host.attributes import addresses
 from vfiotool.host.config_space import read_config
@@ -26,6 +27,7 @@ from vfiotool.host.devices import read_devices
 from vfiotool.host.doctor import examine
 from vfiotool.host.freeing import how_to_free
 from vfiotool.host.groups import group_ids, read_groups
+from vfiotool.host.tree import Tree
 from vfiotool.lab import machines
 from vfiotool.pci.capabilities.decoding import decode
 from vfiotool.pci.header import read_header
@@ -262,3 +264,15 @@ def test_text_from_outside_cannot_change_the_terminal(printed: Printed) -> None:
 
 def test_wide_characters_take_two_columns(printed: Printed) -> None:
     assert printed(lambda: print_table(("A", "B"), [("\u4e2d", "x")]), 80) == "A   B\n\u4e2d  x\n"
+
+
+@pytest.mark.parametrize("width", [20, 45, 60, 80])
+@pytest.mark.parametrize("verb", ["list", "groups"])
+def test_a_real_machine_at_the_widths_where_words_were_cut(
+    printed: Printed, capsys: pytest.CaptureFixture[str], verb: str, width: int
+) -> None:
+    root = str(Path(__file__).parents[1] / "data" / "machines" / "bridge-and-width")
+    devices = [*addresses(Tree(root))]
+    groups = [str(number) for number in group_ids(Tree(root))]
+    output = printed(lambda: cli.run(["--sysroot", root, verb]), width)
+    assert {*devices, *groups, "snd_hda_intel", "skl_uncore"} <= words(output)
