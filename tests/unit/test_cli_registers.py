@@ -298,6 +298,50 @@ def test_configuration_space_beyond_the_users_rights_is_unavailable(vfiotool: Ru
     assert vfiotool("config", NIC, "0x1000").status == 2
 
 
+_VPD = bytes.fromhex("820600") + b"Board\x1b" + bytes.fromhex("900d00") + b"PN\x03X-1SN\x0412\xff4" + b"\x78"
+
+
+def test_config_has_the_vital_product_data(vfiotool: Run, host: FakeHost) -> None:
+    """The bytes of PCI Local Bus 3.0 appendix I: a product name, a part number, a serial number, the end."""
+    host.put(f"{device_path(NIC)}/vpd", _VPD)
+    document = vfiotool("config", NIC, "--json").document
+    vpd = document["value"]["vpd"]
+    assert vpd["product_name"] == "Board\x1b"
+    assert [(field["keyword"], field["value"]) for field in vpd["read_only"]] == [
+        ("PN", "X-1"),
+        ("SN", "12\\xff4"),
+    ]
+    assert (vpd["complete"], document["unavailable"]) == (True, [])
+    text = vfiotool("config", NIC).stdout
+    assert "PN part number: X-1" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "content", "is_unknown"),
+    [
+        ([], None, False),
+        ([(0x03, 0x40, bytes(6))], None, True),
+        ([], b"", True),
+        ([(0x03, 0x40, bytes(6))], b"", True),
+    ],
+)
+def test_vital_product_data_that_cannot_be_read_are_unavailable(
+    vfiotool: Run,
+    host: FakeHost,
+    capabilities: list[tuple[int, int, bytes]],
+    content: bytes | None,
+    is_unknown: bool,
+) -> None:
+    """The kernel shows the file to root alone, and a capture does not have it."""
+    host.put(f"{device_path(NIC)}/config", config_space(vendor=0x8086, capabilities=capabilities))
+    if content is not None:
+        host.put(f"{device_path(NIC)}/vpd", content)
+    document = vfiotool("config", NIC, "--json").document
+    assert document["value"]["vpd"] is None
+    assert document["unavailable"] == (["vpd"] if is_unknown else [])
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_configuration_space_of_a_silent_device_is_unavailable(
     vfiotool: Run, host: FakeHost, is_there: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from vfiotool.cli.completion import complete_device
@@ -12,12 +14,16 @@ from vfiotool.host.attributes import answers, read_name
 from vfiotool.host.config_space import is_whole, read_config
 from vfiotool.host.selectors import select_meant
 from vfiotool.host.tree import Tree
-from vfiotool.pci.capabilities.decoding import decode
+from vfiotool.host.vpd import has_vpd, read_vpd
+from vfiotool.pci.capabilities.decoding import DecodedCapability, decode
 from vfiotool.pci.config_space import EXTENDED_SIZE, HEADER_SIZE
 from vfiotool.pci.header import read_header
 from vfiotool.pci.ids import FOR_ROOT, silence_text
 from vfiotool.pci.names import PciNames
+from vfiotool.pci.vpd import Vpd, parse_vpd
 from vfiotool.render.documents import to_json, write_document
+
+_VPD = (False, 0x03)  # a standard capability, and its id
 
 
 @click.command("config")
@@ -29,7 +35,7 @@ from vfiotool.render.documents import to_json, write_document
 def config(
     settings: Settings, /, selector: str, offset: int | None, width: int | None, as_json: bool
 ) -> None:
-    """Decode the configuration space of a device on any driver: the header and all capabilities.
+    """Decode the configuration space of a device on any driver: the header, all capabilities, and the VPD.
 
     With OFFSET (bytes), print the register at that offset. 'vfiotool poke ADDRESS config …' writes.
     """
@@ -60,12 +66,17 @@ def config(
 def _show_all(tree: Tree, address: str, raw: bytes, as_json: bool) -> None:
     header = read_header(raw)
     capabilities = decode(raw) if is_whole(raw) else None
-    found = {"value": header, "answers": answers(raw), "capabilities": capabilities}
-    unavailable = [name for name, value in found.items() if value is None]
-    if header is None:
-        unavailable.remove("capabilities")
+    vpd = None if header is None else _vpd(tree, address)
+    known = {
+        "value": header is not None,
+        "answers": answers(raw) is not None,
+        "capabilities": header is None or capabilities is not None,
+        "vpd": header is None or vpd is not None or _lacks_vpd(tree, address, capabilities),
+    }
+    unavailable = [name for name, is_known in known.items() if not is_known]
     if as_json:
-        value = None if header is None else to_json(header) | {"capabilities": to_json(capabilities)}
+        parts = {"capabilities": to_json(capabilities), "vpd": to_json(vpd)}
+        value = None if header is None else to_json(header) | parts
         document = {"address": address, "answers": answers(raw), "value": value, "unavailable": unavailable}
         write_document("config", document)
         return
@@ -74,9 +85,24 @@ def _show_all(tree: Tree, address: str, raw: bytes, as_json: bool) -> None:
     if answers(raw) is False:
         unavailable = [f"value: {silence_text(address)}"]
     elif header is not None and capabilities is None:
-        unavailable = [f"capabilities: {FOR_ROOT}"]
+        unavailable[unavailable.index("capabilities")] += f": {FOR_ROOT}"
     title = f"{address} {read_name(tree, address, PciNames.of_this_machine())}"
-    print_config(title, header, capabilities or (), unavailable)
+    print_config(title, header, capabilities or (), unavailable, vpd)
+
+
+def _vpd(tree: Tree, address: str) -> Vpd | None:
+    """Return the Vital Product Data; ``None`` if the device has none, or if they cannot be read."""
+    data = read_vpd(tree, address) if has_vpd(tree, address) else None
+    return None if data is None else parse_vpd(data)
+
+
+def _lacks_vpd(tree: Tree, address: str, capabilities: Sequence[DecodedCapability] | None) -> bool:
+    """Return True if it is known that a device has no Vital Product Data."""
+    if has_vpd(tree, address):
+        return False
+    if capabilities is None:
+        return tree.is_complete
+    return not any((one.extended, one.id) == _VPD for one in capabilities)
 
 
 def _register(address: str, raw: bytes, offset: int, width: int) -> int:

@@ -9,6 +9,7 @@ from vfiotool.pci.bridge_headers import BridgeHeader, CardBusHeader, Window
 from vfiotool.pci.capabilities.decoding import DecodedCapability
 from vfiotool.pci.header import Header
 from vfiotool.pci.ids import ids_text
+from vfiotool.pci.vpd import Vpd
 from vfiotool.render.terminal import print_facts, print_title, whole
 
 _NONE = "-"
@@ -23,9 +24,13 @@ _PINS = (_NONE, "A", "B", "C", "D")
 
 
 def print_config(
-    title: str, header: Header | None, capabilities: Iterable[DecodedCapability], unavailable: Iterable[str]
+    title: str,
+    header: Header | None,
+    capabilities: Iterable[DecodedCapability],
+    unavailable: Iterable[str],
+    vpd: Vpd | None = None,
 ) -> None:
-    """Print the header and the capabilities of configuration space, and the parts that were not readable."""
+    """Print the header, the capabilities and the VPD, and the parts that were not readable."""
     print_title(title)
     facts = list(_header_facts(header)) if header is not None else []
     for one in capabilities:
@@ -33,7 +38,18 @@ def print_config(
         for part, fields in _parts(one.name, one.content):
             facts.append((label, f"{part}: {fields}" if fields else part))
             label = ""
+    facts += _vpd_facts(vpd) if vpd is not None else []
     print_facts([*facts, *(("unavailable", name) for name in unavailable)])
+
+
+def _vpd_facts(vpd: Vpd) -> Iterator[tuple[str, str]]:
+    yield "vpd", vpd.product_name or "no product name"
+    for field in (*vpd.read_only, *vpd.read_write):
+        yield "", f"{field.keyword} {field.name}: {field.value}"
+    if vpd.checksum_ok is not None:
+        yield "", f"checksum {'right' if vpd.checksum_ok else 'wrong'}"
+    if not vpd.complete:
+        yield "", "the data have no end, or a part that makes no sense"
 
 
 def _header_facts(header: Header) -> Iterator[tuple[str, str]]:
