@@ -298,6 +298,19 @@ def test_configuration_space_beyond_the_users_rights_is_unavailable(vfiotool: Ru
     assert vfiotool("config", NIC, "0x1000").status == 2
 
 
+@pytest.mark.parametrize("size", [256, 4096])
+def test_zeros_that_a_tar_added_are_no_registers(vfiotool: Run, host: FakeHost, size: int) -> None:
+    """A tar that a user made: the kernel gave 64 bytes, and sysfs says that the file has more."""
+    whole = config_space(vendor=0x8086, capabilities=[(0x01, 0x40, bytes(6))])
+    host.put(f"{device_path(NIC)}/config", whole[:64].ljust(size, b"\0"))
+    assert vfiotool("config", NIC, "--json").document["unavailable"] == ["capabilities"]
+    assert vfiotool("show", NIC, "--json").document["capabilities"] is None
+    assert vfiotool("config", NIC, "0x40").stderr.endswith("hint: run as root\n")
+    without = config_space(vendor=0x8086)
+    host.put(f"{device_path(NIC)}/config", without)
+    assert vfiotool("config", NIC, "--json").document["value"]["capabilities"] == []
+
+
 _VPD = bytes.fromhex("820600") + b"Board\x1b" + bytes.fromhex("900d00") + b"PN\x03X-1SN\x0412\xff4" + b"\x78"
 
 
