@@ -52,7 +52,8 @@ NUMBERS = {
 }
 # A null of these means that the device has no such thing; of all others, that it is unknown.
 MAY_BE_ABSENT = {
-    "driver", "driver_override", "iommu_group", "physfn", "sriov_totalvfs", "sriov_numvfs", "cdev"
+    "driver", "driver_override", "iommu_group", "physfn", "sriov_totalvfs", "sriov_numvfs", "cdev",
+    "interface_name", "subsystem_vendor", "subsystem_device",  # pci.ids may have no name
 }  # fmt: skip
 
 
