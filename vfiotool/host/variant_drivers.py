@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from vfiotool.host.devices import PciDevice
-from vfiotool.host.era import kernel_release
+from vfiotool.host.era import find_release
 from vfiotool.host.tree import Tree
 
 VFIO_PCI = "vfio-pci"
@@ -27,8 +27,8 @@ def best_vfio_driver(tree: Tree, device: PciDevice) -> str:
     """Return the driver whose alias matches the device with the fewest wildcards.
 
     The result is ``vfio-pci`` if no alias matches, if an id of the device is unknown, if the kernel has no
-    ``vfio_pci:`` aliases (before 5.16), or if modules.alias does not exist. Lines that are not aliases are
-    skipped.
+    ``vfio_pci:`` aliases (before 5.16), or if modules.alias does not exist or the kernel's release is out of
+    sight. Lines that are not aliases are skipped.
     """
     wanted = _fields(device)
     best, most = VFIO_PCI, 0
@@ -63,8 +63,10 @@ def _fields(device: PciDevice) -> list[str] | None:
 
 
 def _aliases(tree: Tree) -> str:
-    release = kernel_release(tree)
-    return "" if "/" in release else tree.find(f"/lib/modules/{release}/modules.alias") or ""
+    release = find_release(tree)
+    if release is None or "/" in release:
+        return ""
+    return tree.find(f"/lib/modules/{release}/modules.alias") or ""
 
 
 def _driver_of(module: str) -> str:
