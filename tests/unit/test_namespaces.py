@@ -261,6 +261,10 @@ class Recorder(Tree):
         super().__init__(root)
         self.paths: list[str] = []
 
+    @property
+    def unrecorded(self) -> Tree:
+        return Tree(self.root)
+
     def read_bytes(self, path: str) -> bytes:
         self.paths.append(path)
         return super().read_bytes(path)
