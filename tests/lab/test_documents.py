@@ -18,13 +18,6 @@ from tests.support.json_fields import fields
 DATA = Path(__file__).parents[1] / "data"
 FIELDS = json.loads((DATA / "fields-0.1.0.json").read_text())
 TRACE = DATA / "trace-0.1.0.jsonl"
-ADDED = {
-    "show": [
-        f"power.{name}"
-        for name in ("state", "control", "runtime_status", "d3cold_allowed", "disable_idle_d3")
-    ]
-}
-"""The fields that were added since, by verb."""
 
 pytestmark = [
     pytest.mark.needs_guest,
@@ -44,9 +37,9 @@ def results(path: Path) -> list[dict[str, Any]]:
 def test_documents_have_the_fields_of_0_1_0() -> None:
     with as_before(EDU):
         for expected in FIELDS["documents"]:
-            verb, *arguments = expected["command"].split()
-            wanted = sorted([*expected["fields"], *ADDED.get(verb, ())])
-            assert fields(done(verb, *arguments)) == wanted, expected["command"]
+            # 0.1.0 showed a link of parts of the root complex, which have none.
+            wanted = {field for field in expected["fields"] if not field.startswith("link.")}
+            assert wanted <= set(fields(done(*expected["command"].split()))), expected["command"]
             settle()
 
 

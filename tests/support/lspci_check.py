@@ -33,7 +33,8 @@ def compare_device(
 ) -> None:
     """Compare what lspci prints of a device with the value of ``vfiotool config --json``.
 
-    Of a live device lspci shows the kernel's interrupt, and of a VF its ids: the registers have neither.
+    Of a live device lspci shows the kernel's interrupts and kinds of windows, and of a VF its ids: the
+    registers have others.
     """
     if value is None:
         comparison.compare(device.address, HEADERS[None], device.header, {})
@@ -41,7 +42,8 @@ def compare_device(
     header = HEADERS.get(value["header_type"], HEADERS[-1])
     text = _without_upper_halves(device.header, value)
     if is_live:
-        text = re.sub(r" routed to IRQ [0-9,-]+", "", text)
+        text = re.sub(r" routed to IRQ [0-9]+(?:[-, ]+[0-9]+)*", "", text)
+        text = re.sub(r" \[(?:32|64)-bit\]", "", text)
         if (value["vendor_id"], value["device_id"]) == (0xFFFF, 0xFFFF):
             text = re.sub(r"^(Device: \w+:) \w+:\w+", r"\1 ffff:ffff", text)
     comparison.compare(device.address, header, text, value)

@@ -193,7 +193,7 @@ LIVE = """\
 \tPhysical Slot: 0-1
 \tControl: I/O- Mem- BusMaster- SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR- FastB2B- DisINTx-
 \tStatus: Cap- 66MHz- UDF- FastB2B- ParErr- DEVSEL=fast >TAbort- <TAbort- <MAbort- >SERR- <PERR- INTx-
-\tInterrupts: MSI(X) routed to IRQ 28-30,44
+\tInterrupts: MSI(X) routed to IRQ 28-30, 44
 \tNUMA node: 0
 \tIOMMU group: 12
 \tRegion 0: {region} [disabled] [size=16K]
