@@ -112,6 +112,11 @@ def as_fields(record: str) -> tuple[str, Fields]:
     said = dict(line.split(":\t", 1) for line in record.splitlines())
     vendor, vendor_id = named(said["Vendor"])
     device, device_id = named(said["Device"])
+    subsystem_ids = tuple(named(said[field])[1] if field in said else 0 for field in ("SVendor", "SDevice"))
+    subsystem_device = subsystem(said, "SDevice", "Device")
+    if subsystem_device == device and subsystem_ids != (vendor_id, device_id):
+        # lspci takes the device's name for an unknown subsystem if it looks into udev's database
+        subsystem_device = f"Device {subsystem_ids[1]:04x}"
     return said["Slot"], {
         "address": said["Slot"],
         "class_code": named(said["Class"])[1] << 8 | int(said.get("ProgIf", "0"), 16),
@@ -121,9 +126,9 @@ def as_fields(record: str) -> tuple[str, Fields]:
         "device": f"Device {device_id:04x}" if device == "Device" else device,
         "class_name": named(said["Class"])[0],
         "subsystem_vendor": subsystem(said, "SVendor", "Vendor"),
-        "subsystem_device": subsystem(said, "SDevice", "Device"),
-        "subsystem_vendor_id": named(said["SVendor"])[1] if "SVendor" in said else 0,
-        "subsystem_device_id": named(said["SDevice"])[1] if "SDevice" in said else 0,
+        "subsystem_device": subsystem_device,
+        "subsystem_vendor_id": subsystem_ids[0],
+        "subsystem_device_id": subsystem_ids[1],
         "revision": int(said.get("Rev", "0"), 16),
         "driver": said.get("Driver"),
         "numa_node": int(said.get("NUMANode", "-1")),
