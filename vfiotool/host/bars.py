@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vfiotool.host.attributes import device_path
 from vfiotool.host.tree import Tree
-from vfiotool.pci.config_space import HEADER_SIZE, HEADER_TYPE, MULTIFUNCTION, STANDARD_SIZE, capabilities
+from vfiotool.pci.config_space import HEADER_SIZE, STANDARD_SIZE, capabilities, header_type
 
 # include/linux/ioport.h
 _IORESOURCE_IO = 0x100
@@ -70,7 +70,7 @@ def _is_disabled(registers: bytes, index: int, kind: str) -> bool | None:
     if not command & (_COMMAND_IO if kind == "io" else _COMMAND_MEMORY):
         return True
     if index == ROM:
-        at = _ROM_OF_BRIDGE if registers[HEADER_TYPE] & ~MULTIFUNCTION else _ROM
+        at = _ROM_OF_BRIDGE if header_type(registers) else _ROM
         return not registers[at] & _ROM_ENABLE
     at = _BARS + 4 * index
     low = registers[at] & (~3 if kind == "io" else ~15)  # without the bits of the type

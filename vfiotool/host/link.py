@@ -9,13 +9,11 @@ import re
 from collections.abc import Mapping
 
 from vfiotool.host.config_space import is_whole
-from vfiotool.pci.acs import PortType, port_type
-from vfiotool.pci.config_space import HEADER_TYPE, MULTIFUNCTION
+from vfiotool.pci.acs import FACING_DOWN, WITHOUT_LINK, port_type
+from vfiotool.pci.config_space import header_type
 
 ATTRIBUTES = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
 
-_WITHOUT_LINK = (PortType.INTEGRATED_ENDPOINT, PortType.EVENT_COLLECTOR)
-_FACING_DOWN = (PortType.ROOT_PORT, PortType.DOWNSTREAM, PortType.PCI_TO_PCIE)
 _SPEED = re.compile(r"([0-9]{1,3}(?:\.[0-9])?) GT/s")
 
 
@@ -32,7 +30,7 @@ def link_of(attributes: Mapping[str, str], config: bytes) -> Mapping[str, str]:
 
 def is_linkless(config: bytes) -> bool:
     """Return True if the registers say that the device is a part of the root complex, without a link."""
-    return is_whole(config) and port_type(config) in _WITHOUT_LINK
+    return is_whole(config) and port_type(config) in WITHOUT_LINK
 
 
 def downgraded(link: Mapping[str, str], config: bytes) -> tuple[str, ...] | None:
@@ -43,9 +41,9 @@ def downgraded(link: Mapping[str, str], config: bytes) -> tuple[str, ...] | None
     if not link:
         return ()
     if is_whole(config):
-        if port_type(config) in _FACING_DOWN:
+        if port_type(config) in FACING_DOWN:
             return ()
-    elif len(config) <= HEADER_TYPE or config[HEADER_TYPE] & ~MULTIFUNCTION:
+    elif header_type(config) != 0:
         return None  # a bridge, or out of sight: it may be a port that faces down
     numbers = {
         part: (read(link.get(f"current_link_{part}", "")), read(link.get(f"max_link_{part}", "")))

@@ -57,6 +57,11 @@ class PortType(enum.IntEnum):
     EVENT_COLLECTOR = 10
 
 
+WITHOUT_LINK = (PortType.INTEGRATED_ENDPOINT, PortType.EVENT_COLLECTOR)
+"""The parts of the root complex, which have no link."""
+FACING_DOWN = (PortType.ROOT_PORT, PortType.DOWNSTREAM, PortType.PCI_TO_PCIE)
+"""The ports whose link is to the device below them, which can be in a slot."""
+
 _NEVER_GUARDED = (None, PortType.PCIE_TO_PCI, PortType.PCI_TO_PCIE, PortType.EVENT_COLLECTOR)
 _ALWAYS_JUDGED = (PortType.ROOT_PORT, PortType.DOWNSTREAM)
 _JUDGED_IN_MULTIFUNCTION = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.pci.acs import PortType, read_port_type
+from vfiotool.pci.acs import FACING_DOWN, WITHOUT_LINK, PortType, read_port_type
 from vfiotool.pci.capabilities.express_device import ExpressDevice, ExpressDevice2
 from vfiotool.pci.capabilities.express_link import ExpressLink, ExpressLink2
 from vfiotool.pci.capabilities.express_port import ExpressRoot, ExpressSlot
@@ -24,8 +24,6 @@ _TYPE_NAMES: dict[int, str] = {
     PortType.INTEGRATED_ENDPOINT: "root complex integrated endpoint",
     PortType.EVENT_COLLECTOR: "root complex event collector",
 }
-_WITHOUT_LINK = (PortType.INTEGRATED_ENDPOINT, PortType.EVENT_COLLECTOR)
-_WITH_SLOT = (PortType.ROOT_PORT, PortType.DOWNSTREAM, PortType.PCI_TO_PCIE)
 _WITH_ROOT = (PortType.ROOT_PORT, PortType.EVENT_COLLECTOR)
 
 
@@ -55,8 +53,8 @@ class Express:
     def read(cls, at: Reader) -> Express:
         flags, kind = at.u16(2), read_port_type(at)
         version = bits(flags, 0, 4)
-        slot_implemented = flag(flags, 8) if kind in _WITH_SLOT else None
-        has_link, is_second = kind not in _WITHOUT_LINK, version > 1
+        slot_implemented = flag(flags, 8) if kind in FACING_DOWN else None
+        has_link, is_second = kind not in WITHOUT_LINK, version > 1
         return cls(
             version=version,
             type=kind,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfiotool.pci.acs import PortType, port_type
+from vfiotool.pci.acs import WITHOUT_LINK, port_type
 from vfiotool.pci.capability_reader import (
     Reader,
     bits,
@@ -22,7 +22,6 @@ from vfiotool.pci.capability_reader import (
 _EXPRESS = 0x10
 _LINK_CAPABILITIES = 12
 _MOST_LANES = 32
-_WITHOUT_LINK = (PortType.INTEGRATED_ENDPOINT, PortType.EVENT_COLLECTOR)
 _MODIFIED_TS_MODES = ("PCI Express", "training set messages", "alternate protocol negotiation")
 _LINK_BEHAVIORS = (
     "full equalization",
@@ -218,7 +217,7 @@ class DataLinkFeature:
 def _lane_count(at: Reader) -> int:
     """Return the maximum link width of the function, limited to what a link can have."""
     express = find_reader(at.config, _EXPRESS, extended=False)
-    if express is None or port_type(at.config) in _WITHOUT_LINK:
+    if express is None or port_type(at.config) in WITHOUT_LINK:
         return 0
     return min(if_complete(_link_width, express) or 0, _MOST_LANES)
 
