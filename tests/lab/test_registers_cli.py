@@ -35,6 +35,7 @@ from tests.support.guest import (
     vfiotool_as_nobody,
     write,
 )
+from tests.support.lspci_headers import COMMAND, STATUS
 from tests.support.terminal import Terminal
 from vfiotool.vfio import offered_modes
 
@@ -46,16 +47,6 @@ CONTROLLER_CONFIGURATION, ENTRY_SIZES = "0x14", "0x00460000"  # NVMe: written an
 MSIX_TABLE = "0x2000"
 
 _FLAGS = re.compile(r"(\S+)([+-])(?= |$)")
-_COMMAND = {
-    "I/O": "io", "Mem": "memory", "BusMaster": "master", "SpecCycle": "special", "MemWINV": "invalidate",
-    "VGASnoop": "vga_palette", "ParErr": "parity", "Stepping": "wait", "SERR": "serr", "FastB2B": "fast_back",
-    "DisINTx": "intx_disable",
-}  # fmt: skip
-_STATUS = {
-    "Cap": "cap_list", "66MHz": "66mhz", "UDF": "udf", "FastB2B": "fast_back", "ParErr": "parity",
-    ">TAbort": "sig_target_abort", "<TAbort": "rec_target_abort", "<MAbort": "rec_master_abort",
-    ">SERR": "sig_system_error", "<PERR": "detected_parity", "INTx": "interrupt",
-}  # fmt: skip
 _REGISTERS = {
     "VENDOR_ID": "vendor_id",
     "DEVICE_ID": "device_id",
@@ -239,8 +230,8 @@ def test_single_registers_agree_with_setpci() -> None:
 
 def test_bits_agree_with_lspci(configs: dict[str, Any], verbose: dict[str, str]) -> None:
     for address, value in configs.items():
-        assert set(value["command_bits"]) == said_bits(verbose[address], "Control", _COMMAND)
-        assert set(value["status_bits"]) == said_bits(verbose[address], "Status", _STATUS)
+        assert set(value["command_bits"]) == said_bits(verbose[address], "Control", COMMAND)
+        assert set(value["status_bits"]) == said_bits(verbose[address], "Status", STATUS)
 
 
 def said_bits(text: str, what: str, names: dict[str, str]) -> set[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.support.lspci_comparison import Table, flags
 
-_COMMAND = {
+COMMAND = {
     "I/O": "io", "Mem": "memory", "BusMaster": "master", "SpecCycle": "special", "MemWINV": "invalidate",
     "VGASnoop": "vga_palette", "ParErr": "parity", "Stepping": "wait", "SERR": "serr", "FastB2B": "fast_back",
     "DisINTx": "intx_disable",
 }  # fmt: skip
-_STATUS = {
+STATUS = {
     "Cap": "cap_list", "66MHz": "66mhz", "UDF": "udf", "FastB2B": "fast_back", "ParErr": "parity",
     ">TAbort": "sig_target_abort", "<TAbort": "rec_target_abort", "<MAbort": "rec_master_abort",
     ">SERR": "sig_system_error", "<PERR": "detected_parity", "INTx": "interrupt",
@@ -41,9 +41,9 @@ DeviceName:
 Physical Slot:
     - {{*}} -- show has it
 Control:
-    {flags("command_bits", _COMMAND)}
+    {flags("command_bits", COMMAND)}
 Status:
-    {flags("status_bits", _STATUS)}
+    {flags("status_bits", STATUS)}
     DEVSEL={{devsel:devsel}}
 Latency:
     {{latency_timer}}  Cache Line Size: {{cache_line_size}} bytes
