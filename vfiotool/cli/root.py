@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from typing import Any
 
 import click
@@ -95,12 +94,9 @@ def _folder(context: click.Context, sysroot: str) -> str:
     if os.path.isdir(sysroot):
         return sysroot
     from vfiotool.host.capture.archives import unpacked
+    from vfiotool.render.errors import print_note
 
-    return context.with_resource(unpacked(sysroot, note=_print_note))
-
-
-def _print_note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    return context.with_resource(unpacked(sysroot, note=print_note))
 
 
 def invoke(args: list[str]) -> int:

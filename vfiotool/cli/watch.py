@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from vfiotool.cli.settings import Settings, json_option
 from vfiotool.cli.signals import exit_on_signals, signals_ignored
 from vfiotool.errors import VfioToolError
 from vfiotool.host.selectors import select
+from vfiotool.render.errors import print_note
 
 if TYPE_CHECKING:
     from vfiotool.events.entry import EventSource, TimelineEntry
@@ -50,7 +50,7 @@ def watch(settings: Settings, /, selectors: tuple[str, ...], duration: float | N
     stack = contextlib.ExitStack()
     try:
         timeline = Timeline(_sources(tree, stack))
-        _print_note("watching; Ctrl-C ends it")
+        print_note("watching; Ctrl-C ends it")
         until = None if duration is None else now() + duration
         with contextlib.suppress(KeyboardInterrupt):  # the user ends the timeline by Ctrl-C
             _show(timeline.entries(until), entry_filter, write)
@@ -96,12 +96,8 @@ def _optional(lacking: str) -> Iterator[None]:
         yield
     except PermissionError:
         why = "only root may" if os.geteuid() else "this kernel is locked down, or this is a container"
-        _print_note(f"{lacking}: {why}")
+        print_note(f"{lacking}: {why}")
     except VfioToolError as error:
-        _print_note(f"{lacking}: {error.message}; {error.hint}")
+        print_note(f"{lacking}: {error.message}; {error.hint}")
     except OSError as error:
-        _print_note(f"{lacking}: {error.strerror}")
-
-
-def _print_note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)
+        print_note(f"{lacking}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Errors, as the command line prints them."""
+"""Errors and notes, as the command line prints them to stderr."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def print_error(error: VfioToolError) -> None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
     if isinstance(error, GuestLostError) and error.console:
         print(error.console, file=sys.stderr)
+
+
+def print_note(text: str) -> None:
+    """Print a ``note:`` line at once."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
