@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from vfiotool.binding import marked_files, udevadm
 from vfiotool.errors import SelectorError, UnsupportedError, VfioToolError
-from vfiotool.host.attributes import device_path
-from vfiotool.host.groups import GROUPS
+from vfiotool.host.attributes import GROUPS, device_path
 from vfiotool.host.tree import Tree
 from vfiotool.pci.address import parse_address
 

@@ -6,8 +6,8 @@ import errno
 
 from vfiotool.cli.settings import Settings
 from vfiotool.errors import BlockedError, KernelError, VfioToolError
-from vfiotool.host.attributes import addresses, device_path, find_group
-from vfiotool.host.groups import GROUPS, is_vfio_driver
+from vfiotool.host.attributes import GROUPS, addresses, device_path, find_group
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.holders import find_device_holders
 from vfiotool.host.pending_unbinds import blocked_addresses
 from vfiotool.host.selectors import select_meant

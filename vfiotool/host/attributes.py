@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 _LOCKED = ("driver_override", "sriov_numvfs", "reset_method")
-_GROUPS = "/sys/kernel/iommu_groups"
-_VFIO_NODES = "/dev/vfio"
+GROUPS = "/sys/kernel/iommu_groups"
+VFIO_NODES = "/dev/vfio"
 
 # Field -> the attribute, and its hexadecimal digits (pci-sysfs.c).
 _IDENTITY = {
@@ -224,7 +224,7 @@ def _state(tree: Tree, reader: AttributeReader, unseen: frozenset[str]) -> dict[
 
 def _unseen_links(tree: Tree) -> frozenset[str]:
     """Return the fields of links that a copy left out, as it lacks the folder of their targets, too."""
-    folders = {} if tree.is_complete else {"driver": DRIVERS, "iommu_group": _GROUPS}
+    folders = {} if tree.is_complete else {"driver": DRIVERS, "iommu_group": GROUPS}
     return frozenset(field for field, folder in folders.items() if not tree.exists(folder))
 
 
@@ -270,9 +270,9 @@ def _cdev(tree: Tree, reader: AttributeReader) -> str | None:
     CONFIG_VFIO_DEVICE_CDEV (v6.6)."""
     names = reader.names("vfio-dev")
     for name in names or ():
-        node = f"{_VFIO_NODES}/devices/{name}"
+        node = f"{VFIO_NODES}/devices/{name}"
         if tree.exists(node):
             return node
-    if names is None or (names and not tree.is_complete and not tree.exists(_VFIO_NODES)):
+    if names is None or (names and not tree.is_complete and not tree.exists(VFIO_NODES)):
         reader.note("cdev")
     return None

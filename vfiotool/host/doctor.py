@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from vfiotool.errors import VfioToolError
-from vfiotool.host.attributes import DRIVERS
+from vfiotool.host.attributes import DRIVERS, GROUPS
 from vfiotool.host.checks.devices import check_bars, check_power
 from vfiotool.host.checks.groups import check_direct_regions, check_nodes, check_viability
 from vfiotool.host.checks.iommu import check_iommu, check_remapping
@@ -15,7 +15,6 @@ from vfiotool.host.checks.kernel import check_era, check_lockdown, check_modules
 from vfiotool.host.checks.leftovers import check_leftovers
 from vfiotool.host.checks.memory import check_hugepages, check_memlock
 from vfiotool.host.checks.verdict import Verdict
-from vfiotool.host.groups import GROUPS
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vfiotool.errors import DeviceNotFoundError
 from vfiotool.host import bounded_reads
 from vfiotool.host.attribute_reader import to_decimal
-from vfiotool.host.attributes import addresses, device_path, find_group
+from vfiotool.host.attributes import GROUPS, VFIO_NODES, addresses, device_path, find_group
 from vfiotool.host.devices import PciDevice
 from vfiotool.host.era import Era, find_era
 from vfiotool.host.group_causes import group_causes
@@ -17,9 +17,7 @@ from vfiotool.host.holders import Holder, find_holders
 from vfiotool.host.pci_domains import devices_by_maker, domains_text
 from vfiotool.host.tree import Tree, decode
 
-GROUPS = "/sys/kernel/iommu_groups"
 _GUARDED = ("type", "reserved_regions")
-_NODES = "/dev/vfio"
 BRIDGE_CLASSES = (0x0604, 0x0607, 0x0609)
 
 
@@ -226,9 +224,9 @@ def _read_group(
     domain_type = _text(guarded[f"{GROUPS}/{number}/type"])
     regions = _text(guarded[f"{GROUPS}/{number}/reserved_regions"])
     viable, blocking = _viability(devices, era, domains)
-    node = f"/dev/vfio/{number}"
+    node = f"{VFIO_NODES}/{number}"
     nodes = [node] + [device.cdev for device in devices if device.cdev is not None]
-    unseen = not tree.is_complete and not tree.exists(_NODES)
+    unseen = not tree.is_complete and not tree.exists(VFIO_NODES)
     readings = {
         "type": domain_type,
         "viable": viable,

@@ -10,9 +10,9 @@ import shutil
 from abc import ABC, abstractmethod
 
 from vfiotool.binding.sriov import ENABLE_SRIOV, vf_addresses
-from vfiotool.host.attributes import device_path
+from vfiotool.host.attributes import GROUPS, device_path
 from vfiotool.host.device_state import AUTOPROBE, NUMVFS
-from vfiotool.host.groups import GROUPS, is_vfio_driver
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.testing.fake_tree import FakePciDevice, FakeTree
 
 

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vfiotool.host.attributes import DEVICES, DRIVERS, device_path
-from vfiotool.host.groups import GROUPS, is_vfio_driver
+from vfiotool.host.attributes import DEVICES, DRIVERS, GROUPS, device_path
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.host.tree import Tree
 from vfiotool.testing.built_config import config_space
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vfiotool.host.attributes import find_group
+from vfiotool.host.attributes import GROUPS, find_group
 from vfiotool.host.bars import read_bars
-from vfiotool.host.groups import GROUPS
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.info import IovaRange
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from vfiotool._shim import lib
 from vfiotool.errors import DeviceNotFoundError, GroupNotViableError, KernelError
+from vfiotool.host.attributes import GROUPS
 from vfiotool.host.devices import read_devices
 from vfiotool.host.era import detect_era
-from vfiotool.host.groups import GROUPS, blockers
+from vfiotool.host.groups import blockers
 from vfiotool.host.tree import Tree
 from vfiotool.pci.names import PciNames
 from vfiotool.vfio.container import Container

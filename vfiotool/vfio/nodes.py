@@ -6,8 +6,7 @@ import errno
 
 from vfiotool._shim import lib
 from vfiotool.errors import DeviceNotFoundError, UnsupportedError
-from vfiotool.host.attributes import device_path, find_group
-from vfiotool.host.groups import GROUPS
+from vfiotool.host.attributes import GROUPS, device_path, find_group
 from vfiotool.host.tree import Tree
 from vfiotool.vfio.handle import checked
 

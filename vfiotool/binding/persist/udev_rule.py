@@ -17,8 +17,8 @@ from vfiotool.binding.marked_files import MARK
 from vfiotool.binding.ownership import Owner, assignments, is_numeric, rule_file
 from vfiotool.binding.persist.topology_path import devpath_pattern, is_path
 from vfiotool.errors import VfioToolError
-from vfiotool.host.attributes import DRIVERS
-from vfiotool.host.groups import GROUPS, is_vfio_driver
+from vfiotool.host.attributes import DRIVERS, GROUPS
+from vfiotool.host.groups import is_vfio_driver
 from vfiotool.pci.address import is_address
 
 RULES_DIR = "/etc/udev/rules.d"

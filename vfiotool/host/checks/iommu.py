@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from vfiotool.host.attributes import GROUPS
 from vfiotool.host.checks.architecture import Architecture, cpu_fields, detect_architecture
 from vfiotool.host.checks.bootloader import BootLoader, detect_boot_loader
 from vfiotool.host.checks.verdict import Verdict
-from vfiotool.host.groups import GROUPS, group_ids
+from vfiotool.host.groups import group_ids
 from vfiotool.host.tree import Tree
 
 TABLES = "/sys/firmware/acpi/tables"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from vfiotool.errors import KernelError
 from vfiotool.events.entry import TimelineEntry
 from vfiotool.events.kmsg import KernelLog
+from vfiotool.host.attributes import GROUPS
 from vfiotool.host.checks.iommu import UNSAFE, check_remapping
 from vfiotool.host.direct_regions import OTHER_FIRMWARE, direct_note
-from vfiotool.host.groups import GROUPS, read_groups
+from vfiotool.host.groups import read_groups
 from vfiotool.host.pending_unbinds import STATE_DIR
 from vfiotool.host.tree import Tree
 from vfiotool.util.text import printable
